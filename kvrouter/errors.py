@@ -1,0 +1,101 @@
+"""Every error that kvrouter raises on purpose, one class per situation a caller can act on.
+
+KvrouterError
+├── SettingsError            a flag, variable or file is wrong; the process exits with 2
+├── MissingExtraError        an optional dependency is not installed
+├── WireError                a frame or batch from a peer cannot be understood
+├── SnapshotError            a saved index is damaged or of another version
+├── RoutingError             no worker can be chosen
+│   ├── UnknownModelError    no worker serves the model
+│   ├── NoWorkerError        workers exist, none may take the request now
+│   └── OverloadedError      a bound on queued work is reached
+└── RequestError             the client sent something that we refuse; carries the HTTP answer
+"""
+
+from collections.abc import Iterable
+
+__all__ = [
+    "KvrouterError",
+    "MissingExtraError",
+    "NoWorkerError",
+    "OverloadedError",
+    "RequestError",
+    "RoutingError",
+    "SettingsError",
+    "SnapshotError",
+    "UnknownModelError",
+    "WireError",
+]
+
+
+class KvrouterError(Exception):
+    """The root of the tree."""
+
+
+class SettingsError(KvrouterError):
+    """A setting is unknown, malformed or missing; the text is one line that names it."""
+
+
+class MissingExtraError(KvrouterError):
+    """An optional dependency is needed and not installed."""
+
+    def __init__(self, feature: str, extra: str) -> None:
+        super().__init__(f"{feature} needs an optional part; install it with: pip install 'kvrouter[{extra}]'")
+        self.feature, self.extra = feature, extra
+
+
+class WireError(KvrouterError):
+    """Bytes from a peer cannot be understood; `reason` is a short label for a counter."""
+
+    def __init__(self, message: str, *, reason: str = "malformed") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class SnapshotError(KvrouterError):
+    """A snapshot is damaged, truncated or of a version that we do not read."""
+
+
+class RoutingError(KvrouterError):
+    """No worker can be chosen for a request."""
+
+
+class UnknownModelError(RoutingError):
+    """No worker serves `model`; `known` lists what the fleet serves."""
+
+    def __init__(self, model: str, known: Iterable[str]) -> None:
+        self.model, self.known = model, tuple(sorted(known))
+        listing = ", ".join(self.known) or "none yet"
+        super().__init__(f"model {model!r} is not served here; known models: {listing}")
+
+
+class NoWorkerError(RoutingError):
+    """Workers may exist, but none can take this request now."""
+
+    def __init__(self, reason: str, *, retry_after_seconds: int = 1) -> None:
+        super().__init__(reason)
+        self.reason, self.retry_after_seconds = reason, retry_after_seconds
+
+
+class OverloadedError(RoutingError):
+    """A bound on waiting work is reached; trying again later may succeed."""
+
+    def __init__(self, reason: str, *, retry_after_seconds: int = 1) -> None:
+        super().__init__(reason)
+        self.reason, self.retry_after_seconds = reason, retry_after_seconds
+
+
+class RequestError(KvrouterError):
+    """A client's request is refused; carries what an OpenAI client expects to read."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        kind: str = "invalid_request_error",
+        code: str | None = None,
+        param: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message, self.status, self.kind, self.code, self.param = message, status, kind, code, param
