@@ -1,0 +1,230 @@
+"""One frozen schema for every setting of the router process.
+
+Sources, strongest first: command-line flags, `KVROUTER_*` variables, a TOML file, the defaults below. An unknown
+key, a misspelt variable, a missing file or a value out of bounds is a `SettingsError` whose text is one line that
+names it; the command line turns that into exit code 2. Nothing else in the project reads the environment.
+
+How the three sources are read and merged is in `settings_sources.py`; here is only what can be set.
+"""
+
+from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, cast
+
+__all__ = [
+    "AuthSettings",
+    "EventSettings",
+    "HealthSettings",
+    "LimitSettings",
+    "LogSettings",
+    "RoutingSettings",
+    "ServerSettings",
+    "Settings",
+    "TokenSettings",
+    "section_classes",
+]
+
+_MIB = 1024 * 1024
+
+
+def _setting(
+    default: object,
+    help_text: str,
+    *,
+    flag: str | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    choices: tuple[str, ...] = (),
+    variable: str | None = None,
+    metavar: str | None = None,
+) -> Any:
+    """Describe one setting: `flag` and `variable` are its short names beside the derived ones."""
+    return field(
+        default=default,
+        metadata={
+            "help": help_text,
+            "flag": flag,
+            "at_least": at_least,
+            "at_most": at_most,
+            "choices": choices,
+            "variable": variable,
+            "metavar": metavar,
+        },
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
+    """Where the router listens and how it stops."""
+
+    host: str = _setting("127.0.0.1", "address to bind; anything but loopback needs API keys", flag="--host")
+    port: int = _setting(
+        8080, "port of the whole service (0 picks a free one)", flag="--port", at_least=0, at_most=65535
+    )
+    admin_port: int = _setting(
+        0, "serve the admin API on this port only, instead of beside /v1 on the main port", at_least=0, at_most=65535
+    )
+    tls_certificate: Path | None = _setting(None, "PEM certificate chain; turns TLS on", metavar="FILE")
+    tls_key: Path | None = _setting(None, "PEM private key of the certificate", metavar="FILE")
+    drain_seconds: float = _setting(
+        30.0,
+        "on SIGTERM, how long running requests may take to finish",
+        flag="--drain-seconds",
+        at_least=0,
+        at_most=3600,
+    )
+    unready_seconds: float = _setting(
+        0.0,
+        "on SIGTERM, how long to stay open while /readyz says no, so that balancers notice",
+        at_least=0,
+        at_most=300,
+    )
+    route_headers: bool = _setting(True, "answer with x-kvrouter-worker and x-kvrouter-overlap-tokens")
+    exit_with_parent: bool = _setting(
+        False, "stop when standard input closes (for a router started by another program)", flag="--exit-with-parent"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuthSettings:
+    """Who may call."""
+
+    api_keys: tuple[str, ...] = _setting(
+        (),
+        "bearer token that clients must send (repeatable; prefer the variable, flags show in process lists)",
+        flag="--api-key",
+        variable="KVROUTER_API_KEYS",
+        metavar="KEY",
+    )
+    admin_keys: tuple[str, ...] = _setting(
+        (),
+        "bearer token for changing workers (repeatable; default: any API key)",
+        flag="--admin-key",
+        variable="KVROUTER_ADMIN_KEYS",
+        metavar="KEY",
+    )
+    insecure: bool = _setting(False, "allow binding beyond loopback without API keys", flag="--insecure")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitSettings:
+    """Bounds on what one client, one request and one worker may cost."""
+
+    body_bytes_max: int = _setting(32 * _MIB, "largest request body", at_least=1024, at_most=1024 * _MIB)
+    header_bytes_max: int = _setting(64 * 1024, "largest request head", at_least=1024, at_most=_MIB)
+    connections_max: int = _setting(20_000, "client connections at a time", at_least=1, at_most=1_000_000)
+    keepalive_seconds: float = _setting(
+        75.0, "idle time before a client connection is closed", at_least=1, at_most=3600
+    )
+    header_seconds: float = _setting(15.0, "time a client has to send a request head", at_least=0.1, at_most=600)
+    body_seconds: float = _setting(60.0, "time a client may be silent within a body", at_least=0.1, at_most=3600)
+    connect_seconds: float = _setting(3.0, "time to connect to a worker", at_least=0.05, at_most=60)
+    first_byte_seconds: float = _setting(600.0, "time a worker has to begin its answer", at_least=0.1, at_most=86_400)
+    idle_seconds: float = _setting(600.0, "time a worker may be silent within an answer", at_least=0.1, at_most=86_400)
+    attempts_max: int = _setting(
+        3, "workers tried for one request before its first answered byte", at_least=1, at_most=16
+    )
+    worker_connections_max: int = _setting(4096, "connections to one worker", at_least=1, at_most=65_536)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingSettings:
+    """How a worker is chosen."""
+
+    policy: str = _setting(
+        "kv",
+        "routing policy",
+        flag="--policy",
+        choices=("kv", "round-robin", "random", "least-loaded", "sticky"),
+    )
+    prefill_tokens_per_second: float = _setting(
+        8000.0, "prefill speed assumed for a worker until it is known better", at_least=1, at_most=1e9
+    )
+    predicted_seconds_live: float = _setting(
+        5.0, "how long a routed prompt counts as cached before its worker's events confirm it", at_least=0, at_most=3600
+    )
+    reservation_seconds: float = _setting(
+        60.0, "lease of a reservation made over the selection API; progress renews it", at_least=1, at_most=3600
+    )
+    decisions_kept: int = _setting(1000, "decisions kept for GET /decisions/{id}", at_least=0, at_most=1_000_000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventSettings:
+    """How cache events are received."""
+
+    idle_probe_seconds: float = _setting(
+        10.0, "ask a silent worker's replay endpoint for a lost tail this often (0: never)", at_least=0, at_most=3600
+    )
+    replay_seconds: float = _setting(
+        5.0, "time a replay may be silent before it is given up", at_least=0.1, at_most=300
+    )
+    frame_bytes_max: int = _setting(64 * _MIB, "largest event frame", at_least=1024, at_most=1024 * _MIB)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenSettings:
+    """How prompts become tokens."""
+
+    tokenizers: tuple[str, ...] = _setting(
+        (),
+        "MODEL=PATH of a tokenizer.json, or of the folder that holds it and tokenizer_config.json (repeatable)",
+        flag="--tokenizer",
+        metavar="MODEL=PATH",
+    )
+    chat_templates: tuple[str, ...] = _setting(
+        (),
+        "MODEL=PATH of a Jinja chat template that replaces the tokenizer's own (repeatable)",
+        flag="--chat-template",
+        metavar="MODEL=PATH",
+    )
+    worker_tokenize: bool = _setting(True, "ask a worker's /tokenize where no tokenizer is given")
+    block_size: int = _setting(
+        16, "tokens per block until a worker's events tell its own", flag="--block-size", at_least=1, at_most=65_536
+    )
+    cache_bytes_max: int = _setting(256 * _MIB, "memory of the prompt caches", at_least=0, at_most=65_536 * _MIB)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HealthSettings:
+    """How workers are watched."""
+
+    interval_seconds: float = _setting(5.0, "time between health checks of a worker", at_least=0.05, at_most=3600)
+    timeout_seconds: float = _setting(2.0, "time a health check may take", at_least=0.05, at_most=60)
+    failures: int = _setting(3, "failed checks in a row that make a worker unroutable", at_least=1, at_most=100)
+    successes: int = _setting(1, "good checks in a row that make it routable again", at_least=1, at_most=100)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogSettings:
+    """What the process says."""
+
+    level: str = _setting(
+        "info", "least level that is logged", flag="--log-level", choices=("debug", "info", "warning", "error")
+    )
+    format: str = _setting("json", "json lines or plain text", flag="--log-format", choices=("json", "text"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything that can be set, built once and passed down in sections."""
+
+    server: ServerSettings = field(default_factory=ServerSettings)
+    auth: AuthSettings = field(default_factory=AuthSettings)
+    limits: LimitSettings = field(default_factory=LimitSettings)
+    routing: RoutingSettings = field(default_factory=RoutingSettings)
+    events: EventSettings = field(default_factory=EventSettings)
+    tokens: TokenSettings = field(default_factory=TokenSettings)
+    health: HealthSettings = field(default_factory=HealthSettings)
+    log: LogSettings = field(default_factory=LogSettings)
+    workers: tuple[str, ...] = ()
+    """Worker specifications, as `--worker` takes them; `kvrouter.service.workers` parses them."""
+
+
+def section_classes() -> dict[str, type]:
+    """Return the sections by name, in the order of `Settings`."""
+    return {
+        each.name: cast("type", each.default_factory)
+        for each in cast("tuple[Field[object], ...]", fields(Settings))
+        if each.default_factory is not MISSING
+    }

@@ -1,0 +1,264 @@
+"""Reads flags, variables and the TOML file into `Settings`; says in one line what is wrong with them.
+
+The schema itself is `settings.py`. A key is `section.name`; its variable is `KVROUTER_SECTION__NAME`, its flag
+`--section-name` or the short one that the schema gives. `workers` has no section: `--worker`, `KVROUTER_WORKERS`
+(separated by white space, because a specification contains commas) and `[[workers]]` tables.
+"""
+
+import argparse
+import difflib
+import re
+import tomllib
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import Field, dataclass, fields
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from kvrouter.errors import SettingsError
+from kvrouter.settings import Settings, section_classes
+
+__all__ = ["Setting", "add_settings_flags", "all_settings", "load_settings"]
+
+_PREFIX = "KVROUTER_"
+_WORKERS_VARIABLE = "KVROUTER_WORKERS"
+_CONFIG_VARIABLE = "KVROUTER_CONFIG"
+# Kubernetes puts these into every pod that has a service named `kvrouter` beside it; they are not ours.
+_SERVICE_LINK = re.compile(
+    r"KVROUTER_([A-Z0-9_]+_)?(SERVICE_(HOST|PORT(_[A-Z0-9_]+)?)=.*"
+    r"|PORT(_\d+_(TCP|UDP|SCTP))?=(tcp|udp|sctp)://.*|PORT_\d+_(TCP|UDP|SCTP)_(PROTO|PORT|ADDR)=.*)"
+)
+_TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One key of the schema with all the names it goes by."""
+
+    section: str
+    name: str
+    kind: type
+    default: object
+    help: str
+    flag: str
+    variables: tuple[str, ...]
+    at_least: float | None
+    at_most: float | None
+    choices: tuple[str, ...]
+    metavar: str | None
+    optional: bool
+
+    @property
+    def key(self) -> str:
+        """The dotted name, as errors and the TOML file spell it."""
+        return f"{self.section}.{self.name}"
+
+
+def all_settings() -> Iterator[Setting]:
+    """Yield every key of the schema, section by section."""
+    for section, schema in section_classes().items():
+        hints = get_type_hints(schema)
+        for each in fields(schema):
+            yield _describe(section, each, hints[each.name])
+
+
+def add_settings_flags(parser: argparse.ArgumentParser) -> None:
+    """Add `--config`, `--worker` and one flag per setting, grouped by section."""
+    parser.add_argument("--config", metavar="FILE", help=f"TOML file with the same keys (or {_CONFIG_VARIABLE})")
+    parser.add_argument(
+        "--worker",
+        action="append",
+        metavar="URL[,events=tcp://HOST:PORT][,ranks=N]…",
+        help="one worker (repeatable); also id=, replay=, model=, block_size=, topic=, api_key=",
+    )
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for setting in all_settings():
+        if setting.section not in groups:
+            groups[setting.section] = parser.add_argument_group(setting.section)
+        _add_flag(groups[setting.section], setting)
+
+
+def load_settings(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Settings:
+    """Merge the three sources over the defaults.
+
+    Raises:
+        SettingsError: a key is unknown, a value is malformed or out of bounds, or the file cannot be read.
+    """
+    known = {setting.key: setting for setting in all_settings()}
+    values: dict[str, object] = {}
+    path = getattr(arguments, "config", None) or environment.get(_CONFIG_VARIABLE)
+    workers = _apply_file(Path(path), known, values) if path else ()
+    workers = _apply_environment(environment, known, values) or workers
+    for key, setting in known.items():
+        given = getattr(arguments, _destination(setting), None)
+        if given is not None:
+            values[key] = _checked(setting, given, setting.flag)
+    workers = tuple(getattr(arguments, "worker", None) or workers)
+    sections = {
+        section: schema(
+            **{name: values[f"{section}.{name}"] for name in _names(schema) if f"{section}.{name}" in values}
+        )
+        for section, schema in section_classes().items()
+    }
+    return Settings(**sections, workers=workers)
+
+
+def _describe(section: str, each: "Field[Any]", hint: object) -> Setting:
+    kind, optional = _kind_of(hint)
+    meta = each.metadata
+    derived = f"{_PREFIX}{section.upper()}__{each.name.upper()}"
+    return Setting(
+        section=section,
+        name=each.name,
+        kind=kind,
+        default=each.default,
+        help=meta["help"],
+        flag=meta["flag"] or "--" + f"{section}-{each.name}".replace("_", "-"),
+        variables=(derived, meta["variable"]) if meta["variable"] else (derived,),
+        at_least=meta["at_least"],
+        at_most=meta["at_most"],
+        choices=meta["choices"],
+        metavar=meta["metavar"],
+        optional=optional,
+    )
+
+
+def _kind_of(hint: object) -> tuple[type, bool]:
+    """Reduce an annotation to int, float, bool, str, Path or tuple; say whether None is allowed."""
+    if isinstance(hint, types.UnionType):
+        return next(each for each in get_args(hint) if each is not type(None)), True
+    if get_args(hint):
+        return tuple, False
+    assert isinstance(hint, type)
+    return hint, False
+
+
+def _names(schema: type) -> list[str]:
+    return [each.name for each in fields(schema)]
+
+
+def _destination(setting: Setting) -> str:
+    return f"setting_{setting.section}_{setting.name}"
+
+
+def _add_flag(group: "argparse._ArgumentGroup", setting: Setting) -> None:
+    default = "none" if setting.default in ((), None) else setting.default
+    if setting.kind is bool:
+        group.add_argument(
+            setting.flag,
+            dest=_destination(setting),
+            action=argparse.BooleanOptionalAction,
+            help=f"{setting.help} (default: {'yes' if setting.default else 'no'})",
+        )
+        return
+    metavar = setting.metavar or ("|".join(setting.choices) if setting.choices else setting.kind.__name__.upper())
+    group.add_argument(
+        setting.flag,
+        dest=_destination(setting),
+        action="append" if setting.kind is tuple else "store",
+        metavar=metavar,
+        help=f"{setting.help} (default: {default})".replace("%", "%%"),
+    )
+
+
+def _apply_file(path: Path, known: Mapping[str, Setting], values: dict[str, object]) -> tuple[str, ...]:
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: not valid TOML: {error}") from error
+    workers = _workers_of(path, tables.pop("workers", []))
+    sections = section_classes()
+    for section, table in tables.items():
+        if section not in sections or not isinstance(table, dict):
+            raise SettingsError(f"{path}: unknown section [{section}]{_nearest(section, [*sections, 'workers'])}")
+        for name, value in table.items():
+            key = f"{section}.{name}"
+            if key not in known:
+                raise SettingsError(f"{path}: unknown key {key}{_nearest(key, known)}")
+            values[key] = _checked(known[key], value, f"{path}: {key}")
+    return workers
+
+
+def _workers_of(path: Path, tables: object) -> tuple[str, ...]:
+    """Turn `[[workers]]` tables into the specifications that `--worker` takes."""
+    if not isinstance(tables, list):
+        raise SettingsError(f"{path}: workers must be [[workers]] tables or a list of specifications")
+    specifications = []
+    for position, table in enumerate(tables):
+        if isinstance(table, str):
+            specifications.append(table)
+        elif isinstance(table, dict) and isinstance(table.get("url"), str):
+            rest = [f"{name}={value}" for name, value in table.items() if name != "url"]
+            specifications.append(",".join([table["url"], *rest]))
+        else:
+            raise SettingsError(f"{path}: workers[{position}] needs a url")
+    return tuple(specifications)
+
+
+def _apply_environment(
+    environment: Mapping[str, str], known: Mapping[str, Setting], values: dict[str, object]
+) -> tuple[str, ...]:
+    by_variable = {variable: setting for setting in known.values() for variable in setting.variables}
+    workers: tuple[str, ...] = ()
+    for variable in sorted(name for name in environment if name.startswith(_PREFIX)):
+        text = environment[variable]
+        if variable in by_variable:
+            setting = by_variable[variable]
+            values[setting.key] = _checked(setting, text, variable)
+        elif variable == _WORKERS_VARIABLE:
+            workers = tuple(text.split())
+        elif variable != _CONFIG_VARIABLE and not _SERVICE_LINK.fullmatch(f"{variable}={text}"):
+            raise SettingsError(f"unknown variable {variable}{_nearest(variable, [*by_variable, _WORKERS_VARIABLE])}")
+    return workers
+
+
+def _nearest(name: str, candidates: "Mapping[str, object] | list[str]") -> str:
+    match = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.6)
+    return f"; did you mean {match[0]}?" if match else ""
+
+
+def _checked(setting: Setting, value: object, where: str) -> object:
+    """Convert `value` to the kind of the setting and hold it against its bounds."""
+    try:
+        converted = _converted(setting, value)
+    except (TypeError, ValueError):
+        wanted = "a list of text" if setting.kind is tuple else setting.kind.__name__
+        raise SettingsError(f"{where}: {value!r} is not {wanted}") from None
+    if setting.choices and converted not in setting.choices:
+        raise SettingsError(f"{where}: {value!r} is not one of {', '.join(setting.choices)}")
+    if isinstance(converted, (int, float)) and not isinstance(converted, bool):
+        # Written so that NaN fails too.
+        if setting.at_least is not None and not converted >= setting.at_least:
+            raise SettingsError(f"{where}: {value} is below the least, {setting.at_least:g}")
+        if setting.at_most is not None and not converted <= setting.at_most:
+            raise SettingsError(f"{where}: {value} is above the most, {setting.at_most:g}")
+    return converted
+
+
+def _converted(setting: Setting, value: object) -> object:
+    kind = setting.kind
+    if kind is tuple:
+        parts = re.split(r"[\s,]+", value.strip()) if isinstance(value, str) else value
+        if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+            raise TypeError
+        return tuple(part for part in parts if part)
+    if isinstance(value, str):
+        return _from_text(kind, value, optional=setting.optional)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not kind:
+        raise TypeError
+    return value
+
+
+def _from_text(kind: type, text: str, *, optional: bool) -> object:
+    if kind is bool:
+        lowered = text.strip().lower()
+        if lowered not in _TRUE | _FALSE:
+            raise ValueError
+        return lowered in _TRUE
+    if optional and not text:
+        return None
+    return kind(text)
