@@ -1,0 +1,1 @@
+"""Benchmarks: `python -m benchmarks.NAME [--json] [--quick]`, each beside its peers in the same run."""
