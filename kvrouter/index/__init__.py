@@ -1,0 +1,12 @@
+"""The prefix index: which ranks hold which blocks, and how much of a prompt each has.
+
+`PrefixIndex` is the fastest implementation that is present; `implementation` names it. Every implementation passes
+the same contract suite, and `reference` is the specification of them all.
+"""
+
+from kvrouter.index.overlap import RANKS_MAX, Overlap
+from kvrouter.index.reference import PrefixIndex
+
+__all__ = ["RANKS_MAX", "Overlap", "PrefixIndex", "implementation"]
+
+implementation = "reference"

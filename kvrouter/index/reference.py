@@ -1,0 +1,274 @@
+"""The prefix index in plain Python: short, exact, and the specification that a faster one is held to.
+
+A sequence hash names its whole prefix, so the classic radix tree needs no nodes: one dictionary per tier maps a hash
+to the set of ranks that hold the block. A set of ranks is an integer, bit r for rank r; equal sets are one shared
+object, because a fleet has few distinct sets and millions of blocks. Matching probes hash after hash and does work
+only where the set changes. There are no parents: storing and removing are idempotent and work in any order.
+
+Not here: what an engine can use of a match (`kvrouter.ingest`), and who the ranks are (`kvrouter.routing`).
+Not thread-safe; lives on one event loop.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from itertools import repeat
+from operator import or_
+from typing import Self, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvrouter.index.overlap import RANKS_MAX, TIER_LENGTH_MAX, Overlap
+from kvrouter.index.snapshot import decode_tables, encode_tables
+
+__all__ = ["Hashes", "PrefixIndex"]
+
+Hashes: TypeAlias = Sequence[int] | NDArray[np.uint64]
+_Table: TypeAlias = dict[int, int]
+
+# Memories of shared sets and of their members; dropping one costs time, never correctness.
+_SETS_MAX = 65_536
+_MEMBERS_MAX = 4_096
+
+
+class PrefixIndex:
+    """Maps sequence hashes to the ranks that hold them, per tier.
+
+    Ranks are dense numbers 0..RANKS_MAX-1; a tier is any short name. Hashes come as a uint64 array or as a sequence
+    of plain integers (faster for a few), in any order. Memory grows with the blocks stored; the caller bounds those.
+    """
+
+    __slots__ = ("_counts", "_distinct", "_members", "_sets", "_tables")
+
+    def __init__(self) -> None:
+        self._tables: dict[str, _Table] = {}
+        self._counts: dict[str, dict[int, int]] = {}
+        self._distinct = 0
+        self._sets: dict[int, int] = {}
+        self._members: dict[int, tuple[int, ...]] = {}
+
+    def __len__(self) -> int:
+        """Distinct hashes held by at least one rank in at least one tier."""
+        return self._distinct
+
+    def blocks(self, rank: int, tier: str | None = None) -> int:
+        """Blocks that `rank` holds in `tier`; without a tier, summed over all tiers."""
+        if tier is not None:
+            return self._counts.get(tier, {}).get(rank, 0)
+        return sum(counts.get(rank, 0) for counts in self._counts.values())
+
+    def tiers(self) -> tuple[str, ...]:
+        """Names of the tiers in which anything was ever stored."""
+        return tuple(self._tables)
+
+    def store(self, rank: int, hashes: Hashes, tier: str = "gpu") -> None:
+        """Note that `rank` holds these blocks; those it already holds are left as they are.
+
+        Raises:
+            ValueError: the rank is not in 0..RANKS_MAX-1, or the name of the tier is empty or too long.
+        """
+        bit = _bit(rank)
+        table = self._table(tier)
+        get = table.get
+        previous, joined, added = -1, 0, 0
+        for key in _plain(hashes):
+            holders = get(key, 0)
+            if holders & bit:
+                continue
+            if holders is not previous:
+                previous, joined = holders, self._shared(holders | bit)
+            table[key] = joined
+            added += 1
+            if not holders:
+                self._appeared(key, table)
+        if added:
+            counts = self._counts[tier]
+            counts[rank] = counts.get(rank, 0) + added
+
+    def remove(self, rank: int, hashes: Hashes, tier: str = "gpu") -> None:
+        """Note that `rank` no longer holds these blocks; unknown ones are ignored."""
+        bit = _bit(rank)
+        table = self._tables.get(tier)
+        if table is None:
+            return
+        get = table.get
+        previous, left, removed = -1, 0, 0
+        for key in _plain(hashes):
+            holders = get(key, 0)
+            if not holders & bit:
+                continue
+            if holders is not previous:
+                previous, left = holders, self._shared(holders ^ bit)
+            removed += 1
+            if left:
+                table[key] = left
+            else:
+                del table[key]
+                self._vanished(key)
+        if removed:
+            self._counts[tier][rank] -= removed
+
+    def clear(self, rank: int, tier: str | None = None) -> None:
+        """Forget every block of `rank`, in one tier or in all; costs one pass over what the tier holds."""
+        bit = _bit(rank)
+        for name in [tier] if tier is not None else list(self._tables):
+            if self._counts.get(name, {}).get(rank, 0):
+                held = [key for key, holders in self._tables[name].items() if holders & bit]
+                self.remove(rank, held, name)
+                del self._counts[name][rank]
+
+    def match(self, hashes: Hashes, exact: bool = True, tiers: Collection[str] | None = None) -> Overlap:  # noqa: FBT001, FBT002
+        """How many leading blocks each rank holds, without a hole, counting from the first.
+
+        Args:
+            hashes: the prompt's sequence hashes, in order.
+            exact: look at every block. False allows a bisection, which is faster on long prompts and overstates a
+                rank that has a hole in the middle of its prefix.
+            tiers: a block counts if it is held in one of these; None means in any.
+        """
+        keys = _plain(hashes)
+        return Overlap.from_depths(self.match_depths(keys, tiers) if exact else self._bisect(keys, tiers))
+
+    def match_depths(self, hashes: Sequence[int], tiers: Collection[str] | None = None) -> dict[int, int]:
+        """An exact `match` in plain integers, rank to blocks, for the hot path."""
+        depths: dict[int, int] = {}
+        previous: int | None = -1
+        alive = -1
+        for position, holders in enumerate(self._holders(hashes, tiers)):
+            if holders is previous:
+                continue
+            previous = holders
+            kept = alive & (holders or 0)
+            if kept == alive:
+                continue
+            if alive >= 0:
+                for rank in self._ranks(alive ^ kept):
+                    depths[rank] = position
+            alive = kept
+            if not kept:
+                return depths
+        if alive > 0:
+            for rank in self._ranks(alive):
+                depths[rank] = len(hashes)
+        return depths
+
+    def holds(self, rank: int, hashes: Hashes, tier: str | None = None) -> NDArray[np.bool_]:
+        """For each block, whether `rank` holds it, in one tier or in any."""
+        bit = _bit(rank)
+        keys = _plain(hashes)
+        holders = self._holders(keys, None if tier is None else (tier,))
+        return np.fromiter((bool((held or 0) & bit) for held in holders), dtype=np.bool_, count=len(keys))
+
+    def snapshot(self) -> bytes:
+        """Everything the index knows, as checked and versioned bytes for `restore`."""
+        return encode_tables(self._tables)
+
+    @classmethod
+    def restore(cls, buffer: bytes | bytearray | memoryview) -> Self:
+        """Rebuild an index from `snapshot()`.
+
+        Raises:
+            SnapshotError: the bytes are damaged, truncated or of another version.
+        """
+        index = cls()
+        index._tables = decode_tables(buffer)
+        for tier, table in index._tables.items():
+            counts = index._counts[tier] = {}
+            for holders, blocks in Counter(table.values()).items():
+                for rank in index._ranks(holders):
+                    counts[rank] = counts.get(rank, 0) + blocks
+        index._distinct = len(set().union(*index._tables.values()))
+        return index
+
+    def _bisect(self, keys: Sequence[int], tiers: Collection[str] | None) -> dict[int, int]:
+        """Depths under the assumption that a rank which holds a block holds all blocks before it."""
+        depths: dict[int, int] = {}
+        if not keys:
+            return depths
+
+        def held(position: int) -> int:
+            return next(iter(self._holders(keys[position : position + 1], tiers))) or 0
+
+        first = held(0)
+        # Each span is (position whose holders are known, those, end): the holders of `end` are `first` minus leavers.
+        spans = [(0, first, len(keys), 0)]
+        while spans:
+            low, before, high, after = spans.pop()
+            if before == after:
+                continue
+            if high - low == 1:
+                for rank in self._ranks(before & ~after):
+                    depths[rank] = high
+                continue
+            middle = (low + high) // 2
+            between = held(middle) & before
+            spans += [(low, before, middle, between), (middle, between, high, after)]
+        return depths
+
+    def _holders(self, keys: Sequence[int], tiers: Collection[str] | None) -> Iterable[int | None]:
+        """For each key the set of ranks that hold it, lazily; None or 0 where nobody does."""
+        tables = self._tables
+        names = tables if tiers is None else tiers
+        found = [table for name in names if (table := tables.get(name))]
+        if len(found) == 1:
+            return map(found[0].get, keys)
+        if not found:
+            return repeat(0, len(keys))
+        holders: Iterable[int] = map(found[0].get, keys, repeat(0))
+        for table in found[1:]:
+            holders = map(or_, holders, map(table.get, keys, repeat(0)))
+        return holders
+
+    def _table(self, tier: str) -> _Table:
+        table = self._tables.get(tier)
+        if table is None:
+            if not 1 <= len(tier) <= TIER_LENGTH_MAX:
+                raise ValueError(f"tier {tier!r} must have 1..{TIER_LENGTH_MAX} characters")
+            table = self._tables[tier] = {}
+            self._counts[tier] = {}
+        return table
+
+    def _shared(self, ranks: int) -> int:
+        """The one object that stands for this set of ranks, so that equal sets cost one and compare by identity."""
+        sets = self._sets
+        if len(sets) >= _SETS_MAX:
+            sets.clear()
+        return sets.setdefault(ranks, ranks)
+
+    def _ranks(self, ranks: int) -> tuple[int, ...]:
+        members = self._members.get(ranks)
+        if members is None:
+            if len(self._members) >= _MEMBERS_MAX:
+                self._members.clear()
+            members = self._members[ranks] = _members(ranks)
+        return members
+
+    def _appeared(self, key: int, table: _Table) -> None:
+        if len(self._tables) == 1 or not any(key in other for other in self._tables.values() if other is not table):
+            self._distinct += 1
+
+    def _vanished(self, key: int) -> None:
+        if len(self._tables) == 1 or not any(key in table for table in self._tables.values()):
+            self._distinct -= 1
+
+
+def _bit(rank: int) -> int:
+    if not 0 <= rank < RANKS_MAX:
+        raise ValueError(f"rank is {rank}; it must be 0..{RANKS_MAX - 1}")
+    return 1 << rank
+
+
+def _plain(hashes: Hashes) -> Sequence[int]:
+    if isinstance(hashes, np.ndarray):
+        plain: list[int] = hashes.tolist()
+        return plain
+    return hashes
+
+
+def _members(ranks: int) -> tuple[int, ...]:
+    found = []
+    while ranks:
+        lowest = ranks & -ranks
+        found.append(lowest.bit_length() - 1)
+        ranks ^= lowest
+    return tuple(found)

@@ -1,0 +1,305 @@
+"""The contract of every prefix index. Subclass and provide an `index_class` fixture; pytest does the rest."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from kvrouter.errors import SnapshotError
+from kvrouter.index import RANKS_MAX
+
+TIERS = ("gpu", "cpu", "disk")
+
+
+class PrefixIndexContract:
+    """What callers may rely on, one sentence per test."""
+
+    def test_a_new_index_matches_nothing(self, index: Any) -> None:
+        """Nobody holds anything until somebody says so."""
+        assert index.match(array([1, 2, 3])).depths() == {}
+        assert len(index) == 0
+        assert index.blocks(0) == 0
+
+    def test_an_empty_prompt_matches_nobody(self, index: Any) -> None:
+        """A prompt shorter than one block has no hashes."""
+        index.store(0, array([1]))
+
+        assert index.match(array([])).depths() == {}
+        assert index.match(array([]), exact=False).depths() == {}
+
+    def test_a_prefix_counts_from_the_first_block(self, index: Any) -> None:
+        """Each rank's overlap is its own contiguous prefix."""
+        index.store(3, array([1, 2, 3, 4]))
+        index.store(1, array([1, 2]))
+        index.store(2, array([2, 3, 4]))
+
+        overlap = index.match(array([1, 2, 3, 9]))
+
+        assert overlap.ranks.dtype == overlap.blocks.dtype == np.uint32
+        assert overlap.ranks.tolist() == [1, 3]
+        assert overlap.blocks.tolist() == [2, 3]
+
+    def test_a_hole_ends_the_prefix(self, index: Any) -> None:
+        """Blocks after a missing one do not count, and count again when it is back."""
+        index.store(7, array([1, 2, 3, 4, 5]))
+
+        index.remove(7, array([3]))
+        assert index.match(array([1, 2, 3, 4, 5])).depths() == {7: 2}
+
+        index.store(7, array([3]))
+        assert index.match(array([1, 2, 3, 4, 5])).depths() == {7: 5}
+
+    def test_order_of_storing_does_not_matter(self, index: Any) -> None:
+        """There are no parents: a tail may arrive before its head."""
+        index.store(0, array([4, 3]))
+        index.store(0, array([2, 1]))
+
+        assert index.match(array([1, 2, 3, 4])).depths() == {0: 4}
+
+    def test_storing_twice_is_storing_once(self, index: Any) -> None:
+        """Delivery is at least once."""
+        index.store(0, array([1, 2, 2]))
+        index.store(0, array([2, 1]))
+
+        assert (len(index), index.blocks(0)) == (2, 2)
+        index.remove(0, array([1, 2]))
+        assert (len(index), index.blocks(0)) == (0, 0)
+
+    def test_removing_what_is_not_held_changes_nothing(self, index: Any) -> None:
+        """Unknown hashes, ranks and tiers are ignored."""
+        index.store(0, array([1, 2]))
+
+        index.remove(0, array([9]))
+        index.remove(5, array([1, 2]))
+        index.remove(0, array([1, 2]), tier="cpu")
+
+        assert index.match(array([1, 2])).depths() == {0: 2}
+
+    def test_removing_twice_is_removing_once(self, index: Any) -> None:
+        """A repeated removal, even within one call, is counted once."""
+        index.store(0, array([1, 2, 3]))
+
+        index.remove(0, array([3, 3]))
+        index.remove(0, array([3]))
+
+        assert index.blocks(0) == 2
+
+    def test_ranks_are_independent(self, index: Any) -> None:
+        """What one rank loses, another keeps."""
+        for rank in range(4):
+            index.store(rank, array([1, 2, 3]))
+
+        index.remove(1, array([2]))
+        index.clear(2)
+
+        assert index.match(array([1, 2, 3])).depths() == {0: 3, 1: 1, 3: 3}
+        assert [index.blocks(rank) for rank in range(4)] == [3, 2, 0, 3]
+
+    def test_tiers_are_kept_apart_and_matched_together(self, index: Any) -> None:
+        """Without a choice of tiers a block counts wherever it is."""
+        index.store(0, array([1, 2]), tier="gpu")
+        index.store(0, array([2, 3]), tier="cpu")
+
+        assert index.match(array([1, 2, 3])).depths() == {0: 3}
+        assert index.match(array([1, 2, 3]), tiers=("gpu",)).depths() == {0: 2}
+        assert index.match(array([1, 2, 3]), tiers=("cpu",)).depths() == {}
+        assert index.match(array([1, 2, 3]), tiers=("disk",)).depths() == {}
+        assert index.match(array([1, 2, 3]), tiers=("gpu", "cpu", "disk")).depths() == {0: 3}
+        assert (len(index), index.blocks(0), index.blocks(0, "cpu")) == (3, 4, 2)
+
+    def test_clearing_one_tier_leaves_the_others(self, index: Any) -> None:
+        """A GPU reset does not empty host memory."""
+        index.store(0, array([1, 2]), tier="gpu")
+        index.store(0, array([1, 2, 3]), tier="cpu")
+
+        index.clear(0, "gpu")
+
+        assert index.match(array([1, 2, 3]), tiers=("gpu",)).depths() == {}
+        assert index.match(array([1, 2, 3])).depths() == {0: 3}
+        assert len(index) == 3
+
+    def test_a_cleared_rank_can_begin_again(self, index: Any) -> None:
+        """Rank numbers are reused after a clear."""
+        index.store(0, array([1, 2]))
+        index.clear(0)
+        index.clear(0)
+
+        index.store(0, array([2]))
+
+        assert index.match(array([1, 2])).depths() == {}
+        assert index.holds(0, array([1, 2])).tolist() == [False, True]
+
+    def test_holds_answers_block_by_block(self, index: Any) -> None:
+        """A probe sees beyond holes, per tier or over all."""
+        index.store(0, array([1, 3]))
+        index.store(0, array([2]), tier="cpu")
+        index.store(1, array([4]))
+
+        assert index.holds(0, array([1, 2, 3, 4])).tolist() == [True, True, True, False]
+        assert index.holds(0, array([1, 2, 3, 4]), tier="gpu").tolist() == [True, False, True, False]
+        assert index.holds(0, array([1]), tier="nowhere").tolist() == [False]
+        assert index.holds(0, array([1])).dtype == np.bool_
+
+    def test_plain_integers_do_as_well_as_arrays(self, index: Any) -> None:
+        """Lists are accepted everywhere, and the plain form of a match agrees."""
+        index.store(2, [1, 2**64 - 1, 0])
+        index.remove(2, [0])
+
+        assert index.match([1, 2**64 - 1, 0]).depths() == {2: 2}
+        assert index.match_depths([1, 2**64 - 1, 0]) == {2: 2}
+        assert index.holds(2, [2**64 - 1]).tolist() == [True]
+
+    def test_bisection_agrees_where_no_rank_has_a_hole(self, index: Any) -> None:
+        """`exact=False` is as good as exact on prefix-closed contents."""
+        prompt = array(range(1, 200))
+        for rank, depth in enumerate([0, 1, 2, 57, 57, 100, 198, 199]):
+            index.store(rank, prompt[:depth])
+
+        assert index.match(prompt, exact=False).depths() == index.match(prompt).depths()
+
+    @pytest.mark.parametrize("rank", [-1, RANKS_MAX])
+    def test_a_rank_out_of_bounds_is_refused(self, index: Any, rank: int) -> None:
+        """A wild rank must not grow every set of ranks."""
+        with pytest.raises(ValueError, match=f"rank is {rank}"):
+            index.store(rank, array([1]))
+
+    @pytest.mark.parametrize("tier", ["", "x" * 65])
+    def test_a_tier_without_a_sensible_name_is_refused(self, index: Any, tier: str) -> None:
+        """Names of tiers become labels; they are short."""
+        with pytest.raises(ValueError, match="tier"):
+            index.store(0, array([1]), tier=tier)
+
+    def test_the_largest_rank_works(self, index: Any) -> None:
+        """The bound itself is inside."""
+        index.store(RANKS_MAX - 1, array([1, 2]))
+        index.store(0, array([1]))
+
+        assert index.match(array([1, 2])).depths() == {0: 1, RANKS_MAX - 1: 2}
+
+    def test_many_different_sets_of_ranks_stay_exact(self, index: Any) -> None:
+        """Sharing of equal sets is an economy, never visible."""
+        for rank in range(13):
+            index.store(rank, [block for block in range(1 << 13) if block >> rank & 1])
+
+        everyone = (1 << 13) - 1
+        assert index.match([everyone, 5]).depths() == {rank: 2 if rank in {0, 2} else 1 for rank in range(13)}
+        index.clear(3)
+        assert index.blocks(3) == 0
+        assert index.blocks(4) == 1 << 12
+
+    def test_a_snapshot_restores_everything(self, index: Any) -> None:
+        """Contents, counts and later changes are those of the original."""
+        index.store(0, array([1, 2, 3]))
+        index.store(900, array([1, 2]), tier="cpu")
+        index.store(7, array([9]))
+        index.remove(7, array([9]))
+
+        twin = type(index).restore(memoryview(index.snapshot()))
+
+        assert twin.match(array([1, 2, 3])).depths() == {0: 3, 900: 2}
+        assert (len(twin), twin.blocks(0), twin.blocks(900, "cpu"), twin.blocks(7)) == (3, 3, 2, 0)
+        twin.store(0, array([3, 4]))
+        twin.remove(0, array([1]))
+        assert (len(twin), twin.blocks(0)) == (4, 3)
+
+    def test_an_empty_index_has_a_snapshot_too(self, index: Any) -> None:
+        """Nothing is restored from nothing."""
+        assert len(type(index).restore(index.snapshot())) == 0
+
+    def test_every_flipped_bit_of_a_snapshot_is_noticed(self, index: Any) -> None:
+        """A damaged snapshot is refused, never half believed."""
+        index.store(0, array([1, 2]))
+        index.store(1, array([1]), tier="cpu")
+        good = index.snapshot()
+
+        for position in range(len(good)):
+            bad = bytearray(good)
+            bad[position] ^= 0x10
+            with pytest.raises(SnapshotError):
+                type(index).restore(bad)
+
+    def test_every_truncation_of_a_snapshot_is_noticed(self, index: Any) -> None:
+        """So is one that lost its end or grew one."""
+        index.store(0, array([1, 2]))
+        good = index.snapshot()
+
+        for length in range(len(good)):
+            with pytest.raises(SnapshotError):
+                type(index).restore(good[:length])
+        with pytest.raises(SnapshotError):
+            type(index).restore(good + b"\0")
+
+    def test_random_histories_agree_with_a_naive_model(self, index: Any) -> None:
+        """Any order of any operations gives what a dictionary of sets would."""
+        effort = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+        run_state_machine_as_test(model_machine(type(index)), settings=effort)
+
+
+def array(values: Sequence[int] | range) -> Any:
+    """Hashes as the uint64 array that callers pass."""
+    return np.array(list(values), dtype=np.uint64)
+
+
+def model_machine(make: Callable[[], Any]) -> type[RuleBasedStateMachine]:
+    """Random operations on `make()` beside a naive model: (tier, rank) to a set of hashes."""
+    hashes = st.lists(st.integers(1, 12), max_size=8)
+    ranks = st.sampled_from([0, 1, 2, 31, 64, RANKS_MAX - 1])
+    tiers = st.sampled_from(TIERS)
+
+    class Machine(RuleBasedStateMachine):
+        @initialize()
+        def begin(self) -> None:
+            self.index = make()
+            self.model: dict[tuple[str, int], set[int]] = {}
+
+        @rule(rank=ranks, keys=hashes, tier=tiers)
+        def store(self, rank: int, keys: list[int], tier: str) -> None:
+            self.index.store(rank, array(keys), tier)
+            self.model.setdefault((tier, rank), set()).update(keys)
+
+        @rule(rank=ranks, keys=hashes, tier=tiers)
+        def remove(self, rank: int, keys: list[int], tier: str) -> None:
+            self.index.remove(rank, keys, tier)
+            self.model.setdefault((tier, rank), set()).difference_update(keys)
+
+        @rule(rank=ranks, tier=st.none() | tiers)
+        def clear(self, rank: int, tier: str | None) -> None:
+            self.index.clear(rank, tier)
+            for name in TIERS if tier is None else (tier,):
+                self.model.pop((name, rank), None)
+
+        @rule()
+        def save_and_load(self) -> None:
+            self.index = type(self.index).restore(self.index.snapshot())
+
+        @rule(length=st.integers(0, 12), chosen=st.none() | st.sets(tiers))
+        def match(self, length: int, chosen: set[str] | None) -> None:
+            prompt = list(range(1, length + 1))
+            expected = {}
+            for rank in {rank for _, rank in self.model}:
+                held = set().union(*(self._held(tier, rank) for tier in (TIERS if chosen is None else chosen)))
+                if depth := next((at for at, key in enumerate(prompt) if key not in held), length):
+                    expected[rank] = depth
+            assert self.index.match(array(prompt), tiers=chosen).depths() == expected
+            assert self.index.match_depths(prompt, chosen) == expected
+
+        @rule(rank=ranks, keys=hashes, tier=st.none() | tiers)
+        def probe(self, rank: int, keys: list[int], tier: str | None) -> None:
+            held = set().union(*(self._held(name, rank) for name in (TIERS if tier is None else (tier,))))
+            assert self.index.holds(rank, array(keys), tier).tolist() == [key in held for key in keys]
+
+        @invariant()
+        def counts_agree(self) -> None:
+            assert len(self.index) == len(set().union(*self.model.values()))
+            for (tier, rank), held in self.model.items():
+                assert self.index.blocks(rank, tier) == len(held)
+
+        def _held(self, tier: str, rank: int) -> set[int]:
+            return self.model.get((tier, rank), set())
+
+    return Machine
