@@ -1,0 +1,39 @@
+"""What an engine may rely on, whatever transport carries its events."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from kvrouter.events import Event
+
+__all__ = ["EventPublisher"]
+
+
+class EventPublisher(Protocol):
+    """Announces what one rank's KV cache stores and removes.
+
+    Guarantee: batches leave in the order of `publish` calls, numbered without holes. What a transport loses on
+    its way is the transport's to state; what the publisher itself must drop is never silent: it is counted by
+    reason, and the stream says so (a skipped number and `AllBlocksCleared`), so that no consumer goes on
+    believing in blocks whose removal was lost.
+
+    Idempotence: publishing equal events twice announces two physical copies of the blocks; consumers count
+    copies. Do not retry `publish`.
+
+    Threading: one thread at a time calls `publish` (an engine's scheduler does); the order of events from
+    threads that race has no meaning. `statistics` and `close` may be called from any thread.
+
+    Cost: `publish` takes microseconds, whatever the state of the network. It never blocks, never raises, and
+    keeps a reference to the events, which must not be changed afterwards.
+    """
+
+    def publish(self, events: Sequence[Event]) -> None:
+        """Hand over the events of one engine step; an empty step publishes nothing."""
+        ...
+
+    def close(self) -> None:
+        """Send what is waiting, within a bounded time, and stop. May be called again."""
+        ...
+
+    def statistics(self) -> Mapping[str, int]:
+        """Return counters since the start, as plain integers under stable names."""
+        ...

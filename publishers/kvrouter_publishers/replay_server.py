@@ -1,0 +1,111 @@
+"""Answers subscribers that missed batches, on the publisher's own thread, without holding up live events.
+
+A request is exactly `[identity, b"", start: u64 big-endian]`, sent from a DEALER. The answer is every kept batch
+from `start` on, then an end marker:
+
+    vLLM >= 0.26, SGLang >= 0.5.22    [b"", topic, sequence, payload] ... [b"", b"", FF*8, b""]
+    before                            [b"", sequence, payload] ...        [b"", FF*8, b""]
+"""
+
+from collections.abc import Iterator
+from typing import Literal
+
+import zmq
+
+from kvrouter.events.frames import END_SEQUENCE
+from kvrouter_publishers.counters import Counters
+from kvrouter_publishers.ring import ReplayRing
+
+__all__ = ["ReplayServer"]
+
+REPLAYS_MAX = 16
+TURN_BATCHES_MAX = 64
+"""Batches sent to each subscriber before live events get their turn again."""
+STALLED_SECONDS_MAX = 30.0
+"""A subscriber that reads nothing for so long is given up."""
+STALLED_POLL_MILLISECONDS = 5
+
+
+class _Replay:
+    """One subscriber's answer in progress; it holds its batches, so that the ring may move on meanwhile."""
+
+    __slots__ = ("frames", "identity", "pending", "stalled_since")
+
+    def __init__(self, identity: bytes, frames: Iterator[list[bytes]]) -> None:
+        self.identity, self.frames = identity, frames
+        self.pending: list[bytes] | None = next(frames)
+        self.stalled_since: float | None = None
+
+
+class ReplayServer:
+    """Serves a bounded number of replays, a few batches of each per turn.
+
+    The socket must be a ROUTER with `ROUTER_MANDATORY`: a subscriber that reads slowly then makes us wait for it
+    instead of losing batches in the middle, which is how old engines answer without contiguity or end.
+    """
+
+    def __init__(
+        self, socket: zmq.Socket[bytes], ring: ReplayRing, *, topic: bytes, with_topic: bool, counters: Counters
+    ) -> None:
+        self.socket = socket
+        self._ring, self._counters = ring, counters
+        self._head = [b"", topic] if with_topic else [b""]
+        end = [END_SEQUENCE.to_bytes(8), b""]
+        self._end = [b"", b"", *end] if with_topic else [b"", *end]
+        self._replays: dict[bytes, _Replay] = {}
+
+    def poll_milliseconds(self) -> int | None:
+        """Return how soon `advance` should be called again; None when no replay is in progress."""
+        if not self._replays:
+            return None
+        all_stalled = all(replay.stalled_since is not None for replay in self._replays.values())
+        return STALLED_POLL_MILLISECONDS if all_stalled else 0
+
+    def accept(self) -> None:
+        """Take the requests that have arrived, at most one turn's worth."""
+        for _ in range(TURN_BATCHES_MAX):
+            try:
+                frames = self.socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            if len(frames) != 3 or frames[1] != b"" or len(frames[2]) != 8:
+                self._counters.replay_requests_ignored += 1
+            elif frames[0] not in self._replays and len(self._replays) >= REPLAYS_MAX:
+                self._counters.replays_refused += 1
+            else:
+                self._replays[frames[0]] = _Replay(frames[0], self._answer(int.from_bytes(frames[2])))
+
+    def advance(self, now: float) -> None:
+        """Send the next batches of every replay; `now` is monotonic seconds."""
+        for replay in list(self._replays.values()):
+            outcome = self._send_some(replay, now)
+            if outcome == "more":
+                continue
+            del self._replays[replay.identity]
+            if outcome == "done":
+                self._counters.replays_served += 1
+            else:
+                self._counters.replays_abandoned += 1
+
+    def _answer(self, start: int) -> Iterator[list[bytes]]:
+        for sequence, payload in self._ring.since(start):
+            yield [*self._head, sequence.to_bytes(8), payload]
+        yield self._end
+
+    def _send_some(self, replay: _Replay, now: float) -> Literal["more", "done", "gone"]:
+        for _ in range(TURN_BATCHES_MAX):
+            if replay.pending is None:
+                return "done"
+            try:
+                self.socket.send_multipart([replay.identity, *replay.pending], zmq.NOBLOCK)
+            except zmq.Again:
+                replay.stalled_since = now if replay.stalled_since is None else replay.stalled_since
+                return "gone" if now - replay.stalled_since > STALLED_SECONDS_MAX else "more"
+            except zmq.ZMQError as error:
+                if error.errno == zmq.EHOSTUNREACH:
+                    return "gone"
+                raise
+            replay.stalled_since = None
+            self._counters.replay_batches_sent += replay.pending is not self._end
+            replay.pending = next(replay.frames, None)
+        return "more"

@@ -1,0 +1,84 @@
+"""Reads many ZeroMQ sockets on one event loop, without starving what else runs there.
+
+ZeroMQ's file descriptor is edge-triggered: it becomes readable when *something* happened inside the socket, and
+stays silent until the socket was read to exhaustion. A socket that was interrupted by its turn's end therefore
+stays in our queue; only one that answered "nothing left" goes back to waiting for its descriptor.
+
+Not `zmq.asyncio`: a future and a callback per message cost more than decoding a small batch.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+
+import zmq
+
+__all__ = ["Pump"]
+
+
+class _Reader:
+    __slots__ = ("descriptors", "drain", "queued", "watched")
+
+    def __init__(self, drain: Callable[[], bool], descriptors: tuple[int, ...]) -> None:
+        self.drain, self.descriptors = drain, descriptors
+        self.queued, self.watched = False, True
+
+
+class Pump:
+    """Gives every readable socket short turns, and the event loop its own turn every `turn_seconds`."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, turn_seconds: float) -> None:
+        self._loop, self._turn_seconds = loop, turn_seconds
+        self._readers: dict[zmq.Socket[bytes], _Reader] = {}
+        self._queue: deque[_Reader] = deque()
+        self._scheduled = False
+
+    def watch(self, *sockets: zmq.Socket[bytes], drain: Callable[[], bool]) -> None:
+        """Call `drain` whenever one of `sockets` may have something to read.
+
+        `drain` reads a bounded number of messages and returns whether it stopped before the sockets were empty.
+        It must not raise. `unwatch(sockets[0])` ends it; that is needed before the sockets are closed.
+        """
+        reader = _Reader(drain, tuple(int(socket.getsockopt(zmq.FD)) for socket in sockets))
+        self._readers[sockets[0]] = reader
+        for descriptor in reader.descriptors:
+            self._loop.add_reader(descriptor, self._wake, reader)
+        self._wake(reader)  # The edge may be behind us already.
+
+    def unwatch(self, socket: zmq.Socket[bytes]) -> None:
+        """Stop reading what was watched under `socket`."""
+        reader = self._readers.pop(socket, None)
+        if reader is None:
+            return
+        reader.watched = False
+        for descriptor in reader.descriptors:
+            self._loop.remove_reader(descriptor)
+        if reader.queued:
+            self._queue.remove(reader)
+
+    def _wake(self, reader: _Reader) -> None:
+        if reader.queued:
+            return
+        reader.queued = True
+        self._queue.append(reader)
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._scheduled = False
+        deadline = time.perf_counter() + self._turn_seconds
+        while self._queue:
+            reader = self._queue.popleft()
+            reader.queued = False
+            if reader.drain() and reader.watched and not reader.queued:
+                reader.queued = True
+                self._queue.append(reader)
+            if time.perf_counter() >= deadline:
+                break
+        if self._queue:
+            self._schedule()

@@ -1,0 +1,126 @@
+"""Gets one source's missed batches back: replays that the sink asks for, probes that we start ourselves.
+
+At most one request per source is under way. What a replay means for the index is the sink's to judge.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+
+import zmq
+
+from kvrouter_subscribers.limits import CurveKeys, ZmqLimits
+from kvrouter_subscribers.link import Link
+from kvrouter_subscribers.pump import Pump
+from kvrouter_subscribers.replay_client import Replay
+
+__all__ = ["Recovery", "Workplace"]
+
+_FIRST_PROBE_SECONDS = 1.0
+
+
+class Workplace:
+    """What all recoveries of one subscriber share while it runs."""
+
+    __slots__ = ("context", "curve", "limits", "pump", "slots", "tasks")
+
+    def __init__(
+        self,
+        *,
+        context: zmq.Context[zmq.Socket[bytes]],
+        pump: Pump,
+        tasks: asyncio.TaskGroup,
+        limits: ZmqLimits,
+        curve: CurveKeys | None,
+    ) -> None:
+        self.context, self.pump, self.tasks, self.limits, self.curve = context, pump, tasks, limits, curve
+        self.slots = asyncio.Semaphore(limits.replays_max)
+
+
+class Recovery:
+    """The one request of `link` that may be under way, and when the next one is due."""
+
+    def __init__(self, link: Link, workplace: Workplace) -> None:
+        self._link, self._work = link, workplace
+        self._task: asyncio.Task[None] | None = None
+        self._replay_start: int | None = None
+
+    def ask(self, start: int, *, supersede: bool) -> None:
+        """Replay from `start`, as the sink wants.
+
+        A replay that is under way already covers what it wants, unless it begins too high, or `supersede` says
+        that it belongs to an earlier connection or life of the engine.
+        """
+        if self._replay_start is not None and start >= self._replay_start and not supersede:
+            return
+        self.cancel()
+        self._replay_start = start
+        self._link.replaying = True
+        self._begin(self._replay(start), "replay")
+
+    def expect_silence(self, now: float) -> None:
+        """Note a new connection: what was published before our subscription reached it may be lost already."""
+        self._link.idle_since = now + _FIRST_PROBE_SECONDS - self._work.limits.probe_seconds
+
+    def probe_if_idle(self, now: float) -> None:
+        """Ask an idle source whether its last batches got lost; no later batch would show it."""
+        link, period = self._link, self._work.limits.probe_seconds
+        may_ask = self._task is None and link.connected and link.address.replay_endpoint is not None
+        if may_ask and period > 0 and now - link.idle_since >= period:
+            link.idle_since = now
+            self._begin(self._probe(), "probe")
+
+    def cancel(self) -> None:
+        """Give up what is under way."""
+        if self._task is not None:
+            self._task.cancel()
+        self._finished()
+
+    def _begin(self, work: Coroutine[None, None, None], name: str) -> None:
+        task = self._work.tasks.create_task(work, name=f"zmq-{name}")
+        task.add_done_callback(lambda done: self._finished() if done is self._task else None)
+        self._task = task
+
+    def _finished(self) -> None:
+        self._task = self._replay_start = None
+        self._link.replaying = False
+
+    async def _replay(self, start: int) -> None:
+        """Replay until the sink is content, more and more slowly if it is not."""
+        limits, failures = self._work.limits, 0
+        while True:
+            complete = await self._replay_with_retries(start)
+            receipt = self._link.finish_replay(complete=complete)
+            if receipt is None or receipt.replay_from is None:
+                return
+            start = self._replay_start = receipt.replay_from
+            await asyncio.sleep(min(limits.replay_pause_seconds * 2**failures, limits.replay_pause_seconds_max))
+            failures += 1
+
+    async def _replay_with_retries(self, start: int) -> bool:
+        link, limits = self._link, self._work.limits
+        if link.address.replay_endpoint is None:
+            return False
+        for attempt in range(limits.replay_attempts):
+            if attempt:
+                await asyncio.sleep(min(limits.replay_pause_seconds * 2**attempt, limits.replay_pause_seconds_max))
+            link.replays += 1
+            if await self._request(start, link.deliver_replayed):
+                return True
+            link.replays_failed += 1
+        return False
+
+    async def _probe(self) -> None:
+        self._link.probes += 1
+        await self._request(self._link.next_sequence, self._link.deliver_tail)
+        self._link.rest()
+
+    async def _request(self, start: int, deliver: Callable[[int, bytes], None]) -> bool:
+        work, link = self._work, self._link
+        endpoint = link.address.replay_endpoint
+        assert endpoint is not None
+        async with work.slots:
+            replay = Replay(start, deliver=deliver, reject=link.reject, limits=work.limits)
+            complete = await replay.run(work.context, work.pump, endpoint, work.curve)
+        if replay.error is not None:
+            link.last_error = replay.error
+        return complete

@@ -1,0 +1,105 @@
+"""Ask one publisher for the batches that we missed.
+
+Every request has a socket of its own, so that a late answer to a request that was given up cannot be taken for
+the answer to the present one. It is a DEALER without a receive bound that is read at once: the ROUTER of old
+engines drops what a slow reader does not take, in the middle and without a word.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+import zmq
+
+from kvrouter.errors import WireError
+from kvrouter.events.frames import ReplayEnd, parse_replay, replay_request
+from kvrouter_subscribers.limits import CurveKeys, ZmqLimits
+from kvrouter_subscribers.link import configure
+from kvrouter_subscribers.pump import Pump
+
+__all__ = ["Replay"]
+
+_BURST_MESSAGES = 32
+
+
+class Replay:
+    """One request for everything from `start` on; batches go to `deliver` in the order in which they come."""
+
+    def __init__(
+        self,
+        start: int,
+        *,
+        deliver: Callable[[int, bytes], None],
+        reject: Callable[[WireError], None],
+        limits: ZmqLimits,
+    ) -> None:
+        self.start = start
+        self.batches = 0
+        self.error: str | None = None
+        self._deliver, self._reject, self._limits = deliver, reject, limits
+        self._socket: zmq.Socket[bytes] | None = None
+        self._ended = asyncio.Event()
+
+    async def run(
+        self, context: zmq.Context[zmq.Socket[bytes]], pump: Pump, endpoint: str, curve: CurveKeys | None
+    ) -> bool:
+        """Ask and receive; returns whether the end marker came. Otherwise `error` says what was missing."""
+        socket = None
+        try:
+            socket = context.socket(zmq.DEALER)
+            configure(socket, endpoint, self._limits, curve)
+            socket.setsockopt(zmq.RCVHWM, 0)
+            socket.connect(endpoint)
+            socket.send_multipart(replay_request(self.start), zmq.NOBLOCK)
+            self._socket = socket
+            pump.watch(socket, drain=self._drain)
+            await self._wait()
+        except zmq.ZMQError as error:
+            self.error = f"{endpoint}: {error}"
+        finally:
+            self._socket = None
+            if socket is not None:
+                pump.unwatch(socket)
+                socket.close(linger=0)
+        return self._ended.is_set()
+
+    async def _wait(self) -> None:
+        """Wait for the end marker as long as batches keep coming, within the total bound."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._limits.replay_seconds_max
+        while loop.time() < deadline:
+            before = self.batches
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._limits.replay_silence_seconds):
+                    await self._ended.wait()
+            if self._ended.is_set():
+                return
+            if self.batches == before:
+                self.error = f"replay from {self.start}: no answer for {self._limits.replay_silence_seconds:g} s"
+                return
+        self.error = f"replay from {self.start}: no end within {self._limits.replay_seconds_max:g} s"
+
+    def _drain(self) -> bool:
+        if self._socket is None or self._ended.is_set():
+            return False
+        for _ in range(_BURST_MESSAGES):
+            try:
+                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return False
+            self._take(frames)
+            if self._ended.is_set():
+                return False
+        return True
+
+    def _take(self, frames: list[bytes]) -> None:
+        try:
+            reply = parse_replay(frames)
+        except WireError as error:
+            self._reject(error)
+            return
+        if isinstance(reply, ReplayEnd):
+            self._ended.set()
+            return
+        self.batches += 1
+        self._deliver(reply.sequence, reply.payload)
