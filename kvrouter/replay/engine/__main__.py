@@ -1,0 +1,67 @@
+"""`python -m kvrouter.replay.engine`: one engine process. It ends with 0 on SIGINT and SIGTERM."""
+
+import asyncio
+import contextlib
+import json
+import signal
+import sys
+from collections.abc import Callable
+from typing import cast
+
+from kvrouter.errors import SettingsError
+from kvrouter.replay.engine.options import EngineOptions, parse_options
+from kvrouter.replay.engine.simulated import SimulatedEngine
+
+
+def main() -> int:
+    """Run an engine until it is told to stop."""
+    options = parse_options()
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(_serve(options))
+    except (SettingsError, OSError) as error:
+        sys.stderr.write(f"engine: {error}\n")
+        return 2
+    return 0
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Prefer uvloop, which costs half as much; the standard loop does where it is not installed."""
+    try:
+        import uvloop  # noqa: PLC0415 - optional
+    except ModuleNotFoundError:
+        return None
+    return cast("Callable[[], asyncio.AbstractEventLoop]", uvloop.new_event_loop)
+
+
+async def _serve(options: EngineOptions) -> None:
+    engine = SimulatedEngine(options)
+    await engine.start()
+    sys.stdout.write(json.dumps(engine.announcement()) + "\n")
+    sys.stdout.flush()
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopping.set)
+    running = loop.create_task(engine.run(), name="engine")
+    running.add_done_callback(lambda _task: stopping.set())
+    if options.exit_with_parent:
+        await _watch_standard_input(stopping)
+    await stopping.wait()
+    running.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
+
+
+async def _watch_standard_input(stopping: asyncio.Event) -> None:
+    """Stop when the parent is gone: its end of our standard input closes, however it died, on every system."""
+
+    class _Watch(asyncio.Protocol):
+        def connection_lost(self, exception: Exception | None) -> None:  # noqa: ARG002 - asyncio names it
+            stopping.set()
+
+    await asyncio.get_running_loop().connect_read_pipe(_Watch, sys.stdin)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

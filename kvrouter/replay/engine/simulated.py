@@ -1,0 +1,129 @@
+"""The simulated engine put together: ranks, publishers, faults, HTTP. The composition root of the process."""
+
+import asyncio
+import os
+import time
+from contextlib import AsyncExitStack
+
+from kvrouter.replay.engine.app import App
+from kvrouter.replay.engine.cache import PrefixCache
+from kvrouter.replay.engine.faults import Faults
+from kvrouter.replay.engine.http import HttpServer
+from kvrouter.replay.engine.options import EngineOptions
+from kvrouter.replay.engine.publishing import RankPublishers
+from kvrouter.replay.engine.rank import Rank
+from kvrouter.replay.engine.scheduler import Scheduler
+
+__all__ = ["SimulatedEngine"]
+
+
+class SimulatedEngine:
+    """One engine. `await start()`, then `await run()` until it is cancelled, then `close()`."""
+
+    def __init__(self, options: EngineOptions) -> None:
+        self.options = options
+        self.publishers = RankPublishers(options)
+        self.ranks = [self._rank(number) for number in range(options.ranks)]
+        self.faults = Faults(self)
+        self.app = App(options, self.ranks, self.faults)
+        self._server = HttpServer(self.app.handle)
+        self.port = options.port
+
+    async def start(self) -> None:
+        """Open every socket.
+
+        Raises:
+            SettingsError: an event port is taken.
+            OSError: the HTTP port is taken.
+        """
+        if self.options.events:
+            self.publishers.open()
+            self._connect_publishers()
+        self.port = await self._server.start(self.options.host, self.options.port)
+
+    async def run(self) -> None:
+        """Compute until cancelled."""
+        async with AsyncExitStack() as stack:
+            stack.callback(self.close)
+            tasks = await stack.enter_async_context(asyncio.TaskGroup())
+            for rank in self.ranks:
+                tasks.create_task(rank.run(), name=f"rank-{rank.number}")
+
+    def close(self) -> None:
+        """Cut every connection and close the publishers."""
+        self._server.close()
+        self.publishers.close()
+
+    def announcement(self) -> dict[str, object]:
+        """Return the line that says where everything is."""
+        options = self.options
+        return {
+            "event": "engine_ready",
+            "url": f"http://{options.host}:{self.port}",
+            "events": self.publishers.endpoint or None,
+            "replay": self.publishers.replay_endpoint or None,
+            "ranks": options.ranks,
+            "block_size": options.block_size,
+            "blocks": options.blocks,
+            "model": options.model,
+            "pid": os.getpid(),
+        }
+
+    def pause(self) -> None:
+        """Stop computing."""
+        for rank in self.ranks:
+            rank.pause()
+
+    def resume(self) -> None:
+        """Go on computing."""
+        for rank in self.ranks:
+            rank.resume()
+
+    def slow_down(self, factor: float) -> None:
+        """Make every step take `factor` times as long."""
+        for rank in self.ranks:
+            rank.slowdown = factor
+
+    def refuse(self, *, refusing: bool) -> None:
+        """Stop listening, or listen again on the same port."""
+        self._server.stop_listening()
+        if not refusing:
+            self._background = asyncio.get_running_loop().create_task(
+                self._server.start(self.options.host, self.port), name="listen-again"
+            )
+
+    def restart_cache(self) -> None:
+        """Begin a new life in place, as a supervisor that restarts an engine on the same ports would."""
+        for rank in self.ranks:
+            rank.restart(self._scheduler())
+        if self.options.events:
+            self.publishers.reopen()
+            self._connect_publishers()
+
+    def lose_events(self, batches: int) -> None:
+        """Number the next batches of each rank without sending them."""
+        for context in self.publishers.contexts:
+            context.lose = batches
+
+    def drop_events(self, batches: int) -> None:
+        """Never publish the next batches of each rank."""
+        for rank in self.ranks:
+            rank.silent_batches = batches
+
+    def _rank(self, number: int) -> Rank:
+        return Rank(number, self._scheduler(), clock=time.monotonic, sleep=asyncio.sleep)
+
+    def _scheduler(self) -> Scheduler:
+        options = self.options
+        chosen = options.cache_seed
+        seed = os.urandom(16) if chosen is None else chosen.to_bytes(16, "big", signed=True)
+        return Scheduler(
+            PrefixCache(blocks=options.blocks, block_size=options.block_size, seed=seed),
+            options.timing,
+            running_max=options.running_max,
+            step_tokens_max=options.step_tokens_max,
+        )
+
+    def _connect_publishers(self) -> None:
+        for rank, publisher in zip(self.ranks, self.publishers.publishers, strict=True):
+            rank.publisher = publisher
