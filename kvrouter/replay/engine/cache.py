@@ -26,6 +26,11 @@ class Namespace:
     def __init__(self, *, lora_id: int | None = None, lora_name: str | None = None, salt: str | None = None) -> None:
         self.lora_id, self.lora_name, self.salt = lora_id, lora_name, salt
 
+    def tag(self, block: int) -> bytes:
+        """Return what the key of block number `block` covers besides tokens; it tells an adapter from a salt."""
+        salt = self.salt if block == 0 else None
+        return repr((self.lora_name, salt)).encode() if self.lora_name or salt else b""
+
     def extra_keys(self, block: int) -> tuple[str, ...] | None:
         """Return the extra keys of block number `block` of a sequence, as vLLM publishes them."""
         names = (self.lora_name, self.salt if block == 0 else None)
@@ -119,9 +124,7 @@ class PrefixCache:
             if block:
                 digest.update(keys[-1].to_bytes(_KEY_BYTES, "big"))
             digest.update(sequence.tokens[block * size : (block + 1) * size].tobytes())
-            extra = namespace.extra_keys(block)
-            if extra:
-                digest.update(repr(extra).encode())
+            digest.update(namespace.tag(block))
             keys.append(int.from_bytes(digest.digest(), "big"))
 
     def _label(self, sequence: CachedSequence) -> None:

@@ -20,113 +20,13 @@ _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _WORDS_FROM = _SPECIAL_FROM + 256
 _ONSETS = ("b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z", "st", "br")
 _NUCLEI = ("a", "e", "i", "o", "u", "ai", "ou", "ea")
-_COMMON = [
-    "the",
-    "of",
-    "and",
-    "to",
-    "in",
-    "is",
-    "that",
-    "it",
-    "for",
-    "as",
-    "was",
-    "with",
-    "be",
-    "by",
-    "on",
-    "not",
-    "he",
-    "his",
-    "but",
-    "at",
-    "are",
-    "this",
-    "have",
-    "from",
-    "or",
-    "had",
-    "an",
-    "they",
-    "which",
-    "one",
-    "you",
-    "were",
-    "all",
-    "her",
-    "she",
-    "there",
-    "would",
-    "their",
-    "we",
-    "him",
-    "been",
-    "has",
-    "when",
-    "who",
-    "will",
-    "no",
-    "more",
-    "if",
-    "out",
-    "so",
-    "up",
-    "said",
-    "what",
-    "its",
-    "about",
-    "than",
-    "into",
-    "them",
-    "can",
-    "only",
-    "other",
-    "time",
-    "new",
-    "some",
-    "could",
-    "these",
-    "two",
-    "may",
-    "first",
-    "then",
-    "do",
-    "any",
-    "like",
-    "my",
-    "now",
-    "over",
-    "such",
-    "our",
-    "man",
-    "me",
-    "even",
-    "most",
-    "made",
-    "after",
-    "also",
-    "well",
-    "did",
-    "many",
-    "before",
-    "must",
-    "through",
-    "back",
-    "years",
-    "where",
-    "much",
-    "your",
-    "way",
-    "down",
-    "should",
-    "because",
-    "long",
-    "each",
-    "user",
-    "assistant",
-    "system",
-]
+_COMMON = """
+    the of and to in is that it for as was with be by on not he his but at are this have from or had an they which
+    one you were all her she there would their we him been has when who will no more if out so up said what its
+    about than into them can only other time new some could these two may first then do any like my now over such
+    our man me even most made after also well did many before must through back years where much your way down
+    should because long each user assistant system
+"""
 _PIECE = re.compile(rb" ?[A-Za-z]+|[^A-Za-z]")
 _SPECIAL_PIECE = re.compile("(" + "|".join(re.escape(name) for name in _SPECIAL) + ")")
 
@@ -137,7 +37,7 @@ class Tokenizer:
     def __init__(self) -> None:
         syllables = [onset + nucleus for onset, nucleus in product(_ONSETS, _NUCLEI)]
         made = [first + second for first, second in product(syllables[::2], syllables[1::2])]
-        words = dict.fromkeys([*_COMMON, *made])
+        words = dict.fromkeys([*_COMMON.split(), *made])
         self._words = [f" {word}".encode() for word in words]
         self._ids = {word: _WORDS_FROM + number for number, word in enumerate(self._words)}
         self.vocabulary = _WORDS_FROM + len(self._words)
@@ -166,7 +66,7 @@ class Tokenizer:
         if token < _PAIRS_FROM:
             return bytes((token,))
         if token < _SPECIAL_FROM:
-            return divmod_bytes(token - _PAIRS_FROM)
+            return bytes(divmod(token - _PAIRS_FROM, 256))
         if _WORDS_FROM <= token < self.vocabulary:
             return self._words[token - _WORDS_FROM]
         special = token - _SPECIAL_FROM
@@ -188,11 +88,6 @@ class Tokenizer:
             loose.clear()
             tokens.append(known)
         _encode_pairs(loose, tokens)
-
-
-def divmod_bytes(pair: int) -> bytes:
-    """Return the two bytes that `pair` stands for."""
-    return bytes(divmod(pair, 256))
 
 
 def _encode_pairs(loose: bytearray, tokens: array[int]) -> None:
