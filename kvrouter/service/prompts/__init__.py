@@ -1,0 +1,12 @@
+"""Request bodies in, prompts out: what is asked, as tokens or as the next best thing.
+
+`RequestReader` reads a body once; `PromptResolver` turns it into a `Prompt` with a tokenizer of its own, with the
+worker's, or with none. No routing and no sockets here.
+"""
+
+from kvrouter.service.prompts.body import InferenceBody
+from kvrouter.service.prompts.prefix_cache import PrefixCache
+from kvrouter.service.prompts.reader import RequestReader
+from kvrouter.service.prompts.resolver import PromptResolver
+
+__all__ = ["InferenceBody", "PrefixCache", "PromptResolver", "RequestReader"]

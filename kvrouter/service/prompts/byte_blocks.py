@@ -1,0 +1,54 @@
+"""Prompts without a tokenizer: the bytes of the request itself, four of them counted as one token.
+
+Two requests that begin with the same bytes share a prefix, which is enough to send them to the same worker. The hashes
+match each other and never a worker's events (four bytes of text are a number far above any vocabulary), so only what
+this router has sent counts as cached: `Prompt.exact` is False.
+"""
+
+from kvrouter.service.prompts.body import ChatFields, InferenceBody, ResponsesFields
+from kvrouter.service.prompts.prefix_cache import CachedPrompt, PrefixCache, PrefixNode
+
+__all__ = ["byte_prompt"]
+
+_PIECE_BYTES = 2048
+
+
+def byte_prompt(
+    cache: PrefixCache, root: PrefixNode, body: InferenceBody, salt: bytes, lora: str | None
+) -> CachedPrompt:
+    """Return the prompt of a text or a conversation, in bytes."""
+    data = _canonical(body)
+    cache.begin()
+    parent, nodes = root, list[PrefixNode]()
+    for at in range(0, len(data) - _PIECE_BYTES + 1, _PIECE_BYTES):
+        piece = data[at : at + _PIECE_BYTES]
+        node = cache.find(parent, piece) or cache.add(parent, piece, piece)
+        if node is None:
+            break
+        nodes.append(node)
+        parent = node
+    # The last, partial word is left out: it would change as the conversation grows.
+    tail = data[len(nodes) * _PIECE_BYTES : len(data) - len(data) % 4]
+    return CachedPrompt(cache, nodes, tail, salt=salt, lora=lora, exact=False)
+
+
+def _canonical(body: InferenceBody) -> bytes:
+    """What a longer conversation repeats, in the order in which templates use it: tools, instructions, messages."""
+    chat = body.chat
+    if chat is None:
+        return body.text.encode("utf-8", "surrogatepass")
+    tools = bytes(memoryview(chat.tools))
+    if isinstance(chat, ChatFields):
+        return tools + _open_ended(chat.messages)
+    return _responses(tools, chat)
+
+
+def _responses(tools: bytes, chat: ResponsesFields) -> bytes:
+    instructions = (chat.instructions or "").encode("utf-8", "surrogatepass")
+    earlier = (chat.previous_response_id or "").encode("utf-8", "surrogatepass")
+    return tools + instructions + earlier + _open_ended(chat.input)
+
+
+def _open_ended(raw: object) -> bytes:
+    """Return JSON without its closing bracket, where the next turn goes on."""
+    return bytes(memoryview(raw))[:-1].rstrip()  # type: ignore[arg-type]
