@@ -1,0 +1,212 @@
+"""One request's life after it is whole: routed, sent, answered; sent again elsewhere while nothing was answered.
+
+The rule of retrying: a worker that refuses the connection, or closes it before the first byte of its answer, is left
+out and the next best one is asked, a bounded number of times. A kept-alive connection that turns out to be closed is
+replaced without counting. Requests that are neither inference nor idempotent are sent at most once, and never on a
+kept-alive connection. After the first byte nothing is retried: `relay` carries the answer, or cuts it.
+"""
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Final, Protocol
+
+from kvrouter.errors import KvrouterError, RoutingError
+
+from .forwarding import render_request
+from .messages import Outcome, Reply, Request, Route, Usage
+from .plane import DataPlane
+from .relay import Client, Relay
+from .replies import UpstreamError, error_reply
+from .request_head import RequestHead
+from .upstream import UpstreamConnection
+
+__all__ = ["Exchange", "ReplyingClient"]
+
+_IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
+
+
+class ReplyingClient(Client, Protocol):
+    """A client connection that also sends answers of our own."""
+
+    def reply(self, reply: Reply) -> None:
+        """Send a whole answer."""
+        ...
+
+
+class Exchange:
+    """One request between one client and the workers tried for it."""
+
+    __slots__ = (
+        "_attempts",
+        "_client",
+        "_excluded",
+        "_failure",
+        "_head",
+        "_plane",
+        "_relay",
+        "_request",
+        "_route",
+        "_task",
+        "_upstream",
+    )
+
+    def __init__(self, plane: DataPlane, client: ReplyingClient, head: RequestHead, request: Request) -> None:
+        self._plane, self._client, self._head, self._request = plane, client, head, request
+        self._attempts = 0
+        self._excluded: set[str] | tuple[()] = ()
+        self._failure: UpstreamError | None = None
+        """Why the latest attempt failed."""
+        self._route: Route | None = None
+        """The attempt that `Dispatcher.finished` has not been told of yet."""
+        self._upstream: UpstreamConnection | None = None
+        self._relay: Relay | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Ask for a route and follow it."""
+        self._client.deadline = self._plane.now + self._plane.limits.first_byte_seconds
+        try:
+            decided = self._plane.dispatcher.route(self._request, self._excluded)
+        except Exception as error:  # noqa: BLE001 - supervised edge: our errors are replies, others are counted
+            self._not_routed(self._plane.failed("route", error))
+            return
+        if isinstance(decided, Route):
+            self._attempt(decided)
+        elif isinstance(decided, Reply):
+            self._client.reply(decided)
+        else:
+            self._task = self._plane.spawn(self._await_route(decided))
+
+    def cancel(self) -> None:
+        """The client is gone; nobody is told but the dispatcher."""
+        self._drop()
+        self.settled("client_gone", None)
+
+    def expired(self) -> None:
+        """The deadline that `start` or the relay set has passed."""
+        limits = self._plane.limits
+        if self._relay is not None:
+            self._relay.fail(UpstreamError("the worker has been silent for too long", outcome="timeout"))
+            return
+        self._drop()
+        self.settled("timeout", None)
+        late = UpstreamError(f"no worker was found within {limits.first_byte_seconds:g} s", outcome="timeout")
+        self._client.reply(error_reply(late))
+
+    def pause(self) -> None:
+        """The client reads slowly."""
+        if self._relay is not None:
+            self._relay.pause()
+
+    def resume(self) -> None:
+        """The client has caught up."""
+        self._client.deadline = self._plane.now + self._plane.limits.idle_seconds
+        if self._relay is not None:
+            self._relay.resume()
+
+    def settled(self, outcome: Outcome, usage: Usage | None) -> None:
+        """Tell the dispatcher, once, how the attempt ended."""
+        route, self._route, self._relay, self._upstream = self._route, None, None, None
+        if route is not None:
+            self._plane.finished(route, outcome, usage)
+
+    def unanswered(self, error: UpstreamError, *, silent: bool) -> None:
+        """Try again where that is safe, else give the client the error."""
+        upstream, route = self._upstream, self._route
+        assert upstream is not None
+        assert route is not None
+        lost = silent and error.outcome == "upstream_lost" and self._repeatable(route)
+        if lost and upstream.used:
+            self._plane.statistics.stale_retries += 1
+            self._upstream = self._relay = None
+            self._task = self._plane.spawn(self._connect(route))
+            return
+        self._attempt_failed(route, error, repeat=lost)
+
+    def _attempt(self, route: Route) -> None:
+        self._route = route
+        self._attempts += 1
+        self._plane.statistics.attempts += 1
+        upstream = self._plane.pool.take(route.endpoint) if self._repeatable(route) else None
+        if upstream is None:
+            self._task = self._plane.spawn(self._connect(route))
+        else:
+            self._send(route, upstream)
+
+    def _send(self, route: Route, upstream: UpstreamConnection) -> None:
+        request, limits = self._request, self._plane.limits
+        self._upstream = upstream
+        self._relay = upstream.consumer = Relay(
+            self._plane, self._client, self, self._head, request.id, route, upstream
+        )
+        head = render_request(
+            self._head,
+            route.endpoint,
+            request_id=request.id,
+            extra_headers=route.extra_headers,
+            body_bytes=len(request.body),
+        )
+        upstream.send(head, request.body)
+        self._client.deadline = self._plane.now + limits.first_byte_seconds
+        if self._client.write_paused:
+            upstream.pause()
+
+    def _repeatable(self, route: Route) -> bool:
+        return route.is_inference or self._request.method in _IDEMPOTENT
+
+    def _attempt_failed(self, route: Route, error: UpstreamError, *, repeat: bool) -> None:
+        self._failure = UpstreamError(f"worker {route.worker_id}: {error}", outcome=error.outcome)
+        self._excluded = {*self._excluded, route.worker_id}
+        self.settled(error.outcome, None)
+        if repeat and self._attempts < self._plane.limits.attempts_max:
+            self._plane.statistics.retries += 1
+            self.start()
+        else:
+            self._client.reply(error_reply(self._failure))
+
+    def _not_routed(self, error: KvrouterError) -> None:
+        """Reply with what went wrong first: a worker that failed says more than that no other one is left."""
+        if self._failure is not None and isinstance(error, RoutingError):
+            error = self._failure
+        self._client.reply(error_reply(error))
+
+    async def _await_route(self, pending: Awaitable[Route | Reply]) -> None:
+        try:
+            decided = await pending
+        except Exception as error:  # noqa: BLE001 - supervised edge, as in `start`
+            self._task = None
+            self._not_routed(self._plane.failed("route", error))
+            return
+        except asyncio.CancelledError:
+            self._return_late_route(pending)
+            raise
+        self._task = None
+        if isinstance(decided, Route):
+            self._attempt(decided)
+        else:
+            self._client.reply(decided)
+
+    def _return_late_route(self, pending: Awaitable[Route | Reply]) -> None:
+        """A future may have got its route in the moment of the cancellation: that attempt ends here."""
+        if isinstance(pending, asyncio.Future) and pending.done() and not pending.cancelled():
+            decided = None if pending.exception() is not None else pending.result()
+            if isinstance(decided, Route):
+                self._plane.finished(decided, "client_gone", None)
+
+    async def _connect(self, route: Route) -> None:
+        try:
+            upstream = await self._plane.pool.connect(route.endpoint)
+        except UpstreamError as error:
+            self._task = None
+            self._attempt_failed(route, error, repeat=True)
+            return
+        self._task = None
+        self._send(route, upstream)
+
+    def _drop(self) -> None:
+        """Stop whatever is under way."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+        if self._relay is not None:
+            self._relay.abandon()

@@ -1,0 +1,57 @@
+"""What is sent on: the request head for a worker and the response head for a client. Pure.
+
+Lines that mean something only between two neighbours are gone already (`request_head`, `response_head`); here our own
+are added.
+"""
+
+from .header_lines import without_names
+from .messages import Endpoint
+from .request_head import RequestHead
+from .response_head import ResponseHead
+
+__all__ = ["render_request", "render_response"]
+
+
+def render_request(
+    head: RequestHead, endpoint: Endpoint, *, request_id: str, extra_headers: bytes, body_bytes: int
+) -> bytes:
+    """Return the head to send to a worker. A body that came in chunks is whole by now and gets a length."""
+    line = head.line
+    forward = head.forward
+    if extra_headers:
+        forward = without_names(forward, _names(extra_headers))
+    lines = [
+        b"%b %b%b HTTP/1.1" % (line.verb, endpoint.path_prefix, line.target),
+        b"host: " + endpoint.host_header,
+        *forward,
+        b"x-request-id: " + request_id.encode(),
+    ]
+    if endpoint.authorization is None:
+        if head.authorization is not None:
+            lines.append(head.authorization)
+    elif endpoint.authorization:
+        lines.append(b"authorization: " + endpoint.authorization)
+    if head.chunked:
+        lines.append(b"content-length: %d" % body_bytes)
+    return b"\r\n".join(lines) + b"\r\n" + extra_headers + b"\r\n"
+
+
+def render_response(
+    head: ResponseHead, *, request_id: str, route_lines: bytes, keep_alive: bool, http10: bool
+) -> bytes:
+    """Return the head to send to a client; `route_lines` are ready-made, each with its CRLF."""
+    forward = head.forward
+    if http10 and head.chunked:
+        forward = without_names(forward, {b"transfer-encoding"})
+    connection = b"connection: keep-alive\r\n" if http10 else b""
+    return b"%b\r\n%bx-request-id: %b\r\n%b%b\r\n" % (
+        head.status_line,
+        b"\r\n".join([*forward, b""]),
+        request_id.encode(),
+        route_lines,
+        connection if keep_alive else b"connection: close\r\n",
+    )
+
+
+def _names(lines: bytes) -> set[bytes]:
+    return {line.partition(b":")[0].lower() for line in lines.split(b"\r\n")} - {b""}

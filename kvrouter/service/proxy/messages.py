@@ -1,0 +1,152 @@
+"""The words that the data plane and its dispatcher exchange: endpoints, routes, requests, replies, usage.
+
+The data plane knows nothing of workers or routing beyond these; the dispatcher knows nothing of sockets.
+"""
+
+import ssl
+from collections.abc import Awaitable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+__all__ = ["Dispatcher", "Endpoint", "Outcome", "Reply", "Request", "Route", "Usage"]
+
+Outcome = Literal[
+    "ok", "error_status", "client_gone", "connect_failed", "saturated", "upstream_lost", "timeout", "bad_response"
+]
+"""How an attempt ended. `ok`: a whole answer below 500. `error_status`: a whole answer of 500 or more.
+`client_gone`: the client left or stopped reading. `connect_failed`: no connection. `saturated`: every connection to
+the worker is in use. `upstream_lost`: closed before the answer ended. `timeout`: silent for too long.
+`bad_response`: the worker broke HTTP."""
+
+
+class Endpoint:
+    """Where bytes go. Compared by identity: keep one per worker, its connection pool hangs on it.
+
+    Args:
+        host: name or address.
+        port: TCP port.
+        tls: context for TLS to the worker, or None.
+        unix_path: connect to this socket instead of host and port.
+        host_header: value of the Host header; empty: made from host and port.
+        path_prefix: put before every path, without a final slash: the path of the worker's base URL.
+        authorization: value of Authorization for the worker; None keeps the client's, empty removes it.
+    """
+
+    __slots__ = ("authorization", "host", "host_header", "path_prefix", "port", "tls", "unix_path")
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        tls: ssl.SSLContext | None = None,
+        unix_path: str | None = None,
+        host_header: bytes = b"",
+        path_prefix: bytes = b"",
+        authorization: bytes | None = None,
+    ) -> None:
+        self.host, self.port, self.tls, self.unix_path = host, port, tls, unix_path
+        self.path_prefix, self.authorization = path_prefix, authorization
+        self.host_header = host_header or (b"localhost" if unix_path is not None else str(self).encode("ascii"))
+
+    def __str__(self) -> str:
+        if self.unix_path is not None:
+            return f"unix:{self.unix_path}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(slots=True, eq=False)
+class Route:
+    """Where one attempt of one request goes."""
+
+    endpoint: Endpoint
+    worker_id: str
+    overlap_tokens: int = 0
+    extra_headers: bytes = b""
+    """Ready-made header lines, each with its CRLF; they replace the client's lines of the same names."""
+    token: object = None
+    """Whatever the dispatcher needs to know this attempt again."""
+    is_inference: bool = True
+    """The answer's usage is looked for, and the request may be sent twice if no byte was answered."""
+    status: int = 0
+    """Filled in by the data plane: the status of the worker's answer, 0 before it."""
+
+
+class Usage:
+    """What an engine says a request cost, in tokens; None where it does not say."""
+
+    __slots__ = ("cached_tokens", "completion_tokens", "prompt_tokens")
+
+    def __init__(self, prompt_tokens: int | None, completion_tokens: int | None, cached_tokens: int | None) -> None:
+        self.prompt_tokens, self.completion_tokens, self.cached_tokens = prompt_tokens, completion_tokens, cached_tokens
+
+    def __repr__(self) -> str:
+        return f"Usage({self.prompt_tokens}, {self.completion_tokens}, {self.cached_tokens})"
+
+
+class Request:
+    """One request, whole. While `Dispatcher.admit` looks at it, its body has not been read yet."""
+
+    __slots__ = ("body", "headers", "id", "method", "path", "peer", "query", "received_at")
+
+    def __init__(  # noqa: PLR0917 - built once per request, and keywords cost
+        self,
+        id: str,  # noqa: A002 - the word that everybody uses for X-Request-Id
+        method: str,
+        path: str,
+        query: str,
+        headers: list[tuple[bytes, bytes]],
+        body: bytes,
+        peer: str,
+        received_at: float,
+    ) -> None:
+        self.id, self.method, self.path, self.query = id, method, path, query
+        self.headers, self.body, self.peer, self.received_at = headers, body, peer, received_at
+
+    def header(self, name: bytes) -> bytes | None:
+        """Return the first value of the header `name` (lower-case), or None."""
+        for each, value in self.headers:
+            if each == name:
+                return value
+        return None
+
+
+class Reply:
+    """An answer of our own. Content-Length, Date, Connection and X-Request-Id are added when it is sent."""
+
+    __slots__ = ("body", "headers", "status")
+
+    def __init__(self, status: int, body: bytes = b"", headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
+        self.status, self.body, self.headers = status, body, headers
+
+
+class Dispatcher(Protocol):
+    """Decides about requests; called on the event loop, so it must be quick.
+
+    `KvrouterError`s that it raises become error replies; any other exception is counted and answered with 500.
+    Calls for one request: admit, try_local, then per attempt route, first_byte, first_token, finished.
+    """
+
+    def admit(self, request: Request) -> Reply | None:
+        """Refuse with a reply, before the body is read, or return None."""
+        ...
+
+    def try_local(self, request: Request) -> Reply | None:
+        """Answer at once what needs no worker, or return None."""
+        ...
+
+    def route(self, request: Request, excluded: Collection[str]) -> Route | Reply | Awaitable[Route | Reply]:
+        """Choose a worker that is not `excluded`; an awaitable is cancelled when the client leaves."""
+        ...
+
+    def first_byte(self, route: Route) -> None:
+        """Note the first byte of the worker's answer."""
+        ...
+
+    def first_token(self, route: Route) -> None:
+        """Note the first body byte of a successful answer."""
+        ...
+
+    def finished(self, route: Route, outcome: Outcome, usage: Usage | None) -> None:
+        """Note the end of an attempt: exactly once for each route returned."""
+        ...

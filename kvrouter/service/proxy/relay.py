@@ -1,0 +1,246 @@
+"""One answer on its way from a worker to a client: bytes pass as they are, only their end is looked for.
+
+Until the head has been sent nothing is decided, and a failure is the exchange's to handle. After it, a failure cuts
+the answer so that the client can tell: an event stream gets an error event as its last event and no final chunk, any
+other body just ends before its announced end.
+"""
+
+from typing import Protocol
+
+from kvrouter.errors import WireError
+
+from .chunked import ChunkedBody
+from .forwarding import render_response
+from .messages import Outcome, Route, Usage
+from .plane import DataPlane
+from .replies import UpstreamError, error_object
+from .request_head import RequestHead
+from .response_head import LengthBody, ResponseHead, UntilCloseBody
+from .upstream import UpstreamConnection
+from .usage import Tail, find_usage
+
+__all__ = ["Client", "Relay", "RelayOwner"]
+
+
+class Client(Protocol):
+    """What an answer needs of the connection it goes out on."""
+
+    deadline: float
+    write_paused: bool
+
+    def send(self, data: bytes) -> None:
+        """Send bytes."""
+        ...
+
+    def answered(self, *, keep_alive: bool) -> None:
+        """The answer is whole."""
+        ...
+
+    def cut(self, *, abort: bool) -> None:
+        """The answer ends here, short; `abort` gives up what is not sent yet."""
+        ...
+
+
+class RelayOwner(Protocol):
+    """Who started the attempt."""
+
+    def settled(self, outcome: Outcome, usage: Usage | None) -> None:
+        """The attempt is over and the client has been told all there is."""
+        ...
+
+    def unanswered(self, error: UpstreamError, *, silent: bool) -> None:
+        """The attempt failed before the client saw anything; `silent`: the worker sent no byte at all."""
+        ...
+
+
+class Relay:
+    """The answer to one attempt; the consumer of its upstream connection."""
+
+    __slots__ = (
+        "_body",
+        "_buffer",
+        "_client",
+        "_head",
+        "_keep_alive",
+        "_owner",
+        "_plane",
+        "_request",
+        "_request_id",
+        "_route",
+        "_silent",
+        "_sink",
+        "_tail",
+        "_tokens_seen",
+        "_upstream",
+    )
+
+    def __init__(  # noqa: PLR0917 - built once per request, and keywords cost
+        self,
+        plane: DataPlane,
+        client: Client,
+        owner: RelayOwner,
+        request: RequestHead,
+        request_id: str,
+        route: Route,
+        upstream: UpstreamConnection,
+    ) -> None:
+        self._plane, self._client, self._owner = plane, client, owner
+        self._request, self._request_id, self._route, self._upstream = request, request_id, route, upstream
+        self._silent = True
+        self._buffer = b""
+        self._head: ResponseHead | None = None
+        self._body: LengthBody | ChunkedBody | UntilCloseBody | None = None
+        self._sink: list[bytes] | None = None
+        """Payload without chunked framing, for clients that do not know it (HTTP/1.0)."""
+        self._keep_alive = False
+        self._tail: Tail | None = None
+        self._tokens_seen = False
+
+    def response_data(self, data: bytes) -> None:
+        """Take the next bytes of the answer."""
+        body = self._body
+        if body is None:
+            self._read_head(data)
+            return
+        try:
+            end = body.feed(data)
+        except WireError as error:
+            self.fail(UpstreamError(f"malformed answer: {error}", outcome="bad_response"))
+            return
+        self._send_body(data, end)
+        if not self._client.write_paused:
+            self._client.deadline = self._plane.now + self._plane.limits.idle_seconds
+        if body.done:
+            self._complete(surplus=end < len(data))
+
+    def response_ended(self, error: Exception | None) -> None:
+        """Learn that the worker closed the connection."""
+        if isinstance(self._body, UntilCloseBody) and error is None:
+            self._complete(surplus=False)
+        else:
+            when = "before" if self._silent else "in the middle of"
+            self.fail(UpstreamError(f"the worker closed the connection {when} its answer", outcome="upstream_lost"))
+
+    def fail(self, error: UpstreamError) -> None:
+        """End the attempt for a reason of the worker's."""
+        self._upstream.abort()
+        if self._body is None:
+            self._owner.unanswered(error, silent=self._silent)
+            return
+        self._plane.statistics.truncated += 1
+        told = self._tell(error)
+        self._owner.settled(error.outcome, self._usage())
+        # Only a reset tells a client that a body without any length is short.
+        self._client.cut(abort=not told and isinstance(self._body, UntilCloseBody))
+
+    def abandon(self) -> None:
+        """The client is gone: stop the worker at once."""
+        self._upstream.abort()
+
+    def pause(self) -> None:
+        """The client reads slowly: stop reading from the worker."""
+        self._upstream.pause()
+
+    def resume(self) -> None:
+        """The client has caught up."""
+        self._upstream.resume()
+
+    def _read_head(self, data: bytes) -> None:
+        if self._silent:
+            self._silent = False
+            self._plane.first_byte(self._route)
+        if self._buffer:
+            data = self._buffer + data
+        try:
+            while (end := data.find(b"\r\n\r\n")) >= 0:
+                head = self._plane.response_heads.parse(data[:end])
+                rest = data[end + 4 :]
+                if head.status >= 200:
+                    self._begin(head, rest)
+                    return
+                self._interim(head, data[: end + 4])
+                data = rest
+        except WireError as error:
+            self.fail(UpstreamError(f"malformed answer: {error}", outcome="bad_response"))
+            return
+        self._buffer = data
+        if len(data) > self._plane.limits.response_header_bytes_max:
+            self.fail(UpstreamError("malformed answer: its head is too long", outcome="bad_response"))
+
+    def _interim(self, head: ResponseHead, data: bytes) -> None:
+        """Pass a 1xx answer on (RFC 9110 section 15.2); 100 answers our own words, 101 nobody asked for."""
+        if head.status == 101:
+            raise WireError("switching protocols without being asked", reason="upgrade")
+        if head.status != 100 and not self._request.line.http10:
+            self._client.send(data)
+
+    def _begin(self, head: ResponseHead, data: bytes) -> None:
+        """Send the head and what came with it of the body, in one piece."""
+        request, http10 = self._request, self._request.line.http10
+        sink = self._sink = [] if http10 and head.chunked else None
+        body = head.body(request.line.method, sink)
+        end = body.feed(data)
+        self._head, self._body, self._route.status = head, body, head.status
+        self._keep_alive = (
+            request.keep_alive and not self._plane.draining and sink is None and not isinstance(body, UntilCloseBody)
+        )
+        responses = self._plane.statistics.responses
+        responses[head.status] = responses.get(head.status, 0) + 1
+        if head.event_stream or (self._route.is_inference and head.status < 300):
+            self._tail = Tail()
+        rendered = render_response(
+            head,
+            request_id=self._request_id,
+            route_lines=self._plane.route_lines(self._route),
+            keep_alive=self._keep_alive,
+            http10=http10,
+        )
+        self._send_body(data, end, rendered)
+        if not self._client.write_paused:
+            self._client.deadline = self._plane.now + self._plane.limits.idle_seconds
+        if body.done:
+            self._complete(surplus=end < len(data))
+
+    def _send_body(self, data: bytes, end: int, head: bytes = b"") -> None:
+        if end < len(data):
+            data = data[:end]
+        if data and not self._tokens_seen:
+            self._first_body_byte()
+        if self._tail is not None:
+            self._tail.add(data)
+        if self._sink is not None:
+            data = b"".join(self._sink)
+            self._sink.clear()
+        self._client.send(head + data if head else data)
+
+    def _first_body_byte(self) -> None:
+        self._tokens_seen = True
+        if self._route.status < 300:
+            self._plane.first_token(self._route)
+
+    def _complete(self, *, surplus: bool) -> None:
+        """The answer is whole; bytes beyond its end make the connection unfit for another."""
+        head = self._head
+        assert head is not None
+        self._upstream.release(reusable=head.keep_alive and not surplus)
+        self._owner.settled("ok" if head.status < 500 else "error_status", self._usage())
+        self._client.answered(keep_alive=self._keep_alive)
+
+    def _usage(self) -> Usage | None:
+        head = self._head
+        if self._tail is None or head is None or not self._route.is_inference:
+            return None
+        return find_usage(self._tail.bytes(chunked=head.chunked))
+
+    def _tell(self, error: UpstreamError) -> bool:
+        """Add an error event to an event stream; False where that is not possible."""
+        if self._head is None or self._body is None or self._tail is None or not self._head.event_stream:
+            return False
+        seen = self._tail.bytes(chunked=self._head.chunked)
+        between_events = not seen or seen.endswith((b"\n\n", b"\r\n\r\n", b"\r\r"))
+        event = b"%bdata: %b\n\n" % (b"" if between_events else b"\n\n", error_object(error))
+        text = event if self._sink is not None else self._body.interruption(event)
+        if text is None:
+            return False
+        self._client.send(text)
+        return True

@@ -1,0 +1,97 @@
+"""Answers of our own: OpenAI-shaped errors, and how a reply becomes bytes."""
+
+import json
+from http import HTTPStatus
+from typing import Final
+
+from kvrouter.errors import (
+    KvrouterError,
+    NoWorkerError,
+    OverloadedError,
+    RequestError,
+    UnknownModelError,
+)
+
+from .messages import Outcome, Reply
+
+__all__ = ["CONTINUE", "UpstreamError", "error_object", "error_reply", "render_reply"]
+
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_JSON: Final = (b"content-type", b"application/json")
+_STATUS_LINES: Final = {
+    status.value: f"HTTP/1.1 {status.value} {status.phrase}".encode() for status in HTTPStatus if status.value >= 200
+}
+
+
+class UpstreamError(KvrouterError):
+    """A worker did not give a whole, well-formed answer; `outcome` says how it failed."""
+
+    def __init__(self, message: str, *, outcome: Outcome, retry_after_seconds: int | None = 1) -> None:
+        super().__init__(message)
+        self.outcome: Outcome = outcome
+        self.retry_after_seconds = retry_after_seconds
+
+
+_UPSTREAM: Final[dict[str, tuple[int, str]]] = {
+    "connect_failed": (503, "worker_unreachable"),
+    "saturated": (503, "worker_saturated"),
+    "upstream_lost": (502, "worker_lost"),
+    "bad_response": (502, "worker_bad_response"),
+    "timeout": (504, "worker_timeout"),
+}
+
+
+def error_reply(error: KvrouterError) -> Reply:
+    """Return the reply for an error: its status, and the body that OpenAI clients understand."""
+    status, described = _describe(error)
+    headers = [_JSON]
+    retry_after = getattr(error, "retry_after_seconds", None)
+    if status in (502, 503) and retry_after is not None:
+        headers.append((b"retry-after", b"%d" % retry_after))
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    return Reply(status, json.dumps({"error": described}, separators=(",", ":")).encode(), headers)
+
+
+def error_object(error: KvrouterError) -> bytes:
+    """Return `{"error": ...}` as it is sent within a stream of events."""
+    return json.dumps({"error": _describe(error)[1]}, separators=(",", ":")).encode()
+
+
+def render_reply(
+    reply: Reply, *, request_id: str, date: bytes, keep_alive: bool, http10: bool, head_only: bool
+) -> bytes:
+    """Return the bytes of a reply; `head_only` for answers to HEAD."""
+    status_line = _STATUS_LINES.get(reply.status) or b"HTTP/1.1 %d " % reply.status
+    lines = [status_line, *[b"%b: %b" % header for header in reply.headers]]
+    if reply.status not in (204, 304):
+        lines.append(b"content-length: %d" % len(reply.body))
+    if request_id:
+        lines.append(b"x-request-id: " + request_id.encode())
+    lines.append(b"date: " + date)
+    if not keep_alive:
+        lines.append(b"connection: close")
+    elif http10:
+        lines.append(b"connection: keep-alive")
+    return b"\r\n".join(lines) + b"\r\n\r\n" + (b"" if head_only or reply.status in (204, 304) else reply.body)
+
+
+def _describe(error: KvrouterError) -> tuple[int, dict[str, str | None]]:
+    match error:
+        case RequestError():
+            return error.status, _shape(error.message, error.kind, error.code, error.param)
+        case UpstreamError():
+            status, code = _UPSTREAM[error.outcome]
+            return status, _shape(str(error), "server_error", code)
+        case UnknownModelError():
+            return 404, _shape(str(error), "invalid_request_error", "model_not_found", "model")
+        case NoWorkerError():
+            return 503, _shape(str(error), "server_error", "no_worker")
+        case OverloadedError():
+            return 503, _shape(str(error), "server_error", "overloaded")
+        case _:
+            return 500, _shape("the router failed to handle this request", "server_error", "internal_error")
+
+
+def _shape(message: str, kind: str, code: str | None, param: str | None = None) -> dict[str, str | None]:
+    return {"message": message, "type": kind, "param": param, "code": code}

@@ -1,0 +1,254 @@
+"""Request heads: from the bytes before the empty line to what the data plane acts on (RFC 9112 sections 2, 3, 6).
+
+Strict on purpose: every shape that two HTTP implementations could read differently is refused, because this process
+and the workers behind it must never disagree about where a request ends.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Final, NamedTuple
+from urllib.parse import unquote_to_bytes
+
+from kvrouter.errors import RequestError, WireError
+
+from .header_lines import (
+    AUTHORIZATION,
+    CONNECTION,
+    CONTENT_LENGTH,
+    EXPECT,
+    HOP_BY_HOP,
+    HOST,
+    OWN,
+    PLAIN,
+    REQUEST_ID,
+    TRANSFER_ENCODING,
+    HeaderLines,
+    connection_options,
+    content_length,
+    without_names,
+)
+from .limits import ProxyLimits
+
+__all__ = ["RequestHead", "RequestHeads", "RequestLine"]
+
+_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}) ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])")
+_HOST = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+,;=:\[\]]*")
+_ABSOLUTE = re.compile(rb"https?://([^/?#]*)([^#]*)", re.IGNORECASE)
+_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+_LINES_KEPT: Final = 1024
+_LINE_BYTES_KEPT: Final = 256
+
+
+class RequestLine(NamedTuple):
+    """The first line of a request."""
+
+    method: str
+    verb: bytes
+    """The method, as it is sent on."""
+    target: bytes
+    """Origin form, as it is sent on."""
+    path: str
+    """Percent-decoded, so that what the dispatcher judges is what an application behind it will see."""
+    query: str
+    http10: bool
+
+
+class RequestHead:
+    """A request without its body."""
+
+    __slots__ = (
+        "authorization",
+        "chunked",
+        "content_length",
+        "expects_continue",
+        "forward",
+        "headers",
+        "keep_alive",
+        "line",
+        "request_id",
+    )
+
+    def __init__(self, line: RequestLine) -> None:
+        self.line = line
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.forward: list[bytes] = []
+        """Header lines for the worker, as the client wrote them; without Host, Authorization and X-Request-Id."""
+        self.authorization: bytes | None = None
+        """The client's Authorization line."""
+        self.content_length = -1
+        self.chunked = False
+        self.keep_alive = not line.http10
+        self.expects_continue = False
+        self.request_id: str | None = None
+        """The client's X-Request-Id, if it is usable."""
+
+
+class RequestHeads:
+    """Parses request heads within limits; remembers request and header lines that it has seen."""
+
+    __slots__ = ("_header_lines", "_limits", "_lines")
+
+    def __init__(self, limits: ProxyLimits) -> None:
+        self._limits = limits
+        self._header_lines = HeaderLines()
+        self._lines: dict[bytes, RequestLine] = {}
+
+    def parse(self, block: bytes) -> RequestHead:
+        """Parse a head, given without the empty line that ends it.
+
+        Raises:
+            RequestError: anything malformed, ambiguous or beyond a limit.
+        """
+        first, *lines = block.split(b"\r\n")
+        head = RequestHead(self._lines.get(first) or self._request_line(first))
+        if len(lines) > self._limits.headers_max:
+            raise RequestError(
+                f"more than {self._limits.headers_max} header lines", status=431, code="too_many_headers"
+            )
+        try:
+            self._read_lines(head, lines)
+        except WireError as error:
+            raise RequestError(f"malformed request: {error}", code="malformed_request") from error
+        return head
+
+    def _read_lines(self, head: RequestHead, lines: list[bytes]) -> None:
+        known, headers, forward = self._header_lines.known, head.headers, head.forward
+        special: list[tuple[int, bytes, bytes]] = []
+        for line in lines:
+            try:
+                pair, kind = known[line]
+            except KeyError:
+                pair, kind = self._header_lines.parse(line)
+            headers.append(pair)
+            if kind == PLAIN:
+                forward.append(line)
+            else:
+                special.append((kind, pair[1], line))
+        _read_special(head, special)
+
+    def _request_line(self, line: bytes) -> RequestLine:
+        match = _LINE.fullmatch(line)
+        if match is None:
+            raise RequestError("malformed request line", code="malformed_request")
+        method, target, major, minor = match.groups()
+        if major != b"1":
+            raise RequestError("only HTTP/1.1 and HTTP/1.0 are spoken here", status=505, code="http_version")
+        if method in (b"CONNECT", b"TRACE"):
+            raise RequestError(f"method {method.decode()} is not allowed", status=405, code="method_not_allowed")
+        target = _origin_form(target)
+        path, _, query = target.partition(b"?")
+        parsed = RequestLine(method.decode(), method, target, _decoded(path), query.decode(), minor == b"0")
+        if len(line) <= _LINE_BYTES_KEPT:
+            if len(self._lines) >= _LINES_KEPT:
+                self._lines.clear()
+            self._lines[line] = parsed
+        return parsed
+
+
+def _read_special(head: RequestHead, special: list[tuple[int, bytes, bytes]]) -> None:
+    """Act on the lines that mean something to a proxy."""
+    seen: set[int] = set()
+    nominated: set[bytes] = set()
+    for kind, value, line in special:
+        if kind in seen and kind in _ONCE:
+            raise WireError(f"more than one {line[: line.index(b':')].decode()} header", reason="repeated_header")
+        seen.add(kind)
+        if kind == CONNECTION:
+            nominated |= connection_options(value)
+        elif kind in (HOP_BY_HOP, OWN):
+            pass
+        elif kind in _READERS:
+            _READERS[kind](head, value, line)
+        else:
+            head.forward.append(line)
+    if HOST not in seen and not head.line.http10:
+        raise WireError("the Host header is missing", reason="host")
+    if head.chunked and head.content_length >= 0:
+        raise WireError("both Content-Length and Transfer-Encoding", reason="content_length")
+    if nominated:
+        _read_connection(head, nominated)
+
+
+def _read_content_length(head: RequestHead, value: bytes, line: bytes) -> None:
+    head.content_length = content_length(value)
+    head.forward.append(line)
+
+
+def _read_host(head: RequestHead, value: bytes, line: bytes) -> None:
+    del head, line
+    if not _HOST.fullmatch(value):
+        raise WireError("malformed Host header", reason="host")
+
+
+def _read_request_id(head: RequestHead, value: bytes, line: bytes) -> None:
+    del line
+    head.request_id = value.decode() if _REQUEST_ID.fullmatch(value) else None
+
+
+def _read_authorization(head: RequestHead, value: bytes, line: bytes) -> None:
+    del value
+    head.authorization = line
+
+
+def _read_transfer_encoding(head: RequestHead, value: bytes, line: bytes) -> None:
+    del line
+    if value.lower() != b"chunked":
+        raise WireError("Transfer-Encoding is not chunked", reason="transfer_encoding")
+    if head.line.http10:
+        raise WireError("Transfer-Encoding in an HTTP/1.0 request", reason="transfer_encoding")
+    head.chunked = True
+
+
+def _read_expect(head: RequestHead, value: bytes, line: bytes) -> None:
+    del line
+    if value.lower() != b"100-continue":
+        raise RequestError("only Expect: 100-continue is understood", status=417, code="expectation_failed")
+    head.expects_continue = not head.line.http10
+
+
+_ONCE: Final = frozenset({HOST, CONTENT_LENGTH, TRANSFER_ENCODING, AUTHORIZATION, EXPECT})
+_READERS: Final[dict[int, Callable[[RequestHead, bytes, bytes], None]]] = {
+    CONTENT_LENGTH: _read_content_length,
+    HOST: _read_host,
+    REQUEST_ID: _read_request_id,
+    AUTHORIZATION: _read_authorization,
+    TRANSFER_ENCODING: _read_transfer_encoding,
+    EXPECT: _read_expect,
+}
+
+
+def _read_connection(head: RequestHead, options: set[bytes]) -> None:
+    if b"close" in options:
+        head.keep_alive = False
+    elif b"keep-alive" in options:
+        head.keep_alive = True
+    dropped = options - {b"close", b"keep-alive", b"content-length"}
+    if dropped:
+        head.forward = without_names(head.forward, dropped)
+        if b"authorization" in dropped:
+            head.authorization = None
+
+
+def _origin_form(target: bytes) -> bytes:
+    """Reduce an absolute-form target to its path and query; the Host it names is not ours to judge."""
+    if target.startswith(b"/") or target == b"*":
+        if b"#" in target:
+            raise RequestError("a fragment in the request target", code="malformed_request")
+        return target
+    match = _ABSOLUTE.fullmatch(target)
+    if match is None or not match[1] or not _HOST.fullmatch(match[1]):
+        raise RequestError("the request target is neither a path nor a URL", code="malformed_request")
+    rest = match[2]
+    return rest if rest.startswith(b"/") else b"/" + rest
+
+
+def _decoded(path: bytes) -> str:
+    """Decode a path; dot segments and control characters are refused, because applications disagree about them."""
+    plain = unquote_to_bytes(path) if b"%" in path else path
+    try:
+        text = plain.decode()
+    except UnicodeDecodeError:
+        text = "\0"
+    if not text.isprintable() or "\\" in text or not {".", ".."}.isdisjoint(text.split("/")):
+        raise RequestError("the request path is malformed or contains dot segments", code="malformed_request")
+    return text

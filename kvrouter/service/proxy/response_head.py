@@ -1,0 +1,180 @@
+"""Response heads: from a worker's bytes to what is passed on, and where the body will end (RFC 9112 sections 4, 6).
+
+As strict as the request side: an answer whose end is ambiguous is an error, never a guess.
+"""
+
+import re
+from typing import Final
+
+from kvrouter.errors import WireError
+
+from .chunked import ChunkedBody
+from .header_lines import (
+    CONNECTION,
+    CONTENT_LENGTH,
+    CONTENT_TYPE,
+    HOP_BY_HOP,
+    OWN,
+    PLAIN,
+    REQUEST_ID,
+    TRANSFER_ENCODING,
+    HeaderLines,
+    connection_options,
+    content_length,
+    without_names,
+)
+
+__all__ = ["LengthBody", "ResponseHead", "ResponseHeads", "UntilCloseBody"]
+
+_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]*))?")
+_STATUS_LINES_KEPT: Final = 256
+_HEADERS_MAX: Final = 256
+
+
+class LengthBody:
+    """A body of known length."""
+
+    __slots__ = ("done", "remaining")
+
+    def __init__(self, length: int) -> None:
+        self.remaining, self.done = length, length == 0
+
+    def feed(self, data: bytes, start: int = 0) -> int:
+        """Consume `data` from `start`; return where the body ends in it, or its length."""
+        stop = min(len(data), start + self.remaining)
+        self.remaining -= stop - start
+        self.done = not self.remaining
+        return stop
+
+    def interruption(self, text: bytes) -> bytes | None:
+        """Nothing can be added to an announced length."""
+        del text
+        return None
+
+
+class UntilCloseBody:
+    """A body that ends when the connection does."""
+
+    __slots__ = ("done",)
+
+    def __init__(self) -> None:
+        self.done = False
+
+    def feed(self, data: bytes, start: int = 0) -> int:
+        """Consume everything."""
+        del start
+        return len(data)
+
+    def interruption(self, text: bytes) -> bytes | None:
+        """Anything may be added before the connection closes."""
+        return text
+
+
+class ResponseHead:
+    """An answer without its body."""
+
+    __slots__ = (
+        "chunked",
+        "content_length",
+        "event_stream",
+        "forward",
+        "headers",
+        "http10",
+        "keep_alive",
+        "status",
+        "status_line",
+    )
+
+    def __init__(self, status: int, status_line: bytes, *, http10: bool) -> None:
+        self.status, self.status_line, self.http10 = status, status_line, http10
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.forward: list[bytes] = []
+        """Header lines for the client, as the worker wrote them; without hop-by-hop ones and X-Request-Id."""
+        self.content_length = -1
+        self.chunked = False
+        self.keep_alive = not http10
+        self.event_stream = False
+
+    def body(self, method: str, sink: list[bytes] | None = None) -> LengthBody | ChunkedBody | UntilCloseBody:
+        """Return the framing of the body that follows, given the request's method."""
+        if method == "HEAD" or self.status in (204, 304):
+            return LengthBody(0)
+        if self.chunked:
+            return ChunkedBody(sink)
+        return LengthBody(self.content_length) if self.content_length >= 0 else UntilCloseBody()
+
+
+class ResponseHeads:
+    """Parses response heads; remembers status and header lines that it has seen."""
+
+    __slots__ = ("_header_lines", "_status_lines")
+
+    def __init__(self) -> None:
+        self._header_lines = HeaderLines()
+        self._status_lines: dict[bytes, tuple[int, bytes, bool]] = {}
+
+    def parse(self, block: bytes) -> ResponseHead:
+        """Parse a head, given without the empty line that ends it.
+
+        Raises:
+            WireError: anything malformed or ambiguous.
+        """
+        first, *lines = block.split(b"\r\n")
+        status, status_line, http10 = self._status_lines.get(first) or self._status_line(first)
+        head = ResponseHead(status, status_line, http10=http10)
+        if len(lines) > _HEADERS_MAX:
+            raise WireError(f"more than {_HEADERS_MAX} header lines", reason="too_many_headers")
+        known, headers, forward = self._header_lines.known, head.headers, head.forward
+        special: list[tuple[int, bytes, bytes]] = []
+        for line in lines:
+            try:
+                pair, kind = known[line]
+            except KeyError:
+                pair, kind = self._header_lines.parse(line)
+            headers.append(pair)
+            if kind == PLAIN:
+                forward.append(line)
+            else:
+                special.append((kind, pair[1], line))
+        _read_special(head, special)
+        return head
+
+    def _status_line(self, line: bytes) -> tuple[int, bytes, bool]:
+        match = _STATUS_LINE.fullmatch(line)
+        if match is None:
+            raise WireError("malformed status line", reason="status_line")
+        parsed = int(match[2]), b"HTTP/1.1 %b %b" % (match[2], match[3] or b""), match[1] == b"0"
+        if len(self._status_lines) >= _STATUS_LINES_KEPT:
+            self._status_lines.clear()
+        self._status_lines[line] = parsed
+        return parsed
+
+
+def _read_special(head: ResponseHead, special: list[tuple[int, bytes, bytes]]) -> None:
+    """Act on the lines that mean something to a proxy."""
+    nominated: set[bytes] = set()
+    for kind, value, line in special:
+        if kind == CONTENT_LENGTH:
+            if head.content_length >= 0:
+                raise WireError("more than one Content-Length", reason="content_length")
+            head.content_length = content_length(value)
+            head.forward.append(line)
+        elif kind == TRANSFER_ENCODING:
+            if head.chunked or head.http10 or value.lower() != b"chunked":
+                raise WireError("Transfer-Encoding is not chunked", reason="transfer_encoding")
+            head.chunked = True
+            head.forward.append(line)
+        elif kind == CONTENT_TYPE:
+            head.event_stream = value[:17].lower() == b"text/event-stream"
+            head.forward.append(line)
+        elif kind == CONNECTION:
+            nominated |= connection_options(value)
+        elif kind not in (HOP_BY_HOP, OWN, REQUEST_ID):
+            head.forward.append(line)
+    if head.chunked and head.content_length >= 0:
+        raise WireError("both Content-Length and Transfer-Encoding", reason="content_length")
+    if nominated:
+        head.keep_alive = b"close" not in nominated and (not head.http10 or b"keep-alive" in nominated)
+        dropped = nominated - {b"close", b"keep-alive", b"content-length", b"transfer-encoding"}
+        if dropped:
+            head.forward = without_names(head.forward, dropped)
