@@ -1,0 +1,29 @@
+"""Routing: who gets a request. Load book, cost model, policies and the router that joins them; all pure.
+
+Public: `Router` and what its interface mentions. Policies choose among `FleetRank`s; see `policy.py` for how to
+write one.
+"""
+
+from kvrouter.routing.decision import Candidate, Decision
+from kvrouter.routing.fleet import FleetRank
+from kvrouter.routing.load import LoadBook, RankLoad
+from kvrouter.routing.policies import POLICIES, make_policy
+from kvrouter.routing.policy import Choice, Policy, Request
+from kvrouter.routing.router import PotentialLoad, Router
+from kvrouter.routing.settings import RoutingSettings
+
+__all__ = [
+    "POLICIES",
+    "Candidate",
+    "Choice",
+    "Decision",
+    "FleetRank",
+    "LoadBook",
+    "Policy",
+    "PotentialLoad",
+    "RankLoad",
+    "Request",
+    "Router",
+    "RoutingSettings",
+    "make_policy",
+]

@@ -1,0 +1,33 @@
+"""The cost of a rank for a prompt, in one unit: predicted seconds to the first token.
+
+First form, with priors instead of learnt speeds: prompts are computed in turn at a known speed, and every running
+request and every KV block in use delays them a little.
+"""
+
+from kvrouter.routing.load import RankLoad
+from kvrouter.routing.settings import RoutingSettings
+
+__all__ = ["CostModel"]
+
+
+class CostModel:
+    """Turns what is to be done on a rank into seconds."""
+
+    __slots__ = ("block_seconds", "request_seconds", "token_seconds")
+
+    def __init__(self, settings: RoutingSettings) -> None:
+        self.token_seconds = 1.0 / settings.prefill_tokens_per_second
+        self.request_seconds = settings.request_seconds
+        self.block_seconds = settings.block_seconds
+
+    def seconds(self, prefill_tokens: int, active_requests: int, decode_blocks: int) -> float:
+        """Time until a prompt's first token, when `prefill_tokens` are to be computed up to and including its own."""
+        return (
+            prefill_tokens * self.token_seconds
+            + active_requests * self.request_seconds
+            + decode_blocks * self.block_seconds
+        )
+
+    def of(self, load: RankLoad, uncached_tokens: int) -> float:
+        """The same for a rank's load and a prompt that it has to compute `uncached_tokens` of."""
+        return self.seconds(load.prefill_tokens + uncached_tokens, load.active_requests, load.decode_blocks)

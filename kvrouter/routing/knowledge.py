@@ -1,0 +1,162 @@
+"""What is known of ranks' caches for one prompt: what events confirm, what is predicted, how far to believe it.
+
+The truth is `kvrouter.ingest`'s; the predictions are written here, by the router's own decisions.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from kvrouter.blocks import Prompt
+from kvrouter.events import Source
+from kvrouter.routing.predictions import PredictedBlocks
+from kvrouter.routing.settings import RoutingSettings
+
+__all__ = ["NO_OVERLAPS", "CacheTruth", "Knowledge", "Overlaps"]
+
+# A predicted prefix is written again once this share of its lifetime is over, so that what is in use stays.
+_REFRESH_SHARE = 0.25
+_NOTHING: Mapping[int, int] = {}
+
+
+class CacheTruth(Protocol):
+    """What routing needs of `kvrouter.ingest.Ingest`."""
+
+    def open(self, source: Source, rank: int, *, block_size: int | None = None, now: float) -> None:
+        """Begin to follow a source under a dense rank number."""
+        ...
+
+    def close(self, source: Source) -> None:
+        """Forget a source and everything it holds."""
+        ...
+
+    def usable_tokens(self, prompt: Prompt) -> Mapping[int, int]:
+        """Per dense rank the leading prompt tokens that its engine can use from its cache; zero is absent."""
+        ...
+
+    def block_size(self, rank: int) -> int | None:
+        """Tokens per block of a rank; None until known."""
+        ...
+
+    def is_trusted(self, rank: int) -> str:
+        """State of the rank's source: live, replaying, suspect or predicted."""
+        ...
+
+
+class Overlaps:
+    """Leading tokens of one prompt that dense ranks have cached; ranks that have none are absent.
+
+    `confirmed` is what events say, `promised` the longer of that and what is predicted, and `credited` the part of
+    the promise that is believed when ranks are compared.
+    """
+
+    __slots__ = ("confirmed", "credited", "promised")
+
+    def __init__(self, confirmed: Mapping[int, int], promised: Mapping[int, int], credited: Mapping[int, int]) -> None:
+        self.confirmed, self.promised, self.credited = confirmed, promised, credited
+
+
+NO_OVERLAPS = Overlaps(_NOTHING, _NOTHING, _NOTHING)
+
+
+class Knowledge:
+    """Joins the truth with predictions, for every block size in use."""
+
+    __slots__ = ("_by_block_size", "_confirmable", "_settings", "_truth")
+
+    def __init__(self, truth: CacheTruth, settings: RoutingSettings) -> None:
+        self._truth = truth
+        self._settings = settings
+        self._by_block_size: dict[int, PredictedBlocks] = {}
+        # Per rank, whether its events were live when it was predicted last.
+        self._confirmable: dict[int, bool] = {}
+
+    def __len__(self) -> int:
+        """Pairs of a block and a rank that is predicted to hold it."""
+        return sum(map(len, self._by_block_size.values()))
+
+    def overlaps(self, prompt: Prompt, now: float) -> Overlaps:
+        """What every rank has of a prompt."""
+        confirmed = self._truth.usable_tokens(prompt) if prompt.exact else _NOTHING
+        promised = confirmed
+        for block_size, predictions in self._by_block_size.items():
+            predictions.expire(now)
+            if not len(predictions) or prompt.block_size not in {None, block_size}:
+                continue
+            known = {rank: tokens // block_size for rank, tokens in confirmed.items()}
+            depths = predictions.match(prompt.hash_list(block_size), known)
+            if depths:
+                # An engine computes at least the last token itself, to have something to continue from.
+                limit = (prompt.tokens - 1) // block_size
+                promised = dict(promised)
+                for rank, blocks in depths.items():
+                    tokens = min(blocks, limit) * block_size
+                    if tokens > promised.get(rank, 0):
+                        promised[rank] = tokens
+        if not promised:
+            return NO_OVERLAPS
+        return Overlaps(confirmed, promised, self._credited(confirmed, promised) if confirmed else promised)
+
+    def block_size(self, rank: int, prompt: Prompt | None) -> int:
+        """Tokens per block of a prompt on a rank."""
+        if prompt is not None and prompt.block_size is not None:
+            return prompt.block_size
+        return self._truth.block_size(rank) or self._settings.block_size
+
+    def predict(
+        self,
+        rank: int,
+        hashes: Sequence[int],
+        block_size: int,
+        *,
+        confirmed: int,
+        promised: int,
+        cost: float,
+        now: float,
+    ) -> None:
+        """Note that a rank will hold a prompt's blocks, of which `confirmed` and `promised` tokens it has already.
+
+        The blocks appear when the prompt has been computed, after `cost` seconds; the lifetime counts from there.
+        """
+        live = self._truth.is_trusted(rank) == "live"
+        if self._confirmable.get(rank) is not live:
+            # Events began or ceased to come: what was predicted under the other lifetime is no longer meant.
+            self.forget(rank)
+            self._confirmable[rank] = live
+        settings = self._settings
+        lifetime = settings.predicted_seconds_live if live else settings.predicted_seconds_unconfirmed
+        if not lifetime:
+            return
+        predictions = self._by_block_size.get(block_size)
+        if predictions is None:
+            predictions = self._by_block_size[block_size] = PredictedBlocks(
+                blocks_max=settings.predicted_blocks_max, total_max=settings.predicted_total_max
+            )
+        begin, known = confirmed // block_size, promised // block_size
+        if known > begin:
+            # The part that is predicted already is written again only when it is getting old.
+            until = predictions.deadline(rank, hashes[known - 1])
+            if until is not None and until - now > lifetime * (1 - _REFRESH_SHARE):
+                begin = known
+        predictions.store(rank, hashes[begin:], now + cost + lifetime)
+
+    def expire(self, now: float) -> None:
+        """End the predictions whose time is over."""
+        for predictions in self._by_block_size.values():
+            predictions.expire(now)
+
+    def forget(self, rank: int) -> None:
+        """Drop a rank's predictions."""
+        self._confirmable.pop(rank, None)
+        for predictions in self._by_block_size.values():
+            predictions.drop(rank)
+
+    def _credited(self, confirmed: Mapping[int, int], promised: Mapping[int, int]) -> Mapping[int, int]:
+        """What a source in doubt confirmed counts only in part."""
+        share_of, state_of = self._settings.source_credits, self._truth.is_trusted
+        doubted = {rank: share for rank in confirmed if (share := share_of.get(state_of(rank), 1.0)) < 1.0}
+        if not doubted:
+            return promised
+        credited = dict(promised)
+        for rank, share in doubted.items():
+            credited[rank] -= round(confirmed[rank] * (1.0 - share))
+        return credited

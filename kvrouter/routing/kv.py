@@ -1,0 +1,63 @@
+"""The default policy: the rank that is predicted to answer first, among those that have most of the prompt cached."""
+
+from collections.abc import Sequence
+
+from kvrouter.routing.cost import CostModel
+from kvrouter.routing.fleet import FleetRank
+from kvrouter.routing.policy import Choice, Request
+from kvrouter.routing.settings import RoutingSettings
+
+__all__ = ["KvPolicy"]
+
+
+class KvPolicy:
+    """Affinity first, then predicted time to first token, with an escape.
+
+    Ranks with at least `affinity` of the best overlap come first, and among them the one of least cost. Another rank
+    wins only if it is predicted to be faster by a margin that grows with the prefill work which the affinity saves:
+    a short shared system prompt ties nobody to a busy rank, a long conversation stays where it is. Overlap that
+    everybody has saves nothing and so decides nothing.
+    """
+
+    name = "kv"
+
+    def __init__(self, settings: RoutingSettings) -> None:
+        self._model = CostModel(settings)
+        self._affinity = settings.affinity
+        self._escape_ratio, self._escape_seconds = settings.escape_ratio, settings.escape_seconds
+
+    def choose(self, candidates: Sequence[FleetRank], request: Request) -> Choice:
+        """Return the best rank; the reason is `affinity`, `escape`, or `load` where nobody has anything."""
+        credit_of = request.credits.get
+        most = max([credit_of(each.dense_rank, 0) for each in candidates]) if request.credits else 0
+        enough = most * self._affinity
+        model, tokens = self._model, request.tokens
+        token_seconds, request_seconds = model.token_seconds, model.request_seconds
+        block_seconds = model.block_seconds
+        near = best = candidates[0]
+        near_cost = best_cost = float("inf")
+        # `CostModel.of`, written out: this loop is the router's hottest.
+        for each in candidates:
+            load = each.load
+            credit = credit_of(each.dense_rank, 0)
+            cost = (
+                (load.prefill_tokens + tokens - credit) * token_seconds
+                + load.active_requests * request_seconds
+                + load.decode_blocks * block_seconds
+            )
+            if cost < best_cost or (cost == best_cost and _waited_longer(each, best)):
+                best, best_cost = each, cost
+            if credit >= enough and (cost < near_cost or (cost == near_cost and _waited_longer(each, near))):
+                near, near_cost = each, cost
+        if not most:
+            return best, "load"
+        saved = (credit_of(near.dense_rank, 0) - credit_of(best.dense_rank, 0)) * token_seconds
+        if near_cost - best_cost > min(self._escape_seconds, self._escape_ratio * saved):
+            return best, "escape"
+        return near, "affinity"
+
+
+def _waited_longer(one: FleetRank, other: FleetRank) -> bool:
+    """Whether `one` goes first at equal cost: fewer requests, then chosen longer ago."""
+    mine, theirs = one.load.active_requests, other.load.active_requests
+    return mine < theirs or (mine == theirs and one.turn < other.turn)

@@ -1,0 +1,227 @@
+"""The load book: what each rank still has to do for requests that were sent to it.
+
+A request is booked when it is routed, its prefill ends with the first token and its booking with the last byte. A
+booking with a lease ends by itself if nobody shows progress. Time is an argument; nothing here waits or measures.
+"""
+
+from collections.abc import Hashable, Sequence
+from heapq import heapify, heappop, heappush
+
+from kvrouter.errors import OverloadedError
+from kvrouter.routing.active_blocks import ActiveBlocks
+
+__all__ = ["LoadBook", "RankLoad"]
+
+
+class RankLoad:
+    """What one rank is busy with: requests, uncached prompt tokens not yet computed, KV blocks in use."""
+
+    __slots__ = ("active_requests", "decode_blocks", "prefill_tokens")
+
+    def __init__(self, active_requests: int = 0, prefill_tokens: int = 0, decode_blocks: int = 0) -> None:
+        self.active_requests = active_requests
+        self.prefill_tokens = prefill_tokens
+        self.decode_blocks = decode_blocks
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RankLoad) and self._fields() == other._fields()
+
+    __hash__ = None  # type: ignore[assignment]  # a load changes all the time
+
+    def __repr__(self) -> str:
+        return "RankLoad(active_requests={}, prefill_tokens={}, decode_blocks={})".format(*self._fields())
+
+    def _fields(self) -> tuple[int, int, int]:
+        return self.active_requests, self.prefill_tokens, self.decode_blocks
+
+
+class _Booking:
+    __slots__ = ("counted", "deadline", "hashes", "lease", "own", "prefill_tokens", "rank", "weight")
+
+    def __init__(self, rank: int, prefill_tokens: int) -> None:
+        self.rank = rank
+        self.prefill_tokens = prefill_tokens
+        self.hashes: Sequence[int] = ()
+        self.own = 0  # blocks that count for this booking alone
+        self.weight = 1.0  # share of them that still counts
+        self.counted = 0  # what the rank's load holds for them
+        self.lease: float | None = None
+        self.deadline = 0.0
+
+
+class LoadBook:
+    """Bookings by id and their sums per rank. Not thread-safe; every call costs a few dictionary operations.
+
+    Loads never become negative: whatever a booking added is exactly what its end takes away.
+    """
+
+    __slots__ = ("_active", "_bookings", "_leased", "_leases", "_loads", "expired_total", "reservations_max")
+
+    def __init__(self, *, reservations_max: int = 1_000_000) -> None:
+        self._bookings: dict[Hashable, _Booking] = {}
+        self._loads: dict[int, RankLoad] = {}
+        self._active: dict[int, ActiveBlocks] = {}
+        self._leases: list[tuple[float, int, Hashable, _Booking]] = []
+        self._leased = 0
+        self.reservations_max = reservations_max
+        self.expired_total = 0
+
+    def __len__(self) -> int:
+        """Bookings held now."""
+        return len(self._bookings)
+
+    def __contains__(self, booking_id: Hashable) -> bool:
+        return booking_id in self._bookings
+
+    def load(self, rank: int) -> RankLoad:
+        """The load of one rank: the living object, so read it and do not change it."""
+        load = self._loads.get(rank)
+        if load is None:
+            load = self._loads[rank] = RankLoad()
+        return load
+
+    def loads(self) -> dict[int, RankLoad]:
+        """The load of every rank that was ever asked for, by dense rank."""
+        return dict(self._loads)
+
+    def reserve(
+        self,
+        booking_id: Hashable,
+        rank: int,
+        *,
+        prefill_tokens: int,
+        blocks: int,
+        now: float,
+        lease_seconds: float | None = None,
+        hashes: Sequence[int] = (),
+    ) -> None:
+        """Book a request on a rank.
+
+        Args:
+            booking_id: any hashable value; must be new.
+            rank: dense rank number.
+            prefill_tokens: prompt tokens that the rank has to compute.
+            blocks: KV blocks that the prompt occupies, the last, partial one included.
+            now: the current time.
+            lease_seconds: the booking ends this long after its last progress; None means never.
+            hashes: sequence hashes of the prompt's full blocks; with them, blocks that several bookings of the rank
+                share count once.
+
+        Raises:
+            ValueError: the id is booked already, or a number is negative.
+            OverloadedError: `reservations_max` bookings are held.
+        """
+        if booking_id in self._bookings:
+            raise ValueError(f"{booking_id!r} is booked already")
+        if prefill_tokens < 0 or blocks < len(hashes):
+            raise ValueError(f"prefill_tokens ({prefill_tokens}) and blocks ({blocks}) must be at least 0")
+        if len(self._bookings) >= self.reservations_max:
+            raise OverloadedError(f"{self.reservations_max} requests are booked already")
+        booking = self._bookings[booking_id] = _Booking(rank, prefill_tokens)
+        load = self.load(rank)
+        load.active_requests += 1
+        load.prefill_tokens += prefill_tokens
+        booking.own = blocks
+        if hashes:
+            self._share(booking, load, hashes)
+        self._count(booking, load)
+        if lease_seconds is not None:
+            booking.lease = lease_seconds
+            self._renew(booking, now)
+            self._leased += 1  # breaks ties, so that ids and bookings are never compared
+            heappush(self._leases, (booking.deadline, self._leased, booking_id, booking))
+
+    def prefill_complete(self, booking_id: Hashable, *, now: float) -> bool:
+        """The first token came; renews the lease. False if the id is unknown; again is no error."""
+        booking = self._bookings.get(booking_id)
+        if booking is None:
+            return False
+        self._loads[booking.rank].prefill_tokens -= booking.prefill_tokens
+        booking.prefill_tokens = 0
+        self._renew(booking, now)
+        return True
+
+    def output_block(self, booking_id: Hashable, decay: float | None = None, *, now: float | None = None) -> bool:
+        """The answer filled one more block; renews the lease if the time is given. False if the id is unknown.
+
+        `decay` is the share (0..1) of the request's own blocks that shall still count: blocks of a request that is
+        about to end weigh less for the next one.
+        """
+        booking = self._bookings.get(booking_id)
+        if booking is None:
+            return False
+        if decay is not None:
+            if not 0 <= decay <= 1:
+                raise ValueError(f"decay is {decay}; it must be 0..1")
+            booking.weight = decay
+        booking.own += 1
+        self._count(booking, self._loads[booking.rank])
+        if now is not None:
+            self._renew(booking, now)
+        return True
+
+    def free(self, booking_id: Hashable) -> bool:
+        """The request ended, however it did. False if the id is unknown."""
+        booking = self._bookings.pop(booking_id, None)
+        if booking is None:
+            return False
+        load = self._loads[booking.rank]
+        load.active_requests -= 1
+        load.prefill_tokens -= booking.prefill_tokens
+        load.decode_blocks -= booking.counted
+        if booking.hashes:
+            load.decode_blocks -= self._active[booking.rank].discard(booking.hashes)
+        if len(self._leases) > 1024 + 2 * len(self._bookings):
+            self._sweep()
+        return True
+
+    def expire(self, now: float) -> list[Hashable]:
+        """End the bookings whose lease is over; returns their ids. Costs nothing when none is due."""
+        expired: list[Hashable] = []
+        while self._leases and self._leases[0][0] <= now:
+            _, serial, booking_id, booking = heappop(self._leases)
+            if self._bookings.get(booking_id) is not booking:
+                continue
+            if booking.deadline > now:  # renewed since
+                heappush(self._leases, (booking.deadline, serial, booking_id, booking))
+                continue
+            self.free(booking_id)
+            expired.append(booking_id)
+        self.expired_total += len(expired)
+        return expired
+
+    def drop(self, rank: int) -> int:
+        """End every booking of a rank that is gone; returns how many there were."""
+        held = [booking_id for booking_id, booking in self._bookings.items() if booking.rank == rank]
+        for booking_id in held:
+            self.free(booking_id)
+        self._loads.pop(rank, None)
+        self._active.pop(rank, None)
+        return len(held)
+
+    def active_prefix(self, rank: int, hashes: Sequence[int]) -> int:
+        """Leading blocks of a prompt that running requests of the rank occupy anyway (if booked with hashes)."""
+        active = self._active.get(rank)
+        return active.leading(hashes) if active else 0
+
+    def _share(self, booking: _Booking, load: RankLoad, hashes: Sequence[int]) -> None:
+        active = self._active.get(booking.rank)
+        if active is None:
+            active = self._active[booking.rank] = ActiveBlocks()
+        booking.hashes = hashes
+        booking.own -= len(hashes)
+        load.decode_blocks += active.add(hashes)
+
+    def _count(self, booking: _Booking, load: RankLoad) -> None:
+        counted = round(booking.own * booking.weight)
+        load.decode_blocks += counted - booking.counted
+        booking.counted = counted
+
+    def _renew(self, booking: _Booking, now: float) -> None:
+        if booking.lease is not None:
+            booking.deadline = now + booking.lease
+
+    def _sweep(self) -> None:
+        """Forget leases of bookings that ended; the heap would otherwise keep them until their time."""
+        self._leases = [lease for lease in self._leases if self._bookings.get(lease[2]) is lease[3]]
+        heapify(self._leases)

@@ -1,0 +1,47 @@
+"""What a routing policy is: given candidates and a request, it names one candidate."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol, TypeAlias
+
+from kvrouter.blocks import Prompt
+from kvrouter.routing.fleet import FleetRank
+
+__all__ = ["Choice", "Policy", "Request", "by_load"]
+
+# The chosen rank, and in one word why.
+Choice: TypeAlias = tuple[FleetRank, str]
+
+
+class Request:
+    """What a policy may know of a request.
+
+    `credits` are the prompt tokens that each dense rank is believed to have cached; ranks that have none are absent.
+    `prompt` is None where nothing is known of it.
+    """
+
+    __slots__ = ("credits", "prompt", "session", "tokens")
+
+    def __init__(self, prompt: Prompt | None, credits: Mapping[int, int], session: str | None) -> None:  # noqa: A002
+        self.prompt = prompt
+        self.tokens = prompt.tokens if prompt is not None else 0
+        self.credits = credits
+        self.session = session
+
+
+class Policy(Protocol):
+    """Chooses a rank. Deterministic: the same fleet, request and own history give the same choice.
+
+    `candidates` is never empty and in a stable order. A policy reads loads and turns; it changes nothing but itself.
+    """
+
+    name: str
+
+    def choose(self, candidates: Sequence[FleetRank], request: Request) -> Choice:
+        """Return one of `candidates` and the reason."""
+        ...
+
+
+def by_load(rank: FleetRank) -> tuple[int, int, int]:
+    """Sorts the least busy rank first; among equals the one that was chosen longest ago."""
+    load = rank.load
+    return load.active_requests, load.prefill_tokens, rank.turn

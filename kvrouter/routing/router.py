@@ -1,0 +1,286 @@
+"""The router in process: workers in, events in (through `ingest`), decisions out. No sockets, no clock.
+
+    router = Router()
+    router.add_worker("a", now=0.0)
+    router.add_worker("b", now=0.0)
+    decision = router.route(token_ids, now=0.1)   # books it; later: router.book.free(decision.id)
+
+`decide` only asks; `commit` books the load and predicts the blocks. The service puts a proxy around this.
+"""
+
+from collections.abc import Collection, Hashable, Sequence
+from typing import NamedTuple
+
+from kvrouter.blocks import Prompt, TokenIds
+from kvrouter.errors import NoWorkerError
+from kvrouter.events import Source
+from kvrouter.index import PrefixIndex
+from kvrouter.ingest import Ingest
+from kvrouter.routing.cost import CostModel
+from kvrouter.routing.decision import Decision, Row
+from kvrouter.routing.fleet import Fleet, FleetRank, FleetWorker
+from kvrouter.routing.knowledge import NO_OVERLAPS, CacheTruth, Knowledge, Overlaps
+from kvrouter.routing.load import LoadBook
+from kvrouter.routing.policies import make_policy
+from kvrouter.routing.policy import Policy, Request
+from kvrouter.routing.settings import RoutingSettings
+
+__all__ = ["PotentialLoad", "Router"]
+
+# Rows noted per decision; in larger fleets only ranks that hold some of the prompt, and the chosen one.
+_ROWS_MAX = 64
+
+
+class PotentialLoad(NamedTuple):
+    """What a rank would carry if a prompt came to it now."""
+
+    worker_id: str
+    rank: int
+    dense_rank: int
+    prefill_tokens: int
+    decode_blocks: int
+    active_requests: int
+
+
+class Router:
+    """Chooses a rank for each request by cached prefix and load. Lives on one event loop; not thread-safe."""
+
+    def __init__(
+        self,
+        *,
+        policy: str | Policy = "kv",
+        index: PrefixIndex | None = None,
+        ingest: CacheTruth | None = None,
+        settings: RoutingSettings | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.settings = settings if settings is not None else RoutingSettings()
+        self.index = index if index is not None else PrefixIndex()
+        self.ingest = ingest if ingest is not None else Ingest(self.index)
+        self.book = LoadBook(reservations_max=self.settings.reservations_max)
+        self.fleet = Fleet()
+        self.knowledge = Knowledge(self.ingest, self.settings)
+        self._cost = CostModel(self.settings)
+        self._seed = seed
+        self._policies: dict[str, Policy] = {}
+        self._policy = self._resolve(policy)
+        self._turns = 0
+        self._routed = 0
+
+    # -- workers -------------------------------------------------------------------------------------------------------
+
+    def add_worker(
+        self,
+        worker_id: str,
+        *,
+        ranks: int = 1,
+        first_rank: int = 0,
+        models: Sequence[str] = (),
+        block_size: int | None = None,
+        routable: bool = True,
+        now: float,
+    ) -> list[int]:
+        """Take a worker in and begin to listen for its events; returns the dense numbers of its ranks.
+
+        No models means that it may serve any. Raises ValueError if the id is taken or a number is out of range.
+        """
+        if worker_id in self.fleet:
+            raise ValueError(f"worker {worker_id!r} exists already")
+        if ranks < 1 or first_rank < 0:
+            raise ValueError(f"ranks is {ranks} and first_rank {first_rank}; at least 1 and 0 are needed")
+        numbers = self.fleet.allocate(ranks)
+        members = tuple(
+            FleetRank(Source(worker_id, first_rank + offset), number, self.book.load(number))
+            for offset, number in enumerate(numbers)
+        )
+        worker = FleetWorker(worker_id, models, members)
+        worker.routable = routable
+        self.fleet.add(worker)
+        for member in members:
+            self.ingest.open(member.source, member.dense_rank, block_size=block_size, now=now)
+        return numbers
+
+    def remove_worker(self, worker_id: str, *, now: float) -> None:  # noqa: ARG002 - every change of the fleet has a time
+        """Forget a worker with its blocks, predictions and bookings; its dense numbers may be given away again.
+
+        Raises KeyError if there is no such worker.
+        """
+        for member in self.fleet.worker(worker_id).ranks:
+            self.ingest.close(member.source)
+            self.book.drop(member.dense_rank)
+            self.knowledge.forget(member.dense_rank)
+        self.fleet.remove(worker_id)
+
+    def set_routable(self, worker_id: str, routable: bool, *, now: float) -> None:  # noqa: ARG002, FBT001 - see above
+        """Allow or forbid new requests to a worker; its blocks stay known. Raises KeyError if there is none."""
+        self.fleet.set_routable(worker_id, routable=routable)
+
+    def set_models(self, worker_id: str, models: Sequence[str]) -> None:
+        """Say what a worker serves; nothing means that it may serve any model. Raises KeyError if there is none."""
+        self.fleet.set_models(worker_id, models)
+
+    # -- requests ------------------------------------------------------------------------------------------------------
+
+    def route(
+        self,
+        token_ids: TokenIds,
+        *,
+        model: str | None = None,
+        salt: bytes = b"",
+        lora: str | None = None,
+        session: str | None = None,
+        now: float = 0.0,
+    ) -> Decision:
+        """Decide and book in one step, under an id of its own.
+
+        Free it with `router.book.free(decision.id)`; what is not freed ends by its lease as `now` moves on.
+        """
+        self.expire(now)
+        decision = self.decide(Prompt(token_ids, salt=salt, lora=lora), model=model, session=session, now=now)
+        self._routed += 1
+        self.commit(decision, id=("route", self._routed), now=now, lease_seconds=self.settings.lease_seconds)
+        return decision
+
+    def decide(
+        self,
+        prompt: Prompt | None,
+        *,
+        model: str | None = None,
+        session: str | None = None,
+        exclude: Collection[str] = (),
+        allowed: Collection[str] | None = None,
+        pinned: Source | None = None,
+        now: float,
+        policy: str | Policy | None = None,
+    ) -> Decision:
+        """Choose a rank; books nothing.
+
+        Args:
+            prompt: None where nothing is known of it; then only load counts.
+            model: None for any.
+            session: key of a conversation, for policies that look at it.
+            exclude: ids of workers that must not be chosen.
+            allowed: ids of the only workers that may be chosen.
+            pinned: the only rank that may be chosen.
+            now: the current time.
+            policy: instead of the router's own.
+
+        Raises:
+            UnknownModelError: no worker serves the model.
+            NoWorkerError: no worker that does is left to choose from.
+        """
+        candidates = self.fleet.candidates(model)
+        if exclude or allowed is not None or pinned is not None:
+            candidates = self.fleet.narrow(candidates, exclude=exclude, allowed=allowed, pinned=pinned)
+        overlaps = NO_OVERLAPS if prompt is None else self.knowledge.overlaps(prompt, now)
+        chooser = self._policy if policy is None else self._resolve(policy)
+        target, reason = chooser.choose(candidates, Request(prompt, overlaps.credited, session))
+        self._turns += 1
+        target.turn = self._turns
+        rank, tokens = target.dense_rank, 0 if prompt is None else prompt.tokens
+        return Decision(
+            target,
+            prompt=prompt,
+            overlap_tokens=overlaps.promised.get(rank, 0),
+            confirmed_tokens=overlaps.confirmed.get(rank, 0),
+            blocks=-(-tokens // self.knowledge.block_size(rank, prompt)),
+            cost=self._cost.of(target.load, tokens - overlaps.credited.get(rank, 0)),
+            policy=chooser.name,
+            reason=reason,
+            rows=_rows(candidates, target, overlaps),
+            model=self._cost,
+        )
+
+    def commit(self, decision: Decision, *, id: Hashable, now: float, lease_seconds: float | None = None) -> None:  # noqa: A002
+        """Book a decision's load under `id`, and predict that the chosen rank will hold its blocks.
+
+        Raises:
+            NoWorkerError: the chosen worker has left since.
+            ValueError: the id is booked already.
+            OverloadedError: too many requests are booked.
+        """
+        target = decision.target
+        if self.fleet.at(target.dense_rank) is not target:
+            raise NoWorkerError(f"worker {target.worker_id!r} left before the request was booked")
+        rank, prompt = target.dense_rank, decision.prompt
+        block_size = self.knowledge.block_size(rank, prompt)
+        hashes = prompt.hash_list(block_size) if prompt is not None else []
+        self.book.reserve(
+            id,
+            rank,
+            prefill_tokens=decision.prefill_tokens,
+            blocks=decision.blocks,
+            now=now,
+            lease_seconds=lease_seconds,
+            hashes=hashes if self.settings.share_active_blocks else (),
+        )
+        decision.id = id
+        decision.prompt = None  # whoever keeps decisions must not keep prompts
+        if hashes:
+            self.knowledge.predict(
+                rank,
+                hashes,
+                block_size,
+                confirmed=decision.confirmed_tokens,
+                promised=decision.overlap_tokens,
+                cost=decision.cost,
+                now=now,
+            )
+
+    def expire(self, now: float) -> list[Hashable]:
+        """End the bookings whose lease is over and the predictions whose time is; returns the bookings' ids."""
+        self.knowledge.expire(now)
+        return self.book.expire(now)
+
+    def potential_loads(self, prompt: Prompt | None, *, model: str | None = None, now: float) -> list[PotentialLoad]:
+        """What each routable rank that serves `model` would carry with this prompt; raises as `decide` does."""
+        overlaps = NO_OVERLAPS if prompt is None else self.knowledge.overlaps(prompt, now)
+        return [self._potential(each, prompt, overlaps) for each in self.fleet.candidates(model)]
+
+    def _resolve(self, policy: str | Policy) -> Policy:
+        if not isinstance(policy, str):
+            return policy
+        found = self._policies.get(policy)
+        if found is None:
+            found = self._policies[policy] = make_policy(policy, self.settings, seed=self._seed)
+        return found
+
+    def _potential(self, each: FleetRank, prompt: Prompt | None, overlaps: Overlaps) -> PotentialLoad:
+        prefill_tokens = blocks = 0
+        if prompt is not None:
+            block_size = self.knowledge.block_size(each.dense_rank, prompt)
+            prefill_tokens = prompt.tokens - overlaps.promised.get(each.dense_rank, 0)
+            blocks = -(-prompt.tokens // block_size)
+            blocks -= self.book.active_prefix(each.dense_rank, prompt.hash_list(block_size))
+        load = each.load
+        return PotentialLoad(
+            each.worker_id,
+            each.rank,
+            each.dense_rank,
+            load.prefill_tokens + prefill_tokens,
+            load.decode_blocks + blocks,
+            load.active_requests,
+        )
+
+
+def _rows(candidates: Sequence[FleetRank], target: FleetRank, overlaps: Overlaps) -> list[Row]:
+    """The facts behind a decision, noted before they change."""
+    promised, confirmed, credited = overlaps.promised.get, overlaps.confirmed.get, overlaps.credited.get
+    if len(candidates) > _ROWS_MAX:
+        holding = [each for each in candidates if each.dense_rank in overlaps.promised and each is not target]
+        candidates = [target, *holding[: _ROWS_MAX - 1]]
+    rows: list[Row] = []
+    for each in candidates:
+        rank, load = each.dense_rank, each.load
+        rows.append(
+            (
+                each,
+                promised(rank, 0),
+                confirmed(rank, 0),
+                credited(rank, 0),
+                load.active_requests,
+                load.prefill_tokens,
+                load.decode_blocks,
+            )
+        )
+    return rows

@@ -1,0 +1,59 @@
+"""The knobs of routing: priors of the cost model, lifetimes of predictions, bounds. Times are in seconds."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+__all__ = ["RoutingSettings"]
+
+
+def _credits() -> Mapping[str, float]:
+    return MappingProxyType({"live": 1.0, "predicted": 1.0, "replaying": 0.5, "suspect": 0.5})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingSettings:
+    """How a worker is chosen. The priors are rough on purpose: only ratios between ranks decide.
+
+    Attributes:
+        prefill_tokens_per_second: speed at which a rank works off uncached prompt tokens.
+        request_seconds: how much each request already running on a rank delays the next one's first token.
+        block_seconds: the same per KV block that running requests occupy there.
+        affinity: ranks with at least this share of the best overlap come first.
+        escape_ratio: another rank is taken if it is predicted to be faster by more than this multiple of the
+            prefill time that the affinity saves.
+        escape_seconds: and in any case if it is faster by more than this.
+        source_credits: by state of a rank's event source, the share of its confirmed overlap that is believed.
+        block_size: tokens per block of ranks whose block size nobody has told yet.
+        predicted_seconds_live: how long a routed prompt counts as cached, beyond its predicted time to first token,
+            on a rank whose events would confirm it.
+        predicted_seconds_unconfirmed: the same on a rank without live events, where nothing ever confirms it.
+        predicted_blocks_max: predicted blocks kept per rank; the least recently routed go first.
+        predicted_total_max: the same over all ranks.
+        lease_seconds: lease of what `Router.route` books.
+        reservations_max: requests booked at a time.
+        share_active_blocks: count a block that several running requests of a rank share once. Exact, and costs
+            about 0.1 us per block that a request does not share.
+    """
+
+    prefill_tokens_per_second: float = 8000.0
+    request_seconds: float = 0.002
+    block_seconds: float = 0.000_01
+    affinity: float = 0.8
+    escape_ratio: float = 1.0
+    escape_seconds: float = 5.0
+    source_credits: Mapping[str, float] = field(default_factory=_credits)
+    block_size: int = 16
+    predicted_seconds_live: float = 5.0
+    predicted_seconds_unconfirmed: float = 600.0
+    predicted_blocks_max: int = 65_536
+    predicted_total_max: int = 4_194_304
+    lease_seconds: float = 60.0
+    reservations_max: int = 1_000_000
+    share_active_blocks: bool = False
+
+    def __post_init__(self) -> None:
+        if self.prefill_tokens_per_second <= 0:
+            raise ValueError(f"prefill_tokens_per_second is {self.prefill_tokens_per_second}; it must be above 0")
+        if not 0 < self.affinity <= 1:
+            raise ValueError(f"affinity is {self.affinity}; it must be above 0 and at most 1")
