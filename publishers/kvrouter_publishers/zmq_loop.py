@@ -83,6 +83,7 @@ class PublisherLoop:
     def _poller(self) -> zmq.Poller:
         poller = zmq.Poller()
         poller.register(self._bell_pull.fileno(), zmq.POLLIN)
+        poller.register(self._live, zmq.POLLIN)  # Never readable, but polling lets it handle new subscriptions.
         if self._replays is not None:
             poller.register(self._replays.socket, zmq.POLLIN)
         return poller

@@ -79,17 +79,19 @@ class ZmqEventPublisher:
         self._closing = False
         self._counters = Counters()
         self._outbox = Outbox(max_queue_size)
-        ring = ReplayRing(batches_max=buffer_steps, bytes_max=buffer_bytes)
+        self._ring = ReplayRing(batches_max=buffer_steps, bytes_max=buffer_bytes)
         live, replays = self._open(endpoint, replay_endpoint, rank, hwm, bind=bind)
         topic_frame = topic.encode()
         server = None
         if replays is not None:
-            server = ReplayServer(replays, ring, topic=topic_frame, with_topic=replay_topic, counters=self._counters)
+            server = ReplayServer(
+                replays, self._ring, topic=topic_frame, with_topic=replay_topic, counters=self._counters
+            )
         self._loop = PublisherLoop(
             live=live,
             replays=server,
             outbox=self._outbox,
-            ring=ring,
+            ring=self._ring,
             counters=self._counters,
             topic=topic_frame,
             rank=rank,
@@ -132,6 +134,8 @@ class ZmqEventPublisher:
         return {
             **asdict(self._counters),
             "outbox_batches": len(self._outbox),
+            "replayable_batches": len(self._ring),
+            "replayable_bytes": self._ring.bytes,
             "next_sequence": self._loop.next_sequence,
             "running": int(self._loop.running),
         }
@@ -170,11 +174,15 @@ class ZmqEventPublisher:
 
     def _socket(self, kind: int) -> zmq.Socket[bytes]:
         socket = self._context.socket(kind)
-        socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
-        if self._curve_secret_key is not None:
-            socket.setsockopt(zmq.CURVE_SERVER, 1)
-            socket.setsockopt(zmq.CURVE_SECRETKEY, self._curve_secret_key)
+        try:
+            socket.setsockopt(zmq.LINGER, 0)
+            socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+            if self._curve_secret_key is not None:
+                socket.setsockopt(zmq.CURVE_SERVER, 1)
+                socket.setsockopt(zmq.CURVE_SECRETKEY, self._curve_secret_key)
+        except zmq.ZMQError:
+            socket.close(linger=0)
+            raise
         return socket
 
 

@@ -1,0 +1,136 @@
+"""A guest in the engine: it never blocks, never raises, never grows, and says what it had to drop."""
+
+import resource
+import subprocess
+import sys
+
+import zmq
+
+from kvrouter.events import AllBlocksCleared, BlockStored, EventBatch
+from kvrouter_publishers import ZmqEventPublisher
+from tests.publishers.wire import ANY_TCP, Consumer, consumers, stored, wait_for
+
+
+def test_publishing_after_the_close_is_counted_not_raised() -> None:
+    """Engines shut down in any order."""
+    publisher = ZmqEventPublisher(ANY_TCP)
+    publisher.close()
+
+    publisher.publish([stored(1), stored(2)])
+
+    assert publisher.statistics()["events_dropped_not_running"] == 2
+
+
+def test_publishing_to_a_dead_thread_is_counted_not_raised() -> None:
+    """Its context is pulled away from under it; the engine goes on."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    publisher = ZmqEventPublisher(ANY_TCP, context=context)
+    context.term()  # Returns when the publisher's thread has met the error and closed its sockets.
+    wait_for(lambda: publisher.statistics()["running"] == 0)
+
+    publisher.publish([stored(1)])
+
+    assert publisher.statistics()["crashes"] == 1
+    assert publisher.statistics()["events_dropped_not_running"] == 1
+    publisher.close()
+
+
+def test_a_consumer_that_does_not_read_delays_nobody() -> None:
+    """ZeroMQ drops at its bound; the engine and the ring do not notice."""
+    with consumers() as context, ZmqEventPublisher(ANY_TCP, hwm=10) as publisher:
+        stuck = context.socket(zmq.SUB)
+        stuck.setsockopt(zmq.RCVHWM, 1)
+        stuck.setsockopt(zmq.SUBSCRIBE, b"")
+        stuck.connect(publisher.endpoint)
+
+        for number in range(20_000):
+            publisher.publish([stored(number)])
+
+        wait_for(lambda: publisher.statistics()["batches_published"] == 20_000)
+        assert publisher.statistics()["batches_dropped"] == 0
+
+
+def test_an_overflow_is_announced_where_it_happened() -> None:
+    """Each hole in the numbers is followed by `AllBlocksCleared`, and what was dropped adds up."""
+    total = 30_000
+    with consumers() as context, ZmqEventPublisher(ANY_TCP, max_queue_size=16, hwm=0) as publisher:
+        consumer = Consumer(context)
+        consumer.attach(publisher)
+        before = publisher.statistics()
+
+        for number in range(total):
+            publisher.publish([stored(number)])
+        wait_for(lambda: publisher.statistics()["outbox_batches"] == 0)
+        publisher.publish([stored(total)])
+        arrived: list[tuple[int, EventBatch]] = []
+        while not arrived or arrived[-1][1].events != (stored(total),):
+            arrived.append(consumer.batch())
+        after = publisher.statistics()
+
+    holes, expected = 0, before["next_sequence"]
+    for sequence, batch in arrived:
+        if batch.events == (AllBlocksCleared(),):
+            assert sequence == expected + 1
+            holes += 1
+        else:
+            assert sequence == expected
+        expected = sequence + 1
+    stores = sum(isinstance(batch.events[0], BlockStored) for _, batch in arrived)
+    assert holes == after["losses_announced"] > 0
+    assert stores + after["batches_dropped"] == total + 1
+    assert after["events_dropped_outbox_full"] == after["batches_dropped"]
+
+
+def test_a_million_batches_need_no_more_memory_than_the_bounds() -> None:
+    """With nobody listening, for as long as an engine runs."""
+    with ZmqEventPublisher(ANY_TCP, replay_endpoint=ANY_TCP, buffer_steps=1000, max_queue_size=1000) as publisher:
+        step = [stored(1)]
+        for _ in range(2000):
+            publisher.publish(step)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+        for _ in range(1_000_000):
+            publisher.publish(step)
+
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        statistics = publisher.statistics()
+        assert statistics["outbox_batches"] <= 1000
+        assert statistics["replayable_batches"] <= 1000
+        assert grown < 64 << (20 if sys.platform == "darwin" else 10)
+
+
+def test_a_forked_child_drops_and_leaves_its_parent_alone() -> None:
+    """The child has neither the thread nor the sockets; using them would corrupt the parent's stream."""
+    program = """
+import os, warnings
+warnings.simplefilter("ignore")
+from kvrouter.events import BlockStored
+from kvrouter_publishers import ZmqEventPublisher
+publisher = ZmqEventPublisher("tcp://127.0.0.1:*")
+event = BlockStored(block_hashes=(1,), token_ids=(1,), block_size=1)
+child = os.fork()
+if child == 0:
+    publisher.publish([event])
+    publisher.close()
+    os._exit(publisher.statistics()["events_dropped_forked"] + 10)
+status = os.waitpid(child, 0)[1]
+publisher.publish([event])
+publisher.close()
+print(os.waitstatus_to_exitcode(status), publisher.statistics()["batches_published"])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+
+    assert done.stdout.split() == ["11", "1"]
+
+
+def test_a_process_that_forgets_to_close_can_still_exit() -> None:
+    """The thread is a daemon and holds nobody up."""
+    program = """
+from kvrouter.events import BlockStored
+from kvrouter_publishers import ZmqEventPublisher
+publisher = ZmqEventPublisher("tcp://127.0.0.1:*", replay_endpoint="tcp://127.0.0.1:*")
+publisher.publish([BlockStored(block_hashes=(1,), token_ids=(1,), block_size=1)])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+
+    assert (done.returncode, done.stderr) == (0, "")
