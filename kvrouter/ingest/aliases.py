@@ -1,0 +1,191 @@
+"""Engine hashes to our sequence hashes, for one rank, learnt from the token ids of its stores.
+
+An engine's hash is opaque; what a block is, its tokens and its parent say. A store whose parent
+is not known yet waits, within bounds, until the parent is. Nothing here counts copies.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Sequence
+
+from kvrouter.blocks import chain_hashes, hash_seed, multimodal_key, token_bytes
+from kvrouter.events import BlockStored, Namespace, block_namespaces
+from kvrouter.events.namespaces import NO_NAMESPACE
+
+__all__ = ["AliasMap"]
+
+_SEEDS_MAX = 4096
+
+
+class AliasMap:
+    """What each engine hash of one rank names.
+
+    The first meaning of a hash stays: stores that repeat it may know less about its namespace. Entries are
+    kept after their blocks are gone, because later stores name them as parents and other tiers by hash alone;
+    `forget` and `clear` drop them.
+    """
+
+    __slots__ = ("_adapters", "_namespaces", "_orphan_blocks", "_orphans", "_seeds", "keys")
+
+    def __init__(self) -> None:
+        self.keys: dict[int, int] = {}
+        self._namespaces: dict[int, Namespace] = {}
+        self._adapters: dict[int, str] = {}
+        self._orphans: OrderedDict[int, list[BlockStored]] = OrderedDict()
+        self._orphan_blocks = 0
+        self._seeds: dict[Namespace, int] = {}
+
+    @property
+    def orphan_blocks(self) -> int:
+        """Blocks that wait for their parent."""
+        return self._orphan_blocks
+
+    def name_adapter(self, lora_id: int, name: str) -> None:
+        """Say which adapter an engine means that sends numbers instead of names."""
+        self._adapters[lora_id] = name
+
+    def clear(self) -> None:
+        """Forget everything but the adapters' names."""
+        self.keys.clear()
+        self._namespaces.clear()
+        self.drop_orphans()
+
+    def forget(self, engine_hash: int) -> None:
+        """Drop one entry."""
+        self.keys.pop(engine_hash, None)
+        self._namespaces.pop(engine_hash, None)
+
+    def knows_all(self, hashes: Iterable[int]) -> bool:
+        """Whether nothing about these hashes is left to learn."""
+        return all(map(self.keys.__contains__, hashes))
+
+    def learn(self, event: BlockStored, unit: int) -> list[int]:
+        """Learn what `event` says and what waited for it; returns the engine hashes that were not known before."""
+        learnt: list[int] = []
+        pending = deque([event])
+        while pending:
+            stored = pending.popleft()
+            for engine_hash in self._learn_one(stored, unit):
+                learnt.append(engine_hash)
+                if self._orphans:
+                    pending.extend(self._adopt(engine_hash))
+        return learnt
+
+    def wait_for_parent(self, event: BlockStored, blocks_max: int) -> int:
+        """Keep a store until its parent is known; returns how many blocks were given up for the bound."""
+        parent = event.parent_block_hash
+        assert parent is not None
+        self._orphans.setdefault(parent, []).append(event)
+        self._orphan_blocks += len(event.block_hashes)
+        dropped = 0
+        while self._orphan_blocks > blocks_max:
+            _, oldest = self._orphans.popitem(last=False)
+            count = sum(len(stored.block_hashes) for stored in oldest)
+            self._orphan_blocks -= count
+            dropped += count
+        return dropped
+
+    def drop_orphans(self) -> None:
+        """Forget the stores that wait."""
+        self._orphans.clear()
+        self._orphan_blocks = 0
+
+    def _adopt(self, parent: int) -> Iterable[BlockStored]:
+        waiting = self._orphans.pop(parent, ())
+        self._orphan_blocks -= sum(len(stored.block_hashes) for stored in waiting)
+        return waiting
+
+    def _learn_one(self, event: BlockStored, unit: int) -> Sequence[int]:
+        hashes = event.block_hashes
+        if self.knows_all(hashes):
+            return ()
+        span = event.block_size // unit
+        unit_keys, namespace = self._chain(event, unit)
+        block_keys = unit_keys[span - 1 :: span] if span > 1 else unit_keys
+        new = self._assign(hashes, block_keys)
+        if namespace != NO_NAMESPACE:
+            self._namespaces.update(dict.fromkeys(new, namespace))
+        return new
+
+    def _assign(self, hashes: tuple[int, ...], block_keys: list[int]) -> Sequence[int]:
+        keys = self.keys
+        if len(hashes) != len(block_keys):
+            return self._assign_masked(hashes, block_keys)
+        if keys.keys().isdisjoint(hashes):
+            keys.update(zip(hashes, block_keys, strict=True))
+            return hashes
+        new = []
+        for engine_hash, key in zip(hashes, block_keys, strict=True):
+            known = keys.get(engine_hash)
+            if known is None:
+                keys[engine_hash] = key
+                new.append(engine_hash)
+            elif known != key:
+                break  # Of another namespace than this event knows: what follows is chained from the wrong block.
+        return new
+
+    def _assign_masked(self, hashes: tuple[int, ...], block_keys: list[int]) -> Sequence[int]:
+        """Place the hashes of a masked store among the blocks of its range.
+
+        Hashes are in order and those that another group announced are known already. An unknown one lies
+        directly before the next known one; where nothing known follows, its place cannot be told.
+        """
+        keys = self.keys
+        position_of = {key: position for position, key in enumerate(block_keys)}
+        new: list[int] = []
+        next_position: int | None = None
+        for engine_hash in reversed(hashes):
+            known = keys.get(engine_hash)
+            if known is not None:
+                next_position = position_of.get(known)
+            elif next_position:
+                next_position -= 1
+                keys[engine_hash] = block_keys[next_position]
+                new.append(engine_hash)
+            else:
+                next_position = None
+        return new
+
+    def _chain(self, event: BlockStored, unit: int) -> tuple[list[int], Namespace]:
+        stated, items = block_namespaces(event)
+        parent = event.parent_block_hash
+        namespace = self._namespace(stated, event.lora_id, parent)
+        tokens = event.token_ids
+        lookahead = 0
+        if event.lookahead_token_ids:
+            following = event.lookahead_token_ids[-1]
+            tokens, lookahead = tokens + following, len(following)
+        unit_keys = chain_hashes(
+            None if parent is None else self.keys[parent],
+            token_bytes(tokens),
+            unit,
+            self._seed(namespace),
+            block_keys=_unit_items(items, event.block_size // unit),
+            lookahead=lookahead,
+        )
+        return unit_keys, namespace
+
+    def _namespace(self, stated: Namespace, lora_id: int | None, parent: int | None) -> Namespace:
+        salt, lora = stated
+        if lora is None and lora_id:
+            lora = self._adapters.get(lora_id, f"lora-id:{lora_id}")
+        if parent is not None and (inherited := self._namespaces.get(parent)) is not None:
+            salt, lora = salt or inherited.salt, lora or inherited.lora
+        return Namespace(salt, lora) if salt or lora else NO_NAMESPACE
+
+    def _seed(self, namespace: Namespace) -> int:
+        seed = self._seeds.get(namespace)
+        if seed is None:
+            if len(self._seeds) >= _SEEDS_MAX:
+                self._seeds.clear()
+            salt, lora = namespace
+            seed = self._seeds[namespace] = hash_seed(salt.encode("utf-8", "surrogatepass") if salt else b"", lora)
+        return seed
+
+
+def _unit_items(items: tuple[tuple[str, ...], ...], span: int) -> list[list[int] | None]:
+    """Multimodal keys per unit block; those of a larger block go to the last unit in it."""
+    if not items:
+        return []
+    keys = [[multimodal_key(identifier) for identifier in block] or None for block in items]
+    before: list[list[int] | None] = [None] * (span - 1)
+    return [key for block in keys for key in (*before, block)]

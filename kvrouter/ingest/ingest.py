@@ -1,0 +1,224 @@
+"""Event batches of many sources in, index changes out; what each rank can use of a prompt.
+
+Pure: no sockets, no clocks. A subscriber hands over what arrives and does what receipts ask for.
+`sequencer` orders a source's batches, `rank_cache` applies them, `lookup` answers.
+"""
+
+from collections.abc import Collection
+
+from kvrouter.blocks import Prompt
+from kvrouter.errors import WireError
+from kvrouter.events import AllBlocksCleared, Source, decode_batch
+from kvrouter.index import PrefixIndex
+from kvrouter.ingest.limits import IngestLimits
+from kvrouter.ingest.lookup import Lookup, TierOverlap
+from kvrouter.ingest.rank_cache import RankCache
+from kvrouter.ingest.receipts import Receipt, SourceState, SourceStatus
+from kvrouter.ingest.sequencer import Sequencer
+
+__all__ = ["Ingest"]
+
+_UNKNOWN_SOURCE = Receipt("unknown_source")
+_DEFAULT_LIMITS = IngestLimits()
+
+
+class Ingest:
+    """Keeps `index` true to what the opened sources say.
+
+    Delivery may be at least once and out of order; every batch is applied once and in order. The index never
+    keeps a block that an applied batch removed, and forgets a rank when batches between are lost for good.
+    Not thread-safe; lives on one event loop. `now` is any steady clock, in seconds.
+    """
+
+    def __init__(self, index: PrefixIndex, *, limits: IngestLimits = _DEFAULT_LIMITS) -> None:
+        self._index = index
+        self._limits = limits
+        self._lookup = Lookup(index)
+        self._followed: dict[Source, _Followed] = {}
+        self._by_rank: dict[int, _Followed] = {}
+
+    def open(self, source: Source, rank: int, *, block_size: int | None = None, now: float) -> None:
+        """Begin to follow `source`, whose blocks go under the dense `rank`.
+
+        `block_size` is what the worker's description says; events overrule it. Opening an open source closes it first.
+        """
+        self.close(source)
+        if rank in self._by_rank:
+            self.close(self._by_rank[rank].source)
+        followed = _Followed(source, RankCache(self._index, rank, self._limits, block_size), self._lookup, self._limits)
+        followed.now = now
+        self._followed[source] = self._by_rank[rank] = followed
+        self._lookup.place(followed.cache)
+
+    def close(self, source: Source) -> None:
+        """Stop following `source`; its blocks leave the index. Unknown sources are ignored."""
+        followed = self._followed.pop(source, None)
+        if followed is None:
+            return
+        followed.cache.drop()
+        del self._by_rank[followed.cache.rank]
+        self._lookup.remove(followed.cache.rank)
+
+    def receive(self, source: Source, sequence: int, payload: bytes, *, now: float, replayed: bool = False) -> Receipt:
+        """Take one batch as it arrives; never raises on what is in it."""
+        followed = self._followed.get(source)
+        if followed is None:
+            return _UNKNOWN_SOURCE
+        followed.now = now
+        return followed.sequencer.receive(sequence, payload, replayed=replayed)
+
+    def replay_finished(self, source: Source, *, now: float, complete: bool) -> Receipt:
+        """Close a replay that a receipt asked for; the answer may ask for another."""
+        followed = self._followed.get(source)
+        if followed is None:
+            return _UNKNOWN_SOURCE
+        followed.now = now
+        return followed.sequencer.replay_finished(complete=complete)
+
+    def connected(self, source: Source, *, now: float) -> Receipt:
+        """The source's connection was made, for the first time or again; asks for what may have been missed."""
+        followed = self._followed.get(source)
+        if followed is None:
+            return _UNKNOWN_SOURCE
+        followed.now = now
+        followed.connected = True
+        return followed.sequencer.connected()
+
+    def disconnected(self, source: Source, *, now: float) -> None:
+        """The source's connection was lost. Its blocks stay: a stopped process keeps its cache."""
+        followed = self._followed.get(source)
+        if followed is not None:
+            followed.now = now
+            followed.connected = False
+
+    def reset(self, source: Source, *, now: float, reason: str) -> None:
+        """Forget the source's blocks and position, and keep following it; `reason` is shown as its last error."""
+        followed = self._followed.get(source)
+        if followed is not None:
+            followed.now = now
+            followed.last_error = reason
+            followed.sequencer.reset()
+            followed.forget(restarted=True)
+
+    def name_adapter(self, source: Source, *, lora_id: int, name: str) -> None:
+        """Tell which LoRA adapter `lora_id` is, for engines (vLLM up to 0.13) whose events name no adapters."""
+        followed = self._followed.get(source)
+        if followed is not None:
+            followed.cache.name_adapter(lora_id, name)
+
+    def usable_tokens(self, prompt: Prompt, tiers: Collection[str] = ("gpu",)) -> dict[int, int]:
+        """Per dense rank the tokens of `prompt` that it could use now; ranks without any are absent.
+
+        Counts whole blocks held in one of `tiers`, never the last token, under the rank's own rules: page size,
+        token pairs, groups of hybrid models.
+        """
+        return self._lookup.usable_tokens(prompt, tiers)
+
+    def tier_blocks(self, prompt: Prompt) -> dict[int, TierOverlap]:
+        """Per dense rank the leading blocks of `prompt` by tier; ranks without any are absent."""
+        return self._lookup.tier_blocks(prompt)
+
+    def block_size(self, rank: int) -> int | None:
+        """Tokens per block on a dense rank, as its events say, else as it was opened; None for an unknown rank."""
+        followed = self._by_rank.get(rank)
+        if followed is None:
+            return None
+        shape = followed.cache.profile.shape
+        return shape.unit * shape.stride
+
+    def is_trusted(self, rank: int) -> SourceState:
+        """How far the index can be trusted about a dense rank; unknown ranks are `predicted`."""
+        followed = self._by_rank.get(rank)
+        return "predicted" if followed is None else followed.state()
+
+    def copies(self, source: Source) -> dict[tuple[str, int], dict[int, int]]:
+        """Copies per engine hash for each (tier, group) of a source, to compare with an engine's own dump."""
+        return self._followed[source].cache.copies()
+
+    def status(self, *, now: float) -> list[SourceStatus]:
+        """Every source, in the order in which they were opened."""
+        return [followed.status(self._index, now) for followed in self._followed.values()]
+
+
+class _Followed:
+    """One source: its cursor, its rank's cache, and what went wrong."""
+
+    def __init__(self, source: Source, cache: RankCache, lookup: Lookup, limits: IngestLimits) -> None:
+        self.source = source
+        self.cache = cache
+        self.sequencer = Sequencer(self, limits)
+        self.now = 0.0
+        self.connected: bool | None = None  # None: nobody ever told, as where batches come from a file.
+        self.quarantined = 0
+        self.skipped: dict[str, int] = {}
+        self.last_error: str | None = None
+        self._doubtful = False
+        self._last_event_at: float | None = None
+        self._lookup = lookup
+
+    def apply(self, payload: bytes) -> bool:
+        """Apply the next batch in order."""
+        self._last_event_at = self.now
+        try:
+            batch = decode_batch(payload)
+        except WireError as error:
+            self.quarantined += 1
+            self.last_error = f"batch {self.sequencer.expected - 1}: {error}"
+            self._doubtful = True  # It may have removed blocks that we go on believing in.
+            return False
+        for reason, count in batch.skipped.items():
+            self.skipped[reason] = self.skipped.get(reason, 0) + count
+        if self._doubtful and any(isinstance(event, AllBlocksCleared) for event in batch.events):
+            self._doubtful = False
+        if self.cache.apply(batch.events):
+            self._lookup.place(self.cache)
+        return True
+
+    def forget(self, *, restarted: bool) -> None:
+        """Drop what earlier batches said."""
+        self._doubtful = False
+        if restarted:
+            self.cache.restart()
+            self._lookup.place(self.cache)
+        else:
+            self.cache.drop()
+
+    def state(self) -> SourceState:
+        if self.sequencer.replaying and (self.connected or self.sequencer.applied):
+            return "replaying"
+        if self.connected is None and not self.sequencer.applied:
+            return "predicted"
+        if self.connected is False or self._doubtful or self.sequencer.unverified:
+            return "suspect"
+        return "live"
+
+    def status(self, index: PrefixIndex, now: float) -> SourceStatus:
+        sequencer, cache = self.sequencer, self.cache
+        shape = cache.profile.shape
+        return SourceStatus(
+            worker_id=self.source.worker_id,
+            rank=self.source.rank,
+            dense_rank=cache.rank,
+            state=self.state(),
+            connected=bool(self.connected),
+            incarnation=sequencer.incarnation,
+            block_size=shape.unit * shape.stride,
+            blocks=index.blocks(cache.rank, "gpu"),
+            applied_sequence=sequencer.expected - 1 if sequencer.expected else None,
+            applied_batches=sequencer.applied,
+            lag=sequencer.lag,
+            gaps=sequencer.gaps,
+            gaps_lost=sequencer.gaps_lost,
+            duplicates=sequencer.duplicates,
+            restarts=sequencer.restarts,
+            quarantined=self.quarantined,
+            orphans=cache.orphans,
+            orphans_dropped=cache.orphans_dropped,
+            unresolved=cache.unresolved,
+            unresolved_dropped=cache.unresolved_dropped,
+            buffered_batches=sequencer.waiting,
+            skipped=dict(self.skipped),
+            ignored=dict(cache.ignored),
+            last_event_age=None if self._last_event_at is None else max(0.0, now - self._last_event_at),
+            last_error=self.last_error,
+        )

@@ -1,0 +1,61 @@
+"""What ingest answers and reports: receipts for what arrived, the state of every source."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["Outcome", "Receipt", "SourceState", "SourceStatus"]
+
+Outcome = Literal[
+    "applied", "duplicate", "gap", "restarted", "quarantined", "buffered", "connected", "resolved", "unknown_source"
+]
+
+SourceState = Literal["live", "replaying", "suspect", "predicted"]
+"""How far the index can be trusted about a rank.
+
+`live`: it follows the events. `replaying`: batches are missing and were asked for. `suspect`: something may be
+wrong that a replay cannot tell. `predicted`: no event ever came, all there is are the router's own guesses.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What became of something that arrived; with `replay_from`, batches from there on are wanted."""
+
+    outcome: Outcome
+    replay_from: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceStatus:
+    """One source. Counters count since it was opened; `applied_sequence` is None before the first batch.
+
+    `lag` is how many batches are known to exist beyond the applied ones. `gaps_lost` are gaps that could not be
+    filled, so that the rank's blocks were forgotten. `orphans` wait for their parent, `unresolved` for their tokens.
+    """
+
+    worker_id: str
+    rank: int
+    dense_rank: int
+    state: SourceState
+    connected: bool
+    incarnation: int
+    block_size: int
+    blocks: int
+    applied_sequence: int | None
+    applied_batches: int
+    lag: int
+    gaps: int
+    gaps_lost: int
+    duplicates: int
+    restarts: int
+    quarantined: int
+    orphans: int
+    orphans_dropped: int
+    unresolved: int
+    unresolved_dropped: int
+    buffered_batches: int
+    skipped: Mapping[str, int]
+    ignored: Mapping[str, int]
+    last_event_age: float | None
+    last_error: str | None

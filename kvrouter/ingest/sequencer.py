@@ -1,0 +1,238 @@
+"""Puts one source's batches in order: each is applied once, gaps are replayed, a new life is noticed.
+
+Sequence numbers count from 0 in each life of an engine, and nothing on the wire names the life. So
+the digest of every recent batch is kept: the same number with the same bytes is a duplicate, with
+other bytes it is another life. After a reconnection nothing is applied before the publisher has
+repeated our last batch, because a new life may have counted past the old one's end.
+"""
+
+from array import array
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from xxhash import xxh3_64_intdigest
+
+from kvrouter.ingest.limits import IngestLimits
+from kvrouter.ingest.receipts import Outcome, Receipt
+
+__all__ = ["Feed", "Sequencer"]
+
+_DIGESTS: Final = 4096
+_SKIPPED: Final = 0  # In place of a digest: this number was given up, whatever it carried.
+
+
+class Feed(Protocol):
+    """What the ordered batches are for."""
+
+    def apply(self, payload: bytes) -> bool:
+        """Apply the next batch; returns whether it could be understood."""
+        ...
+
+    def forget(self, *, restarted: bool) -> None:
+        """Drop what earlier batches said: batches are lost, or another life has begun."""
+        ...
+
+
+@dataclass(slots=True)
+class _Replay:
+    """A replay that was asked for. `unverified`: it must first show that the publisher's life is the one we know."""
+
+    start: int
+    unverified: bool = False
+    attempts: int = 1
+    began: bool = False
+
+
+class Sequencer:
+    """The cursor of one source. `receive` is idempotent per sequence number and bytes."""
+
+    __slots__ = (
+        "_digests",
+        "_feed",
+        "_limits",
+        "_replay",
+        "_waiting",
+        "_waiting_bytes",
+        "applied",
+        "duplicates",
+        "expected",
+        "gaps",
+        "gaps_lost",
+        "incarnation",
+        "restarts",
+        "unverified",
+    )
+
+    def __init__(self, feed: Feed, limits: IngestLimits) -> None:
+        self.expected = 0
+        self.incarnation = 0
+        self.applied = self.duplicates = self.gaps = self.gaps_lost = self.restarts = 0
+        self.unverified = False
+        self._feed = feed
+        self._limits = limits
+        self._digests = array("Q", bytes(8 * _DIGESTS))
+        self._replay: _Replay | None = None
+        self._waiting: dict[int, bytes] = {}
+        self._waiting_bytes = 0
+
+    @property
+    def replaying(self) -> bool:
+        """Whether batches were asked for and are awaited."""
+        return self._replay is not None
+
+    @property
+    def waiting(self) -> int:
+        """Batches that wait for those before them."""
+        return len(self._waiting)
+
+    @property
+    def lag(self) -> int:
+        """Batches known to exist after the last applied one."""
+        return max(self._waiting) + 1 - self.expected if self._waiting else 0
+
+    def connected(self) -> Receipt:
+        """A connection was made. What was published before it may be missed, and the engine may be another."""
+        self._forget_waiting()
+        self._replay = _Replay(max(0, self.expected - 1), unverified=self.expected > 0)
+        return Receipt("connected", self._replay.start)
+
+    def reset(self) -> None:
+        """Forget the life that was followed; the next batch begins another."""
+        self._begin_life()
+        self._replay = None
+        self._forget_waiting()
+
+    def receive(self, sequence: int, payload: bytes, *, replayed: bool) -> Receipt:
+        """Take one batch, live or replayed, in whatever order they come."""
+        replay = self._replay
+        first_of_replay = replayed and replay is not None and not replay.began
+        if replay is not None and replayed:
+            replay.began = True
+        if sequence < self.expected:
+            return self._receive_again(sequence, payload, replayed=replayed)
+        if replay is not None and replay.unverified:
+            if not replayed:
+                return self._wait(sequence, payload, "buffered")
+            # The publisher no longer has our last batch: it cannot be told whether this is still the same life.
+            self._restart(_Replay(replay.start, began=True))
+        if sequence > self.expected:
+            if not first_of_replay:
+                return self._receive_ahead(sequence, payload, replayed=replayed)
+            # A replay begins with the oldest batch that is left, so the ones before are gone for good.
+            self._wait(sequence, payload, "buffered")
+            return Receipt(self._give_up())
+        return Receipt(self._advance(payload))
+
+    def replay_finished(self, *, complete: bool) -> Receipt:
+        """The replay that was asked for is over; `complete` if the publisher said so."""
+        replay, self._replay = self._replay, None
+        if replay is None:
+            return Receipt("resolved")
+        if replay.unverified:
+            if complete:  # It does not have our last batch, so it never published it: another life, and a shorter one.
+                self._restart(_Replay(0))
+                self._drain()
+                return Receipt("restarted", 0)
+            self.unverified = True
+        self._drain()
+        if not self._waiting:
+            return Receipt("resolved")
+        if complete and replay.began and replay.attempts < self._limits.replay_attempts_max:
+            self._replay = _Replay(self.expected, attempts=replay.attempts + 1)
+            return Receipt("gap", self.expected)
+        return Receipt(self._give_up())
+
+    def _receive_again(self, sequence: int, payload: bytes, *, replayed: bool) -> Receipt:
+        known = self._known_digest(sequence)
+        if known == _digest(payload) or (known == _SKIPPED and replayed):
+            self.duplicates += 1
+            if self._replay is not None and self._replay.unverified and known != _SKIPPED:
+                self._replay.unverified = self.unverified = False
+                self._drain()
+            return Receipt("duplicate")
+        self._restart(_Replay(0))
+        self._forget_waiting()
+        if sequence:
+            self._wait(sequence, payload, "buffered")
+        else:
+            self._advance(payload)
+        return Receipt("restarted", 0)
+
+    def _receive_ahead(self, sequence: int, payload: bytes, *, replayed: bool) -> Receipt:
+        if self._replay is not None or replayed:
+            return self._wait(sequence, payload, "buffered")
+        self.gaps += 1
+        self._replay = _Replay(self.expected)
+        receipt = self._wait(sequence, payload, "gap")
+        return Receipt("gap", self.expected) if receipt.outcome == "gap" else receipt
+
+    def _known_digest(self, sequence: int) -> int | None:
+        if sequence < self.expected - _DIGESTS:
+            return None
+        return self._digests[sequence % _DIGESTS]
+
+    def _wait(self, sequence: int, payload: bytes, outcome: Outcome) -> Receipt:
+        if sequence not in self._waiting:
+            self._waiting[sequence] = payload
+            self._waiting_bytes += len(payload)
+        limits = self._limits
+        if len(self._waiting) > limits.buffered_batches_max or self._waiting_bytes > limits.buffered_bytes_max:
+            return Receipt(self._give_up())
+        return Receipt(outcome)
+
+    def _forget_waiting(self) -> None:
+        self._waiting.clear()
+        self._waiting_bytes = 0
+
+    def _advance(self, payload: bytes) -> Outcome:
+        understood = self._take(payload)
+        self._drain()
+        return "applied" if understood else "quarantined"
+
+    def _take(self, payload: bytes) -> bool:
+        """Apply one batch. The cursor moves even past one that nobody understands, or nothing would ever follow it."""
+        self._digests[self.expected % _DIGESTS] = _digest(payload)
+        self.expected += 1
+        self.applied += 1
+        return self._feed.apply(payload)
+
+    def _drain(self) -> None:
+        if self._replay is not None and self._replay.unverified:
+            return
+        waiting = self._waiting
+        while waiting:
+            payload = waiting.pop(self.expected, None)
+            if payload is None:
+                return
+            self._waiting_bytes -= len(payload)
+            self._take(payload)
+
+    def _give_up(self) -> Outcome:
+        """Go on without what is missing. A removal may be among it, so nothing that was known can be kept."""
+        lowest = min(self._waiting)
+        if self.expected:
+            self.gaps_lost += 1
+            self._feed.forget(restarted=False)
+        for skipped in range(max(self.expected, lowest - _DIGESTS), lowest):
+            self._digests[skipped % _DIGESTS] = _SKIPPED
+        self.expected = lowest
+        if self._replay is not None:
+            self._replay.unverified = False
+        self._drain()
+        return "applied"
+
+    def _restart(self, replay: _Replay) -> None:
+        self.restarts += 1
+        self._begin_life()
+        self._feed.forget(restarted=True)
+        self._replay = replay
+
+    def _begin_life(self) -> None:
+        self.incarnation += 1
+        self.expected = 0
+        self.unverified = False
+        self._digests = array("Q", bytes(8 * _DIGESTS))
+
+
+def _digest(payload: bytes) -> int:
+    return int(xxh3_64_intdigest(payload)) or 1
