@@ -1,5 +1,7 @@
 """What leaves the publisher, as any consumer of vLLM's events would see it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -13,14 +15,35 @@ from kvrouter_publishers import ZmqEventPublisher
 from tests.publishers.wire import ANY_TCP, Consumer, ask_replay, consumers, read_replay, removed, stored, wait_for
 
 
+def port(endpoint: str | None) -> int:
+    """The port of a TCP endpoint."""
+    assert endpoint is not None
+    return int(endpoint.rpartition(":")[2])
+
+
+@contextmanager
+def rank_one() -> Iterator[tuple[ZmqEventPublisher, str, str]]:
+    """A publisher of rank 1, and the addresses of rank 0 that it was given; the ports above must be free."""
+    for _ in range(50):
+        with ZmqEventPublisher(ANY_TCP, replay_endpoint=ANY_TCP) as free:
+            events, replays = free.endpoint, str(free.replay_endpoint)
+        try:
+            publisher = ZmqEventPublisher(events, replay_endpoint=replays, rank=1, bind=True)
+        except SettingsError:
+            continue  # Another process has one of them.
+        with publisher:
+            yield publisher, events, replays
+        return
+    raise AssertionError("no two neighbouring ports are free")
+
+
 @pytest.mark.parametrize("transport", ["tcp", "ipc"])
 def test_a_message_is_topic_sequence_and_payload(transport: str, tmp_path: Path) -> None:
     """Three frames, the sequence in eight big-endian bytes, the payload vLLM's batch."""
     endpoint = ANY_TCP if transport == "tcp" else f"ipc://{tmp_path}/live"
     with consumers() as context, ZmqEventPublisher(endpoint, topic="kv@pod@model") as publisher:
         consumer = Consumer(context, b"kv@")
-        consumer.attach(publisher)
-        expected = publisher.statistics()["next_sequence"]
+        expected = consumer.attach(publisher)
 
         publisher.publish([stored(7), removed(8)])
         topic, sequence, payload = consumer.frames()
@@ -72,20 +95,15 @@ def test_the_array_encoding_is_for_consumers_of_older_engines() -> None:
 
 def test_ranks_publish_on_neighbouring_ports_and_say_who_they_are() -> None:
     """Port = base + rank, for events and for replays, and the rank is in every batch."""
-    with consumers() as context:
-        with ZmqEventPublisher(ANY_TCP, replay_endpoint=ANY_TCP) as free:
-            events, replays = free.endpoint, free.replay_endpoint
-        with ZmqEventPublisher(events, replay_endpoint=replays, rank=1, bind=True) as publisher:
-            consumer = Consumer(context)
-            consumer.attach(publisher)
-            publisher.publish([stored(1)])
-            _, batch = consumer.batch()
+    with consumers() as context, rank_one() as (publisher, events, replays):
+        consumer = Consumer(context)
+        consumer.attach(publisher)
+        publisher.publish([stored(1)])
+        _, batch = consumer.batch()
 
-            assert publisher.endpoint.rpartition(":")[2] == str(int(events.rpartition(":")[2]) + 1)
-            assert publisher.replay_endpoint is not None
-            assert replays is not None
-            assert int(publisher.replay_endpoint.rpartition(":")[2]) == int(replays.rpartition(":")[2]) + 1
-            assert batch.data_parallel_rank == 1
+        assert port(publisher.endpoint) == port(events) + 1
+        assert port(publisher.replay_endpoint) == port(replays) + 1
+        assert batch.data_parallel_rank == 1
 
 
 def test_a_concrete_address_is_connected_to() -> None:
@@ -184,8 +202,7 @@ def test_a_store_that_cannot_be_encoded_costs_only_itself() -> None:
     broken = BlockStored(block_hashes=(object(),), token_ids=(1,), block_size=1)  # type: ignore[arg-type]
     with consumers() as context, ZmqEventPublisher(ANY_TCP) as publisher:
         consumer = Consumer(context)
-        consumer.attach(publisher)
-        expected = publisher.statistics()["next_sequence"]
+        expected = consumer.attach(publisher)
 
         publisher.publish([stored(1), broken, stored(2)])
         sequence, batch = consumer.batch()
@@ -200,8 +217,7 @@ def test_what_might_have_been_a_removal_resets_the_consumers(nonsense: object) -
     """A removal that is lost would leave consumers believing in a block for ever."""
     with consumers() as context, ZmqEventPublisher(ANY_TCP) as publisher:
         consumer = Consumer(context)
-        consumer.attach(publisher)
-        expected = publisher.statistics()["next_sequence"]
+        expected = consumer.attach(publisher)
 
         publisher.publish(nonsense)  # type: ignore[arg-type]
         publisher.publish([stored(1)])

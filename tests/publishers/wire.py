@@ -43,21 +43,23 @@ class Consumer:
         self.socket.setsockopt(zmq.RCVHWM, 0)
         self.socket.setsockopt(zmq.SUBSCRIBE, topic)
 
-    def attach(self, publisher: ZmqEventPublisher) -> None:
-        """Connect and publish until a batch arrives; everything published so far is consumed."""
+    def attach(self, publisher: ZmqEventPublisher) -> int:
+        """Connect and publish until a batch arrives; returns the number of the next batch."""
         self.socket.connect(publisher.endpoint)
-        self.prove(publisher)
+        return self.prove(publisher)
 
-    def prove(self, publisher: ZmqEventPublisher) -> None:
-        """Publish until a batch arrives, then consume what is published."""
+    def prove(self, publisher: ZmqEventPublisher) -> int:
+        """Publish until a batch arrives, consume what was published, return the number of the next batch."""
         deadline = time.monotonic() + WAIT_SECONDS
         while not self.socket.poll(5):
             assert time.monotonic() < deadline, "no batch arrived"
             publisher.publish([stored(0)])
         wait_for(lambda: publisher.statistics()["outbox_batches"] == 0)
         publisher.publish([removed(0)])
-        while not isinstance(self.batch()[1].events[0], BlockRemoved):
-            pass
+        while True:
+            sequence, batch = self.batch()
+            if isinstance(batch.events[0], BlockRemoved):
+                return sequence + 1
 
     def frames(self) -> list[bytes]:
         """The next message."""
