@@ -8,7 +8,7 @@ is not there, `under` misses one.
 import gzip
 import json
 import sys
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,17 +50,26 @@ class Accuracy:
             self.misses.append(f"{where}: predicted {predicted}, engine says {truth}")
 
 
+@dataclass(frozen=True, slots=True)
+class _Lookup:
+    request: str
+    prompt: Prompt
+    truth: int
+    after: int
+
+
 class _Replay:
-    """One recording's fleet: a source per rank, batches held back until the engine's line says so."""
+    """One recording's fleet: a source per rank, fed as a subscriber would."""
 
     def __init__(self, name: str) -> None:
         self.accuracy = Accuracy(name)
         self.ingest = Ingest(PrefixIndex())
         self._sources: dict[int, Source] = {}
-        self._applied: dict[int, int] = defaultdict(lambda: -1)
-        self._ahead: dict[int, list[dict[str, Any]]] = defaultdict(list)
+        self._newest: dict[int, int] = defaultdict(lambda: -1)
+        self._early: dict[int, list[_Lookup]] = defaultdict(list)
 
     def line(self, line: dict[str, Any]) -> None:
+        """Take one line; kinds that say nothing about the cache are passed over."""
         kind = line["k"]
         if kind == "meta":
             for rank in line["ranks"]:
@@ -72,8 +81,7 @@ class _Replay:
         elif kind == "state":
             self._dump(line)
         elif kind == "restart":
-            for rank in line.get("ranks", [line["rank"]] if "rank" in line else list(self._sources)):
-                self._applied[rank] = -1
+            self._restart([line["rank"]] if "rank" in line else list(self._sources))
 
     def _source(self, rank: int) -> Source:
         source = self._sources.get(rank)
@@ -83,30 +91,53 @@ class _Replay:
         return source
 
     def _batch(self, line: dict[str, Any]) -> None:
-        rank, payload = line["rank"], bytes.fromhex(line["payload"])
-        self.ingest.receive(self._source(rank), line["seq"], payload, now=line.get("t", 0.0))
+        rank, sequence = line["rank"], line["seq"]
+        payload = bytes.fromhex(line["payload"])
+        self.ingest.receive(self._source(rank), sequence, payload, now=line.get("t", 0.0))
         self.accuracy.batches += 1
+        self._newest[rank] = sequence
+        due = [lookup for lookup in self._early[rank] if lookup.after <= sequence]
+        self._early[rank] = [lookup for lookup in self._early[rank] if lookup.after > sequence]
+        for lookup in due:
+            self._compare(rank, lookup)
 
     def _arrive(self, line: dict[str, Any]) -> None:
+        """A request: compare now, or when the batch has come after which the engine answered."""
         lora = line.get("lora")
         if lora is not None and not isinstance(lora, str):
-            name, number = lora
+            lora, number = lora
             for source in self._sources.values():
-                self.ingest.name_adapter(source, lora_id=number, name=name)
-            lora = name
+                self.ingest.name_adapter(source, lora_id=number, name=lora)
         prompt = Prompt(line["tokens"], salt=(line.get("salt") or "").encode(), lora=lora)
-        usable = self.ingest.usable_tokens(prompt)
-        for rank, peek in line["peek"].items():
-            self.accuracy.compare(f"{line['id']} on rank {rank}", usable.get(int(rank), 0), peek["capped"])
+        for key, peek in line["peek"].items():
+            rank = int(key)
+            lookup = _Lookup(line["id"], prompt, peek["capped"], line["after_seq"][key])
+            if lookup.after > self._newest[rank]:
+                self._early[rank].append(lookup)
+            else:
+                self._compare(rank, lookup)
+
+    def _compare(self, rank: int, lookup: "_Lookup") -> None:
+        predicted = self.ingest.usable_tokens(lookup.prompt).get(rank, 0)
+        self.accuracy.compare(f"{lookup.request} on rank {rank}", predicted, lookup.truth)
+
+    def _restart(self, ranks: list[int]) -> None:
+        """What a subscriber sees of a restart: a new connection whose replay does not know our last batch."""
+        for rank in ranks:
+            source = self._source(rank)
+            self.ingest.disconnected(source, now=0.0)
+            receipt = self.ingest.connected(source, now=0.0)
+            while receipt.replay_from is not None:
+                receipt = self.ingest.replay_finished(source, now=0.0, complete=True)
+            self._newest[rank] = -1
 
     def _dump(self, line: dict[str, Any]) -> None:
-        """The engine's whole cache, with the number of copies where the engine has such."""
-        counts = self.ingest.copies(self._source(line["rank"]))
-        ours = {(place[1], key): count for place, keys in counts.items() if place[0] == "gpu" for key, count in keys.items()}
-        if "blocks" in line:
-            theirs = {(group, key % 2**64): copies for key, group, copies in line["blocks"]}
-        else:
-            theirs = {(0, key % 2**64): 1 for key in line["hashes"]}
+        """The engine's whole cache, with the number of copies of each block where it keeps several."""
+        held = self.ingest.copies(self._source(line["rank"]))
+        gpu = {group: keys for (tier, group), keys in held.items() if tier == "gpu"}
+        ours = {(group, key): copies for group, keys in gpu.items() for key, copies in keys.items()}
+        blocks = line.get("blocks") or [[key, 0, 1] for key in line.get("hashes", ())]
+        theirs = {(group, _folded(key)): copies for key, group, copies in blocks}
         self.accuracy.dumps += 1
         self.accuracy.dumps_exact += ours == theirs
 
@@ -121,8 +152,73 @@ def replay_recording(path: Path, *, lookups_max: int | None = None) -> Accuracy:
     return replay.accuracy
 
 
+def main(arguments: list[str] | None = None) -> int:
+    """Print one row per recording; exit status 1 if a recording cannot be read."""
+    parser = argument_parser("accuracy", __doc__ or "")
+    parser.add_argument("recordings", nargs="*", type=Path, metavar="RECORDING", help="default: those of the tests")
+    parser.add_argument("--misses", type=int, default=0, metavar="N", help="list up to N wrong predictions on stderr")
+    options = parser.parse_args(arguments)
+    results: list[Accuracy] = []
+    failures: list[tuple[str, str]] = []
+    for path in options.recordings or sorted(_BUNDLED.glob("*.jsonl.gz")):
+        try:
+            results.append(replay_recording(path, lookups_max=_QUICK_LOOKUPS if options.quick else None))
+        except (OSError, ValueError, KeyError, EOFError) as error:
+            failures.append((path.name, f"{type(error).__name__}: {error}"))
+    if options.json:
+        _report(results, failures).emit(json=True)
+    else:
+        sys.stdout.write(_table(results))
+        sys.stderr.writelines(f"{name}: {reason}\n" for name, reason in failures)
+    for result in results:
+        sys.stderr.writelines(f"{result.name}: {miss}\n" for miss in result.misses[: options.misses])
+    return int(bool(failures))
+
+
+def _report(results: list[Accuracy], failures: list[tuple[str, str]]) -> Report:
+    report = Report("accuracy", packages=["numpy", "msgpack", "xxhash"])
+    for result in results:
+        report.row(
+            result.name,
+            "share exact",
+            result.exact / result.lookups if result.lookups else None,
+            index=implementation,
+            lookups=result.lookups,
+            exact=result.exact,
+            over=result.over,
+            under=result.under,
+            cache_dumps=result.dumps,
+            cache_dumps_exact=result.dumps_exact,
+        )
+    for name, reason in failures:
+        report.row(name, "share exact", None, reason=reason)
+    return report
+
+
+def _table(results: list[Accuracy]) -> str:
+    """One line per recording; `dumps` compares the engine's whole cache, copy by copy, where it was recorded."""
+    width = max([len(result.name) for result in results] or [0])
+    lines = [f"{'recording':{width}}  lookups   exact    over   under   share  dumps exact"]
+    for result in results:
+        share = f"{result.exact / result.lookups:7.2%}" if result.lookups else "      -"
+        counts = "  ".join(f"{count:6}" for count in (result.exact, result.over, result.under))
+        lines.append(
+            f"{result.name:{width}}  {result.lookups:7}  {counts}  {share}  {result.dumps_exact:5} / {result.dumps}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _folded(key: int | str) -> int:
+    """An engine hash as ingest knows it: 64 bits, of a digest the last eight bytes."""
+    return int(key[-16:], 16) if isinstance(key, str) else key % 2**64
+
+
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    opened = gzip.open(path, "rt") if path.suffix == ".gz" else path.open()
-    with opened as lines:
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rb") as lines:
         for line in lines:
             yield json.loads(line)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

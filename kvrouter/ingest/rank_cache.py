@@ -37,6 +37,7 @@ class RankCache:
         self._idle: OrderedDict[int, None] = OrderedDict()
         self._names_namespaces = False
         self._clears_all_tiers = False
+        self._repeats = False
         self.profile = Profile(self._assumed_block_size)
 
     @property
@@ -90,7 +91,7 @@ class RankCache:
         """`drop`, and forget the layout too: the new life may have another one."""
         self.drop()
         self.profile = Profile(self._assumed_block_size)
-        self._names_namespaces = self._clears_all_tiers = False
+        self._names_namespaces = self._clears_all_tiers = self._repeats = False
 
     def _observe(self, events: Sequence[Event]) -> bool:
         """Learn the layout from the whole batch before any of it is applied: later groups may be finer."""
@@ -117,6 +118,9 @@ class RankCache:
         hashes = event.block_hashes
         group = event.group_idx or 0
         pool = self._pool(tier, group)
+        if tier == "gpu" and self._is_repetition(event, pool):
+            self._ignore("repetition", len(hashes))
+            return
         pool.add_hashes(hashes)
         if self._idle and not self._idle.keys().isdisjoint(hashes):
             for engine_hash in hashes:
@@ -128,6 +132,20 @@ class RankCache:
         added = pool.add_keys(known)
         if added and group == self.profile.main:
             self._index.store(self.rank, added, tier)
+
+    def _is_repetition(self, event: BlockStored, pool: Copies) -> bool:
+        """Whether vLLM repeats what it holds because a request asked for `kv_cache_report_mode: full`.
+
+        Such a report starts at the root and names blocks that are all there already; no copy is made. With full
+        attention alone a real store never looks like that, it would have been a hit; in hybrid models it may. Only
+        a prompt of exactly one block does, so one block alone counts as a repetition once longer ones were seen.
+        """
+        if event.parent_block_hash is not None or event.kv_cache_spec_kind is None or len(self.profile.groups) != 1:
+            return False
+        if not self.profile.has_full or not all(map(pool.by_hash.__contains__, event.block_hashes)):
+            return False
+        self._repeats = self._repeats or len(event.block_hashes) > 1
+        return self._repeats
 
     def _learn(self, event: BlockStored, tier: str) -> None:
         unit, aliases = self.profile.shape.unit, self._aliases
