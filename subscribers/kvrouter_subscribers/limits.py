@@ -29,7 +29,7 @@ class ZmqLimits:
     replay_silence_seconds: float = 3.0
     """A replay endpoint that says nothing for so long has failed; engines answer between steps."""
     replay_seconds_max: float = 120.0
-    replay_attempts: int = 3
+    replay_attempts: int = 2
     """Attempts before the sink is told that a replay failed."""
     replay_pause_seconds: float = 0.25
     """Pause after a failed replay; doubled by each further failure."""

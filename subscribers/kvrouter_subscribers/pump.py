@@ -72,13 +72,17 @@ class Pump:
     def _turn(self) -> None:
         self._scheduled = False
         deadline = time.perf_counter() + self._turn_seconds
-        while self._queue:
-            reader = self._queue.popleft()
-            reader.queued = False
-            if reader.drain() and reader.watched and not reader.queued:
-                reader.queued = True
-                self._queue.append(reader)
-            if time.perf_counter() >= deadline:
-                break
-        if self._queue:
-            self._schedule()
+        try:
+            while self._queue:
+                self._read(self._queue.popleft())
+                if time.perf_counter() >= deadline:
+                    break
+        finally:
+            if self._queue:
+                self._schedule()
+
+    def _read(self, reader: _Reader) -> None:
+        reader.queued = False
+        if reader.drain() and reader.watched and not reader.queued:
+            reader.queued = True
+            self._queue.append(reader)

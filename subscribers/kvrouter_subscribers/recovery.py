@@ -42,6 +42,7 @@ class Recovery:
     def __init__(self, link: Link, workplace: Workplace) -> None:
         self._link, self._work = link, workplace
         self._task: asyncio.Task[None] | None = None
+        self._current: Replay | None = None
         self._replay_start: int | None = None
 
     def ask(self, start: int, *, supersede: bool) -> None:
@@ -70,7 +71,9 @@ class Recovery:
             self._begin(self._probe(), "probe")
 
     def cancel(self) -> None:
-        """Give up what is under way."""
+        """Give up what is under way; nothing of it is delivered from now on."""
+        if self._current is not None:
+            self._current.abandon()
         if self._task is not None:
             self._task.cancel()
         self._finished()
@@ -81,7 +84,7 @@ class Recovery:
         self._task = task
 
     def _finished(self) -> None:
-        self._task = self._replay_start = None
+        self._task = self._current = self._replay_start = None
         self._link.replaying = False
 
     async def _replay(self, start: int) -> None:
@@ -91,6 +94,7 @@ class Recovery:
             complete = await self._replay_with_retries(start)
             receipt = self._link.finish_replay(complete=complete)
             if receipt is None or receipt.replay_from is None:
+                self._replay_start = None  # From here on the sink may ask again.
                 return
             start = self._replay_start = receipt.replay_from
             await asyncio.sleep(min(limits.replay_pause_seconds * 2**failures, limits.replay_pause_seconds_max))
@@ -119,7 +123,7 @@ class Recovery:
         endpoint = link.address.replay_endpoint
         assert endpoint is not None
         async with work.slots:
-            replay = Replay(start, deliver=deliver, reject=link.reject, limits=work.limits)
+            replay = self._current = Replay(start, deliver=deliver, reject=link.reject, limits=work.limits)
             complete = await replay.run(work.context, work.pump, endpoint, work.curve)
         if replay.error is not None:
             link.last_error = replay.error

@@ -38,6 +38,7 @@ class Replay:
         self.error: str | None = None
         self._deliver, self._reject, self._limits = deliver, reject, limits
         self._socket: zmq.Socket[bytes] | None = None
+        self._reading = True
         self._ended = asyncio.Event()
 
     async def run(
@@ -57,11 +58,15 @@ class Replay:
         except zmq.ZMQError as error:
             self.error = f"{endpoint}: {error}"
         finally:
-            self._socket = None
+            self._reading = False
             if socket is not None:
                 pump.unwatch(socket)
                 socket.close(linger=0)
         return self._ended.is_set()
+
+    def abandon(self) -> None:
+        """Deliver nothing more; whoever runs us is being cancelled."""
+        self._reading = False
 
     async def _wait(self) -> None:
         """Wait for the end marker as long as batches keep coming, within the total bound."""
@@ -80,16 +85,17 @@ class Replay:
         self.error = f"replay from {self.start}: no end within {self._limits.replay_seconds_max:g} s"
 
     def _drain(self) -> bool:
-        if self._socket is None or self._ended.is_set():
+        if self._socket is None or not self._reading:
             return False
+        receive = self._socket.recv_multipart
         for _ in range(_BURST_MESSAGES):
             try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+                frames = receive(zmq.NOBLOCK)
             except zmq.Again:
                 return False
             self._take(frames)
-            if self._ended.is_set():
-                return False
+            if not self._reading:
+                return False  # What we delivered made somebody abandon us, or was the end.
         return True
 
     def _take(self, frames: list[bytes]) -> None:
@@ -99,6 +105,7 @@ class Replay:
             self._reject(error)
             return
         if isinstance(reply, ReplayEnd):
+            self._reading = False
             self._ended.set()
             return
         self.batches += 1

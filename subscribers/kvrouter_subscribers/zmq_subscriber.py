@@ -117,7 +117,7 @@ class ZmqEventSubscriber:
                 await self._work(workplace)
         finally:
             if self._given_context is None:
-                context.term()
+                context.destroy(linger=0)
 
     async def close(self) -> None:
         """Stop listening. Nothing waits for the network: the time is that of cancelling our own tasks."""
