@@ -1,77 +1,94 @@
 """Blocks that ranks will hold soon, because of what was just routed to them.
 
 A decision writes its prompt's blocks here at once, so that the siblings of a burst follow the first one before any
-event could have told. Entries end by time, and the least recently routed of a rank end when it has too many. For a
-rank without live events this is all there is to know: the approximate mode.
+event could have told. What was written ends by time, and the oldest of a rank ends when it has too much. For a rank
+without live events this is all there is to know: the approximate mode.
 
 Only blocks beyond the known prefix need to be written. A match therefore continues, rank by rank, where confirmed
 blocks end. Nothing here is believed over an event: a rank's overlap is the longer of the two.
 """
 
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Mapping, Sequence
 from heapq import heappop, heappush
+from typing import TypeAlias
 
 __all__ = ["PredictedBlocks"]
+
+# Until when, and which blocks: what one decision wrote.
+_Note: TypeAlias = tuple[float, Sequence[int]]
+
+
+class _RankNotes:
+    """What was written for one rank, oldest first, and for every block the latest note that has it."""
+
+    __slots__ = ("latest", "notes", "queued", "written")
+
+    def __init__(self) -> None:
+        self.latest: dict[int, _Note] = {}
+        self.notes: deque[_Note] = deque()
+        self.written = 0  # blocks in `notes`, those that a later note repeats included
+        self.queued = False
 
 
 class PredictedBlocks:
     """Predicted blocks of every rank, for one block size. Time is an argument.
 
-    Each rank's blocks are kept in the order in which they were last written, with deadlines that never decrease in
-    that order. So both ends, by time and by number, take from the front.
+    Deadlines of one rank never decrease in the order of writing, so both ends, by time and by number, take notes
+    from the front. Memory is bounded by `blocks_max` blocks written per rank and `total_max` over all.
     """
 
-    __slots__ = ("_deadlines", "_due", "_held", "_holders", "_queued", "blocks_max", "total_max")
+    __slots__ = ("_due", "_holders", "_ranks", "_written", "blocks_max", "total_max")
 
     def __init__(self, *, blocks_max: int = 65_536, total_max: int = 4_194_304) -> None:
         self.blocks_max, self.total_max = blocks_max, total_max
         self._holders: dict[int, int] = {}
-        self._deadlines: dict[int, OrderedDict[int, float]] = {}
-        self._held = 0
-        # A rank is queued once, under a time at which its front may be due.
+        self._ranks: dict[int, _RankNotes] = {}
+        self._written = 0
+        # Each rank that has notes is here once, under a time before which none of them is due.
         self._due: list[tuple[float, int]] = []
-        self._queued: set[int] = set()
 
     def __len__(self) -> int:
-        """Pairs of a block and a rank that is predicted to hold it; at most `total_max`."""
-        return self._held
+        """Blocks written and not ended, over all ranks; at most `total_max`."""
+        return self._written
 
     def blocks(self, rank: int) -> int:
-        """Blocks predicted on one rank; at most `blocks_max`."""
-        return len(self._deadlines.get(rank, ()))
+        """Distinct blocks predicted on one rank; at most `blocks_max`."""
+        own = self._ranks.get(rank)
+        return len(own.latest) if own is not None else 0
 
     def deadline(self, rank: int, key: int) -> float | None:
         """Until when a block is predicted on a rank; None if it is not."""
-        deadlines = self._deadlines.get(rank)
-        return deadlines.get(key) if deadlines else None
+        own = self._ranks.get(rank)
+        note = own.latest.get(key) if own is not None else None
+        return note[0] if note is not None else None
 
     def store(self, rank: int, hashes: Sequence[int], deadline: float) -> None:
         """Predict that `rank` holds these blocks, a run of one prompt, until `deadline`.
 
-        The deadline is put off to the latest one that the rank has, if it is earlier.
+        A run longer than the bounds loses its end. The deadline is put off to the rank's latest if it is earlier.
         """
-        if not hashes:
-            return
-        deadlines = self._deadlines.get(rank)
-        if deadlines is None:
-            deadlines = self._deadlines[rank] = OrderedDict()
-        elif deadlines:
-            deadline = max(deadline, deadlines[next(reversed(deadlines))])
-        holders, bit = self._holders, 1 << rank
-        before = len(deadlines)
-        # Backwards: when the rank has too many, the tail of the oldest prompt goes first, as it does in engines.
-        for key in reversed(hashes):
-            if key in deadlines:
-                deadlines.move_to_end(key)
-            else:
+        own = self._ranks.get(rank)
+        if own is None:
+            own = self._ranks[rank] = _RankNotes()
+        if own.notes:
+            deadline = max(deadline, own.notes[-1][0])
+        hashes = hashes[: min(self.blocks_max, self.total_max)]
+        note = (deadline, hashes)
+        latest, holders, bit = own.latest, self._holders, 1 << rank
+        for key in hashes:
+            if key not in latest:
                 holders[key] = holders.get(key, 0) | bit
-            deadlines[key] = deadline
-        self._held += len(deadlines) - before
-        while deadlines and (len(deadlines) > self.blocks_max or self._held > self.total_max):
-            self._pop_front(deadlines, bit)
-        if rank not in self._queued:
-            self._queued.add(rank)
+            latest[key] = note
+        own.notes.append(note)
+        own.written += len(hashes)
+        self._written += len(hashes)
+        while own.written > self.blocks_max or (self._written > self.total_max and len(own.notes) > 1):
+            self._end_oldest(own, bit)
+        if self._written > self.total_max:
+            self._end_oldest_of_longest()
+        if not own.queued:
+            own.queued = True
             heappush(self._due, (deadline, rank))
 
     def match(self, hashes: Sequence[int], known: Mapping[int, int]) -> dict[int, int]:
@@ -80,64 +97,85 @@ class PredictedBlocks:
         `known` is the confirmed prefix of each rank in blocks; absent means none.
         """
         found: dict[int, int] = {}
-        holders_of, length = self._holders, len(hashes)
+        holders_of, length = self._holders.get, len(hashes)
         starts = self._starts(hashes, known)
-        # `alive` are the ranks whose prefix reaches `position`; each begins where its confirmed prefix ends.
-        while starts:
-            position = min(starts)
-            alive = starts.pop(position)
-            while alive:
-                position += 1
-                holders = holders_of.get(hashes[position], 0) if position < length else 0
-                left = alive & ~holders
-                while left:
-                    lowest = left & -left
-                    found[lowest.bit_length() - 1] = position
-                    left ^= lowest
-                alive = (alive & holders) | starts.pop(position, 0)
+        joints = sorted(starts)
+        alive = 0
+        # Ranks join where their confirmed prefix ends; between two joints only the loss of a rank is of interest.
+        for begin, end in zip(joints, [*joints[1:], length], strict=True):
+            if alive:
+                kept = alive & holders_of(hashes[begin], 0)
+                _note_depth(found, alive ^ kept, begin)
+                alive = kept
+            alive |= starts[begin]
+            for position, holders in enumerate(map(holders_of, hashes[begin + 1 : end]), begin + 1):
+                if holders == alive:
+                    continue
+                kept = alive & (holders or 0)
+                _note_depth(found, alive ^ kept, position)
+                alive = kept
+                if not kept:
+                    break
+        _note_depth(found, alive, length)
         return found
 
     def expire(self, now: float) -> None:
         """End what is over. Costs nothing when nothing is due."""
         while self._due and self._due[0][0] <= now:
             _, rank = heappop(self._due)
-            self._queued.discard(rank)
-            deadlines = self._deadlines.get(rank)
-            bit = 1 << rank
-            while deadlines:
-                first = next(iter(deadlines.values()))
-                if first > now:
-                    self._queued.add(rank)
-                    heappush(self._due, (first, rank))
-                    break
-                self._pop_front(deadlines, bit)
+            own = self._ranks.get(rank)
+            if own is None:
+                continue
+            while own.notes and own.notes[0][0] <= now:
+                self._end_oldest(own, 1 << rank)
+            if own.notes:
+                heappush(self._due, (own.notes[0][0], rank))
+            else:
+                own.queued = False
 
     def drop(self, rank: int) -> None:
         """Forget a rank."""
-        deadlines = self._deadlines.pop(rank, None)
-        bit = 1 << rank
-        while deadlines:
-            self._pop_front(deadlines, bit)
+        own = self._ranks.get(rank)
+        while own is not None and own.notes:
+            self._end_oldest(own, 1 << rank)
 
     def _starts(self, hashes: Sequence[int], known: Mapping[int, int]) -> dict[int, int]:
         """Where ranks' predicted runs begin: position to the set of ranks predicted to hold that block."""
         starts: dict[int, int] = {}
-        holders_of, length = self._holders, len(hashes)
-        others = holders_of.get(hashes[0], 0) if length else 0
+        holders_of, length = self._holders.get, len(hashes)
+        others = holders_of(hashes[0], 0) if length else 0
         for rank, position in known.items():
             bit = 1 << rank
             others &= ~bit
-            if position < length and holders_of.get(hashes[position], 0) & bit:
+            if position < length and holders_of(hashes[position], 0) & bit:
                 starts[position] = starts.get(position, 0) | bit
         if others:
             starts[0] = starts.get(0, 0) | others
         return starts
 
-    def _pop_front(self, deadlines: OrderedDict[int, float], bit: int) -> None:
-        key, _ = deadlines.popitem(last=False)
-        self._held -= 1
-        left = self._holders[key] & ~bit
-        if left:
-            self._holders[key] = left
-        else:
-            del self._holders[key]
+    def _end_oldest_of_longest(self) -> None:
+        """Make room when all ranks together have too much: the rank that has most gives."""
+        while self._written > self.total_max:
+            rank = max(self._ranks, key=lambda each: self._ranks[each].written)
+            self._end_oldest(self._ranks[rank], 1 << rank)
+
+    def _end_oldest(self, own: _RankNotes, bit: int) -> None:
+        note = own.notes.popleft()
+        own.written -= len(note[1])
+        self._written -= len(note[1])
+        latest, holders = own.latest, self._holders
+        for key in note[1]:
+            if latest.get(key) is note:
+                del latest[key]
+                left = holders[key] & ~bit
+                if left:
+                    holders[key] = left
+                else:
+                    del holders[key]
+
+
+def _note_depth(found: dict[int, int], ranks: int, depth: int) -> None:
+    while ranks:
+        lowest = ranks & -ranks
+        found[lowest.bit_length() - 1] = depth
+        ranks ^= lowest
