@@ -1,0 +1,372 @@
+"""The composition root: builds every part of the router process, runs them, and stops them in a written order.
+
+Nothing is decided here. Each part gets what it needs as small arguments; this is the only module that knows `Settings`.
+"""
+
+import asyncio
+import logging
+import random
+import signal
+import socket
+import ssl
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+from kvrouter.errors import SettingsError
+from kvrouter.events import Source
+from kvrouter.index import PrefixIndex
+from kvrouter.ingest import Ingest, IngestLimits
+from kvrouter.routing import Router, RoutingSettings
+from kvrouter.service.admin import AdminServer, GuardedApplication, WorkerRecords, build_admin
+from kvrouter.service.auth import Authenticator, refuse_open_bind
+from kvrouter.service.decisions import DecisionRing
+from kvrouter.service.dispatcher import ModelRoutes, RequestDispatcher
+from kvrouter.service.fleet_view import FleetViews
+from kvrouter.service.health import HealthMonitor
+from kvrouter.service.logs import configure_logging, log_event
+from kvrouter.service.metrics import Metrics, MetricsSources
+from kvrouter.service.probes import ProbeRoutes
+from kvrouter.service.prompts import PrefixCache, PromptResolver, RequestReader
+from kvrouter.service.proxy import Endpoint, ProxyLimits, ProxyServer, Response, UpstreamPool, fetch
+from kvrouter.service.selection import SelectionRoutes
+from kvrouter.service.selection_choice import SelectionChoice
+from kvrouter.service.selection_loads import PoolViews
+from kvrouter.service.sources import SourceReport
+from kvrouter.service.traffic import TrafficCounters
+from kvrouter.service.workers import Worker, WorkerRegistry, WorkerSpec, parse_worker_spec
+from kvrouter.settings import LimitSettings, Settings
+from kvrouter_subscribers import ZmqEventSubscriber, ZmqLimits
+
+__all__ = ["Service", "run_service"]
+
+HOUSEKEEPING_SECONDS = 0.5
+LISTEN_BACKLOG = 4096
+
+_log = logging.getLogger("kvrouter.service")
+
+
+class Service:
+    """All parts of one router process, wired together. Building it opens nothing."""
+
+    def __init__(self, settings: Settings, *, admin_socket: str | None = None) -> None:
+        self.settings = settings
+        clock = self.clock = time.monotonic
+        limits = _proxy_limits(settings.limits, route_headers=settings.server.route_headers)
+        index = PrefixIndex()
+        self.ingest = Ingest(index, limits=IngestLimits(block_size=settings.tokens.block_size))
+        self.router = Router(
+            policy=settings.routing.policy, index=index, ingest=self.ingest, settings=_routing_settings(settings)
+        )
+        self.subscriber = ZmqEventSubscriber(self.ingest, clock=clock, limits=_zmq_limits(settings))
+        self.registry = WorkerRegistry(
+            routing=self.router,
+            events=self.subscriber,
+            forget_blocks=self._forget_blocks,
+            failures=settings.health.failures,
+            successes=settings.health.successes,
+            # With keys of our own, a client's token is ours: workers get theirs from `api_key=` or none.
+            default_authorization=b"" if settings.auth.api_keys else None,
+        )
+        self.views = FleetViews(self.registry)
+        self.decisions = DecisionRing(settings.routing.decisions_kept)
+        self.traffic = TrafficCounters()
+        self.authenticator = Authenticator(api_keys=settings.auth.api_keys, admin_keys=settings.auth.admin_keys)
+        self.pool = UpstreamPool(limits, clock=clock)
+        self.sources = SourceReport(registry=self.registry, ingest=self.ingest, transport=self.subscriber, clock=clock)
+        cache = PrefixCache(settings.tokens.cache_bytes_max)
+        self.resolver = PromptResolver(cache)
+        self.selection = self._selection_routes(index)
+        self.metrics = Metrics(
+            MetricsSources(
+                registry=self.registry,
+                router=self.router,
+                traffic=self.traffic,
+                sources=self.sources,
+                proxy=lambda: self.proxy.statistics,
+                prompts=dict,
+                reservations=lambda: self.selection.reservations,
+                auth_refused=lambda: self.authenticator.refused,
+                policy=settings.routing.policy,
+            )
+        )
+        self.probes = ProbeRoutes(
+            registry=self.registry,
+            router=self.router,
+            views=self.views,
+            prompt_modes=dict,
+            metrics_text=self.metrics.text,
+        )
+        self.dispatcher = RequestDispatcher(
+            registry=self.registry,
+            router=self.router,
+            reader=RequestReader(cache),
+            resolver=self.resolver,
+            views=self.views,
+            authenticator=self.authenticator,
+            decisions=self.decisions,
+            traffic=self.traffic,
+            local=(self.selection, ModelRoutes(self.views), self.probes),
+            admin=Endpoint("localhost", 0, unix_path=admin_socket) if admin_socket else None,
+            clock=clock,
+        )
+        self.proxy = ProxyServer(self.dispatcher, limits, pool=self.pool, on_error=_report_bug, clock=clock)
+        self.health = HealthMonitor(
+            self.registry,
+            self._fetch,
+            interval_seconds=settings.health.interval_seconds,
+            timeout_seconds=settings.health.timeout_seconds,
+            clock=clock,
+            jitter=random.Random(),
+        )
+        self.admin = self._admin_server(admin_socket)
+
+    def add_workers(self, specs: list[WorkerSpec]) -> None:
+        """Register the workers that the settings name."""
+        for spec in specs:
+            self.registry.upsert(spec, now=self.clock())
+
+    async def housekeeping(self) -> None:
+        """End leases and forget dead workers' blocks, now and then, for ever."""
+        while True:
+            now = self.clock()
+            self.selection.expire(now)
+            self.registry.forget_dead(self.sources.connected())
+            await asyncio.sleep(HOUSEKEEPING_SECONDS)
+
+    def _forget_blocks(self, worker: Worker) -> None:
+        """The worker's process is dead, and its cache with it."""
+        now = self.clock()
+        for position, dense_rank in enumerate(worker.ranks):
+            source = Source(worker.spec.worker_id, worker.spec.first_rank + position)
+            self.ingest.reset(source, now=now, reason="the worker is dead")
+            self.router.knowledge.forget(dense_rank)
+
+    async def _fetch(self, worker: Worker, path: str, *, timeout_seconds: float, max_bytes: int) -> Response:
+        assert worker.endpoint is not None
+        return await fetch(
+            self.pool, worker.endpoint, "GET", path, timeout_seconds=timeout_seconds, max_bytes=max_bytes
+        )
+
+    def _selection_routes(self, index: PrefixIndex) -> SelectionRoutes:
+        choice = SelectionChoice(
+            registry=self.registry,
+            router=self.router,
+            ingest=self.ingest,
+            views=self.views,
+            default_block_size=self.settings.tokens.block_size,
+        )
+        pools = PoolViews(
+            registry=self.registry, router=self.router, ingest=self.ingest, choice=choice, clock=self.clock
+        )
+        return SelectionRoutes(
+            registry=self.registry,
+            router=self.router,
+            index=index,
+            ingest=self.ingest,
+            choice=choice,
+            pools=pools,
+            decisions=self.decisions,
+            traffic=self.traffic,
+            lease_seconds=self.settings.routing.reservation_seconds,
+            clock=self.clock,
+            wall_clock=time.time,
+        )
+
+    def _admin_server(self, admin_socket: str | None) -> AdminServer:
+        app = build_admin(
+            registry=self.registry,
+            records=WorkerRecords(router=self.router, clock=self.clock),
+            sources=self.sources,
+            decisions=self.decisions,
+            clock=self.clock,
+        )
+        if admin_socket:
+            return AdminServer(app, unix_path=admin_socket)
+        server = self.settings.server
+        return AdminServer(
+            GuardedApplication(app, self.authenticator),
+            listener=_listener(server.host, server.admin_port),
+            certificate=server.tls_certificate,
+            key=server.tls_key,
+        )
+
+
+async def run_service(settings: Settings) -> int:
+    """Run the router until it is told to stop; returns the exit code.
+
+    Raises:
+        SettingsError: a worker specification, the address or the certificate cannot be used.
+    """
+    configure_logging(level=settings.log.level, style=settings.log.format)
+    refuse_open_bind(settings.server.host, api_keys=settings.auth.api_keys, insecure=settings.auth.insecure)
+    specs = _worker_specs(settings.workers)
+    certificate = _tls_context(settings)
+    with tempfile.TemporaryDirectory(prefix="kvrouter-") as folder:
+        admin_socket = None if settings.server.admin_port else str(Path(folder) / "admin.sock")
+        listener = _listener(settings.server.host, settings.server.port)
+        service = Service(settings, admin_socket=admin_socket)
+        service.add_workers(specs)
+        stop = _Stop(exit_with_parent=settings.server.exit_with_parent)
+        async with _running(service, listener, certificate):
+            await stop.asked.wait()
+            await _drain(service, stop.at_once)
+    log_event(_log, logging.INFO, "stopped")
+    return 0
+
+
+@asynccontextmanager
+async def _running(
+    service: Service, listener: socket.socket, certificate: ssl.SSLContext | None
+) -> AsyncIterator[None]:
+    """Start the parts, in the order in which they need each other; stop them the other way round."""
+    server = service.settings.server
+    async with asyncio.TaskGroup() as tasks:
+        subscriber = tasks.create_task(service.subscriber.run(), name="events")
+        health = tasks.create_task(service.health.run(), name="health")
+        housekeeping = tasks.create_task(service.housekeeping(), name="housekeeping")
+        admin = tasks.create_task(service.admin.run(), name="admin")
+        await service.admin.started()
+        await service.proxy.start(ssl=certificate, sock=listener)
+        log_event(
+            _log,
+            logging.INFO,
+            "listening",
+            host=server.host,
+            port=service.proxy.port,
+            scheme="https" if certificate else "http",
+            policy=service.settings.routing.policy,
+            workers=len(service.registry),
+        )
+        yield
+        # Requests have ended or were cut by `_drain`; what is left only served them.
+        await service.proxy.close()
+        service.admin.stop()
+        await admin
+        health.cancel()
+        housekeeping.cancel()
+        await service.subscriber.close()
+        await subscriber
+
+
+async def _drain(service: Service, at_once: asyncio.Event) -> None:
+    """Not ready, then draining; a second signal skips what is left of both."""
+    server = service.settings.server
+    log_event(_log, logging.INFO, "stopping", active=service.proxy.statistics.requests_active)
+    service.probes.stopping = True  # 1. balancers stop choosing us
+    service.proxy.begin_drain()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(server.unready_seconds):
+            await at_once.wait()
+    drained = asyncio.create_task(service.proxy.drain(server.drain_seconds))  # 2. finish what is under way
+    impatient = asyncio.create_task(at_once.wait())
+    await asyncio.wait({drained, impatient}, return_when=asyncio.FIRST_COMPLETED)
+    for task in (drained, impatient):
+        task.cancel()
+    with suppress(asyncio.CancelledError):
+        cut = await drained
+        log_event(_log, logging.INFO, "drained", cut=cut)
+
+
+class _Stop:
+    """What SIGTERM and SIGINT ask for: the first to stop, the second to stop at once."""
+
+    def __init__(self, *, exit_with_parent: bool) -> None:
+        self.asked, self.at_once = asyncio.Event(), asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._told)
+        # Held, because the loop alone would not keep the task alive.
+        self._watching = loop.create_task(self._watch_parent()) if exit_with_parent else None
+
+    def _told(self) -> None:
+        (self.at_once if self.asked.is_set() else self.asked).set()
+
+    async def _watch_parent(self) -> None:
+        """Stop when the program that started us is gone: its end of our standard input closes, however it died."""
+        asked = self.asked
+
+        class _Watch(asyncio.Protocol):
+            def connection_lost(self, exception: Exception | None) -> None:  # noqa: ARG002 - asyncio names it
+                asked.set()
+
+        await asyncio.get_running_loop().connect_read_pipe(_Watch, sys.stdin)
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    """Bind before anything is started, so that a taken port is one line and not a crash."""
+    name = host.strip("[]")
+    try:
+        family, *_ = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server((name, port), family=family, backlog=LISTEN_BACKLOG)
+    except OSError as error:
+        raise SettingsError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+
+
+def _worker_specs(texts: tuple[str, ...]) -> list[WorkerSpec]:
+    """Parse and compare the specifications, so that a double entry is an error of the call, not a late one."""
+    specs = [parse_worker_spec(text) for text in texts]
+    for name, values in (
+        ("id", [spec.worker_id for spec in specs]),
+        ("url", [spec.address for spec in specs]),
+    ):
+        for value in values:
+            if values.count(value) > 1:
+                raise SettingsError(f"two workers have the {name} {value!r}")
+    return specs
+
+
+def _tls_context(settings: Settings) -> ssl.SSLContext | None:
+    server = settings.server
+    if server.tls_certificate is None and server.tls_key is None:
+        return None
+    if server.tls_certificate is None:
+        raise SettingsError("server.tls_key needs server.tls_certificate")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(server.tls_certificate, server.tls_key)
+    except (OSError, ssl.SSLError) as error:
+        raise SettingsError(f"server.tls_certificate {server.tls_certificate}: {error}") from None
+    return context
+
+
+def _proxy_limits(limits: LimitSettings, *, route_headers: bool) -> ProxyLimits:
+    return ProxyLimits(
+        connections_max=limits.connections_max,
+        header_bytes_max=limits.header_bytes_max,
+        body_bytes_max=limits.body_bytes_max,
+        keepalive_seconds=limits.keepalive_seconds,
+        header_seconds=limits.header_seconds,
+        body_seconds=limits.body_seconds,
+        attempts_max=limits.attempts_max,
+        connect_seconds=limits.connect_seconds,
+        first_byte_seconds=limits.first_byte_seconds,
+        idle_seconds=limits.idle_seconds,
+        worker_connections_max=limits.worker_connections_max,
+        route_headers=route_headers,
+    )
+
+
+def _routing_settings(settings: Settings) -> RoutingSettings:
+    return RoutingSettings(
+        prefill_tokens_per_second=settings.routing.prefill_tokens_per_second,
+        predicted_seconds_live=settings.routing.predicted_seconds_live,
+        lease_seconds=settings.routing.reservation_seconds,
+        block_size=settings.tokens.block_size,
+    )
+
+
+def _zmq_limits(settings: Settings) -> ZmqLimits:
+    return ZmqLimits(
+        frame_bytes_max=settings.events.frame_bytes_max,
+        replay_silence_seconds=settings.events.replay_seconds,
+        probe_seconds=settings.events.idle_probe_seconds,
+    )
+
+
+def _report_bug(where: str, error: Exception) -> None:
+    """A dispatcher that raised what it should not: the client got 500, the operator gets the traceback."""
+    _log.error("internal_error", exc_info=error, extra={"fields": {"where": where}})

@@ -1,0 +1,257 @@
+"""Decides about each request that the data plane has read: answer it here, send it to a worker, or refuse it.
+
+The data plane (`proxy`) moves bytes and calls this; reading and tokenising prompts is `prompts`, choosing is `routing`,
+what a worker's answers say about its health is `workers.py`. On the hot path nothing is logged and no label is looked
+up.
+"""
+
+import time
+from collections.abc import Awaitable, Callable, Collection
+from itertools import count
+from typing import Protocol
+from urllib.parse import unquote
+
+from kvrouter.blocks import Prompt
+from kvrouter.errors import NoWorkerError, RequestError, UnknownModelError
+from kvrouter.routing import Decision, Router
+from kvrouter.service.auth import Authenticator
+from kvrouter.service.decisions import DecisionRing
+from kvrouter.service.fleet_view import FleetViews
+from kvrouter.service.prompts import InferenceBody, PromptResolver, RequestReader
+from kvrouter.service.proxy import Endpoint, Outcome, Reply, Request, Route, Usage
+from kvrouter.service.replies import JSON_HEADERS, json_reply
+from kvrouter.service.traffic import TrafficCounters
+from kvrouter.service.workers import Worker, WorkerRegistry
+
+__all__ = ["LocalRoutes", "ModelRoutes", "RequestDispatcher"]
+
+INFERENCE_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"})
+_ADMIN = "admin"
+
+
+class LocalRoutes(Protocol):
+    """Something that answers requests without a worker."""
+
+    def answer(self, request: Request) -> Reply | None:
+        """Return the answer, or None when the path is not one of its own."""
+        ...
+
+
+class Flight:
+    """One attempt of one request, from the decision to its end."""
+
+    __slots__ = ("booking", "overlap_tokens", "received_at", "worker")
+
+    def __init__(self, worker: Worker, booking: int | None, overlap_tokens: int, received_at: float) -> None:
+        self.worker, self.booking = worker, booking
+        self.overlap_tokens, self.received_at = overlap_tokens, received_at
+
+
+class RequestDispatcher:
+    """The data plane's `Dispatcher`."""
+
+    def __init__(
+        self,
+        *,
+        registry: WorkerRegistry,
+        router: Router,
+        reader: RequestReader,
+        resolver: PromptResolver,
+        views: FleetViews,
+        authenticator: Authenticator,
+        decisions: DecisionRing,
+        traffic: TrafficCounters,
+        local: tuple[LocalRoutes, ...],
+        admin: Endpoint | None,
+        clock: Callable[[], float],
+    ) -> None:
+        self._registry, self._router, self._views = registry, router, views
+        self._reader, self._resolver = reader, resolver
+        self._authenticator, self._decisions, self._traffic = authenticator, decisions, traffic
+        self._local, self._admin, self._clock = local, admin, clock
+        self._bookings = count(1)
+        self._wall_offset = time.time() - clock()
+
+    # -- the data plane's calls, in their order ------------------------------------------------------------------------
+
+    def admit(self, request: Request) -> Reply | None:
+        """Check the key, before the body is read."""
+        if not self._authenticator.is_open:
+            self._authenticator.check(request.method, request.path, request.header(b"authorization"))
+        return None
+
+    def try_local(self, request: Request) -> Reply | None:
+        """Answer what needs no worker."""
+        if request.path in INFERENCE_PATHS:
+            return None
+        for routes in self._local:
+            reply = routes.answer(request)
+            if reply is not None:
+                return reply
+        return None
+
+    def route(self, request: Request, excluded: Collection[str]) -> Route | Reply | Awaitable[Route | Reply]:
+        """Choose where the request goes; called again with the workers that failed it."""
+        path = request.path
+        if excluded:
+            self._traffic.retries += 1
+        if path in INFERENCE_PATHS:
+            if request.method != "POST":
+                raise RequestError(f"{path} takes POST", status=405, code="method_not_allowed")
+            return self._route_inference(request, excluded)
+        if path.startswith("/v1/"):
+            return self._route_other(request, excluded)
+        if self._admin is None:
+            raise RequestError(f"unknown path {path}", status=404, code="unknown_url")
+        return Route(self._admin, _ADMIN, is_inference=False)
+
+    def first_byte(self, route: Route) -> None:
+        """Nothing is measured here: a head may precede its first token by seconds."""
+
+    def first_token(self, route: Route) -> None:
+        """Prefill is over: its load is gone, and the time that it took is known."""
+        flight = route.token
+        if isinstance(flight, Flight) and flight.booking is not None:
+            now = self._clock()
+            self._router.book.prefill_complete(flight.booking, now=now)
+            self._traffic.ttft_seconds.observe(now - flight.received_at)
+
+    def finished(self, route: Route, outcome: Outcome, usage: Usage | None) -> None:
+        """Give back what was booked, and learn from how it ended."""
+        flight = route.token
+        if not isinstance(flight, Flight):
+            return
+        now = self._clock()
+        worker = flight.worker
+        worker.active -= 1
+        if flight.booking is not None:
+            self._router.book.free(flight.booking)
+        self._count_end(worker, outcome, now, flight)
+        if usage is not None and usage.prompt_tokens:
+            counters = worker.counters
+            counters.usage_reports += 1
+            counters.usage_prompt_tokens += usage.prompt_tokens
+            counters.usage_promised_tokens += flight.overlap_tokens
+            counters.usage_cached_tokens += usage.cached_tokens or 0
+
+    # -- choosing ------------------------------------------------------------------------------------------------------
+
+    def _route_inference(self, request: Request, excluded: Collection[str]) -> Route | Awaitable[Route]:
+        body = self._reader.read(request.path, request.body)
+        prompt = self._resolver.resolve(body, model_profile=body.model)
+        if prompt is None or isinstance(prompt, Prompt):
+            return self._choose(request, body, prompt, excluded)
+        return self._choose_later(request, body, prompt, excluded)
+
+    async def _choose_later(
+        self, request: Request, body: InferenceBody, prompt: Awaitable[Prompt | None], excluded: Collection[str]
+    ) -> Route:
+        return self._choose(request, body, await prompt, excluded)
+
+    def _choose(self, request: Request, body: InferenceBody, prompt: Prompt | None, excluded: Collection[str]) -> Route:
+        now = self._clock()
+        session = _session(request) or body.session
+        decision = self._decide(prompt, body.model, session, excluded, now)
+        worker, booking = self._commit(decision, now)
+        traffic = self._traffic
+        traffic.routed += 1
+        traffic.prompt_tokens += decision.prompt_tokens
+        traffic.overlap_tokens += decision.overlap_tokens
+        traffic.by_policy[decision.policy] = traffic.by_policy.get(decision.policy, 0) + 1
+        self._decisions.record(request.id, decision, body.model, now + self._wall_offset)
+        return self._to(worker, decision, Flight(worker, booking, decision.overlap_tokens, request.received_at))
+
+    def _route_other(self, request: Request, excluded: Collection[str]) -> Route:
+        """Send a path that we do not interpret to the least loaded worker of the model that its body names."""
+        now = self._clock()
+        model = self._reader.model_of(request.body)
+        decision = self._decide(None, model, None, excluded, now)
+        worker, booking = self._commit(decision, now)
+        self._traffic.other_requests += 1
+        route = self._to(worker, decision, Flight(worker, booking, 0, request.received_at))
+        route.is_inference = False
+        return route
+
+    def _decide(
+        self, prompt: Prompt | None, model: str | None, session: str | None, excluded: Collection[str], now: float
+    ) -> Decision:
+        if self._registry.unproxied:
+            excluded = self._registry.unproxied.union(excluded)
+        try:
+            return self._router.decide(prompt, model=model, session=session, exclude=excluded, now=now)
+        except UnknownModelError:
+            self._traffic.refused_unknown_model += 1
+            raise
+        except NoWorkerError:
+            self._refuse_unknown_model(model)
+            self._traffic.refused_no_worker += 1
+            raise
+
+    def _refuse_unknown_model(self, model: str | None) -> None:
+        """A worker that was never reached could serve anything; but if others are there, 404 helps a client more."""
+        known = self._views.current().models
+        if model is not None and known and model not in known:
+            self._traffic.refused_unknown_model += 1
+            raise UnknownModelError(model, known)
+
+    def _commit(self, decision: Decision, now: float) -> tuple[Worker, int]:
+        booking = next(self._bookings)
+        self._router.commit(decision, id=booking, now=now)
+        worker = self._registry.find(decision.worker_id)
+        worker.active += 1
+        worker.counters.requests += 1
+        return worker, booking
+
+    def _to(self, worker: Worker, decision: Decision, flight: Flight) -> Route:
+        assert worker.endpoint is not None
+        return Route(
+            worker.endpoint,
+            worker.spec.worker_id,
+            decision.overlap_tokens,
+            worker.rank_headers[decision.rank],
+            flight,
+        )
+
+    # -- learning ------------------------------------------------------------------------------------------------------
+
+    def _count_end(self, worker: Worker, outcome: Outcome, now: float, flight: Flight) -> None:
+        outcomes = worker.counters.outcomes
+        outcomes[outcome] = outcomes.get(outcome, 0) + 1
+        if outcome == "ok":
+            self._traffic.request_seconds.observe(now - flight.received_at)
+            if worker.losses_in_row or worker.ejections_in_row:
+                self._registry.answered(worker)
+        elif outcome == "connect_failed":
+            self._registry.connect_failed(worker, now=now)
+        elif outcome in ("upstream_lost", "bad_response"):
+            self._registry.upstream_lost(worker, now=now)
+        elif outcome == "timeout":
+            self._registry.check_soon(worker, now=now)
+
+
+class ModelRoutes:
+    """`GET /v1/models` and `GET /v1/models/{id}`, answered from what the workers said last."""
+
+    def __init__(self, views: FleetViews) -> None:
+        self._views = views
+
+    def answer(self, request: Request) -> Reply | None:
+        """Answer, or return None for other paths."""
+        path = request.path
+        if not path.startswith("/v1/models") or request.method not in ("GET", "HEAD"):
+            return None
+        if path == "/v1/models":
+            return Reply(200, self._views.models_answer(), JSON_HEADERS)
+        if not path.startswith("/v1/models/"):
+            return None
+        name = unquote(path[len("/v1/models/") :])
+        known = self._views.current().models_body
+        if name not in known:
+            raise UnknownModelError(name, known)
+        return json_reply(200, known[name])
+
+
+def _session(request: Request) -> str | None:
+    """The conversation that a client names in a header."""
+    value = request.header(b"x-kvrouter-session") or request.header(b"x-session-id")
+    return value.decode("latin-1") if value else None

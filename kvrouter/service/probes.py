@@ -1,0 +1,99 @@
+"""`/livez`, `/readyz` and `/metrics`.
+
+`/livez` touches nothing: it says that the event loop turns. `/readyz` says whether a request could be served now, and
+if not, why; a lost event stream degrades routing and is told, but does not make the router unready.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from kvrouter.routing import Router
+from kvrouter.service.fleet_view import FleetViews
+from kvrouter.service.proxy import Reply, Request
+from kvrouter.service.replies import JSON_HEADERS, json_reply
+from kvrouter.service.workers import WorkerRegistry
+
+__all__ = ["ProbeRoutes"]
+
+_ALIVE = Reply(200, b'{"status":"ok"}', JSON_HEADERS)
+_METRICS_HEADERS = ((b"content-type", b"text/plain; version=0.0.4; charset=utf-8"),)
+_METHODS = frozenset({"GET", "HEAD"})
+
+
+class ProbeRoutes:
+    """Answers the probes; `/health` and `/ready` are the names that other routers use for them."""
+
+    def __init__(
+        self,
+        *,
+        registry: WorkerRegistry,
+        router: Router,
+        views: FleetViews,
+        prompt_modes: Callable[[], dict[str, str]],
+        metrics_text: Callable[[], bytes],
+    ) -> None:
+        self._registry, self._router, self._views = registry, router, views
+        self._prompt_modes, self._metrics_text = prompt_modes, metrics_text
+        self.stopping = False
+        """Set first when the process is told to stop, so that balancers look elsewhere."""
+
+    def answer(self, request: Request) -> Reply | None:
+        """Answer a probe, or return None for other paths."""
+        if request.method not in _METHODS:
+            return None
+        match request.path:
+            case "/livez" | "/health":
+                return _ALIVE
+            case "/readyz" | "/ready":
+                readiness = self.readiness()
+                return json_reply(200 if readiness["ready"] else 503, readiness)
+            case "/metrics":
+                return Reply(200, self._metrics_text(), _METRICS_HEADERS)
+        return None
+
+    def readiness(self) -> dict[str, Any]:
+        """Return whether requests can be served now, and what is in the way."""
+        workers = [
+            {
+                "worker_id": worker.spec.public_id,
+                "lifecycle": worker.lifecycle,
+                "not_schedulable_reasons": worker.reasons(),
+            }
+            for worker in self._registry
+        ]
+        schedulable = sum(each["lifecycle"] == "schedulable" for each in workers)
+        reasons = []
+        if self.stopping:
+            reasons.append("stopping")
+        if not workers:
+            reasons.append("no worker is registered")
+        elif not schedulable:
+            reasons.append("no worker is schedulable")
+        return {
+            "ready": not reasons,
+            "reasons": reasons,
+            "schedulable_workers": schedulable,
+            "models": self._models(),
+            "events": self._events(),
+            "workers": workers,
+        }
+
+    def _models(self) -> dict[str, Any]:
+        modes = self._prompt_modes()
+        return {
+            model: {
+                "workers": len(workers),
+                "schedulable_workers": sum(not worker.reasons() for worker in workers),
+                "prompts": modes.get(model),
+            }
+            for model, workers in self._views.current().models.items()
+        }
+
+    def _events(self) -> dict[str, Any]:
+        """How much of what we believe about caches is known, and how much is guessed."""
+        states: dict[str, int] = {}
+        for worker in self._registry:
+            for rank in worker.ranks:
+                state = self._router.ingest.is_trusted(rank)
+                states[state] = states.get(state, 0) + 1
+        return {"ranks": states, "degraded": any(state != "live" for state in states)}

@@ -1,0 +1,115 @@
+"""From the fields of a selection request to a decision: which pool, which prompt, whom it may go to.
+
+Nothing is booked here and no answer is written; that is `selection.py` and `selection_loads.py`.
+"""
+
+from kvrouter.blocks import Prompt
+from kvrouter.errors import NoWorkerError, RequestError
+from kvrouter.events import Source
+from kvrouter.ingest import Ingest
+from kvrouter.routing import Decision, Router
+from kvrouter.service.fleet_view import FleetViews
+from kvrouter.service.selection_wire import SelectionRequest, prompt_of
+from kvrouter.service.workers import Worker, WorkerRegistry
+
+__all__ = ["SelectionChoice"]
+
+
+class SelectionChoice:
+    """Decides selections. A pool is the workers of one model and routing group."""
+
+    def __init__(
+        self,
+        *,
+        registry: WorkerRegistry,
+        router: Router,
+        ingest: Ingest,
+        views: FleetViews,
+        default_block_size: int,
+    ) -> None:
+        self._registry, self._router, self._ingest, self._views = registry, router, ingest, views
+        self._default_block_size = default_block_size
+        self._pool_ranks: tuple[int, dict[str | None, int | None]] = (-1, {})
+
+    def decide(self, asked: SelectionRequest, now: float, *, pinned: Source | None = None) -> tuple[Prompt, Decision]:
+        """Choose a rank for what is asked.
+
+        Raises:
+            RequestError: the prompt, the group or the pinned worker is not what it must be.
+            RoutingError: nobody serves the model, or nobody may take it now.
+        """
+        prompt, model = self.prompt(asked)
+        if pinned is None and asked.pinned_worker is not None:
+            pinned = self.source(asked.pinned_worker.worker_id, asked.pinned_worker.dp_rank)
+        decision = self._router.decide(
+            prompt, model=model, session=asked.session, allowed=self._allowed(asked), pinned=pinned, now=now
+        )
+        return prompt, decision
+
+    def prompt(self, asked: SelectionRequest) -> tuple[Prompt, str | None]:
+        """Return the prompt and the model that it is for."""
+        model = self._views.current().selection_model(asked.model_name or asked.model)
+        return prompt_of(asked, block_size=self.pool_block_size(model)), model
+
+    def pool_block_size(self, model: str | None) -> int:
+        """The block size that hashes given for a model are for: that of its first worker."""
+        version, ranks = self._pool_ranks
+        if version != self._registry.version:
+            ranks = {}
+            self._pool_ranks = (self._registry.version, ranks)
+        if model not in ranks:
+            serving = (each for each in self._registry if model is None or model in each.models)
+            ranks[model] = next((each.ranks[0] for each in serving), None)
+        first = ranks[model]
+        return self._default_block_size if first is None else self.block_size(first)
+
+    def block_size(self, dense_rank: int) -> int:
+        """Tokens per block on one rank: as its events say, else its record, else the default."""
+        return self._ingest.block_size(dense_rank) or self._default_block_size
+
+    def source(self, worker_id: int | str, rank: int | None) -> Source:
+        """Return the rank that a request names.
+
+        Raises:
+            RequestError: the worker is unknown (404), or has no such rank (400).
+        """
+        spec = self._registry.find(worker_id).spec
+        last = spec.first_rank + spec.ranks - 1
+        chosen = spec.first_rank if rank is None else rank
+        if not spec.first_rank <= chosen <= last:
+            raise RequestError(f"dp_rank of worker {worker_id} must be {spec.first_rank}..{last}", param="dp_rank")
+        return Source(spec.worker_id, chosen)
+
+    def ranks(self, model: str | None, group: str | None) -> list[tuple[Worker, int]]:
+        """Return the schedulable ranks of a pool as worker and position."""
+        members = self._views.current().group_members(group)
+        return [
+            (worker, position)
+            for worker in self._registry
+            if (model is None or model in worker.models)
+            and (members is None or worker.spec.worker_id in members)
+            and not worker.reasons()
+            for position in range(worker.spec.ranks)
+        ]
+
+    def _allowed(self, asked: SelectionRequest) -> frozenset[str] | None:
+        """The workers that the request's group, list and taints leave; None where they leave all."""
+        allowed = self._views.current().group_members(asked.routing_group)
+        if asked.routing_group and allowed is not None and not allowed:
+            raise RequestError(
+                f"no worker belongs to routing group {asked.routing_group!r}",
+                status=404,
+                code="routing_group_not_found",
+                param="routing_group",
+            )
+        if asked.allowed_worker_ids is not None:
+            named = frozenset(str(each) for each in asked.allowed_worker_ids)
+            allowed = named if allowed is None else allowed & named
+        taints = asked.routing_constraints.required_taints if asked.routing_constraints else None
+        if taints:
+            wanted = frozenset(taints)
+            fitting = frozenset(each.spec.worker_id for each in self._registry if wanted <= each.spec.taints)
+            allowed = fitting if allowed is None else allowed & fitting
+        if allowed is not None and not allowed:
+            raise NoWorkerError("no worker fits routing_group, allowed_worker_ids and routing_constraints")
+        return allowed

@@ -1,0 +1,214 @@
+"""The JSON of the selection API, in: what a gateway may ask, read without building an object per token.
+
+Field names and shapes are those of Dynamo's standalone selection service; fields that we do not use are ignored, as
+there. Only parsing and checking happens here, the choosing is `selection.py`.
+"""
+
+import re
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from kvrouter.blocks import TOKEN_ID_MAX, Prompt, sequence_hashes
+from kvrouter.errors import RequestError
+
+__all__ = ["OutputBlock", "Pinned", "SelectionRequest", "parse_output_block", "parse_selection", "prompt_of"]
+
+_PLAIN_INTEGERS = b"0123456789, "
+_MASK = 2**64 - 1
+_MISSING = msgspec.Raw(b"")
+
+
+class Pinned(msgspec.Struct):
+    """The one rank that may be chosen."""
+
+    worker_id: int | str
+    dp_rank: int | None = None
+
+
+class SessionContext(msgspec.Struct):
+    """What a gateway knows about the conversation; only its id is used."""
+
+    session_id: str | None = None
+
+
+class Constraints(msgspec.Struct):
+    """Taints that a worker must carry."""
+
+    required_taints: list[str] | None = None
+
+
+class MultimodalObject(msgspec.Struct):
+    """One image, video or audio item in a block."""
+
+    mm_hash: int
+
+
+class BlockMultimodal(msgspec.Struct):
+    """The items in one block."""
+
+    mm_objects: list[MultimodalObject] = []
+
+
+class MultimodalRouting(msgspec.Struct):
+    """Token ids with the items that their blocks cover."""
+
+    routing_token_ids: msgspec.Raw = _MISSING
+    block_mm_infos: list[BlockMultimodal | None] | None = None
+
+
+class SelectionRequest(msgspec.Struct):
+    """A prompt with its options; all calls of the selection API share it."""
+
+    token_ids: msgspec.Raw = _MISSING
+    block_hashes: list[int] | None = None
+    sequence_hashes: list[int] | None = None
+    isl_tokens: int | None = None
+    block_mm_infos: list[BlockMultimodal | None] | None = None
+    mm_routing_info: MultimodalRouting | None = None
+    model_name: str | None = None
+    model: str | None = None
+    routing_group: str | None = None
+    lora_name: str | None = None
+    cache_salt: str | None = None
+    selection_id: str | None = None
+    session_id: str | None = None
+    session_context: SessionContext | None = None
+    pinned_worker: Pinned | None = None
+    allowed_worker_ids: list[int | str] | None = None
+    routing_constraints: Constraints | None = None
+    advisory: bool | None = None
+    # Only for an explicit booking.
+    worker_id: int | str | None = None
+    dp_rank: int | None = None
+    effective_prefill_tokens: int | None = None
+    track_prefill_tokens: bool | None = None
+
+    @property
+    def session(self) -> str | None:
+        """The conversation that the prompt belongs to."""
+        return self.session_id or (self.session_context.session_id if self.session_context else None)
+
+    @property
+    def has_prompt(self) -> bool:
+        """Whether the prompt is given in any form."""
+        return bool(self.token_ids or self.sequence_hashes is not None or self.mm_routing_info is not None)
+
+
+class OutputBlock(msgspec.Struct):
+    """Progress of a reservation: one more block was generated."""
+
+    decay_fraction: float | None = None
+
+
+_selection_decoder = msgspec.json.Decoder(SelectionRequest)
+_output_block_decoder = msgspec.json.Decoder(OutputBlock)
+_integers_decoder = msgspec.json.Decoder(list[int])
+
+
+def parse_selection(body: bytes) -> SelectionRequest:
+    """Read a request body.
+
+    Raises:
+        RequestError: 400, it is not JSON or a field has the wrong type; `param` names the field.
+    """
+    request: SelectionRequest = _parse(_selection_decoder, body)
+    return request
+
+
+def parse_output_block(body: bytes) -> OutputBlock:
+    """Read the body of `/output_block`; an empty one means no decay.
+
+    Raises:
+        RequestError: 400, as `parse_selection`, or the fraction is not within 0..1.
+    """
+    if not body.strip():
+        return OutputBlock()
+    progress: OutputBlock = _parse(_output_block_decoder, body)
+    if progress.decay_fraction is not None and not 0 <= progress.decay_fraction <= 1:
+        raise RequestError("decay_fraction must be 0..1", param="decay_fraction")
+    return progress
+
+
+def prompt_of(request: SelectionRequest, *, block_size: int) -> Prompt:
+    """Return the request's prompt; `block_size` is the one that given hashes are for.
+
+    Raises:
+        RequestError: 400, no prompt is given, or it is not what it must be.
+    """
+    salt = (request.cache_salt or "").encode()
+    lora = request.lora_name or None
+    mm = request.mm_routing_info
+    if request.token_ids or mm is not None:
+        raw = request.token_ids if mm is None else mm.routing_token_ids
+        words = _token_words(bytes(raw))
+        infos = request.block_mm_infos if mm is None else mm.block_mm_infos
+        if infos:
+            return _multimodal_prompt(words, infos, salt, lora, block_size)
+        return Prompt(words, salt=salt, lora=lora)
+    if request.sequence_hashes is None:
+        raise RequestError(
+            "a prompt is needed: token_ids, or block_hashes with sequence_hashes and isl_tokens", param="token_ids"
+        )
+    return _hashed_prompt(request, salt, lora, block_size)
+
+
+def _parse(decoder: "msgspec.json.Decoder[Any]", body: bytes) -> Any:
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        text = str(error)
+        path = re.search(r"at `\$\.([A-Za-z_]+)", text)
+        raise RequestError(text, code="invalid_field", param=path[1] if path else None) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RequestError(f"the body is not valid JSON: {error}", code="invalid_json") from None
+
+
+def _token_words(raw: bytes) -> bytes:
+    """Turn the JSON text of a list of token ids into little-endian 32-bit integers.
+
+    The usual text, digits between commas, is read by numpy without making a Python integer of each id.
+    """
+    if raw.translate(None, _PLAIN_INTEGERS) != b"[]" or b" ," in raw or len(raw) < 3:
+        return _checked_words(raw)
+    values = np.fromstring(raw[1:-1].rstrip(), dtype=np.int64, sep=",") if raw[1:-1].strip() else np.zeros(0, np.int64)
+    if len(values) and int(values.max()) > TOKEN_ID_MAX:
+        raise RequestError(f"token_ids must be 0..{TOKEN_ID_MAX}", param="token_ids")
+    return values.astype("<u4").tobytes()
+
+
+def _checked_words(raw: bytes) -> bytes:
+    if not raw:
+        raise RequestError("token_ids is needed", param="token_ids")
+    try:
+        return np.array(_integers_decoder.decode(raw), dtype="<u4").tobytes()
+    except (msgspec.DecodeError, OverflowError):
+        raise RequestError(f"token_ids must be a list of integers 0..{TOKEN_ID_MAX}", param="token_ids") from None
+
+
+def _hashed_prompt(request: SelectionRequest, salt: bytes, lora: str | None, block_size: int) -> Prompt:
+    hashes, tokens = request.sequence_hashes or [], request.isl_tokens
+    if request.block_hashes is not None and len(request.block_hashes) != len(hashes):
+        raise RequestError(
+            f"block_hashes ({len(request.block_hashes)}) and sequence_hashes ({len(hashes)}) must be equally long",
+            param="sequence_hashes",
+        )
+    if tokens is None or tokens <= 0:
+        raise RequestError("isl_tokens must be at least 1 where hashes are given", param="isl_tokens")
+    if hashes and not -(2**63) <= min(hashes) <= max(hashes) <= _MASK:
+        raise RequestError("sequence_hashes must be 64-bit integers", param="sequence_hashes")
+    if hashes and min(hashes) < 0:
+        hashes = [each & _MASK for each in hashes]
+    try:
+        return Prompt.from_hashes(hashes, block_size=block_size, tokens=tokens, salt=salt, lora=lora)
+    except ValueError as error:
+        raise RequestError(str(error), param="isl_tokens") from None
+
+
+def _multimodal_prompt(
+    words: bytes, infos: list[BlockMultimodal | None], salt: bytes, lora: str | None, block_size: int
+) -> Prompt:
+    keys = [None if info is None else [each.mm_hash & _MASK for each in info.mm_objects] for info in infos]
+    hashes = sequence_hashes(words, block_size, salt=salt, lora=lora, block_keys=keys)
+    return Prompt.from_hashes(hashes, block_size=block_size, tokens=len(words) // 4, salt=salt, lora=lora)

@@ -1,0 +1,33 @@
+"""`kvrouter serve`: the router process on the command line. Reads the settings, runs `app.py`, and nothing else."""
+
+import argparse
+import asyncio
+import os
+
+from kvrouter.settings_sources import add_settings_flags, load_settings
+
+__all__ = ["add_parser", "run"]
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `serve` with a flag for every setting."""
+    parser = subparsers.add_parser(
+        "serve",
+        help="run the router",
+        description="Run the router in front of OpenAI-compatible workers.",
+        epilog="Every flag is also a KVROUTER_SECTION__NAME variable and a key of the TOML file of --config.",
+    )
+    add_settings_flags(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until SIGTERM or SIGINT; a second one stops at once."""
+    settings = load_settings(arguments, os.environ)
+    # Imported here, so that `kvrouter --help` needs none of the router's dependencies.
+    import uvloop  # noqa: PLC0415
+
+    from kvrouter.service.app import run_service  # noqa: PLC0415
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(run_service(settings))
