@@ -99,6 +99,8 @@ class PredictedBlocks:
         found: dict[int, int] = {}
         holders_of, length = self._holders.get, len(hashes)
         starts = self._starts(hashes, known)
+        if not starts:
+            return found
         joints = sorted(starts)
         alive = 0
         # Ranks join where their confirmed prefix ends; between two joints only the loss of a rank is of interest.

@@ -19,7 +19,7 @@ from kvrouter.ingest import Ingest
 from kvrouter.routing.cost import CostModel
 from kvrouter.routing.decision import Decision, Row
 from kvrouter.routing.fleet import Fleet, FleetRank, FleetWorker
-from kvrouter.routing.knowledge import NO_OVERLAPS, CacheTruth, Knowledge, Overlaps
+from kvrouter.routing.knowledge import NO_OVERLAPS, Knowledge, Overlaps
 from kvrouter.routing.load import LoadBook
 from kvrouter.routing.policies import make_policy
 from kvrouter.routing.policy import Policy, Request
@@ -43,20 +43,22 @@ class PotentialLoad(NamedTuple):
 
 
 class Router:
-    """Chooses a rank for each request by cached prefix and load. Lives on one event loop; not thread-safe."""
+    """Chooses a rank for each request by cached prefix and load. Lives on one event loop; not thread-safe.
+
+    An `ingest` that is given brings its own index; else one is made over `index`, or over a new one.
+    """
 
     def __init__(
         self,
         *,
         policy: str | Policy = "kv",
         index: PrefixIndex | None = None,
-        ingest: CacheTruth | None = None,
+        ingest: Ingest | None = None,
         settings: RoutingSettings | None = None,
         seed: int = 0,
     ) -> None:
         self.settings = settings if settings is not None else RoutingSettings()
-        self.index = index if index is not None else PrefixIndex()
-        self.ingest = ingest if ingest is not None else Ingest(self.index)
+        self.ingest = ingest if ingest is not None else Ingest(index if index is not None else PrefixIndex())
         self.book = LoadBook(reservations_max=self.settings.reservations_max)
         self.fleet = Fleet()
         self.knowledge = Knowledge(self.ingest, self.settings)
