@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from benchmarks.fleet import envoy, nginx
 from benchmarks.fleet.cache_events import BLOCK_SIZE, CacheEvents
 from benchmarks.fleet.workers import Fleet, start_nginx
+from benchmarks.load.run import answers_ok
 from benchmarks.peers import PeerEnvironment, system_program
 from benchmarks.processes import Child, Children, Cores, free_port, free_ports
 
@@ -60,7 +61,9 @@ def _kvrouter(rig: Rig) -> tuple[Child, int]:
     each = zip(rig.fleet.urls, rig.events.endpoints, rig.events.replay_endpoints, strict=True)
     for number, (url, events, replay) in enumerate(each):
         command += ["--worker", f"{url},id=w{number},events={events},replay={replay},model=bench"]
-    return rig.start("kvrouter", command, port=port), port
+    child = rig.start("kvrouter", command, port=port)
+    child.wait(lambda: answers_ok(port, "/readyz"), "ready")
+    return child, port
 
 
 def _passthrough(rig: Rig) -> tuple[Child, int]:

@@ -71,6 +71,7 @@ def _added(report: Report, results: Results, name: str, what: tuple[str, str], o
 
 def _reason(results: Results, scenario: str, ours: str, peer: str) -> str | None:
     """Say which side has no figure, and why."""
-    if results.reason(scenario, ours):
-        return f"{ours}: {results.reason(scenario, ours)}"
-    return results.reason(scenario, peer)
+    reasons = [results.reason(scenario, peer)]
+    if results.reason(scenario, ours) is not None:
+        reasons.append(f"{ours}: {results.reason(scenario, ours)}")
+    return "; ".join(reason for reason in reasons if reason is not None) or None

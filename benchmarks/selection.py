@@ -182,7 +182,7 @@ def _add_rows(
     report: Report, name: str, samples: dict[tuple[str, str], list[tuple[float, float]]], reasons: dict[str, str]
 ) -> None:
     ours, theirs = samples.get((name, "kvrouter"), []), samples.get((name, _PEER), [])
-    reason = reasons.get("kvrouter") or reasons.get(_PEER)
+    reason = "; ".join(reasons.values()) or None
     microseconds = [statistics.median(cpu for cpu, _ in each) * 1e6 if each else None for each in (ours, theirs)]
     report.row(f"select-{name}-cpu", "µs", microseconds[0], microseconds[1], _PEER, reason=reason, less_is_better=True)
     rates = [statistics.median(rate for _, rate in each) if each else None for each in (ours, theirs)]

@@ -17,7 +17,7 @@ from benchmarks.load.workload import Workload
 from benchmarks.peers import system_program
 from benchmarks.processes import Children
 
-__all__ = ["Full", "LoadError", "Paced", "Runner", "answer_header"]
+__all__ = ["Full", "LoadError", "Paced", "Runner", "answer_header", "answers_ok"]
 
 
 class LoadError(Exception):
@@ -62,7 +62,7 @@ class Runner:
     def full(self, workload: Workload, port: int, *, seconds: float, connections: int) -> Full:
         """Keep `connections` busy for about `seconds`."""
         self._seed += 1
-        if self._wrk is None:
+        if self._wrk is None or seconds < 1:  # wrk measures whole seconds
             result = self._own("closed", workload, port, seconds, ["--connections", str(connections)])
         else:
             path = self._children.folder / "load.lua"
@@ -123,11 +123,20 @@ class Runner:
         return result
 
 
-def answer_header(workload: Workload, port: int, name: str) -> int:
+def answers_ok(port: int, path: str) -> bool:
+    """Return whether GET `path` is answered with 200."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    with contextlib.closing(connection), contextlib.suppress(OSError):
+        connection.request("GET", path)
+        return connection.getresponse().status == 200
+    return False
+
+
+def answer_header(workload: Workload, port: int, name: str, *, seed: int) -> int:
     """Send one request and return a header of its answer as a number; 0 if it has none."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     with contextlib.closing(connection):
-        connection.request("POST", workload.path, workload.body(0, 0), {"Content-Type": "application/json"})
+        connection.request("POST", workload.path, workload.body(0, seed), {"Content-Type": "application/json"})
         answer = connection.getresponse()
         answer.read()
         return int(answer.getheader(name) or 0)
