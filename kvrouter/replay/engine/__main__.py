@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import json
+import os
 import signal
+import stat
 import sys
 from collections.abc import Callable
 from typing import cast
@@ -35,18 +37,18 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 async def _serve(options: EngineOptions) -> None:
-    engine = SimulatedEngine(options)
-    await engine.start()
-    sys.stdout.write(json.dumps(engine.announcement()) + "\n")
-    sys.stdout.flush()
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.set)
-    running = loop.create_task(engine.run(), name="engine")
-    running.add_done_callback(lambda _task: stopping.set())
     if options.exit_with_parent:
         await _watch_standard_input(stopping)
+    engine = SimulatedEngine(options)
+    await engine.start()
+    sys.stdout.write(json.dumps(engine.announcement()) + "\n")
+    sys.stdout.flush()
+    running = loop.create_task(engine.run(), name="engine")
+    running.add_done_callback(lambda _task: stopping.set())
     await stopping.wait()
     running.cancel()
     with contextlib.suppress(asyncio.CancelledError):
@@ -54,7 +56,14 @@ async def _serve(options: EngineOptions) -> None:
 
 
 async def _watch_standard_input(stopping: asyncio.Event) -> None:
-    """Stop when the parent is gone: its end of our standard input closes, however it died, on every system."""
+    """Stop when the parent is gone: its end of our standard input closes, however it died, on every system.
+
+    Raises:
+        SettingsError: standard input is a file or a terminal; neither closes when a parent dies.
+    """
+    mode = os.fstat(sys.stdin.fileno()).st_mode
+    if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
+        raise SettingsError("--exit-with-parent needs a pipe as standard input")
 
     class _Watch(asyncio.Protocol):
         def connection_lost(self, exception: Exception | None) -> None:  # noqa: ARG002 - asyncio names it

@@ -1,0 +1,133 @@
+"""What a person sees: progress while the requests run, a table at the end, and commands to try."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from kvrouter.demo.fleet import MODEL, Fleet
+from kvrouter.demo.measures import Measures
+from kvrouter.demo.workload import Workload
+
+__all__ = ["Display", "comparison_table", "suggestions"]
+
+
+class Display:
+    """Live progress on standard error, one line for each policy; plain text where there is no terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            TextColumn("[bold]{task.description:<12}"),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            TextColumn("requests · {task.fields[figures]}"),
+            TimeElapsedColumn(),
+            console=console,
+            refresh_per_second=5,
+        )
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def introduce(self, workload: Workload, *, engines: int, cached_tokens: int) -> None:
+        """Say what is about to happen."""
+        self._console.print(
+            f"{workload.requests} requests of {len(workload.sessions)} conversations about "
+            f"{workload.distinct_tokens:,} distinct tokens; {engines} engines with room for {cached_tokens:,} each."
+        )
+
+    @contextmanager
+    def line(self, policy: str, requests: int) -> Iterator[Callable[[Measures], None]]:
+        """Add a line for one policy; call what it gives with the figures so far."""
+        task = self._progress.add_task(policy, total=requests, figures="")
+        latest: list[Measures] = []
+
+        def show(measures: Measures) -> None:
+            latest[:] = [measures]
+            self._progress.update(task, completed=measures.requests, figures=_figures(measures))
+
+        yield show
+        self._progress.stop_task(task)
+        if latest and not self._console.is_terminal:
+            self._console.print(f"{policy}: {latest[0].requests} requests, {_figures(latest[0])}")
+
+
+def comparison_table(first: Measures, second: Measures, *, policy: str) -> Table:
+    """Return the table that the demo ends with; ratios above 1 mean that `policy` is better."""
+    table = Table(title="the same requests, first round robin, then " + policy)
+    for heading in ("", "round-robin", policy, "ratio"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    table.add_row(
+        "prompt tokens found in cache",
+        f"{first.cached_token_share:.1%}",
+        f"{second.cached_token_share:.1%}",
+        _times(second.cached_token_share, first.cached_token_share),
+    )
+    for name, before, after in (
+        ("time to first token, mean", first.ttft_mean_seconds, second.ttft_mean_seconds),
+        ("time to first token, p50", first.ttft_seconds(0.5), second.ttft_seconds(0.5)),
+        ("time to first token, p99", first.ttft_seconds(0.99), second.ttft_seconds(0.99)),
+    ):
+        table.add_row(name, _milliseconds(before), _milliseconds(after), _times(before, after))
+    table.add_row(
+        "requests per second",
+        f"{first.requests_per_second:.1f}",
+        f"{second.requests_per_second:.1f}",
+        _times(second.requests_per_second, first.requests_per_second),
+    )
+    return table
+
+
+def suggestions(fleet: Fleet) -> str:
+    """Return commands that show what the running fleet can do."""
+    url, engine = fleet.url, fleet.engines[0]["url"]
+    chat = f'{{"model": "{MODEL}", "stream": true, "messages": [{{"role": "user", "content": "hello"}}]}}'
+    overlap = f'{{"model_name": "{MODEL}", "token_ids": {list(range(33))}}}'
+    prompt = "Tell me about prefix caches, at length please: " + "the cache of the engine and " * 12
+    return f"""\
+The fleet is still running; Ctrl-C stops it. Try:
+
+  # a completion; the answer's headers say which engine it went to and how much of the prompt was cached there
+  curl -i {url}/v1/completions -d '{{"model": "{MODEL}", "prompt": "{prompt}", "max_tokens": 16}}'
+
+  # the same again, streamed, as chat
+  curl -N {url}/v1/chat/completions -d '{chat}'
+
+  # what the router hears from each engine, and which engine holds how much of a prompt
+  curl {url}/sources
+  curl {url}/overlap_scores -d '{overlap}'
+
+  # workers, readiness, metrics; the last decisions and their reasons
+  curl {url}/workers
+  curl {url}/readyz
+  curl {url}/metrics
+  curl {url}/decisions
+
+  # break an engine and look again: an empty cache in place, or the end of the process
+  curl {engine}/fault -d '{{"kind": "restart_cache"}}'
+  curl {engine}/fault -d '{{"kind": "die"}}'
+"""
+
+
+def _figures(measures: Measures) -> str:
+    mean, share = _milliseconds(measures.ttft_mean_seconds), measures.cached_token_share
+    return f"first token after {mean} on average · {share:.0%} of prompt tokens cached"
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1000:.0f} ms"
+
+
+def _times(better: float, worse: float) -> str:
+    return f"{better / worse:.1f} x" if worse else "-"
