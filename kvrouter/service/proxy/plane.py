@@ -105,8 +105,8 @@ class DataPlane:
             self.failed("finished", error)
 
     def route_lines(self, route: Route) -> bytes:
-        """Return the response header lines that tell where a request went."""
-        if not self.limits.route_headers:
+        """Return the response header lines that tell where a request went; none where it was no worker's."""
+        if not self.limits.route_headers or not route.worker_id:
             return b""
         line = self._route_lines.get(route.worker_id)
         if line is None:
