@@ -5,8 +5,9 @@ worker's, or with none. No routing and no sockets here.
 """
 
 from kvrouter.service.prompts.body import InferenceBody
+from kvrouter.service.prompts.model_files import model_paths
 from kvrouter.service.prompts.prefix_cache import PrefixCache
 from kvrouter.service.prompts.reader import RequestReader
-from kvrouter.service.prompts.resolver import PromptResolver
+from kvrouter.service.prompts.resolver import PromptLimits, PromptResolver
 
-__all__ = ["InferenceBody", "PrefixCache", "PromptResolver", "RequestReader"]
+__all__ = ["InferenceBody", "PrefixCache", "PromptLimits", "PromptResolver", "RequestReader", "model_paths"]

@@ -10,25 +10,14 @@ from kvrouter.service.prompts.prefix_cache import CachedPrompt, PrefixCache, Pre
 
 __all__ = ["byte_prompt"]
 
-_PIECE_BYTES = 2048
-
 
 def byte_prompt(
     cache: PrefixCache, root: PrefixNode, body: InferenceBody, salt: bytes, lora: str | None
 ) -> CachedPrompt:
     """Return the prompt of a text or a conversation, in bytes."""
     data = _canonical(body)
-    cache.begin()
-    parent, nodes = root, list[PrefixNode]()
-    for at in range(0, len(data) - _PIECE_BYTES + 1, _PIECE_BYTES):
-        piece = data[at : at + _PIECE_BYTES]
-        node = cache.find(parent, piece) or cache.add(parent, piece, piece)
-        if node is None:
-            break
-        nodes.append(node)
-        parent = node
     # The last, partial word is left out: it would change as the conversation grows.
-    tail = data[len(nodes) * _PIECE_BYTES : len(data) - len(data) % 4]
+    nodes, tail = cache.walk_words(root, data[: len(data) - len(data) % 4])
     return CachedPrompt(cache, nodes, tail, salt=salt, lora=lora, exact=False)
 
 

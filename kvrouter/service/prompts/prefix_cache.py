@@ -18,6 +18,7 @@ from kvrouter.blocks import Prompt, chain_hashes, hash_seed
 
 __all__ = ["CachedPrompt", "PrefixCache", "PrefixNode"]
 
+WORDS_PIECE_BYTES = 2048
 _NODE_BYTES = 400
 """What a node costs beside its bytes: the object, its dictionary of hashes, two entries in tables."""
 _HASH_BYTES = 44
@@ -106,11 +107,26 @@ class PrefixCache:
         self._young_bytes += cost
         return node
 
+    def walk_words(self, root: PrefixNode, words: bytes) -> tuple[list[PrefixNode], bytes]:
+        """Remember words that are their own pieces; return the nodes, and the words after them."""
+        self.begin()
+        parent, nodes = root, list[PrefixNode]()
+        for at in range(0, len(words) - WORDS_PIECE_BYTES + 1, WORDS_PIECE_BYTES):
+            piece = words[at : at + WORDS_PIECE_BYTES]
+            node = self.find(parent, piece) or self.add(parent, piece, piece)
+            if node is None:
+                break
+            nodes.append(node)
+            parent = node
+        return nodes, words[len(nodes) * WORDS_PIECE_BYTES :]
+
     def keep_hashes(self, node: PrefixNode, key: tuple[int, int], hashes: list[int]) -> None:
         """Remember the sequence hashes that end in `node`, for one block size and seed."""
         cost = _HASH_BYTES * len(hashes)
-        if self._young.get(node.digest) is not node or key in node.hashes or not self._has_room(cost):
+        if key in node.hashes or not self._has_room(cost):
             return
+        if node.parent is not None and self._young.get(node.digest) is not node:
+            return  # forgotten meanwhile; a root is never forgotten, and never has many hashes
         if len(node.hashes) >= _HASH_KEYS_MAX:
             self._young_bytes -= _HASH_BYTES * sum(map(len, node.hashes.values()))
             node.hashes.clear()
