@@ -24,11 +24,12 @@ class AliasMap:
     `forget` and `clear` drop them.
     """
 
-    __slots__ = ("_adapters", "_namespaces", "_orphan_blocks", "_orphans", "_seeds", "keys")
+    __slots__ = ("_adapters", "_inner", "_namespaces", "_orphan_blocks", "_orphans", "_seeds", "keys")
 
     def __init__(self) -> None:
         self.keys: dict[int, int] = {}
         self._namespaces: dict[int, Namespace] = {}
+        self._inner: dict[int, list[int]] = {}  # Of blocks larger than a unit: the keys of the units before the last.
         self._adapters: dict[int, str] = {}
         self._orphans: OrderedDict[int, list[BlockStored]] = OrderedDict()
         self._orphan_blocks = 0
@@ -47,12 +48,14 @@ class AliasMap:
         """Forget everything but the adapters' names."""
         self.keys.clear()
         self._namespaces.clear()
+        self._inner.clear()
         self.drop_orphans()
 
     def forget(self, engine_hash: int) -> None:
         """Drop one entry."""
         self.keys.pop(engine_hash, None)
         self._namespaces.pop(engine_hash, None)
+        self._inner.pop(engine_hash, None)
 
     def knows_all(self, hashes: Iterable[int]) -> bool:
         """Whether nothing about these hashes is left to learn."""
@@ -60,15 +63,27 @@ class AliasMap:
 
     def learn(self, event: BlockStored, unit: int) -> list[int]:
         """Learn what `event` says and what waited for it; returns the engine hashes that were not known before."""
-        learnt: list[int] = []
-        pending = deque([event])
-        while pending:
-            stored = pending.popleft()
-            for engine_hash in self._learn_one(stored, unit):
-                learnt.append(engine_hash)
-                if self._orphans:
-                    pending.extend(self._adopt(engine_hash))
-        return learnt
+        return self._learn_all(deque([event]), unit)
+
+    def place_before_known(self, hashes: Sequence[int], unit: int) -> list[int]:
+        """Name hashes that lie directly before a known, larger block of another group; returns those.
+
+        A group of layers with smaller blocks announces hashes inside the blocks of a group with larger ones.
+        """
+        new: list[int] = []
+        inner: list[int] = []
+        if not self._inner:
+            return new
+        keys = self.keys
+        for engine_hash in reversed(hashes):
+            if engine_hash in keys:
+                inner = list(self._inner.get(engine_hash, ()))
+            elif inner:
+                keys[engine_hash] = inner.pop()
+                new.append(engine_hash)
+        if new and self._orphans:
+            new += self._learn_all(deque(stored for parent in new for stored in self._adopt(parent)), unit)
+        return new
 
     def wait_for_parent(self, event: BlockStored, blocks_max: int) -> int:
         """Keep a store until its parent is known; returns how many blocks were given up for the bound."""
@@ -89,6 +104,16 @@ class AliasMap:
         self._orphans.clear()
         self._orphan_blocks = 0
 
+    def _learn_all(self, pending: deque[BlockStored], unit: int) -> list[int]:
+        learnt: list[int] = []
+        while pending:
+            new = self._learn_one(pending.popleft(), unit)
+            learnt += new
+            if self._orphans:
+                for engine_hash in new:
+                    pending.extend(self._adopt(engine_hash))
+        return learnt
+
     def _adopt(self, parent: int) -> Iterable[BlockStored]:
         waiting = self._orphans.pop(parent, ())
         self._orphan_blocks -= sum(len(stored.block_hashes) for stored in waiting)
@@ -102,6 +127,9 @@ class AliasMap:
         unit_keys, namespace = self._chain(event, unit)
         block_keys = unit_keys[span - 1 :: span] if span > 1 else unit_keys
         new = self._assign(hashes, block_keys)
+        if span > 1 and len(hashes) == len(block_keys):
+            inner = (unit_keys[start : start + span - 1] for start in range(0, len(unit_keys), span))
+            self._inner.update(zip(hashes, inner, strict=True))
         if namespace != NO_NAMESPACE:
             self._namespaces.update(dict.fromkeys(new, namespace))
         return new

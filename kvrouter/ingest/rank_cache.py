@@ -67,6 +67,8 @@ class RankCache:
         """Apply one batch; returns whether the layout of the cache turned out different."""
         events = tuple(events)
         changed = self._observe(events)
+        if len(self.profile.groups) > 1:
+            self._learn_from_full_groups(events)
         for event in events:
             if isinstance(event, BlockStored):
                 self._store(event)
@@ -113,7 +115,7 @@ class RankCache:
         tier = self._place(event)
         if tier is None or not event.block_hashes:
             return
-        if event.token_ids and not self._aliases.knows_all(event.block_hashes):
+        if event.token_ids:
             self._learn(event, tier)
         hashes = event.block_hashes
         group = event.group_idx or 0
@@ -133,6 +135,16 @@ class RankCache:
         if added and group == self.profile.main:
             self._index.store(self.rank, added, tier)
 
+    def _learn_from_full_groups(self, events: Iterable[Event]) -> None:
+        """Other groups name their blocks by hashes that a full group explains, maybe later in the same batch."""
+        groups, known = self.profile.groups, self._aliases.keys
+        for event in events:
+            if isinstance(event, BlockStored) and event.token_ids and self._describes_layout(event):
+                group = groups.get(event.group_idx or 0)
+                rooted = event.parent_block_hash is None or event.parent_block_hash in known
+                if rooted and group is not None and group.role == "full":
+                    self._learn(event, "gpu")
+
     def _is_repetition(self, event: BlockStored, pool: Copies) -> bool:
         """Whether vLLM repeats what it holds because a request asked for `kv_cache_report_mode: full`.
 
@@ -149,6 +161,8 @@ class RankCache:
 
     def _learn(self, event: BlockStored, tier: str) -> None:
         unit, aliases = self.profile.shape.unit, self._aliases
+        if aliases.knows_all(event.block_hashes):
+            return None
         if not event.block_size or event.block_size % unit or len(event.token_ids) % event.block_size:
             return self._ignore("odd_block_size")
         if len(event.token_ids) < event.block_size * len(event.block_hashes):
@@ -156,15 +170,15 @@ class RankCache:
         if tier == "gpu":
             self._names_namespaces = self._names_namespaces or event.extra_keys is not None
         elif self._names_namespaces and event.extra_keys is None:
-            return (
-                None  # Offloaded copies are described without salt and items: such blocks would change their meaning.
-            )
-        parent = event.parent_block_hash
-        if parent is not None and parent not in aliases.keys:
-            self.orphans_dropped += aliases.wait_for_parent(event, self._limits.orphan_blocks_max)
+            # Offloaded copies are described without salt and items: hashes would get the meaning of other blocks.
             return None
         others_wait = self._unresolved or aliases.orphan_blocks
-        learnt = aliases.learn(event, unit)
+        learnt = aliases.place_before_known(event.block_hashes, unit)
+        parent = event.parent_block_hash
+        if parent is None or parent in aliases.keys:
+            learnt += aliases.learn(event, unit)
+        elif not aliases.knows_all(event.block_hashes):
+            self.orphans_dropped += aliases.wait_for_parent(event, self._limits.orphan_blocks_max)
         if others_wait:
             self._settle(learnt)
         return None
