@@ -26,7 +26,9 @@ _HANDSHAKE_FAILURES = (
     zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL,
     zmq.EVENT_HANDSHAKE_FAILED_AUTH,
 )
-_MONITORED = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | sum(_HANDSHAKE_FAILURES)
+_STILL_TRYING = (zmq.EVENT_CONNECT_RETRIED, zmq.EVENT_CONNECT_DELAYED, zmq.EVENT_CONNECTED)
+_MONITORED = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | sum(_HANDSHAKE_FAILURES) | sum(_STILL_TRYING)
+_ABANDONED_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +67,7 @@ class Link:
         self._sink, self._clock = sink, clock
         self._on_receipt, self._on_connected = on_receipt, on_connected
         self._peers = self._failed_handshakes = 0
+        self._lost_at: float | None = None
         self._messages = self._bytes = self._malformed = self._sink_errors = 0
         self._connects = self._disconnects = 0
         self.replays = self.replays_failed = self.replayed_batches = self.probes = self.tail_losses = 0
@@ -74,6 +77,14 @@ class Link:
     def connected(self) -> bool:
         """Whether at least one publisher is connected now."""
         return self._peers > 0
+
+    def is_abandoned(self, now: float) -> bool:
+        """Tell whether ZeroMQ has stopped connecting, so that the sockets must be opened anew.
+
+        It reconnects after a loss, but never again to a peer that once broke the protocol, which is how it sees
+        a frame beyond `frame_bytes_max` as well.
+        """
+        return not self.address.bind and self._lost_at is not None and now - self._lost_at >= _ABANDONED_SECONDS
 
     def open(self, context: zmq.Context[zmq.Socket[bytes]], limits: ZmqLimits, curve: CurveKeys | None) -> None:
         """Open the sockets and begin to connect; what fails here is kept in `last_error` for a later attempt."""
@@ -102,8 +113,8 @@ class Link:
         """Close the sockets at once."""
         if self.socket is not None:
             _close(self.socket, self.monitor)
-        self.socket = self.monitor = None
-        self._peers = 0
+        self.socket = self.monitor = self._lost_at = None
+        self._peers = self._failed_handshakes = 0
 
     def drain(self) -> bool:
         """Read a burst; returns whether there may be more. Never raises."""
@@ -198,7 +209,9 @@ class Link:
         """Follow connections before their messages, so that a restart is seen before its first batch."""
         while int(monitor.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             event = parse_monitor_message(monitor.recv_multipart(zmq.NOBLOCK))["event"]
-            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            if event in _STILL_TRYING:
+                self._lost_at = None
+            elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._connection_made()
             elif event == zmq.EVENT_DISCONNECTED:
                 self._connection_lost()
@@ -222,9 +235,11 @@ class Link:
         self._on_connected(self, receipt)
 
     def _connection_lost(self) -> None:
+        self._lost_at = self._clock()
         if self._failed_handshakes:
             self._failed_handshakes -= 1
             return
+        self.last_error = f"{self.address.endpoint}: connection lost, if not by a restart then by a frame too long"
         self._peers = max(0, self._peers - 1)
         self._disconnects += 1
         try:

@@ -93,20 +93,21 @@ class Replay:
                 frames = receive(zmq.NOBLOCK)
             except zmq.Again:
                 return False
-            self._take(frames)
-            if not self._reading:
-                return False  # What we delivered made somebody abandon us, or was the end.
+            if not self._take(frames):
+                return False
         return True
 
-    def _take(self, frames: list[bytes]) -> None:
+    def _take(self, frames: list[bytes]) -> bool:
+        """Take one message; returns whether to go on, because what we deliver may make somebody abandon us."""
         try:
             reply = parse_replay(frames)
         except WireError as error:
             self._reject(error)
-            return
+            return True
         if isinstance(reply, ReplayEnd):
             self._reading = False
             self._ended.set()
-            return
-        self.batches += 1
-        self._deliver(reply.sequence, reply.payload)
+        else:
+            self.batches += 1
+            self._deliver(reply.sequence, reply.payload)
+        return self._reading

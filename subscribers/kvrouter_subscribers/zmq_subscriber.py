@@ -151,6 +151,8 @@ class ZmqEventSubscriber:
         """Open what could not be opened, and ask idle sources whether their last message reached us."""
         now = self._clock()
         for link in self._links.values():
+            if link.socket is not None and link.is_abandoned(now):
+                self._close(link, workplace)
             if link.socket is None:
                 self._open(link, workplace)
             else:
@@ -167,6 +169,9 @@ class ZmqEventSubscriber:
 
     def _end(self, link: Link, workplace: Workplace) -> None:
         self._recoveries.pop(link.source).cancel()
+        self._close(link, workplace)
+
+    def _close(self, link: Link, workplace: Workplace) -> None:
         if link.socket is not None:
             workplace.pump.unwatch(link.socket)
         link.close()
