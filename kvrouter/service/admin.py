@@ -80,7 +80,7 @@ class WorkerRecords:
             "routing_group": spec.routing_group,
             "endpoint": spec.address,
             "url": spec.url,
-            "block_size": spec.block_size,
+            "block_size": self._router.ingest.block_size(worker.ranks[0]) or spec.block_size,
             "kv_events_endpoints": {str(rank): endpoint for rank, endpoint in spec.events.items()},
             "replay_endpoints": {str(rank): endpoint for rank, endpoint in spec.replay.items()},
             "replay_endpoint": spec.fields.get("replay_endpoint"),
@@ -231,6 +231,8 @@ def _changed(registry: WorkerRegistry, old: Worker, fields: dict[str, Any], *, n
 
 async def _first_check(worker: Worker) -> None:
     """Wait until a new worker has been looked at once, so that the answer says whether it is there."""
+    if worker.spec.trusted:
+        return
     deadline = asyncio.get_running_loop().time() + FIRST_CHECK_SECONDS
     while worker.endpoint is not None and worker.checked_at is None:
         if asyncio.get_running_loop().time() >= deadline:

@@ -30,8 +30,9 @@ from kvrouter.service.health import HealthMonitor
 from kvrouter.service.logs import configure_logging, log_event
 from kvrouter.service.metrics import Metrics, MetricsSources
 from kvrouter.service.probes import ProbeRoutes
-from kvrouter.service.prompts import PrefixCache, PromptResolver, RequestReader
-from kvrouter.service.proxy import Endpoint, ProxyLimits, ProxyServer, Response, UpstreamPool, fetch
+from kvrouter.service.prompts import PrefixCache, PromptResolver, RequestReader, model_paths
+from kvrouter.service.proxy import Endpoint, ProxyLimits, ProxyServer, UpstreamPool
+from kvrouter.service.questions import WorkerQuestions
 from kvrouter.service.selection import SelectionRoutes
 from kvrouter.service.selection_choice import SelectionChoice
 from kvrouter.service.selection_loads import PoolViews
@@ -66,6 +67,7 @@ class Service:
             routing=self.router,
             events=self.subscriber,
             forget_blocks=self._forget_blocks,
+            changed=self._fleet_changed,
             failures=settings.health.failures,
             successes=settings.health.successes,
             # With keys of our own, a client's token is ours: workers get theirs from `api_key=` or none.
@@ -78,16 +80,21 @@ class Service:
         self.pool = UpstreamPool(limits, clock=clock)
         self.sources = SourceReport(registry=self.registry, ingest=self.ingest, transport=self.subscriber, clock=clock)
         cache = PrefixCache(settings.tokens.cache_bytes_max)
-        self.resolver = PromptResolver(cache)
+        self.questions = WorkerQuestions(self.pool, self.registry, self.views)
+        self.resolver = PromptResolver(
+            cache, ask_worker=self.questions.tokenize if settings.tokens.worker_tokenize else None, clock=clock
+        )
+        self._modes_told: dict[str, str] = {}
         self.selection = self._selection_routes(index)
         self.metrics = Metrics(
             MetricsSources(
                 registry=self.registry,
                 router=self.router,
+                index=index,
                 traffic=self.traffic,
                 sources=self.sources,
                 proxy=lambda: self.proxy.statistics,
-                prompts=dict,
+                prompts=self.resolver.counts,
                 reservations=lambda: self.selection.reservations,
                 auth_refused=lambda: self.authenticator.refused,
                 policy=settings.routing.policy,
@@ -97,7 +104,7 @@ class Service:
             registry=self.registry,
             router=self.router,
             views=self.views,
-            prompt_modes=dict,
+            prompt_mode=self.resolver.describe,
             metrics_text=self.metrics.text,
         )
         self.dispatcher = RequestDispatcher(
@@ -116,13 +123,27 @@ class Service:
         self.proxy = ProxyServer(self.dispatcher, limits, pool=self.pool, on_error=_report_bug, clock=clock)
         self.health = HealthMonitor(
             self.registry,
-            self._fetch,
+            self.questions.get,
             interval_seconds=settings.health.interval_seconds,
             timeout_seconds=settings.health.timeout_seconds,
             clock=clock,
             jitter=random.Random(),
         )
         self.admin = self._admin_server(admin_socket)
+
+    def load_tokenizers(self) -> None:
+        """Read the tokenizers that the settings name.
+
+        Raises:
+            SettingsError: a file is missing or damaged, or a template has no tokenizer.
+        """
+        tokens = self.settings.tokens
+        tokenizers = model_paths(tokens.tokenizers, "--tokenizer")
+        templates = model_paths(tokens.chat_templates, "--chat-template")
+        for model in templates.keys() - tokenizers.keys():
+            raise SettingsError(f"--chat-template names {model!r}, which has no --tokenizer")
+        for model, path in tokenizers.items():
+            self.resolver.add_model(model, tokenizer=path, chat_template=templates.get(model))
 
     def add_workers(self, specs: list[WorkerSpec]) -> None:
         """Register the workers that the settings name."""
@@ -137,6 +158,16 @@ class Service:
             self.registry.forget_dead(self.sources.connected())
             await asyncio.sleep(HOUSEKEEPING_SECONDS)
 
+    def _fleet_changed(self) -> None:
+        """What is served decides how prompts are read; say so once per model."""
+        view = self.views.current()
+        self.resolver.set_adapters(view.parents)
+        for model in view.models:
+            mode = self.resolver.describe(model)
+            if self._modes_told.get(model) != mode:
+                self._modes_told[model] = mode
+                log_event(_log, logging.INFO, "prompt_mode", model=model, mode=mode)
+
     def _forget_blocks(self, worker: Worker) -> None:
         """The worker's process is dead, and its cache with it."""
         now = self.clock()
@@ -144,12 +175,6 @@ class Service:
             source = Source(worker.spec.worker_id, worker.spec.first_rank + position)
             self.ingest.reset(source, now=now, reason="the worker is dead")
             self.router.knowledge.forget(dense_rank)
-
-    async def _fetch(self, worker: Worker, path: str, *, timeout_seconds: float, max_bytes: int) -> Response:
-        assert worker.endpoint is not None
-        return await fetch(
-            self.pool, worker.endpoint, "GET", path, timeout_seconds=timeout_seconds, max_bytes=max_bytes
-        )
 
     def _selection_routes(self, index: PrefixIndex) -> SelectionRoutes:
         choice = SelectionChoice(
@@ -209,6 +234,7 @@ async def run_service(settings: Settings) -> int:
         admin_socket = None if settings.server.admin_port else str(Path(folder) / "admin.sock")
         listener = _listener(settings.server.host, settings.server.port)
         service = Service(settings, admin_socket=admin_socket)
+        service.load_tokenizers()
         service.add_workers(specs)
         stop = _Stop(exit_with_parent=settings.server.exit_with_parent)
         async with _running(service, listener, certificate):
@@ -250,6 +276,7 @@ async def _running(
         housekeeping.cancel()
         await service.subscriber.close()
         await subscriber
+        service.resolver.close()
 
 
 async def _drain(service: Service, at_once: asyncio.Event) -> None:

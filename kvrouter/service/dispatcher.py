@@ -26,7 +26,6 @@ from kvrouter.service.workers import Worker, WorkerRegistry
 __all__ = ["LocalRoutes", "ModelRoutes", "RequestDispatcher"]
 
 INFERENCE_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"})
-_ADMIN = "admin"
 
 
 class LocalRoutes(Protocol):
@@ -103,7 +102,7 @@ class RequestDispatcher:
             return self._route_other(request, excluded)
         if self._admin is None:
             raise RequestError(f"unknown path {path}", status=404, code="unknown_url")
-        return Route(self._admin, _ADMIN, is_inference=False)
+        return Route(self._admin, "", is_inference=False)
 
     def first_byte(self, route: Route) -> None:
         """Nothing is measured here: a head may precede its first token by seconds."""
@@ -138,7 +137,7 @@ class RequestDispatcher:
 
     def _route_inference(self, request: Request, excluded: Collection[str]) -> Route | Awaitable[Route]:
         body = self._reader.read(request.path, request.body)
-        prompt = self._resolver.resolve(body, model_profile=body.model)
+        prompt = self._resolver.resolve(body, model_profile=body.model or self._views.current().sole_model)
         if prompt is None or isinstance(prompt, Prompt):
             return self._choose(request, body, prompt, excluded)
         return self._choose_later(request, body, prompt, excluded)

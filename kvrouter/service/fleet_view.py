@@ -17,7 +17,7 @@ DEFAULT_MODEL = "default"
 class FleetView:
     """The fleet at one version of the registry."""
 
-    __slots__ = ("groups", "models", "models_body", "parents", "version")
+    __slots__ = ("groups", "models", "models_body", "parents", "sole_model", "version")
 
     def __init__(self, registry: WorkerRegistry) -> None:
         self.version = registry.version
@@ -34,6 +34,8 @@ class FleetView:
         self.groups = {name: frozenset(members) for name, members in groups.items()}
         self.parents = {name: parent for name, card in cards.items() if isinstance(parent := card.get("parent"), str)}
         """Base models of LoRA adapters, by the adapter's name."""
+        self.sole_model = next(iter(self.models)) if len(self.models) == 1 else None
+        """The model that a request means which names none."""
         self.models_body = {name: _card(name, cards.get(name)) for name in sorted(self.models)}
 
     def group_members(self, group: str | None) -> frozenset[str] | None:

@@ -13,7 +13,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from kvrouter import __version__
-from kvrouter.index import implementation
+from kvrouter.events import TIERS
+from kvrouter.index import PrefixIndex, implementation
 from kvrouter.routing import Router
 from kvrouter.service.proxy import ProxyStatistics
 from kvrouter.service.sources import SourceReport
@@ -50,6 +51,7 @@ class MetricsSources:
 
     registry: WorkerRegistry
     router: Router
+    index: PrefixIndex
     traffic: TrafficCounters
     sources: SourceReport
     proxy: Callable[[], ProxyStatistics]
@@ -85,6 +87,7 @@ class _Collector(Collector):
         yield from self._workers()
         yield from self._loads()
         yield from self._events()
+        yield from self._index()
 
     def describe(self) -> list[Metric]:
         """Nothing is known before the first scrape; asking would only cost one."""
@@ -201,7 +204,6 @@ class _Collector(Collector):
         )
         for field, text in (
             ("lag", "Event batches known to be missing."),
-            ("blocks", "Blocks that a rank is known to hold."),
             ("last_event_age", "Time since the last event."),
         ):
             suffix = "_seconds" if field == "last_event_age" else ""
@@ -216,8 +218,20 @@ class _Collector(Collector):
             for reason, number in row["skipped"].items():
                 skipped[reason] = skipped.get(reason, 0) + number
         yield _counter("skipped_events", "Events that could not be used.", ("reason",), _by_label(skipped))
-        index = self._from.router.index
+
+    def _index(self) -> Iterator[Metric]:
+        index = self._from.index
         yield _gauge("index_blocks", "Distinct blocks in the index.", (), [((), len(index))])
+        rows = [
+            ((worker.spec.worker_id, str(worker.spec.first_rank + position), tier), index.blocks(dense_rank, tier))
+            for worker in self._from.registry
+            for position, dense_rank in enumerate(worker.ranks)
+            for tier in TIERS
+        ]
+        labels = ("worker", "rank", "tier")
+        yield _gauge("index_rank_blocks", "Blocks that a rank is known to hold, by tier.", labels, rows)
+        predicted = len(self._from.router.knowledge)
+        yield _gauge("predicted_blocks", "Blocks that ranks are predicted to hold soon.", (), [((), predicted)])
 
 
 def _by_label(counts: Mapping[Any, int]) -> _Rows:

@@ -29,11 +29,11 @@ class ProbeRoutes:
         registry: WorkerRegistry,
         router: Router,
         views: FleetViews,
-        prompt_modes: Callable[[], dict[str, str]],
+        prompt_mode: Callable[[str], str],
         metrics_text: Callable[[], bytes],
     ) -> None:
         self._registry, self._router, self._views = registry, router, views
-        self._prompt_modes, self._metrics_text = prompt_modes, metrics_text
+        self._prompt_mode, self._metrics_text = prompt_mode, metrics_text
         self.stopping = False
         """Set first when the process is told to stop, so that balancers look elsewhere."""
 
@@ -79,12 +79,11 @@ class ProbeRoutes:
         }
 
     def _models(self) -> dict[str, Any]:
-        modes = self._prompt_modes()
         return {
             model: {
                 "workers": len(workers),
                 "schedulable_workers": sum(not worker.reasons() for worker in workers),
-                "prompts": modes.get(model),
+                "prompts": self._prompt_mode(model),
             }
             for model, workers in self._views.current().models.items()
         }

@@ -48,7 +48,10 @@ class SelectionChoice:
 
     def prompt(self, asked: SelectionRequest) -> tuple[Prompt, str | None]:
         """Return the prompt and the model that it is for."""
-        model = self._views.current().selection_model(asked.model_name or asked.model)
+        view = self._views.current()
+        model = view.selection_model(asked.model_name or asked.model)
+        if asked.lora_name is None and model in view.parents:
+            asked.lora_name = model  # an adapter's blocks are its own, under whichever field it was named
         return prompt_of(asked, block_size=self.pool_block_size(model)), model
 
     def pool_block_size(self, model: str | None) -> int:

@@ -213,6 +213,7 @@ class WorkerRegistry:
         routing: RoutingTable,
         events: EventIntake,
         forget_blocks: Callable[[Worker], None],
+        changed: Callable[[], None],
         failures: int = 3,
         successes: int = 1,
         default_authorization: bytes | None = None,
@@ -220,6 +221,7 @@ class WorkerRegistry:
         self._default_authorization = default_authorization
         self._routing, self._events, self._forget_blocks = routing, events, forget_blocks
         self._failures, self._successes = failures, successes
+        self._told = changed
         self._workers: dict[str, Worker] = {}
         self.check_due = asyncio.Event()
         """Set when a worker's `next_check_at` has moved closer."""
@@ -488,3 +490,4 @@ class WorkerRegistry:
             for each in self._workers.values()
             if each.spec.trusted and (each.endpoint is None or each.health != "ready")
         )
+        self._told()
