@@ -5,6 +5,8 @@ them has gone out. The end of the client's stream means that it has left: whatev
 """
 
 import asyncio
+import socket
+import struct
 from typing import Final, cast
 
 from kvrouter.errors import KvrouterError, OverloadedError, RequestError
@@ -198,8 +200,11 @@ class ClientConnection(asyncio.Protocol):
     def cut(self, *, abort: bool) -> None:
         """End the connection in the middle of an answer."""
         self._request_over()
-        if abort:
-            self.abort()
+        if abort and self._transport is not None:
+            # Closing in this way sends a reset: an orderly end would look like the end of the answer.
+            connection = self._transport.get_extra_info("socket")
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self._transport.abort()
         else:
             self._close()
 

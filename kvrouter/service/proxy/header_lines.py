@@ -15,52 +15,50 @@ __all__ = [
     "CONTENT_LENGTH",
     "CONTENT_TYPE",
     "EXPECT",
-    "HOP_BY_HOP",
     "HOST",
-    "OWN",
+    "LOCAL",
     "PLAIN",
     "REQUEST_ID",
     "TRANSFER_ENCODING",
     "HeaderLine",
     "HeaderLines",
     "connection_options",
-    "content_length",
     "without_names",
 ]
 
 PLAIN: Final = 0
-HOST: Final = 1
-CONTENT_LENGTH: Final = 2
-TRANSFER_ENCODING: Final = 3
-CONNECTION: Final = 4
-EXPECT: Final = 5
-REQUEST_ID: Final = 6
-HOP_BY_HOP: Final = 7
-AUTHORIZATION: Final = 8
-CONTENT_TYPE: Final = 9
-OWN: Final = 10
+CONTENT_LENGTH: Final = 1
+HOST: Final = 2
+AUTHORIZATION: Final = 3
+CONTENT_TYPE: Final = 4
+REQUEST_ID: Final = 5
+CONNECTION: Final = 6
+TRANSFER_ENCODING: Final = 7
+EXPECT: Final = 8
+LOCAL: Final = 9
+"""Never passed on: hop-by-hop headers, and those that only this process may write."""
 
-HeaderLine = tuple[tuple[bytes, bytes], int]
-"""((lower-case name, value without outer blanks), kind)."""
+HeaderLine = tuple[tuple[bytes, bytes], int, int]
+"""((lower-case name, value without outer blanks), kind, number); the number is Content-Length's, else 0."""
 
 _KINDS: Final = {
-    b"host": HOST,
     b"content-length": CONTENT_LENGTH,
-    b"transfer-encoding": TRANSFER_ENCODING,
-    b"connection": CONNECTION,
-    b"expect": EXPECT,
-    b"x-request-id": REQUEST_ID,
+    b"host": HOST,
     b"authorization": AUTHORIZATION,
     b"content-type": CONTENT_TYPE,
-    b"keep-alive": HOP_BY_HOP,
-    b"proxy-connection": HOP_BY_HOP,
-    b"proxy-authenticate": HOP_BY_HOP,
-    b"proxy-authorization": HOP_BY_HOP,
-    b"te": HOP_BY_HOP,
-    b"trailer": HOP_BY_HOP,
-    b"upgrade": HOP_BY_HOP,
-    b"x-kvrouter-worker": OWN,
-    b"x-kvrouter-overlap-tokens": OWN,
+    b"x-request-id": REQUEST_ID,
+    b"connection": CONNECTION,
+    b"transfer-encoding": TRANSFER_ENCODING,
+    b"expect": EXPECT,
+    b"keep-alive": LOCAL,
+    b"proxy-connection": LOCAL,
+    b"proxy-authenticate": LOCAL,
+    b"proxy-authorization": LOCAL,
+    b"te": LOCAL,
+    b"trailer": LOCAL,
+    b"upgrade": LOCAL,
+    b"x-kvrouter-worker": LOCAL,
+    b"x-kvrouter-overlap-tokens": LOCAL,
 }
 
 _LINES_MAX: Final = 4096
@@ -70,6 +68,7 @@ _LENGTH_DIGITS_MAX: Final = 18
 # Two linear steps; one expression for a whole line would backtrack quadratically over blanks.
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _FORBIDDEN = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_HOST = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+,;=:\[\]]*")
 
 
 class HeaderLines:
@@ -84,31 +83,26 @@ class HeaderLines:
         """Parse one line.
 
         Raises:
-            WireError: a bad name, a blank before the colon, a folded line, a control character.
+            WireError: a bad name, a blank before the colon, a folded line, a control character, a Content-Length
+                that is not a plain number, a Host with characters that no host has.
         """
         name, colon, value = line.partition(b":")
         if not colon or not _NAME.fullmatch(name):
             raise WireError("a header line does not begin with a name and a colon", reason="header_name")
         if _FORBIDDEN.search(value):
             raise WireError("a header value contains a control character", reason="header_value")
-        lower = name.lower()
-        parsed = (lower, value.strip(b" \t")), _KINDS.get(lower, PLAIN)
+        lower, value = name.lower(), value.strip(b" \t")
+        kind, number = _KINDS.get(lower, PLAIN), 0
+        if kind == CONTENT_LENGTH:
+            number = _content_length(value)
+        elif kind == HOST and not _HOST.fullmatch(value):
+            raise WireError("malformed Host header", reason="host")
+        parsed = (lower, value), kind, number
         if len(line) <= _LINE_BYTES_MAX:
             if len(self.known) >= _LINES_MAX:
                 self.known.clear()
             self.known[line] = parsed
         return parsed
-
-
-def content_length(value: bytes) -> int:
-    """Return the value of a Content-Length header: digits and nothing else.
-
-    Raises:
-        WireError: a sign, a list, a blank, too many digits.
-    """
-    if not value.isdigit() or len(value) > _LENGTH_DIGITS_MAX:
-        raise WireError("Content-Length is not a plain number", reason="content_length")
-    return int(value)
 
 
 def connection_options(value: bytes) -> set[bytes]:
@@ -119,3 +113,10 @@ def connection_options(value: bytes) -> set[bytes]:
 def without_names(lines: list[bytes], names: set[bytes]) -> list[bytes]:
     """Return the `lines` whose lower-case names are not among `names`."""
     return [line for line in lines if line[: line.index(b":")].lower() not in names]
+
+
+def _content_length(value: bytes) -> int:
+    """Digits and nothing else: no sign, no list, no blank."""
+    if not value.isdigit() or len(value) > _LENGTH_DIGITS_MAX:
+        raise WireError("Content-Length is not a plain number", reason="content_length")
+    return int(value)

@@ -17,7 +17,7 @@ from .replies import UpstreamError, error_object
 from .request_head import RequestHead
 from .response_head import LengthBody, ResponseHead, UntilCloseBody
 from .upstream import UpstreamConnection
-from .usage import Tail, find_usage
+from .usage import TAIL_BYTES, Tail, find_usage, without_framing
 
 __all__ = ["Client", "Relay", "RelayOwner"]
 
@@ -186,7 +186,7 @@ class Relay:
         )
         responses = self._plane.statistics.responses
         responses[head.status] = responses.get(head.status, 0) + 1
-        if head.event_stream or (self._route.is_inference and head.status < 300):
+        if not body.done and (head.event_stream or (self._route.is_inference and head.status < 300)):
             self._tail = Tail()
         rendered = render_response(
             head,
@@ -199,7 +199,7 @@ class Relay:
         if not self._client.write_paused:
             self._client.deadline = self._plane.now + self._plane.limits.idle_seconds
         if body.done:
-            self._complete(surplus=end < len(data))
+            self._complete(surplus=end < len(data), whole=data)
 
     def _send_body(self, data: bytes, end: int, head: bytes = b"") -> None:
         if end < len(data):
@@ -218,29 +218,40 @@ class Relay:
         if self._route.status < 300:
             self._plane.first_token(self._route)
 
-    def _complete(self, *, surplus: bool) -> None:
-        """The answer is whole; bytes beyond its end make the connection unfit for another."""
+    def _complete(self, *, surplus: bool, whole: bytes = b"") -> None:
+        """The answer is whole; bytes beyond its end make the connection unfit for another.
+
+        `whole` is the body, if it came in one piece with the head.
+        """
         head = self._head
         assert head is not None
         self._upstream.release(reusable=head.keep_alive and not surplus)
-        self._owner.settled("ok" if head.status < 500 else "error_status", self._usage())
+        self._owner.settled("ok" if head.status < 500 else "error_status", self._usage(whole))
         self._client.answered(keep_alive=self._keep_alive)
 
-    def _usage(self) -> Usage | None:
-        head = self._head
-        if self._tail is None or head is None or not self._route.is_inference:
+    def _usage(self, whole: bytes = b"") -> Usage | None:
+        if not self._route.is_inference or self._route.status >= 300:
             return None
-        return find_usage(self._tail.bytes(chunked=head.chunked))
+        chunked = isinstance(self._body, ChunkedBody)
+        if self._tail is None:
+            return find_usage(without_framing(whole[-TAIL_BYTES:]) if chunked else whole[-TAIL_BYTES:])
+        return find_usage(self._tail.bytes(chunked=chunked))
 
     def _tell(self, error: UpstreamError) -> bool:
         """Add an error event to an event stream; False where that is not possible."""
         if self._head is None or self._body is None or self._tail is None or not self._head.event_stream:
             return False
-        seen = self._tail.bytes(chunked=self._head.chunked)
-        between_events = not seen or seen.endswith((b"\n\n", b"\r\n\r\n", b"\r\r"))
-        event = b"%bdata: %b\n\n" % (b"" if between_events else b"\n\n", error_object(error))
+        event = b"%bdata: %b\n\n" % (b"" if self._between_events(self._tail) else b"\n\n", error_object(error))
         text = event if self._sink is not None else self._body.interruption(event)
         if text is None:
             return False
         self._client.send(text)
         return True
+
+    def _between_events(self, tail: Tail) -> bool:
+        """The last event sent was whole; when in doubt no, since empty lines between events mean nothing."""
+        chunked = isinstance(self._body, ChunkedBody)
+        seen = tail.bytes(chunked=chunked)
+        if chunked:
+            seen = seen.removesuffix(b"\r\n")
+        return not seen or seen.endswith((b"\n\n", b"\r\n\r\n"))

@@ -5,7 +5,6 @@ and the workers behind it must never disagree about where a request ends.
 """
 
 import re
-from collections.abc import Callable
 from typing import Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
@@ -15,16 +14,14 @@ from .header_lines import (
     AUTHORIZATION,
     CONNECTION,
     CONTENT_LENGTH,
+    CONTENT_TYPE,
     EXPECT,
-    HOP_BY_HOP,
     HOST,
-    OWN,
     PLAIN,
     REQUEST_ID,
     TRANSFER_ENCODING,
     HeaderLines,
     connection_options,
-    content_length,
     without_names,
 )
 from .limits import ProxyLimits
@@ -32,7 +29,7 @@ from .limits import ProxyLimits
 __all__ = ["RequestHead", "RequestHeads", "RequestLine"]
 
 _LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}) ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])")
-_HOST = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+,;=:\[\]]*")
+_AUTHORITY = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+,;=:\[\]]+")
 _ABSOLUTE = re.compile(rb"https?://([^/?#]*)([^#]*)", re.IGNORECASE)
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _LINES_KEPT: Final = 1024
@@ -113,18 +110,31 @@ class RequestHeads:
 
     def _read_lines(self, head: RequestHead, lines: list[bytes]) -> None:
         known, headers, forward = self._header_lines.known, head.headers, head.forward
-        special: list[tuple[int, bytes, bytes]] = []
+        length, host, rare = -1, False, []
         for line in lines:
             try:
-                pair, kind = known[line]
+                pair, kind, number = known[line]
             except KeyError:
-                pair, kind = self._header_lines.parse(line)
+                pair, kind, number = self._header_lines.parse(line)
             headers.append(pair)
-            if kind == PLAIN:
+            if kind in (PLAIN, CONTENT_TYPE):
                 forward.append(line)
+            elif kind == CONTENT_LENGTH:
+                if length >= 0:
+                    raise WireError("more than one Content-Length", reason="content_length")
+                length = number
+                forward.append(line)
+            elif kind == HOST:
+                if host:
+                    raise WireError("more than one Host", reason="host")
+                host = True
             else:
-                special.append((kind, pair[1], line))
-        _read_special(head, special)
+                rare.append((kind, pair[1], line))
+        if not host and not head.line.http10:
+            raise WireError("the Host header is missing", reason="host")
+        head.content_length = length
+        if rare:
+            _read_rare(head, rare)
 
     def _request_line(self, line: bytes) -> RequestLine:
         match = _LINE.fullmatch(line)
@@ -145,76 +155,40 @@ class RequestHeads:
         return parsed
 
 
-def _read_special(head: RequestHead, special: list[tuple[int, bytes, bytes]]) -> None:
-    """Act on the lines that mean something to a proxy."""
-    seen: set[int] = set()
+def _read_rare(head: RequestHead, lines: list[tuple[int, bytes, bytes]]) -> None:
+    """Act on lines that not every request has."""
     nominated: set[bytes] = set()
-    for kind, value, line in special:
-        if kind in seen and kind in _ONCE:
-            raise WireError(f"more than one {line[: line.index(b':')].decode()} header", reason="repeated_header")
-        seen.add(kind)
-        if kind == CONNECTION:
+    for kind, value, line in lines:
+        if kind == AUTHORIZATION:
+            if head.authorization is not None:
+                raise WireError("more than one Authorization", reason="authorization")
+            head.authorization = line
+        elif kind == REQUEST_ID:
+            head.request_id = value.decode() if _REQUEST_ID.fullmatch(value) else None
+        elif kind == CONNECTION:
             nominated |= connection_options(value)
-        elif kind in (HOP_BY_HOP, OWN):
-            pass
-        elif kind in _READERS:
-            _READERS[kind](head, value, line)
-        else:
-            head.forward.append(line)
-    if HOST not in seen and not head.line.http10:
-        raise WireError("the Host header is missing", reason="host")
-    if head.chunked and head.content_length >= 0:
-        raise WireError("both Content-Length and Transfer-Encoding", reason="content_length")
+        elif kind == TRANSFER_ENCODING:
+            _read_transfer_encoding(head, value)
+        elif kind == EXPECT:
+            _read_expect(head, value)
     if nominated:
         _read_connection(head, nominated)
 
 
-def _read_content_length(head: RequestHead, value: bytes, line: bytes) -> None:
-    head.content_length = content_length(value)
-    head.forward.append(line)
-
-
-def _read_host(head: RequestHead, value: bytes, line: bytes) -> None:
-    del head, line
-    if not _HOST.fullmatch(value):
-        raise WireError("malformed Host header", reason="host")
-
-
-def _read_request_id(head: RequestHead, value: bytes, line: bytes) -> None:
-    del line
-    head.request_id = value.decode() if _REQUEST_ID.fullmatch(value) else None
-
-
-def _read_authorization(head: RequestHead, value: bytes, line: bytes) -> None:
-    del value
-    head.authorization = line
-
-
-def _read_transfer_encoding(head: RequestHead, value: bytes, line: bytes) -> None:
-    del line
-    if value.lower() != b"chunked":
+def _read_transfer_encoding(head: RequestHead, value: bytes) -> None:
+    if head.content_length >= 0:
+        raise WireError("both Content-Length and Transfer-Encoding", reason="content_length")
+    if head.chunked or value.lower() != b"chunked":
         raise WireError("Transfer-Encoding is not chunked", reason="transfer_encoding")
     if head.line.http10:
         raise WireError("Transfer-Encoding in an HTTP/1.0 request", reason="transfer_encoding")
     head.chunked = True
 
 
-def _read_expect(head: RequestHead, value: bytes, line: bytes) -> None:
-    del line
+def _read_expect(head: RequestHead, value: bytes) -> None:
     if value.lower() != b"100-continue":
         raise RequestError("only Expect: 100-continue is understood", status=417, code="expectation_failed")
     head.expects_continue = not head.line.http10
-
-
-_ONCE: Final = frozenset({HOST, CONTENT_LENGTH, TRANSFER_ENCODING, AUTHORIZATION, EXPECT})
-_READERS: Final[dict[int, Callable[[RequestHead, bytes, bytes], None]]] = {
-    CONTENT_LENGTH: _read_content_length,
-    HOST: _read_host,
-    REQUEST_ID: _read_request_id,
-    AUTHORIZATION: _read_authorization,
-    TRANSFER_ENCODING: _read_transfer_encoding,
-    EXPECT: _read_expect,
-}
 
 
 def _read_connection(head: RequestHead, options: set[bytes]) -> None:
@@ -236,7 +210,7 @@ def _origin_form(target: bytes) -> bytes:
             raise RequestError("a fragment in the request target", code="malformed_request")
         return target
     match = _ABSOLUTE.fullmatch(target)
-    if match is None or not match[1] or not _HOST.fullmatch(match[1]):
+    if match is None or _AUTHORITY.fullmatch(match[1]) is None:
         raise RequestError("the request target is neither a path nor a URL", code="malformed_request")
     rest = match[2]
     return rest if rest.startswith(b"/") else b"/" + rest

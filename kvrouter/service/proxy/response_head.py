@@ -10,17 +10,16 @@ from kvrouter.errors import WireError
 
 from .chunked import ChunkedBody
 from .header_lines import (
+    AUTHORIZATION,
     CONNECTION,
     CONTENT_LENGTH,
     CONTENT_TYPE,
-    HOP_BY_HOP,
-    OWN,
+    EXPECT,
+    HOST,
     PLAIN,
-    REQUEST_ID,
     TRANSFER_ENCODING,
     HeaderLines,
     connection_options,
-    content_length,
     without_names,
 )
 
@@ -125,18 +124,28 @@ class ResponseHeads:
         if len(lines) > _HEADERS_MAX:
             raise WireError(f"more than {_HEADERS_MAX} header lines", reason="too_many_headers")
         known, headers, forward = self._header_lines.known, head.headers, head.forward
-        special: list[tuple[int, bytes, bytes]] = []
+        length, rare = -1, []
         for line in lines:
             try:
-                pair, kind = known[line]
+                pair, kind, number = known[line]
             except KeyError:
-                pair, kind = self._header_lines.parse(line)
+                pair, kind, number = self._header_lines.parse(line)
             headers.append(pair)
             if kind == PLAIN:
                 forward.append(line)
+            elif kind == CONTENT_LENGTH:
+                if length >= 0:
+                    raise WireError("more than one Content-Length", reason="content_length")
+                length = number
+                forward.append(line)
+            elif kind == CONTENT_TYPE:
+                head.event_stream = pair[1][:17].lower() == b"text/event-stream"
+                forward.append(line)
             else:
-                special.append((kind, pair[1], line))
-        _read_special(head, special)
+                rare.append((kind, pair[1], line))
+        head.content_length = length
+        if rare:
+            _read_rare(head, rare)
         return head
 
     def _status_line(self, line: bytes) -> tuple[int, bytes, bool]:
@@ -150,29 +159,21 @@ class ResponseHeads:
         return parsed
 
 
-def _read_special(head: ResponseHead, special: list[tuple[int, bytes, bytes]]) -> None:
-    """Act on the lines that mean something to a proxy."""
+def _read_rare(head: ResponseHead, lines: list[tuple[int, bytes, bytes]]) -> None:
+    """Act on lines that not every answer has."""
     nominated: set[bytes] = set()
-    for kind, value, line in special:
-        if kind == CONTENT_LENGTH:
+    for kind, value, line in lines:
+        if kind == TRANSFER_ENCODING:
             if head.content_length >= 0:
-                raise WireError("more than one Content-Length", reason="content_length")
-            head.content_length = content_length(value)
-            head.forward.append(line)
-        elif kind == TRANSFER_ENCODING:
+                raise WireError("both Content-Length and Transfer-Encoding", reason="content_length")
             if head.chunked or head.http10 or value.lower() != b"chunked":
                 raise WireError("Transfer-Encoding is not chunked", reason="transfer_encoding")
             head.chunked = True
             head.forward.append(line)
-        elif kind == CONTENT_TYPE:
-            head.event_stream = value[:17].lower() == b"text/event-stream"
-            head.forward.append(line)
         elif kind == CONNECTION:
             nominated |= connection_options(value)
-        elif kind not in (HOP_BY_HOP, OWN, REQUEST_ID):
-            head.forward.append(line)
-    if head.chunked and head.content_length >= 0:
-        raise WireError("both Content-Length and Transfer-Encoding", reason="content_length")
+        elif kind in (HOST, AUTHORIZATION, EXPECT):
+            head.forward.append(line)  # they mean nothing in an answer
     if nominated:
         head.keep_alive = b"close" not in nominated and (not head.http10 or b"keep-alive" in nominated)
         dropped = nominated - {b"close", b"keep-alive", b"content-length", b"transfer-encoding"}
