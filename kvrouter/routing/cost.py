@@ -17,8 +17,8 @@ class CostModel:
 
     def __init__(self, settings: RoutingSettings) -> None:
         self.token_seconds = 1.0 / settings.prefill_tokens_per_second
-        self.request_seconds = settings.request_seconds
-        self.block_seconds = settings.block_seconds
+        self.request_seconds = settings.request_tokens * self.token_seconds
+        self.block_seconds = settings.block_tokens * self.token_seconds
 
     def seconds(self, prefill_tokens: int, active_requests: int, decode_blocks: int) -> float:
         """Time until a prompt's first token, when `prefill_tokens` are to be computed up to and including its own."""

@@ -15,6 +15,8 @@ __all__ = ["NO_OVERLAPS", "CacheTruth", "Knowledge", "Overlaps"]
 
 # A predicted prefix is written again once this share of its lifetime is over, so that what is in use stays.
 _REFRESH_SHARE = 0.25
+# How many times longer than predicted a prompt's computation may take before its blocks are no longer expected.
+_PATIENCE = 4.0
 _NOTHING: Mapping[int, int] = {}
 
 
@@ -115,7 +117,7 @@ class Knowledge:
     ) -> None:
         """Note that a rank will hold a prompt's blocks, of which `confirmed` and `promised` tokens it has already.
 
-        The blocks appear when the prompt has been computed, after `cost` seconds; the lifetime counts from there.
+        The blocks appear when the prompt has been computed, in about `cost` seconds; the lifetime comes on top.
         """
         live = self._truth.is_trusted(rank) == "live"
         if self._confirmable.get(rank) is not live:
@@ -137,7 +139,7 @@ class Knowledge:
             until = predictions.deadline(rank, hashes[known - 1])
             if until is not None and until - now > lifetime * (1 - _REFRESH_SHARE):
                 begin = known
-        predictions.store(rank, hashes[begin:], now + cost + lifetime)
+        predictions.store(rank, hashes[begin:], now + _PATIENCE * cost + lifetime)
 
     def expire(self, now: float) -> None:
         """End the predictions whose time is over."""

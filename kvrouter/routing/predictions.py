@@ -22,9 +22,10 @@ _Note: TypeAlias = tuple[float, Sequence[int]]
 class _RankNotes:
     """What was written for one rank, oldest first, and for every block the latest note that has it."""
 
-    __slots__ = ("latest", "notes", "queued", "written")
+    __slots__ = ("latest", "notes", "queued", "rank", "written")
 
-    def __init__(self) -> None:
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
         self.latest: dict[int, _Note] = {}
         self.notes: deque[_Note] = deque()
         self.written = 0  # blocks in `notes`, those that a later note repeats included
@@ -38,15 +39,16 @@ class PredictedBlocks:
     from the front. Memory is bounded by `blocks_max` blocks written per rank and `total_max` over all.
     """
 
-    __slots__ = ("_due", "_holders", "_ranks", "_written", "blocks_max", "total_max")
+    __slots__ = ("_due", "_holders", "_queued", "_ranks", "_written", "blocks_max", "total_max")
 
     def __init__(self, *, blocks_max: int = 65_536, total_max: int = 4_194_304) -> None:
         self.blocks_max, self.total_max = blocks_max, total_max
         self._holders: dict[int, int] = {}
         self._ranks: dict[int, _RankNotes] = {}
         self._written = 0
-        # Each rank that has notes is here once, under a time before which none of them is due.
-        self._due: list[tuple[float, int]] = []
+        # Each rank that has notes is here once, under a time before which none of them is due. Numbers break ties.
+        self._due: list[tuple[float, int, _RankNotes]] = []
+        self._queued = 0
 
     def __len__(self) -> int:
         """Blocks written and not ended, over all ranks; at most `total_max`."""
@@ -68,9 +70,11 @@ class PredictedBlocks:
 
         A run longer than the bounds loses its end. The deadline is put off to the rank's latest if it is earlier.
         """
+        if not hashes:
+            return
         own = self._ranks.get(rank)
         if own is None:
-            own = self._ranks[rank] = _RankNotes()
+            own = self._ranks[rank] = _RankNotes(rank)
         if own.notes:
             deadline = max(deadline, own.notes[-1][0])
         hashes = hashes[: min(self.blocks_max, self.total_max)]
@@ -84,12 +88,11 @@ class PredictedBlocks:
         own.written += len(hashes)
         self._written += len(hashes)
         while own.written > self.blocks_max or (self._written > self.total_max and len(own.notes) > 1):
-            self._end_oldest(own, bit)
+            self._end_oldest(own)
         if self._written > self.total_max:
             self._end_oldest_of_longest()
         if not own.queued:
-            own.queued = True
-            heappush(self._due, (deadline, rank))
+            self._queue(own)
 
     def match(self, hashes: Sequence[int], known: Mapping[int, int]) -> dict[int, int]:
         """Depths, rank to blocks, of the ranks whose prefix is predicted to reach beyond what is `known` of them.
@@ -124,22 +127,18 @@ class PredictedBlocks:
     def expire(self, now: float) -> None:
         """End what is over. Costs nothing when nothing is due."""
         while self._due and self._due[0][0] <= now:
-            _, rank = heappop(self._due)
-            own = self._ranks.get(rank)
-            if own is None:
-                continue
+            own = heappop(self._due)[2]
+            own.queued = False
             while own.notes and own.notes[0][0] <= now:
-                self._end_oldest(own, 1 << rank)
+                self._end_oldest(own)
             if own.notes:
-                heappush(self._due, (own.notes[0][0], rank))
-            else:
-                own.queued = False
+                self._queue(own)
 
     def drop(self, rank: int) -> None:
         """Forget a rank."""
-        own = self._ranks.get(rank)
+        own = self._ranks.pop(rank, None)
         while own is not None and own.notes:
-            self._end_oldest(own, 1 << rank)
+            self._end_oldest(own)
 
     def _starts(self, hashes: Sequence[int], known: Mapping[int, int]) -> dict[int, int]:
         """Where ranks' predicted runs begin: position to the set of ranks predicted to hold that block."""
@@ -159,13 +158,18 @@ class PredictedBlocks:
         """Make room when all ranks together have too much: the rank that has most gives."""
         while self._written > self.total_max:
             rank = max(self._ranks, key=lambda each: self._ranks[each].written)
-            self._end_oldest(self._ranks[rank], 1 << rank)
+            self._end_oldest(self._ranks[rank])
 
-    def _end_oldest(self, own: _RankNotes, bit: int) -> None:
+    def _queue(self, own: _RankNotes) -> None:
+        own.queued = True
+        self._queued += 1
+        heappush(self._due, (own.notes[0][0], self._queued, own))
+
+    def _end_oldest(self, own: _RankNotes) -> None:
         note = own.notes.popleft()
         own.written -= len(note[1])
         self._written -= len(note[1])
-        latest, holders = own.latest, self._holders
+        latest, holders, bit = own.latest, self._holders, 1 << own.rank
         for key in note[1]:
             if latest.get(key) is note:
                 del latest[key]

@@ -13,20 +13,23 @@ def _credits() -> Mapping[str, float]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoutingSettings:
-    """How a worker is chosen. The priors are rough on purpose: only ratios between ranks decide.
+    """How a worker is chosen.
+
+    Load is priced in prefill tokens, so that choices do not depend on how fast engines are: only ratios decide. The
+    defaults were tuned on public traces (conversation, synthetic) and on chats with shared system prompts.
 
     Attributes:
         prefill_tokens_per_second: speed at which a rank works off uncached prompt tokens.
-        request_seconds: how much each request already running on a rank delays the next one's first token.
-        block_seconds: the same per KV block that running requests occupy there.
+        request_tokens: each request already running on a rank weighs as much as computing this many tokens.
+        block_tokens: the same for each KV block that running requests occupy there.
         affinity: ranks with at least this share of the best overlap come first.
         escape_ratio: another rank is taken if it is predicted to be faster by more than this multiple of the
             prefill time that the affinity saves.
         escape_seconds: and in any case if it is faster by more than this.
         source_credits: by state of a rank's event source, the share of its confirmed overlap that is believed.
         block_size: tokens per block of ranks whose block size nobody has told yet.
-        predicted_seconds_live: how long a routed prompt counts as cached, beyond its predicted time to first token,
-            on a rank whose events would confirm it.
+        predicted_seconds_live: how long a routed prompt counts as cached on a rank whose events would confirm it,
+            beyond a generous estimate of its time to first token.
         predicted_seconds_unconfirmed: the same on a rank without live events, where nothing ever confirms it.
         predicted_blocks_max: predicted blocks kept per rank; the least recently routed go first.
         predicted_total_max: the same over all ranks.
@@ -37,8 +40,8 @@ class RoutingSettings:
     """
 
     prefill_tokens_per_second: float = 8000.0
-    request_seconds: float = 0.002
-    block_seconds: float = 0.000_01
+    request_tokens: float = 240.0
+    block_tokens: float = 0.1
     affinity: float = 0.8
     escape_ratio: float = 1.0
     escape_seconds: float = 5.0

@@ -1,0 +1,415 @@
+"""The router as its callers see it: who is chosen, on what grounds, and what a choice leaves behind."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from kvrouter.blocks import Prompt
+from kvrouter.errors import NoWorkerError, OverloadedError, UnknownModelError
+from kvrouter.events import Source
+from kvrouter.index import RANKS_MAX
+from kvrouter.routing import Choice, FleetRank, Request, Router
+from tests.routing.fleets import fleet, prompt_of, stored
+
+
+def test_a_router_needs_no_arguments() -> None:
+    """In process, with nothing but workers."""
+    router = Router()
+    router.add_worker("a", now=0.0)
+
+    decision = router.route([1, 2, 3])
+
+    assert (decision.worker_id, decision.rank, decision.source) == ("a", 0, Source("a", 0))
+    assert decision.id in router.book
+
+
+def test_the_worker_that_holds_the_prompt_gets_it() -> None:
+    """Confirmed blocks attract; the decision says how many tokens they save."""
+    router = fleet("a", "b", "c")
+    stored(router, "b", prompt_of(1, 2))
+
+    decision = router.decide(Prompt(prompt_of(1, 2, 3)), now=0.0)
+
+    assert (decision.worker_id, decision.policy, decision.reason) == ("b", "kv", "affinity")
+    assert (decision.overlap_tokens, decision.confirmed_tokens) == (128, 128)
+    assert (decision.prefill_tokens, decision.prompt_tokens, decision.blocks) == (64, 192, 12)
+
+
+def test_the_last_token_is_always_computed() -> None:
+    """A prompt that is cached to its end still costs one block."""
+    router = fleet("a")
+    stored(router, "a", prompt_of(1))
+    router.route(prompt_of(2), now=0.0)
+
+    assert router.decide(Prompt(prompt_of(1)), now=0.0).overlap_tokens == 48
+    assert router.decide(Prompt(prompt_of(2)), now=0.0).overlap_tokens == 48
+
+
+def test_siblings_of_a_burst_follow_the_first() -> None:
+    """Before any event could tell: the choice itself predicts the blocks."""
+    router = fleet("a", "b", "c", "d")
+    first = router.route(prompt_of(1, tokens=2048) + prompt_of(10), now=0.0)
+
+    siblings = [router.route(prompt_of(1, tokens=2048) + prompt_of(number), now=0.001) for number in range(20, 24)]
+
+    assert {each.worker_id for each in siblings} == {first.worker_id}
+    assert {each.overlap_tokens for each in siblings} == {2048}
+    assert {each.confirmed_tokens for each in siblings} == {0}
+
+
+def test_a_shared_system_prompt_does_not_send_everything_to_one_worker() -> None:
+    """Affinity yields to load, and the prompt spreads to every worker."""
+    router = fleet("a", "b", "c", "d")
+
+    chosen = [router.route(prompt_of(1, number, tokens=256), now=number / 1000).worker_id for number in range(2, 66)]
+
+    assert {chosen.count(worker) for worker in "abcd"} <= set(range(10, 23))
+
+
+def test_what_everybody_holds_attracts_nobody() -> None:
+    """Equal overlap everywhere decides nothing: load does."""
+    router = fleet("a", "b", "c")
+    for worker in "abc":
+        stored(router, worker, prompt_of(1))
+    router.book.reserve("x", 0, prefill_tokens=100, blocks=1, now=0.0)
+    router.book.reserve("y", 1, prefill_tokens=200, blocks=1, now=0.0)
+
+    assert router.decide(Prompt(prompt_of(1, 2)), now=0.0).worker_id == "c"
+
+
+def test_a_long_queue_outweighs_a_long_prefix() -> None:
+    """A worker that would be much later is left although it holds the prompt."""
+    router = fleet("a", "b")
+    stored(router, "a", prompt_of(1))
+    router.book.reserve("x", 0, prefill_tokens=100_000, blocks=1, now=0.0)
+
+    decision = router.decide(Prompt(prompt_of(1, 2)), now=0.0)
+
+    assert (decision.worker_id, decision.reason, decision.overlap_tokens) == ("b", "escape", 0)
+
+
+def test_a_conversation_stays_on_a_busy_worker_as_long_as_that_pays() -> None:
+    """A queue shorter than the work saved does not drive it away."""
+    router = fleet("a", "b")
+    stored(router, "a", prompt_of(1, tokens=4096))
+    router.book.reserve("x", 0, prefill_tokens=3000, blocks=1, now=0.0)
+
+    assert router.decide(Prompt(prompt_of(1, 2, tokens=4096)), now=0.0).worker_id == "a"
+
+
+def test_doubtful_overlap_counts_less() -> None:
+    """What a source that lost batches confirmed is discounted in choosing, not in what is reported."""
+    router = fleet("a", "b")
+    stored(router, "a", prompt_of(1, 2))
+    stored(router, "b", prompt_of(1, 2)[:112])
+    stored(router, "a", prompt_of(7), sequence=5)
+    assert router.ingest.is_trusted(0) == "replaying"
+
+    decision = router.decide(Prompt(prompt_of(1, 2, 3)), now=0.0)
+
+    assert decision.worker_id == "b"
+    shown = {each.worker_id: each for each in decision.candidates}
+    assert shown["a"].overlap_tokens == 128
+    assert shown["a"].cost > shown["b"].cost
+
+
+def test_predictions_continue_what_is_confirmed() -> None:
+    """The overlap is the longer of both, and the confirmed part is told apart."""
+    router = fleet("a", "b")
+    stored(router, "a", prompt_of(1))
+    first = router.route(prompt_of(1, 2), now=0.0)
+    router.book.free(first.id)
+
+    decision = router.decide(Prompt(prompt_of(1, 2, 3)), now=0.0)
+
+    assert (decision.worker_id, decision.confirmed_tokens, decision.overlap_tokens) == ("a", 64, 128)
+
+
+def test_predictions_end_soon_where_events_would_have_confirmed_them() -> None:
+    """On a live rank an unconfirmed guess is gone after seconds, on one without events it stays for minutes."""
+    router = fleet("live", "dark", predicted_seconds_live=5.0, predicted_seconds_unconfirmed=600.0)
+    stored(router, "live", prompt_of(9))
+    for pinned in (Source("live", 0), Source("dark", 0)):
+        decision = router.decide(Prompt(prompt_of(1, 2)), pinned=pinned, now=0.0)
+        router.commit(decision, id=pinned, now=0.0)
+
+    def overlaps(now: float) -> dict[str, int]:
+        router.expire(now)
+        return {
+            each.worker_id: each.overlap_tokens for each in router.decide(Prompt(prompt_of(1, 2)), now=now).candidates
+        }
+
+    assert overlaps(4.9) == {"live": 112, "dark": 112}
+    assert overlaps(10.0) == {"live": 0, "dark": 112}
+    assert overlaps(700.0) == {"live": 0, "dark": 0}
+    assert len(router.knowledge) == 0
+
+
+def test_predictions_begin_anew_when_events_begin() -> None:
+    """Long-lived guesses do not outlast the arrival of the truth."""
+    router = fleet("a")
+    router.route(prompt_of(1), now=0.0)
+    stored(router, "a", prompt_of(9))
+
+    router.route(prompt_of(2), now=1.0)
+
+    assert router.decide(Prompt(prompt_of(1)), now=1.0).overlap_tokens == 0
+    assert router.decide(Prompt(prompt_of(2)), now=1.0).overlap_tokens == 48
+
+
+def test_predictions_can_be_turned_off() -> None:
+    """A lifetime of zero writes none."""
+    router = fleet("a", predicted_seconds_unconfirmed=0.0)
+
+    router.route(prompt_of(1), now=0.0)
+
+    assert router.decide(Prompt(prompt_of(1)), now=0.0).overlap_tokens == 0
+
+
+def test_a_prefix_in_use_stays_predicted() -> None:
+    """Each use of an ageing prediction writes it again."""
+    router = fleet("a", predicted_seconds_unconfirmed=100.0)
+
+    for now in range(0, 1000, 50):
+        router.route(prompt_of(1, 2), now=float(now))
+
+    assert router.decide(Prompt(prompt_of(1, 2)), now=1000.0).overlap_tokens == 112
+
+
+def test_prompts_known_by_bytes_match_their_like_only() -> None:
+    """Hashes over request bytes never compare with events, but predict for each other."""
+    router = fleet("a", "b")
+    hashes = Prompt(prompt_of(1)).hash_list(16)
+    stored(router, "a", prompt_of(1))
+    bytewise = Prompt.from_hashes(hashes, block_size=16, tokens=70, exact=False)
+    assert router.decide(bytewise, now=0.0).overlap_tokens == 0
+
+    router.commit(router.decide(bytewise, pinned=Source("b", 0), now=0.0), id=1, now=0.0)
+    router.book.free(1)
+
+    decision = router.decide(Prompt.from_hashes(hashes, block_size=16, tokens=70, exact=False), now=0.0)
+    assert (decision.worker_id, decision.overlap_tokens, decision.confirmed_tokens) == ("b", 64, 0)
+
+
+def test_predictions_of_other_block_sizes_are_kept_apart() -> None:
+    """Workers with different block sizes each match by their own."""
+    router = Router()
+    router.add_worker("small", block_size=16, now=0.0)
+    router.add_worker("large", block_size=64, now=0.0)
+    for worker in ("small", "large"):
+        pinned = Source(worker, 0)
+        router.commit(router.decide(Prompt(prompt_of(1, 2)), pinned=pinned, now=0.0), id=worker, now=0.0)
+
+    decision = router.decide(Prompt([*prompt_of(1, 2)[:100], 7, 7]), now=0.0)
+
+    assert {each.worker_id: each.overlap_tokens for each in decision.candidates} == {"small": 96, "large": 64}
+
+
+def test_without_a_prompt_only_load_counts() -> None:
+    """Paths that we know nothing about go where there is least to do."""
+    router = fleet("a", "b")
+    router.book.reserve("x", 0, prefill_tokens=10, blocks=1, now=0.0)
+
+    decision = router.decide(None, now=0.0)
+    router.commit(decision, id="y", now=0.0)
+
+    assert (decision.worker_id, decision.reason, decision.blocks, decision.prefill_tokens) == ("b", "load", 0, 0)
+    assert router.book.load(decision.dense_rank).active_requests == 1
+
+
+def test_models_decide_who_is_asked() -> None:
+    """Only workers that serve the model are candidates; an unknown one is named with the known."""
+    router = Router()
+    router.add_worker("a", models=("small",), now=0.0)
+    router.add_worker("b", models=("large", "small"), now=0.0)
+
+    assert router.decide(None, model="large", now=0.0).worker_id == "b"
+    with pytest.raises(UnknownModelError) as caught:
+        router.decide(None, model="huge", now=0.0)
+    assert caught.value.known == ("large", "small")
+
+    router.set_models("a", ["huge"])
+    assert router.decide(None, model="huge", now=0.0).worker_id == "a"
+
+
+def test_a_worker_without_models_serves_any() -> None:
+    """As long as it has not said what it serves; made-up names do not pile up."""
+    router = fleet("a")
+
+    for number in range(3000):
+        assert router.decide(None, model=f"model-{number}", now=0.0).worker_id == "a"
+
+
+def test_nobody_to_ask_is_said_clearly() -> None:
+    """No worker at all, none routable, none left after conditions: each has its own words."""
+    router = Router()
+    with pytest.raises(NoWorkerError, match="there are no workers"):
+        router.decide(None, now=0.0)
+    router.add_worker("a", routable=False, now=0.0)
+    with pytest.raises(NoWorkerError, match="not routable: a"):
+        router.decide(None, now=0.0)
+    router.set_routable("a", True, now=0.0)
+    with pytest.raises(NoWorkerError, match="none of the 1 available ranks"):
+        router.decide(None, exclude=["a"], now=0.0)
+    with pytest.raises(NoWorkerError, match="none of the 1 available ranks"):
+        router.decide(None, allowed=["b"], now=0.0)
+    with pytest.raises(NoWorkerError, match="rank 3 of worker 'a'"):
+        router.decide(None, pinned=Source("a", 3), now=0.0)
+
+
+def test_conditions_of_a_request_are_kept() -> None:
+    """Excluded workers, allowed workers and a pinned rank override cache and load."""
+    router = fleet("a", "b", "c", ranks=2)
+    stored(router, "a", prompt_of(1))
+    prompt = Prompt(prompt_of(1, 2))
+
+    assert router.decide(prompt, now=0.0).worker_id == "a"
+    assert router.decide(prompt, exclude={"a"}, now=0.0).worker_id != "a"
+    assert router.decide(prompt, allowed={"c"}, now=0.0).worker_id == "c"
+    assert router.decide(prompt, pinned=Source("b", 1), now=0.0).source == Source("b", 1)
+
+
+def test_an_unroutable_worker_keeps_its_blocks() -> None:
+    """A stopped process keeps its cache: when it is back, so is its attraction."""
+    router = fleet("a", "b")
+    stored(router, "a", prompt_of(1))
+
+    router.set_routable("a", False, now=1.0)
+    assert router.decide(Prompt(prompt_of(1, 2)), now=1.0).worker_id == "b"
+
+    router.set_routable("a", True, now=2.0)
+    assert router.decide(Prompt(prompt_of(1, 2)), now=2.0).worker_id == "a"
+
+
+def test_ranks_are_dense_and_reused_only_after_they_are_cleared() -> None:
+    """A new worker in an old place inherits neither blocks nor predictions nor load."""
+    router = fleet("a", "b")
+    stored(router, "a", prompt_of(1))
+    router.route(prompt_of(1, 2), now=0.0)
+
+    router.remove_worker("a", now=1.0)
+    numbers = router.add_worker("c", ranks=2, first_rank=4, block_size=16, now=1.0)
+
+    assert numbers == [0, 2]
+    decision = router.decide(Prompt(prompt_of(1, 2)), allowed={"c"}, now=1.0)
+    assert (decision.overlap_tokens, decision.rank) == (0, 4)
+    assert router.book.load(0).active_requests == 0
+    assert len(router.book) == 0
+
+
+def test_a_worker_that_left_cannot_be_booked() -> None:
+    """Even if its number belongs to another one by now."""
+    router = fleet("a")
+    decision = router.decide(Prompt(prompt_of(1)), now=0.0)
+    router.remove_worker("a", now=0.0)
+    router.add_worker("b", now=0.0)
+
+    with pytest.raises(NoWorkerError, match="'a' left"):
+        router.commit(decision, id=1, now=0.0)
+    assert len(router.book) == 0
+
+
+def test_wrong_workers_are_refused() -> None:
+    """Ids are unique, numbers positive, the fleet bounded."""
+    router = fleet("a")
+    with pytest.raises(ValueError, match="'a' exists already"):
+        router.add_worker("a", now=0.0)
+    with pytest.raises(ValueError, match="ranks is 0"):
+        router.add_worker("b", ranks=0, now=0.0)
+    with pytest.raises(ValueError, match=f"exceed the {RANKS_MAX}"):
+        router.add_worker("b", ranks=RANKS_MAX, now=0.0)
+    with pytest.raises(KeyError):
+        router.remove_worker("b", now=0.0)
+    with pytest.raises(ValueError, match="'best' is unknown; known: kv, round-robin"):
+        Router(policy="best")
+
+
+def test_what_is_booked_ends_by_its_lease() -> None:
+    """Somebody who forgets to free does not weigh for ever."""
+    router = fleet("a", lease_seconds=10.0)
+    decision = router.route(prompt_of(1), now=0.0)
+    assert router.book.load(0).prefill_tokens == 64
+
+    router.route(prompt_of(2), now=20.0)
+
+    assert decision.id not in router.book
+    assert router.book.load(0).prefill_tokens == 64
+
+
+def test_too_many_bookings_are_refused() -> None:
+    """The book is bounded."""
+    router = fleet("a", reservations_max=1)
+    router.route([1], now=0.0)
+
+    with pytest.raises(OverloadedError):
+        router.route([1], now=0.0)
+
+
+def test_a_decision_explains_itself_as_things_were_then() -> None:
+    """Later changes of load do not change the explanation, and no prompt is kept."""
+    router = fleet("a", "b")
+    stored(router, "a", prompt_of(1))
+    decision = router.route(prompt_of(1, 2), now=0.0)
+    router.book.reserve("later", 1, prefill_tokens=999, blocks=9, now=0.0)
+
+    first, second = decision.candidates
+
+    assert (first.worker_id, first.overlap_tokens, first.confirmed_tokens) == ("a", 64, 64)
+    assert first.cost == pytest.approx(decision.cost)
+    assert (second.worker_id, second.prefill_tokens, second.active_requests) == ("b", 0, 0)
+    assert decision.prompt is None
+    assert "worker_id='a'" in repr(decision)
+
+
+def test_a_large_fleet_explains_what_mattered() -> None:
+    """The chosen rank and the ranks that hold some of the prompt, up to a bound."""
+    router = Router()
+    for number in range(100):
+        router.add_worker(f"w{number}", block_size=16, now=0.0)
+    stored(router, "w70", prompt_of(1))
+    stored(router, "w71", prompt_of(1))
+
+    decision = router.decide(Prompt(prompt_of(1, 2)), now=0.0)
+
+    assert {each.worker_id for each in decision.candidates} == {"w70", "w71"}
+
+
+def test_potential_loads_include_the_prompt() -> None:
+    """What each rank would carry, as the selection API reports it."""
+    router = fleet("a", "b", share_active_blocks=True)
+    router.route(prompt_of(1, 2), now=0.0)
+
+    loads = {each.worker_id: each for each in router.potential_loads(Prompt(prompt_of(1, 3)), now=0.0)}
+
+    assert (loads["a"].prefill_tokens, loads["a"].decode_blocks, loads["a"].active_requests) == (128 + 64, 12, 1)
+    assert (loads["b"].prefill_tokens, loads["b"].decode_blocks, loads["b"].active_requests) == (128, 8, 0)
+    assert router.potential_loads(None, now=0.0)[0].decode_blocks == 8
+
+
+def test_the_same_history_gives_the_same_choices() -> None:
+    """Nothing is left to chance, not even ties."""
+
+    def history(policy: str) -> list[str]:
+        router = fleet("a", "b", "c", policy=policy, seed=7)
+        return [router.route(prompt_of(number % 3, number), now=number / 10).worker_id for number in range(50)]
+
+    for policy in ("kv", "round-robin", "random", "least-loaded", "sticky"):
+        assert history(policy) == history(policy)
+
+
+def test_a_policy_of_ones_own_is_welcome() -> None:
+    """Anything that chooses among candidates will do, for a router or for one request."""
+
+    class Last:
+        name = "last"
+
+        def choose(self, candidates: Sequence[FleetRank], request: Request) -> Choice:
+            return candidates[-1], "because"
+
+    router = fleet("a", "b", "c")
+
+    decision = router.decide(None, policy=Last(), now=0.0)
+
+    assert (decision.worker_id, decision.policy, decision.reason) == ("c", "last", "because")
+    assert router.decide(None, policy="round-robin", now=0.0).policy == "round-robin"
+    assert Router(policy=Last()) is not None
