@@ -1,6 +1,7 @@
 """What was missed comes back, or the sink is told that it does not; live events go on either way."""
 
 import asyncio
+import time
 from dataclasses import replace
 
 import pytest
@@ -62,17 +63,18 @@ def test_a_gap_is_filled_by_a_replay() -> None:
     run(scenario())
 
 
-def test_a_burst_that_zeromq_dropped_is_recovered_tail_and_all() -> None:
-    """Real loss at the publisher's bound, while nobody reads; the lost tail is found by asking."""
+def test_a_burst_that_zeromq_dropped_is_recovered() -> None:
+    """Real loss at the publisher's bound, while nobody reads: the next batch shows the gap, the replay fills it."""
 
     async def scenario() -> None:
         with ZmqEventPublisher(ANY_TCP, replay_endpoint=ANY_TCP, hwm=10, buffer_steps=20_000) as publisher:
             async with scene(replace(PROBING, waiting_messages_max=10)) as stage:
                 stage.listen(publisher.endpoint, replay_endpoint=publisher.replay_endpoint)
                 await stage.connected()
-                for number in range(10_000):  # The event loop stands still meanwhile.
-                    publisher.publish([stored(number)])
-                await until(lambda: publisher.statistics()["batches_published"] == 10_000)
+                for number in range(10_000):  # Padded, so that no kernel's socket buffers can hold them all.
+                    publisher.publish([replace(stored(number), session_id="x" * 3000)])
+                while publisher.statistics()["batches_published"] < 10_000:
+                    time.sleep(0.002)  # The event loop stands still, so that ZeroMQ has to drop.
 
                 await until(lambda: stage.sink.applied() == 9_999)
 
@@ -139,7 +141,7 @@ def test_a_restarted_engine_begins_anew() -> None:
                     assert not stage.sink.holds(0)
                     assert [name for name, _ in stage.sink.calls] == ["connected", "disconnected", "connected"]
                     assert stage.sink.ingest.status(now=0.0)[0].restarts == 1
-                    assert stage.sink.ingest.status(now=0.0)[0].state == "live"
+                    await until(lambda: stage.sink.ingest.status(now=0.0)[0].state == "live")
 
     run(scenario())
 
@@ -227,10 +229,10 @@ def test_a_replay_that_begins_too_late_is_handed_over_as_it_is() -> None:
             engine.answer = lambda start: [engine.batch(7), engine.batch(8), engine.end()]
             stage.listen(engine.endpoint, replay_endpoint=engine.replay_endpoint)
 
-            await until(lambda: stage.sink.applied() == 8)
+            await until(lambda: stage.sink.finished == [True])
 
+            assert stage.sink.applied() == 8
             assert stage.sink.holds(7, 8)
-            assert stage.sink.finished == [True]
 
     run(scenario())
 
@@ -267,10 +269,10 @@ def test_garbage_in_a_replay_is_counted_and_the_rest_is_used() -> None:
             engine.answer = lambda start: [*garbage, engine.batch(0), engine.end()]
             stage.listen(engine.endpoint, replay_endpoint=engine.replay_endpoint)
 
-            await until(lambda: stage.sink.applied() == 0)
+            await until(lambda: stage.sink.finished == [True])
 
             assert stage.status().malformed == 3
-            assert stage.sink.finished == [True]
+            assert stage.sink.applied() == 0
 
     run(scenario())
 
