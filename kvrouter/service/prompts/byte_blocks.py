@@ -10,12 +10,15 @@ from kvrouter.service.prompts.prefix_cache import CachedPrompt, PrefixCache, Pre
 
 __all__ = ["byte_prompt"]
 
+BYTES_MAX = 4 * 1024 * 1024
+"""What is beyond counts neither for the prefix nor for the length; no engine has a longer context."""
+
 
 def byte_prompt(
     cache: PrefixCache, root: PrefixNode, body: InferenceBody, salt: bytes, lora: str | None
 ) -> CachedPrompt:
     """Return the prompt of a text or a conversation, in bytes."""
-    data = _canonical(body)
+    data = _canonical(body)[:BYTES_MAX]
     # The last, partial word is left out: it would change as the conversation grows.
     nodes, tail = cache.walk_words(root, data[: len(data) - len(data) % 4])
     return CachedPrompt(cache, nodes, tail, salt=salt, lora=lora, exact=False)

@@ -8,6 +8,7 @@ long system prompt costs it once. Whoever stops waiting takes nothing from the o
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import TypeAlias
 
 from kvrouter.errors import OverloadedError
@@ -29,6 +30,7 @@ class EncodeThread:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="kvrouter-tokenizer")
         self._jobs: set[_Job] = set()
         self._running: dict[_Key, _Answer] = {}
+        self._closed = False
 
     @property
     def waiting(self) -> int:
@@ -54,14 +56,15 @@ class EncodeThread:
 
     def close(self) -> None:
         """Finish what is under way, drop what waits."""
+        self._closed = True
         self._executor.shutdown(wait=True, cancel_futures=True)
 
     def _start(self, tokenizer: TextTokenizer, pieces: Sequence[str], special: bool) -> list[_Answer]:  # noqa: FBT001
         keys = [(id(tokenizer), special, piece) for piece in pieces]
         new = [key for key in dict.fromkeys(keys) if key not in self._running]
         if new:
-            if len(self._jobs) >= self.jobs_max:
-                raise OverloadedError(f"{self.jobs_max} texts are waiting to be tokenised")
+            if self._closed or len(self._jobs) >= self.jobs_max:
+                raise OverloadedError(f"{len(self._jobs)} texts are waiting to be tokenised")
             loop = asyncio.get_running_loop()
             for key in new:
                 self._running[key] = loop.create_future()
@@ -69,8 +72,13 @@ class EncodeThread:
             self.encoded_characters += sum(map(len, texts))
             job = self._executor.submit(_encode_all, tokenizer, texts, special)
             self._jobs.add(job)
-            job.add_done_callback(lambda job: loop.call_soon_threadsafe(self._finish, job, new))
+            job.add_done_callback(lambda job: self._report(loop, job, new))
         return [self._running[key] for key in keys]
+
+    def _report(self, loop: asyncio.AbstractEventLoop, job: _Job, keys: Sequence[_Key]) -> None:
+        """Hand a finished job over to the loop; called in the thread."""
+        with suppress(RuntimeError):  # the loop has ended, and nobody waits any more
+            loop.call_soon_threadsafe(self._finish, job, keys)
 
     def _finish(self, job: _Job, keys: Sequence[_Key]) -> None:
         self._jobs.discard(job)

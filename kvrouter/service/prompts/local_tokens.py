@@ -5,6 +5,7 @@ the prefix cache; what is not cut into pieces is remembered by its tokens, so th
 """
 
 from collections.abc import Awaitable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from kvrouter.service.prompts.body import ChatFields, InferenceBody, ResponsesFields
@@ -20,10 +21,24 @@ from kvrouter.service.prompts.encode_thread import EncodeThread
 from kvrouter.service.prompts.model_files import ModelFiles
 from kvrouter.service.prompts.prefix_cache import PrefixCache, PrefixNode
 from kvrouter.service.prompts.repeats import PromptTokens
-from kvrouter.service.prompts.text_tokenizer import TextTokenizer
+from kvrouter.service.prompts.text_tokenizer import TextTokenizer, TokenizerError
 from kvrouter.service.prompts.worker_tokenizer import decoded, template_options
 
-__all__ = ["LocalTokens", "PromptText"]
+__all__ = ["LocalTokens", "PromptText", "TextLimits"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextLimits:
+    """Bounds on what is tokenised here."""
+
+    inline_characters_max: int = 2048
+    """Longer new text is tokenised in the thread, not on the event loop."""
+    new_characters_max: int = 1024 * 1024
+    """Longer new text is not tokenised: it would hold up everyone else's."""
+    messages_bytes_max: int = 16 * 1024 * 1024
+    """Longer conversations are not rendered."""
+    jobs_max: int = 256
+    """Texts that may wait for the thread."""
 
 
 class PromptText(NamedTuple):
@@ -39,10 +54,9 @@ class LocalTokens:
     """One model's prompts, tokenised here."""
 
     def __init__(
-        self, files: ModelFiles, cache: PrefixCache, thread: EncodeThread, *, inline_characters_max: int
+        self, files: ModelFiles, cache: PrefixCache, thread: EncodeThread, limits: TextLimits = TextLimits()
     ) -> None:
-        self._files, self._cache, self._thread = files, cache, thread
-        self._inline_characters_max = inline_characters_max
+        self._files, self._cache, self._thread, self._limits = files, cache, thread, limits
         self._words_root = cache.root()
         before, self._after = files.tokenizer.around or (b"", b"")
         self._plain_root, self._special_root = cache.root(), cache.root(before)
@@ -69,18 +83,21 @@ class LocalTokens:
         chat = body.chat
         if chat is None:
             return PromptText(body.text, body.add_special_tokens is not False, 0)
-        if isinstance(chat, ChatFields):
-            return self._chat_text(chat)
-        return self._responses_text(chat)
+        raw = chat.messages if isinstance(chat, ChatFields) else chat.input
+        if memoryview(raw).nbytes > self._limits.messages_bytes_max:
+            raise UnreadableConversationError("too_long")
+        return self._chat_text(chat) if isinstance(chat, ChatFields) else self._responses_text(chat)
 
     def tokens(self, prompt: PromptText) -> PromptTokens | Awaitable[PromptTokens]:
         """Return the tokens of a text; what must be awaited is tokenised in the thread.
 
         Raises:
+            UnreadableConversationError: there is too much new text.
             TokenizerError: the tokenizer fails on it (also when awaited).
             OverloadedError: too much waits for the thread (when awaited).
         """
         tokenizer, special = self._files.tokenizer, prompt.add_special_tokens
+        _check_text(prompt.text)
         if special and tokenizer.around is None:
             return self._whole(prompt.text)
         pieces = tokenizer.pieces(prompt.text)
@@ -89,7 +106,10 @@ class LocalTokens:
         missing = pieces[known:]
         if not missing:
             return PromptTokens(nodes, self._after if special else b"")
-        if sum(map(len, missing)) > self._inline_characters_max:
+        characters = sum(map(len, missing))
+        if characters > self._limits.new_characters_max:
+            raise UnreadableConversationError("too_long")
+        if characters > self._limits.inline_characters_max:
             return self._later(pieces, [node.words for node in nodes[special:]], missing, special=special)
         return self._learn(pieces, known, nodes, list(map(tokenizer.encode, missing)), special=special)
 
@@ -174,3 +194,12 @@ class LocalTokens:
         if template is None:
             raise UnreadableConversationError("no_template")
         return template
+
+
+def _check_text(text: str) -> None:
+    """Refuse half characters: JSON within JSON, such as the arguments of a tool call, can smuggle them in."""
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise TokenizerError(str(error)) from None

@@ -125,7 +125,7 @@ def _choose_anchor(tokenizer: TextTokenizer, template: ChatTemplate | None) -> N
     if template is None:
         return
     text = _probe_text(template)
-    written = [(text.count(anchor), -text.find(anchor), anchor) for anchor in tokenizer.anchors if anchor in text]
+    written = [(text.count(anchor), -text.find(anchor), anchor) for anchor in tokenizer.added_tokens if anchor in text]
     for _, _, anchor in sorted(written, reverse=True):
         if tokenizer.cut_before(anchor):
             return

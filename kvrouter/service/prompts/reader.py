@@ -88,6 +88,8 @@ class RequestReader:
         whole = _decoded(self._embedding, data)
         if whole.input is None and _given(whole.messages):
             chat = _decoded(self._chat, data)
+            if chat.add_generation_prompt is None:
+                chat.add_generation_prompt = False  # nothing is generated; vLLM's default here
             return _conversation(chat, chat.messages, "messages")
         return _prompt(whole, whole.input, "input")
 

@@ -7,7 +7,6 @@ the reason is counted. Token ids are used as they are in every mode.
 
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -18,43 +17,30 @@ from kvrouter.service.prompts.byte_blocks import byte_prompt
 from kvrouter.service.prompts.chat_template import ChatTemplateError
 from kvrouter.service.prompts.conversation import UnreadableConversationError
 from kvrouter.service.prompts.encode_thread import EncodeThread
-from kvrouter.service.prompts.local_tokens import LocalTokens
+from kvrouter.service.prompts.local_tokens import LocalTokens, TextLimits
 from kvrouter.service.prompts.model_files import load_model_files
 from kvrouter.service.prompts.prefix_cache import CachedPrompt, PrefixCache, PrefixNode
 from kvrouter.service.prompts.repeats import PromptTokens, RepeatedPrompts, deciding_bytes
 from kvrouter.service.prompts.text_tokenizer import TokenizerError
-from kvrouter.service.prompts.worker_tokenizer import AskWorker, WorkerTokenizeError, WorkerTokenizer, tokenize_request
+from kvrouter.service.prompts.worker_tokenizer import (
+    AskWorker,
+    WorkerLimits,
+    WorkerTokenizeError,
+    WorkerTokenizer,
+    tokenize_request,
+)
 
-__all__ = ["PromptLimits", "PromptMode", "PromptResolver", "PromptStatistics"]
+__all__ = ["PromptMode", "PromptResolver", "PromptStatistics"]
 
 PromptMode: TypeAlias = Literal["tokenizer", "worker", "byte-blocks"]
+
+_TEXT_LIMITS, _WORKER_LIMITS = TextLimits(), WorkerLimits()
 
 _DESCRIPTIONS: dict[PromptMode, str] = {
     "tokenizer": "tokenizer: prompts are tokenised here",
     "worker": "worker: prompts are tokenised by the worker's /tokenize; byte-blocks where it has none",
     "byte-blocks": "byte-blocks: no tokenizer, so only what this router sent counts as cached, not workers' events",
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PromptLimits:
-    """Bounds on what turning prompts into tokens may cost."""
-
-    inline_characters_max: int = 2048
-    """Longer new text is tokenised in the thread, not on the event loop."""
-    jobs_max: int = 256
-    """Texts that may wait for the thread."""
-    worker_seconds: float = 2.0
-    """Time for one /tokenize."""
-    worker_requests_max: int = 64
-    """/tokenize requests at a time, per model."""
-    worker_failures_max: int = 3
-    """Failures in a row after which a model's workers are not asked for `worker_pause_seconds`."""
-    worker_pause_seconds: float = 5.0
-    worker_models_max: int = 256
-    """Models whose workers are asked; names come from clients, so there is a bound."""
-    repeats_max: int = 4096
-    """Prompts remembered whole, so that the very same one costs a digest only."""
 
 
 class PromptStatistics:
@@ -81,17 +67,20 @@ class PromptResolver:
         cache: PrefixCache,
         *,
         ask_worker: AskWorker | None = None,
-        limits: PromptLimits = PromptLimits(),
+        text_limits: TextLimits = _TEXT_LIMITS,
+        worker_limits: WorkerLimits = _WORKER_LIMITS,
+        repeats_max: int = 4096,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.statistics = PromptStatistics()
-        self._cache, self._ask_worker, self._limits, self._clock = cache, ask_worker, limits, clock
+        self._cache, self._ask_worker, self._clock = cache, ask_worker, clock
+        self._text_limits, self._worker_limits = text_limits, worker_limits
         self._bytes_root, self._worker_root = cache.root(), cache.root()
-        self._thread = EncodeThread(jobs_max=limits.jobs_max)
+        self._thread = EncodeThread(jobs_max=text_limits.jobs_max)
         self._local: dict[str, LocalTokens] = {}
         self._workers: dict[str | None, WorkerTokenizer] = {}
         self._adapters: dict[str, str] = {}
-        self._repeats = RepeatedPrompts(cache, entries_max=limits.repeats_max)
+        self._repeats = RepeatedPrompts(cache, entries_max=repeats_max)
 
     def close(self) -> None:
         """Stop the thread."""
@@ -109,9 +98,7 @@ class PromptResolver:
             SettingsError: a file is missing or damaged.
         """
         files = load_model_files(tokenizer, chat_template=chat_template)
-        self._local[model] = LocalTokens(
-            files, self._cache, self._thread, inline_characters_max=self._limits.inline_characters_max
-        )
+        self._local[model] = LocalTokens(files, self._cache, self._thread, self._text_limits)
 
     def set_adapters(self, adapters: Mapping[str, str]) -> None:
         """Say which model names are LoRA adapters, and of which model: they share its tokenizer, not its blocks."""
@@ -219,17 +206,10 @@ class PromptResolver:
 
     def _worker_tokenizer(self, model: str | None) -> WorkerTokenizer | None:
         worker = self._workers.get(model)
-        limits = self._limits
-        if worker is None and self._ask_worker is not None and len(self._workers) < limits.worker_models_max:
-            worker = self._workers[model] = WorkerTokenizer(
-                model,
-                self._ask_worker,
-                clock=self._clock,
-                timeout_seconds=limits.worker_seconds,
-                requests_max=limits.worker_requests_max,
-                failures_max=limits.worker_failures_max,
-                pause_seconds=limits.worker_pause_seconds,
-            )
+        limits = self._worker_limits
+        if worker is None and self._ask_worker is not None and len(self._workers) < limits.models_max:
+            worker = WorkerTokenizer(model, self._ask_worker, limits, clock=self._clock)
+            self._workers[model] = worker
         return worker
 
     # -- all modes -----------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 A Hugging Face tokenizer cuts a text at its added tokens first, and only then normalises and tokenises what is between
 them. So a text may be cut before every occurrence of one added token (the *anchor*, such as `<|im_start|>`), and the
 pieces tokenised alone give the tokens of the whole; a conversation then costs only its new turns. It holds only for
-some added tokens (see `_is_anchor`), and it is tried out on probes when a tokenizer is loaded: without a safe anchor, a
+some added tokens (see `_is_safe`), and it is tried out on probes when a tokenizer is loaded: without a safe anchor, a
 text is one piece. Caching is not done here.
 """
 
@@ -38,12 +38,9 @@ class TokenizerError(KvrouterError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _AddedToken:
-    content: str
     single_word: bool
     lstrip: bool
-    rstrip: bool
     normalized: bool
-    special: bool
 
 
 class TextTokenizer:
@@ -54,7 +51,8 @@ class TextTokenizer:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
-        self._added = [_added_token(given) for given in json.loads(tokenizer.to_str()).get("added_tokens", [])]
+        given = json.loads(tokenizer.to_str()).get("added_tokens", [])
+        self._added = {str(each["content"]): _added_token(each) for each in given}
         self.anchor: str | None = None
         """Texts are cut before each occurrence of this token; None: they are not cut."""
         self.around = self._tokens_around()
@@ -73,15 +71,17 @@ class TextTokenizer:
             raise SettingsError(f"tokenizer {path}: {error}") from None
 
     @property
-    def anchors(self) -> list[str]:
-        """Added tokens that are safe to cut before, if probes agree."""
-        return [token.content for token in self._added if self._is_anchor(token)]
+    def added_tokens(self) -> list[str]:
+        """Tokens that a text is cut at before anything else; there may be thousands."""
+        return list(self._added)
 
     def cut_before(self, anchor: str) -> bool:
-        """Cut texts before each `anchor` from now on; False, and no cutting, where probes show that it is not exact."""
-        self.anchor = anchor
-        if anchor not in self.anchors or not self._cuts_are_exact(anchor):
-            self.anchor = None
+        """Cut texts before each `anchor` from now on; False, and no cutting, where that would not be exact."""
+        self.anchor = None
+        if self._is_safe(anchor):
+            self.anchor = anchor
+            if not self._cuts_are_exact(anchor):
+                self.anchor = None
         return self.anchor is not None
 
     def pieces(self, text: str) -> list[str]:
@@ -124,23 +124,23 @@ class TextTokenizer:
             found.add((full[:at], full[at + len(plain) :]))
         return found.pop() if len(found) == 1 else None
 
-    def _is_anchor(self, token: _AddedToken) -> bool:
-        """Whether every occurrence of `token` in a text is that token, whatever stands around it.
+    def _is_safe(self, name: str) -> bool:
+        """Whether every occurrence of `name` in a text is that added token, whatever stands around it.
 
         It must be found in the text as it came (not normalised, no whole-word rule), must not reach back for spaces,
         and no added token may overlap it or begin inside the text before it and end within it.
         """
-        name = token.content
-        if not name or token.normalized or token.single_word or token.lstrip:
+        token = self._added.get(name)
+        if not name or token is None or token.normalized or token.single_word or token.lstrip:
             return False
         if name[0].isspace() or name[0].isalnum() or name[0] == "_":
             return False  # it would matter to a token that strips spaces, or wants whole words, before it
         if any(name.startswith(name[-length:]) for length in range(1, len(name))):
             return False
-        return not any(_takes_from(other.content, name) for other in self._added if other.content != name)
+        return not any(_takes_from(other, name) for other in self._added if other != name)
 
     def _cuts_are_exact(self, anchor: str) -> bool:
-        others = [token.content for token in self._added[:8] if token.content != anchor]
+        others = [name for name in list(self._added)[:8] if name != anchor]
         for number, probe in enumerate(_PROBES):
             second = _PROBES[(number + 3) % len(_PROBES)]
             other = others[number % len(others)] if others else ""
@@ -156,12 +156,9 @@ class TextTokenizer:
 
 def _added_token(given: dict[str, object]) -> _AddedToken:
     return _AddedToken(
-        content=str(given.get("content", "")),
         single_word=bool(given.get("single_word")),
         lstrip=bool(given.get("lstrip")),
-        rstrip=bool(given.get("rstrip")),
         normalized=bool(given.get("normalized")),
-        special=bool(given.get("special")),
     )
 
 

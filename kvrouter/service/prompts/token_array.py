@@ -33,7 +33,7 @@ class TokenArrayReader(Generic[Fields]):
         self._cache, self._root, self._name = cache, root, name
         self._decode: Callable[[bytes], Fields] = msgspec.json.Decoder(fields).decode
         self._key = b'"%s"' % name.encode()
-        self._opening = re.compile(rb"\s*:\s*\[").match
+        self._opening = re.compile(rb"\s*:\s*\[(?=\s*[0-9-])").match
         self._marker = -1 - secrets.randbits(62)
         self._marker_bytes = b"%d," % self._marker
 

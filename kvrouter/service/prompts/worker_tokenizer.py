@@ -7,6 +7,7 @@ is asked, and how, is the service's business: it gives a function.
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import msgspec
@@ -16,7 +17,7 @@ from kvrouter.service.prompts.body import ChatFields, InferenceBody, ResponsesFi
 from kvrouter.service.prompts.conversation import UnreadableConversationError, responses_messages
 from kvrouter.service.prompts.token_array import token_words
 
-__all__ = ["AskWorker", "WorkerTokenizeError", "WorkerTokenizer", "tokenize_request"]
+__all__ = ["AskWorker", "WorkerLimits", "WorkerTokenizeError", "WorkerTokenizer", "tokenize_request"]
 
 AskWorker: TypeAlias = Callable[[str | None, str, bytes], Awaitable[bytes]]
 """(model, path, JSON body) -> JSON answer of some worker that serves the model.
@@ -25,6 +26,21 @@ Raises KvrouterError, OSError or TimeoutError where there is none, or its answer
 """
 
 TOKENIZE_PATH = "/tokenize"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerLimits:
+    """Bounds on what is asked of workers, per model."""
+
+    timeout_seconds: float = 2.0
+    """Time for one answer."""
+    requests_max: int = 64
+    """Questions at a time."""
+    failures_max: int = 3
+    """Failures in a row after which nobody is asked for `pause_seconds`."""
+    pause_seconds: float = 5.0
+    models_max: int = 256
+    """Models whose workers are asked; the names come from clients."""
 
 
 class WorkerTokenizeError(KvrouterError):
@@ -42,27 +58,15 @@ class _Answer(msgspec.Struct, gc=False):
 class WorkerTokenizer:
     """Asks the workers of one model, boundedly many times at once."""
 
-    def __init__(
-        self,
-        model: str | None,
-        ask: AskWorker,
-        *,
-        clock: Callable[[], float],
-        timeout_seconds: float,
-        requests_max: int,
-        failures_max: int,
-        pause_seconds: float,
-    ) -> None:
-        self._model, self._ask, self._clock = model, ask, clock
-        self._timeout_seconds, self._requests_max = timeout_seconds, requests_max
-        self._failures_max, self._pause_seconds = failures_max, pause_seconds
+    def __init__(self, model: str | None, ask: AskWorker, limits: WorkerLimits, *, clock: Callable[[], float]) -> None:
+        self._model, self._ask, self._limits, self._clock = model, ask, limits, clock
         self._running = self._failures = 0
         self._paused_until = float("-inf")
 
     @property
     def refusal(self) -> str | None:
         """Why no worker would be asked now; None: one would."""
-        if self._running >= self._requests_max:
+        if self._running >= self._limits.requests_max:
             return "worker_busy"
         if self._clock() < self._paused_until:
             return "worker_paused"
@@ -76,7 +80,7 @@ class WorkerTokenizer:
         """
         self._running += 1
         try:
-            async with asyncio.timeout(self._timeout_seconds):
+            async with asyncio.timeout(self._limits.timeout_seconds):
                 answer = await self._ask(self._model, TOKENIZE_PATH, request)
             words = token_words(_decode_answer(answer).tokens, "tokens")
         except TimeoutError:
@@ -95,9 +99,9 @@ class WorkerTokenizer:
 
     def _failed(self) -> None:
         self._failures += 1
-        if self._failures >= self._failures_max:
+        if self._failures >= self._limits.failures_max:
             self._failures = 0
-            self._paused_until = self._clock() + self._pause_seconds
+            self._paused_until = self._clock() + self._limits.pause_seconds
 
 
 _decode_answer = msgspec.json.Decoder(_Answer).decode
