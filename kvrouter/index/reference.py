@@ -185,13 +185,10 @@ class PrefixIndex:
         depths: dict[int, int] = {}
         if not keys:
             return depths
-
-        def held(position: int) -> int:
-            return next(iter(self._holders(keys[position : position + 1], tiers))) or 0
-
-        first = held(0)
-        # Each span is (position whose holders are known, those, end): the holders of `end` are `first` minus leavers.
-        spans = [(0, first, len(keys), 0)]
+        tables = [self._tables.get(name, {}) for name in (self._tables if tiers is None else tiers)]
+        # A span is two positions and who is alive at them. Between equal ones nothing can have changed; past the end
+        # nobody is alive.
+        spans = [(0, _held_by(tables, keys[0]), len(keys), 0)]
         while spans:
             low, before, high, after = spans.pop()
             if before == after:
@@ -201,7 +198,7 @@ class PrefixIndex:
                     depths[rank] = high
                 continue
             middle = (low + high) // 2
-            between = held(middle) & before
+            between = _held_by(tables, keys[middle]) & before
             spans += [(low, before, middle, between), (middle, between, high, after)]
         return depths
 
@@ -263,6 +260,13 @@ def _plain(hashes: Hashes) -> Sequence[int]:
         plain: list[int] = hashes.tolist()
         return plain
     return hashes
+
+
+def _held_by(tables: Iterable[_Table], key: int) -> int:
+    holders = 0
+    for table in tables:
+        holders |= table.get(key, 0)
+    return holders
 
 
 def _members(ranks: int) -> tuple[int, ...]:

@@ -7,12 +7,13 @@ from kvrouter.blocks import Prompt
 from kvrouter.events import Source
 from kvrouter.routing.cost import CostModel
 from kvrouter.routing.fleet import FleetRank
+from kvrouter.routing.knowledge import Overlaps
 
 __all__ = ["Candidate", "Decision", "Row"]
 
-# What is noted of one candidate for every decision: the rank, its overlap tokens, confirmed tokens and credited
-# tokens, active requests, prefill tokens and decode blocks. A plain tuple, because most are never looked at.
-Row: TypeAlias = tuple[FleetRank, int, int, int, int, int, int]
+# What is noted of one candidate for every decision, because it changes: its active requests, prefill tokens and decode
+# blocks. A plain tuple, because most are never looked at.
+Row: TypeAlias = tuple[FleetRank, int, int, int]
 
 
 class Candidate:
@@ -29,11 +30,13 @@ class Candidate:
         "worker_id",
     )
 
-    def __init__(self, row: Row, prompt_tokens: int, model: CostModel) -> None:
-        target, self.overlap_tokens, self.confirmed_tokens, credit_tokens, *load = row
+    def __init__(self, row: Row, prompt_tokens: int, overlaps: Overlaps, model: CostModel) -> None:
+        target, self.active_requests, self.prefill_tokens, self.decode_blocks = row
         self.worker_id, self.rank = target.source
-        self.active_requests, self.prefill_tokens, self.decode_blocks = load
-        ahead = self.prefill_tokens + prompt_tokens - credit_tokens
+        number = target.dense_rank
+        self.overlap_tokens = overlaps.promised.get(number, 0)
+        self.confirmed_tokens = overlaps.confirmed.get(number, 0)
+        ahead = self.prefill_tokens + prompt_tokens - overlaps.credited.get(number, 0)
         self.cost = model.seconds(ahead, self.active_requests, self.decode_blocks)
 
 
@@ -57,6 +60,7 @@ class Decision:
 
     __slots__ = (
         "_model",
+        "_overlaps",
         "_rows",
         "blocks",
         "confirmed_tokens",
@@ -75,12 +79,10 @@ class Decision:
     def __init__(
         self,
         target: FleetRank,
-        *,
         prompt: Prompt | None,
-        overlap_tokens: int,
-        confirmed_tokens: int,
-        blocks: int,
-        cost: float,
+        overlaps: Overlaps,
+        *,
+        block_size: int,
         policy: str,
         reason: str,
         rows: Sequence[Row],
@@ -88,15 +90,16 @@ class Decision:
     ) -> None:
         self.target = target
         self.prompt = prompt
-        self.dense_rank = target.dense_rank
-        self.prompt_tokens = prompt.tokens if prompt is not None else 0
-        self.overlap_tokens, self.confirmed_tokens = overlap_tokens, confirmed_tokens
-        self.prefill_tokens = self.prompt_tokens - overlap_tokens
-        self.blocks = blocks
-        self.cost, self.policy, self.reason = cost, policy, reason
+        self.dense_rank = number = target.dense_rank
+        self.prompt_tokens = tokens = prompt.tokens if prompt is not None else 0
+        self.overlap_tokens = overlaps.promised.get(number, 0)
+        self.confirmed_tokens = overlaps.confirmed.get(number, 0)
+        self.prefill_tokens = tokens - self.overlap_tokens
+        self.blocks = -(-tokens // block_size)
+        self.cost = model.of(target.load, tokens - overlaps.credited.get(number, 0))
+        self.policy, self.reason = policy, reason
         self.id: Hashable = None
-        self._rows = rows
-        self._model = model
+        self._overlaps, self._rows, self._model = overlaps, rows, model
 
     def __repr__(self) -> str:
         return (
@@ -122,4 +125,4 @@ class Decision:
     @property
     def candidates(self) -> tuple[Candidate, ...]:
         """Who could have been chosen, as things were then; in large fleets only those that mattered."""
-        return tuple(Candidate(row, self.prompt_tokens, self._model) for row in self._rows)
+        return tuple(Candidate(row, self.prompt_tokens, self._overlaps, self._model) for row in self._rows)

@@ -179,14 +179,11 @@ class Router:
         target, reason = chooser.choose(candidates, Request(prompt, overlaps.credited, session))
         self._turns += 1
         target.turn = self._turns
-        rank, tokens = target.dense_rank, 0 if prompt is None else prompt.tokens
         return Decision(
             target,
-            prompt=prompt,
-            overlap_tokens=overlaps.promised.get(rank, 0),
-            confirmed_tokens=overlaps.confirmed.get(rank, 0),
-            blocks=-(-tokens // self.knowledge.block_size(rank, prompt)),
-            cost=self._cost.of(target.load, tokens - overlaps.credited.get(rank, 0)),
+            prompt,
+            overlaps,
+            block_size=self.knowledge.block_size(target.dense_rank, prompt),
             policy=chooser.name,
             reason=reason,
             rows=_rows(candidates, target, overlaps),
@@ -266,23 +263,12 @@ class Router:
 
 
 def _rows(candidates: Sequence[FleetRank], target: FleetRank, overlaps: Overlaps) -> list[Row]:
-    """The facts behind a decision, noted before they change."""
-    promised, confirmed, credited = overlaps.promised.get, overlaps.confirmed.get, overlaps.credited.get
+    """The loads behind a decision, noted before they change."""
     if len(candidates) > _ROWS_MAX:
         holding = [each for each in candidates if each.dense_rank in overlaps.promised and each is not target]
         candidates = [target, *holding[: _ROWS_MAX - 1]]
-    rows: list[Row] = []
-    for each in candidates:
-        rank, load = each.dense_rank, each.load
-        rows.append(
-            (
-                each,
-                promised(rank, 0),
-                confirmed(rank, 0),
-                credited(rank, 0),
-                load.active_requests,
-                load.prefill_tokens,
-                load.decode_blocks,
-            )
-        )
-    return rows
+    return [
+        (each, load.active_requests, load.prefill_tokens, load.decode_blocks)
+        for each in candidates
+        for load in (each.load,)
+    ]
