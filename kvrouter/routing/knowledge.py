@@ -3,7 +3,7 @@
 The truth is `kvrouter.ingest`'s; the predictions are written here, by the router's own decisions.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Protocol
 
 from kvrouter.blocks import Prompt
@@ -61,28 +61,29 @@ NO_OVERLAPS = Overlaps(_NOTHING, _NOTHING, _NOTHING)
 
 
 class Knowledge:
-    """Joins the truth with predictions, for every block size in use."""
+    """Joins the truth with predictions, for every way of hashing in use."""
 
-    __slots__ = ("_by_block_size", "_confirmable", "_settings", "_truth")
+    __slots__ = ("_confirmable", "_predicted", "_settings", "_truth")
 
     def __init__(self, truth: CacheTruth, settings: RoutingSettings) -> None:
         self._truth = truth
         self._settings = settings
-        self._by_block_size: dict[int, PredictedBlocks] = {}
+        # By block size, and by whether events speak of such hashes at all (`Prompt.exact`).
+        self._predicted: dict[tuple[int, bool], PredictedBlocks] = {}
         # Per rank, whether its events were live when it was predicted last.
         self._confirmable: dict[int, bool] = {}
 
     def __len__(self) -> int:
         """Pairs of a block and a rank that is predicted to hold it."""
-        return sum(map(len, self._by_block_size.values()))
+        return sum(map(len, self._predicted.values()))
 
     def overlaps(self, prompt: Prompt, now: float) -> Overlaps:
         """What every rank has of a prompt."""
         confirmed = self._truth.usable_tokens(prompt) if prompt.exact else _NOTHING
         promised = confirmed
-        for block_size, predictions in self._by_block_size.items():
+        for (block_size, exact), predictions in self._predicted.items():
             predictions.expire(now)
-            if not len(predictions) or prompt.block_size not in {None, block_size}:
+            if not len(predictions) or exact is not prompt.exact or prompt.block_size not in {None, block_size}:
                 continue
             known = {rank: tokens // block_size for rank, tokens in confirmed.items()}
             depths = predictions.match(prompt.hash_list(block_size), known)
@@ -105,32 +106,22 @@ class Knowledge:
         return self._truth.block_size(rank) or self._settings.block_size
 
     def predict(
-        self,
-        rank: int,
-        hashes: Sequence[int],
-        block_size: int,
-        *,
-        confirmed: int,
-        promised: int,
-        cost: float,
-        now: float,
+        self, rank: int, prompt: Prompt, block_size: int, *, confirmed: int, promised: int, cost: float, now: float
     ) -> None:
         """Note that a rank will hold a prompt's blocks, of which `confirmed` and `promised` tokens it has already.
 
         The blocks appear when the prompt has been computed, in about `cost` seconds; the lifetime comes on top.
         """
-        live = self._truth.is_trusted(rank) == "live"
-        if self._confirmable.get(rank) is not live:
-            # Events began or ceased to come: what was predicted under the other lifetime is no longer meant.
-            self.forget(rank)
-            self._confirmable[rank] = live
+        hashes = prompt.hash_list(block_size)
         settings = self._settings
-        lifetime = settings.predicted_seconds_live if live else settings.predicted_seconds_unconfirmed
-        if not lifetime:
+        lifetime = settings.predicted_seconds_unconfirmed
+        if prompt.exact and self._follow(rank):
+            lifetime = settings.predicted_seconds_live
+        if not hashes or not lifetime:
             return
-        predictions = self._by_block_size.get(block_size)
+        predictions = self._predicted.get((block_size, prompt.exact))
         if predictions is None:
-            predictions = self._by_block_size[block_size] = PredictedBlocks(
+            predictions = self._predicted[block_size, prompt.exact] = PredictedBlocks(
                 blocks_max=settings.predicted_blocks_max, total_max=settings.predicted_total_max
             )
         begin, known = confirmed // block_size, promised // block_size
@@ -143,14 +134,24 @@ class Knowledge:
 
     def expire(self, now: float) -> None:
         """End the predictions whose time is over."""
-        for predictions in self._by_block_size.values():
+        for predictions in self._predicted.values():
             predictions.expire(now)
 
     def forget(self, rank: int) -> None:
         """Drop a rank's predictions."""
         self._confirmable.pop(rank, None)
-        for predictions in self._by_block_size.values():
+        for predictions in self._predicted.values():
             predictions.drop(rank)
+
+    def _follow(self, rank: int) -> bool:
+        """Whether events of the rank will confirm predictions; what was predicted when they did not is dropped."""
+        live = self._truth.is_trusted(rank) == "live"
+        if self._confirmable.get(rank) is not live:
+            self._confirmable[rank] = live
+            for (_, exact), predictions in self._predicted.items():
+                if exact:
+                    predictions.drop(rank)
+        return live
 
     def _credited(self, confirmed: Mapping[int, int], promised: Mapping[int, int]) -> Mapping[int, int]:
         """What a source in doubt confirmed counts only in part."""

@@ -203,7 +203,6 @@ class Router:
             raise NoWorkerError(f"worker {target.worker_id!r} left before the request was booked")
         rank, prompt = target.dense_rank, decision.prompt
         block_size = self.knowledge.block_size(rank, prompt)
-        hashes = prompt.hash_list(block_size) if prompt is not None else []
         self.book.reserve(
             id,
             rank,
@@ -211,14 +210,14 @@ class Router:
             blocks=decision.blocks,
             now=now,
             lease_seconds=lease_seconds,
-            hashes=hashes if self.settings.share_active_blocks else (),
+            hashes=prompt.hash_list(block_size) if prompt is not None and self.settings.share_active_blocks else (),
         )
         decision.id = id
         decision.prompt = None  # whoever keeps decisions must not keep prompts
-        if hashes:
+        if prompt is not None:
             self.knowledge.predict(
                 rank,
-                hashes,
+                prompt,
                 block_size,
                 confirmed=decision.confirmed_tokens,
                 promised=decision.overlap_tokens,

@@ -191,6 +191,23 @@ def test_prompts_known_by_bytes_match_their_like_only() -> None:
     assert (decision.worker_id, decision.overlap_tokens, decision.confirmed_tokens) == ("b", 64, 0)
 
 
+def test_prompts_known_by_bytes_stay_predicted_where_events_come() -> None:
+    """No event can ever confirm them, so they have the long lifetime."""
+    router = fleet("a")
+    stored(router, "a", prompt_of(9))
+    hashes = Prompt(prompt_of(1)).hash_list(16)
+    router.commit(
+        router.decide(Prompt.from_hashes(hashes, block_size=16, tokens=70, exact=False), now=0.0), id=1, now=0.0
+    )
+    router.route(prompt_of(2), now=1.0)
+
+    router.expire(100.0)
+
+    again = Prompt.from_hashes(hashes, block_size=16, tokens=70, exact=False)
+    assert router.decide(again, now=100.0).overlap_tokens == 64
+    assert router.decide(Prompt(prompt_of(2)), now=100.0).overlap_tokens == 0
+
+
 def test_predictions_of_other_block_sizes_are_kept_apart() -> None:
     """Workers with different block sizes each match by their own."""
     router = Router()
