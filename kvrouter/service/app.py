@@ -118,6 +118,7 @@ class Service:
             traffic=self.traffic,
             local=(self.selection, ModelRoutes(self.views), self.probes),
             admin=Endpoint("localhost", 0, unix_path=admin_socket) if admin_socket else None,
+            uses_sessions=settings.routing.policy == "sticky",
             clock=clock,
         )
         self.proxy = ProxyServer(self.dispatcher, limits, pool=self.pool, on_error=_report_bug, clock=clock)

@@ -41,7 +41,7 @@ class Flight:
 
     __slots__ = ("booking", "overlap_tokens", "received_at", "worker")
 
-    def __init__(self, worker: Worker, booking: int | None, overlap_tokens: int, received_at: float) -> None:
+    def __init__(self, worker: Worker, booking: int, overlap_tokens: int, received_at: float) -> None:
         self.worker, self.booking = worker, booking
         self.overlap_tokens, self.received_at = overlap_tokens, received_at
 
@@ -62,8 +62,11 @@ class RequestDispatcher:
         traffic: TrafficCounters,
         local: tuple[LocalRoutes, ...],
         admin: Endpoint | None,
+        uses_sessions: bool,
         clock: Callable[[], float],
     ) -> None:
+        self._uses_sessions = uses_sessions
+        """Whether the policy looks at them; headers are only searched if it does."""
         self._registry, self._router, self._views = registry, router, views
         self._reader, self._resolver = reader, resolver
         self._authenticator, self._decisions, self._traffic = authenticator, decisions, traffic
@@ -110,10 +113,11 @@ class RequestDispatcher:
     def first_token(self, route: Route) -> None:
         """Prefill is over: its load is gone, and the time that it took is known."""
         flight = route.token
-        if isinstance(flight, Flight) and flight.booking is not None:
+        if isinstance(flight, Flight):
             now = self._clock()
             self._router.book.prefill_complete(flight.booking, now=now)
-            self._traffic.ttft_seconds.observe(now - flight.received_at)
+            if route.is_inference:
+                self._traffic.ttft_seconds.observe(now - flight.received_at)
 
     def finished(self, route: Route, outcome: Outcome, usage: Usage | None) -> None:
         """Give back what was booked, and learn from how it ended."""
@@ -123,9 +127,8 @@ class RequestDispatcher:
         now = self._clock()
         worker = flight.worker
         worker.active -= 1
-        if flight.booking is not None:
-            self._router.book.free(flight.booking)
-        self._count_end(worker, outcome, now, flight)
+        self._router.book.free(flight.booking)
+        self._count_end(flight, outcome, now, is_inference=route.is_inference)
         if usage is not None and usage.prompt_tokens:
             counters = worker.counters
             counters.usage_reports += 1
@@ -149,7 +152,7 @@ class RequestDispatcher:
 
     def _choose(self, request: Request, body: InferenceBody, prompt: Prompt | None, excluded: Collection[str]) -> Route:
         now = self._clock()
-        session = _session(request) or body.session
+        session = (_session(request) or body.session) if self._uses_sessions else None
         decision = self._decide(prompt, body.model, session, excluded, now)
         worker, booking = self._commit(decision, now)
         traffic = self._traffic
@@ -196,7 +199,7 @@ class RequestDispatcher:
     def _commit(self, decision: Decision, now: float) -> tuple[Worker, int]:
         booking = next(self._bookings)
         self._router.commit(decision, id=booking, now=now)
-        worker = self._registry.find(decision.worker_id)
+        worker = self._registry.workers[decision.worker_id]
         worker.active += 1
         worker.counters.requests += 1
         return worker, booking
@@ -213,11 +216,13 @@ class RequestDispatcher:
 
     # -- learning ------------------------------------------------------------------------------------------------------
 
-    def _count_end(self, worker: Worker, outcome: Outcome, now: float, flight: Flight) -> None:
+    def _count_end(self, flight: Flight, outcome: Outcome, now: float, *, is_inference: bool) -> None:
+        worker = flight.worker
         outcomes = worker.counters.outcomes
         outcomes[outcome] = outcomes.get(outcome, 0) + 1
         if outcome == "ok":
-            self._traffic.request_seconds.observe(now - flight.received_at)
+            if is_inference:
+                self._traffic.request_seconds.observe(now - flight.received_at)
             if worker.losses_in_row or worker.ejections_in_row:
                 self._registry.answered(worker)
         elif outcome == "connect_failed":

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
+import numpy as np
+
 from kvrouter.blocks import Prompt
 from kvrouter.errors import RequestError
 from kvrouter.index import PrefixIndex
@@ -114,7 +116,8 @@ class SelectionRoutes:
         answer = self._answer(asked, selection_id, prompt, decision)
         self._apply_booking_fields(asked, decision)
         self._book(selection_id, decision, answer["model_name"], now)
-        answer["sequence_hashes"] = _signed(prompt.hash_list(answer["block_size"]))
+        # Dynamo writes hashes as signed 64-bit integers.
+        answer["sequence_hashes"] = prompt.hashes(answer["block_size"]).view(np.int64).tolist()
         answer["isl_tokens"] = prompt.tokens
         answer["track_prefill_tokens"] = asked.track_prefill_tokens is not False
         return json_reply(200, answer)
@@ -263,8 +266,3 @@ def _target(model: str | None, decision: Decision, worker: Worker) -> dict[str, 
         "dp_rank": decision.rank,
         "endpoint": worker.spec.address,
     }
-
-
-def _signed(hashes: list[int]) -> list[int]:
-    """Hashes as Dynamo writes them: signed 64-bit integers."""
-    return [each - (1 << 64) if each >> 63 else each for each in hashes]

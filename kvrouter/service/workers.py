@@ -222,7 +222,8 @@ class WorkerRegistry:
         self._routing, self._events, self._forget_blocks = routing, events, forget_blocks
         self._failures, self._successes = failures, successes
         self._told = changed
-        self._workers: dict[str, Worker] = {}
+        self.workers: dict[str, Worker] = {}
+        """By id, for the hot path; only the registry changes it."""
         self.check_due = asyncio.Event()
         """Set when a worker's `next_check_at` has moved closer."""
         self.version = 0
@@ -231,14 +232,14 @@ class WorkerRegistry:
         """Selectable workers that our own data plane must not use: registered for a gateway and not known good."""
 
     def __iter__(self) -> Iterator[Worker]:
-        return iter(self._workers.values())
+        return iter(self.workers.values())
 
     def __len__(self) -> int:
-        return len(self._workers)
+        return len(self.workers)
 
     def get(self, worker_id: object) -> Worker | None:
         """Return the worker with this id, given as text or number."""
-        return self._workers.get(str(worker_id))
+        return self.workers.get(str(worker_id))
 
     def find(self, worker_id: object) -> Worker:
         """Return the worker with this id.
@@ -246,7 +247,7 @@ class WorkerRegistry:
         Raises:
             RequestError: 404, it is not registered.
         """
-        worker = self._workers.get(str(worker_id))
+        worker = self.workers.get(str(worker_id))
         if worker is None:
             raise RequestError(f"worker {worker_id} not found", status=404, code="worker_not_found", param="worker_id")
         return worker
@@ -260,7 +261,7 @@ class WorkerRegistry:
             RequestError: the address belongs to another worker (409), or the fleet is full (422).
         """
         self._refuse_conflict(spec)
-        worker = self._workers.get(spec.worker_id)
+        worker = self.workers.get(spec.worker_id)
         if worker is not None and (worker.spec.ranks, worker.spec.first_rank, worker.spec.block_size) != (
             spec.ranks,
             spec.first_rank,
@@ -286,7 +287,7 @@ class WorkerRegistry:
         for rank in spec.events:
             self._events.remove(Source(spec.worker_id, rank))
         self._routing.remove_worker(spec.worker_id, now=now)
-        del self._workers[spec.worker_id]
+        del self.workers[spec.worker_id]
         worker.draining = True
         self._changed()
         log_event(_log, logging.INFO, "worker_removed", worker=spec.worker_id, active=worker.active)
@@ -368,7 +369,7 @@ class WorkerRegistry:
 
         A stopped process keeps its cache and its event connection; a dead one has neither.
         """
-        for worker in self._workers.values():
+        for worker in self.workers.values():
             if worker.health != "unhealthy" or worker.forgotten or (worker.spec.trusted and not worker.was_ready):
                 continue
             sources = [
@@ -383,7 +384,7 @@ class WorkerRegistry:
     # -- private -----------------------------------------------------------------------------------------------------
 
     def _refuse_conflict(self, spec: WorkerSpec) -> None:
-        for other in self._workers.values():
+        for other in self.workers.values():
             if other.spec.worker_id == spec.worker_id:
                 continue
             if spec.url is not None and other.spec.url == spec.url and not (spec.trusted and other.spec.trusted):
@@ -401,7 +402,7 @@ class WorkerRegistry:
                     code="duplicate_event_endpoint",
                     param="kv_events_endpoint",
                 )
-        if spec.worker_id not in self._workers and len(self._workers) >= WORKERS_MAX:
+        if spec.worker_id not in self.workers and len(self.workers) >= WORKERS_MAX:
             raise RequestError(f"no more than {WORKERS_MAX} workers can be registered", status=422, code="fleet_full")
 
     def _add(self, spec: WorkerSpec, *, now: float) -> Worker:
@@ -414,7 +415,7 @@ class WorkerRegistry:
             routable=False,
             now=now,
         )
-        worker = self._workers[spec.worker_id] = Worker(
+        worker = self.workers[spec.worker_id] = Worker(
             spec, ranks, now=now, default_authorization=self._default_authorization
         )
         self._follow(spec)
@@ -487,7 +488,7 @@ class WorkerRegistry:
         self.version += 1
         self.unproxied = frozenset(
             each.spec.worker_id
-            for each in self._workers.values()
+            for each in self.workers.values()
             if each.spec.trusted and (each.endpoint is None or each.health != "ready")
         )
         self._told()
