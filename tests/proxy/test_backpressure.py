@@ -36,26 +36,29 @@ async def test_a_slow_client_holds_the_worker_back() -> None:
             await conversation.flush()
             written += 65536
 
-    async with worker(script) as w, proxying(w.endpoint) as (server, fleet):
-        async with connected(server, receive_buffer=4096) as client:
-            client.writer.transport.pause_reading()
-            client.send(post())
-            await until(lambda: any(each.write_paused for each in server._connections))
-            before = -1
-            while before != written:
-                before = written
-                await asyncio.sleep(0.05)
+    async with (
+        worker(script) as w,
+        proxying(w.endpoint) as (server, fleet),
+        connected(server, receive_buffer=4096) as client,
+    ):
+        client.writer.transport.pause_reading()
+        client.send(post())
+        await until(lambda: any(each.write_paused for each in server._connections))
+        before = -1
+        while before != written:
+            before = written
+            await asyncio.sleep(0.05)
 
-            assert written < 32 * MIB
-            (connection,) = server._connections
-            assert connection._transport is not None
-            assert connection._transport.get_write_buffer_size() < MIB
-            client.writer.transport.resume_reading()
-            await client.head()
-            received = 0
-            while received < total:
-                received += len(await client.reader.read(MIB))
-            await until(lambda: fleet.outcomes == ["ok"])
+        assert written < 32 * MIB
+        (connection,) = server._connections
+        assert connection._transport is not None
+        assert connection._transport.get_write_buffer_size() < MIB
+        client.writer.transport.resume_reading()
+        await client.head()
+        received = 0
+        while received < total:
+            received += len(await client.reader.read(MIB))
+        await until(lambda: fleet.outcomes == ["ok"])
 
 
 async def test_a_client_that_stops_reading_is_cut_off() -> None:
@@ -71,13 +74,16 @@ async def test_a_client_that_stops_reading_is_cut_off() -> None:
         except ConnectionError:
             conversation.worker.closed += 1
 
-    async with worker(script) as w, proxying(w.endpoint, stall_seconds=0.2, idle_seconds=60) as (server, fleet):
-        async with connected(server, receive_buffer=4096) as client:
-            client.writer.transport.pause_reading()
-            client.send(post())
-            await until(lambda: w.closed == 1)
+    async with (
+        worker(script) as w,
+        proxying(w.endpoint, stall_seconds=0.2, idle_seconds=60) as (server, fleet),
+        connected(server, receive_buffer=4096) as client,
+    ):
+        client.writer.transport.pause_reading()
+        client.send(post())
+        await until(lambda: w.closed == 1)
 
-            assert fleet.outcomes == ["client_gone"]
+        assert fleet.outcomes == ["client_gone"]
 
 
 async def test_a_slow_client_does_not_make_the_worker_look_slow() -> None:
@@ -88,17 +94,20 @@ async def test_a_slow_client_does_not_make_the_worker_look_slow() -> None:
         conversation.send(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % (8 * MIB) + b"x" * (8 * MIB))
         await conversation.flush()
 
-    async with worker(script) as w, proxying(w.endpoint, idle_seconds=0.1) as (server, fleet):
-        async with connected(server, receive_buffer=4096) as client:
-            client.writer.transport.pause_reading()
-            client.send(post())
-            await until(lambda: any(each.write_paused for each in server._connections))
-            await asyncio.sleep(0.4)
-            client.writer.transport.resume_reading()
-            answer = await client.answer()
+    async with (
+        worker(script) as w,
+        proxying(w.endpoint, idle_seconds=0.1) as (server, fleet),
+        connected(server, receive_buffer=4096) as client,
+    ):
+        client.writer.transport.pause_reading()
+        client.send(post())
+        await until(lambda: any(each.write_paused for each in server._connections))
+        await asyncio.sleep(0.4)
+        client.writer.transport.resume_reading()
+        answer = await client.answer()
 
-            assert len(answer.body) == 8 * MIB
-            await until(lambda: fleet.outcomes == ["ok"])
+        assert len(answer.body) == 8 * MIB
+        await until(lambda: fleet.outcomes == ["ok"])
 
 
 async def test_a_worker_that_reads_slowly_gets_the_whole_body() -> None:

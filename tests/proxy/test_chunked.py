@@ -1,5 +1,7 @@
 """The chunked coding: the end is found exactly, bad framing is an error, and text can be added to a cut body."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +20,7 @@ def _feed(body: ChunkedBody, data: bytes, cuts: list[int]) -> int:
     """Feed in pieces; return how many bytes belonged to the body."""
     used = 0
     edges = [0, *sorted({cut % (len(data) + 1) for cut in cuts}), len(data)]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         if not body.done:
             used += body.feed(data[start:end])
     return used
@@ -72,7 +74,8 @@ def test_garbage_gives_the_same_refusal_for_every_split(pieces: list[bytes], cut
     "data",
     [
         b"-1\r\n", b"+1\r\n", b"0x1\r\n", b"1_0\r\n", b" 1\r\n", b"1 \r\n", b"g\r\n", b"\r\n", b"1\n", b"\xb2\r\n",
-        b"1" * 16 + b"\r\n", b"1\r\nab\r\n", b"1\r\na\n", b"1\r\na\rb", b"1;\x00\r\n", b"1;a\rb\r\n", b"1;" + b"x" * 1100,
+        b"1" * 16 + b"\r\n", b"1\r\nab\r\n", b"1\r\na\n", b"1\r\na\rb", b"1;\x00\r\n", b"1;a\rb\r\n",
+        b"1;" + b"x" * 1100,
         b"0\r\nbad trailer\r\n\r\n", b"0\r\n: x\r\n\r\n", b"0\r\nX: 1\n\r\n",
         b"1;" + b"x" * 1000 + b"\r\na\r\n" + (b"1;" + b"x" * 1000 + b"\r\na\r\n") * 20,
         b"0\r\n" + b"X: " + b"y" * 1000 + b"\r\n" + (b"X: " + b"y" * 1000 + b"\r\n") * 20,

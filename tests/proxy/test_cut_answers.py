@@ -41,20 +41,24 @@ def _events(body: bytes) -> list[bytes]:
 async def test_an_event_stream_ends_with_an_error_event_and_no_final_chunk() -> None:
     """A client library sees the error, a byte counter sees that the stream is short."""
     script = _dying_after(STREAM_HEAD, chunk(EVENT), chunk(EVENT))
-    async with worker(script) as w, worker(answering(OK)) as other:
-        async with proxying(w.endpoint, other.endpoint) as (server, fleet), connected(server) as client:
-            answer = await client.ask(post())
+    async with (
+        worker(script) as w,
+        worker(answering(OK)) as other,
+        proxying(w.endpoint, other.endpoint) as (server, fleet),
+        connected(server) as client,
+    ):
+        answer = await client.ask(post())
 
-            *good, last = _events(answer.raw_body.replace(b"\r\n", b""))
-            assert answer.raw_body.startswith(chunk(EVENT) + chunk(EVENT))
-            assert len(good) == 2
-            error = json.loads(last[last.index(b"data: ") + 6 :])["error"]
-            assert (error["type"], error["code"]) == ("server_error", "worker_lost")
-            assert not answer.whole
-            assert await client.closed() == b""
-            assert fleet.told == [("first_byte", "w0"), ("first_token", "w0"), ("upstream_lost", "w0")]
-            assert other.requests == []
-            assert server.statistics.truncated == 1
+        *good, last = _events(answer.raw_body.replace(b"\r\n", b""))
+        assert answer.raw_body.startswith(chunk(EVENT) + chunk(EVENT))
+        assert len(good) == 2
+        error = json.loads(last[last.index(b"data: ") + 6 :])["error"]
+        assert (error["type"], error["code"]) == ("server_error", "worker_lost")
+        assert not answer.whole
+        assert await client.closed() == b""
+        assert fleet.told == [("first_byte", "w0"), ("first_token", "w0"), ("upstream_lost", "w0")]
+        assert other.requests == []
+        assert server.statistics.truncated == 1
 
 
 @pytest.mark.parametrize("lost", [1, 3, 20, len(EVENT) - 1, len(EVENT) + 1])
@@ -90,12 +94,15 @@ async def test_a_json_answer_is_cut_short() -> None:
 async def test_a_chunked_answer_that_is_no_event_stream_is_cut_short() -> None:
     """Without its final chunk."""
     head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
-    async with worker(_dying_after(head, chunk(b"[1,"))) as w, proxying(w.endpoint) as (server, _):
-        async with connected(server) as client:
-            answer = await client.ask(post())
+    async with (
+        worker(_dying_after(head, chunk(b"[1,"))) as w,
+        proxying(w.endpoint) as (server, _),
+        connected(server) as client,
+    ):
+        answer = await client.ask(post())
 
-            assert answer.raw_body == chunk(b"[1,")
-            assert not answer.whole
+        assert answer.raw_body == chunk(b"[1,")
+        assert not answer.whole
 
 
 async def test_an_answer_without_length_is_reset() -> None:
@@ -106,15 +113,18 @@ async def test_an_answer_without_length_is_reset() -> None:
         conversation.send(b"HTTP/1.1 200 OK\r\n\r\npart")
         await conversation.closed()
 
-    async with worker(script) as w, proxying(w.endpoint, idle_seconds=0.2) as (server, fleet):
-        async with connected(server) as client:
-            client.send(post())
-            await client.head()
-            assert await client.reader.readexactly(4) == b"part"
-            with pytest.raises(ConnectionResetError):
-                await client.reader.readexactly(1)
+    async with (
+        worker(script) as w,
+        proxying(w.endpoint, idle_seconds=0.2) as (server, fleet),
+        connected(server) as client,
+    ):
+        client.send(post())
+        await client.head()
+        assert await client.reader.readexactly(4) == b"part"
+        with pytest.raises(ConnectionResetError):
+            await client.reader.readexactly(1)
 
-            assert fleet.outcomes == ["timeout"]
+        assert fleet.outcomes == ["timeout"]
 
 
 async def test_a_malformed_chunk_cuts_the_answer() -> None:
@@ -148,14 +158,17 @@ async def test_a_stream_that_falls_silent_is_ended() -> None:
         conversation.send(STREAM_HEAD + chunk(EVENT))
         await conversation.closed()
 
-    async with worker(script) as w, proxying(w.endpoint, idle_seconds=0.2) as (server, fleet):
-        async with connected(server) as client:
-            answer = await client.ask(post())
+    async with (
+        worker(script) as w,
+        proxying(w.endpoint, idle_seconds=0.2) as (server, fleet),
+        connected(server) as client,
+    ):
+        answer = await client.ask(post())
 
-            assert b'"code":"worker_timeout"' in answer.raw_body
-            assert not answer.whole
-            assert fleet.outcomes == ["timeout"]
-            await until(lambda: w.closed == 1)
+        assert b'"code":"worker_timeout"' in answer.raw_body
+        assert not answer.whole
+        assert fleet.outcomes == ["timeout"]
+        await until(lambda: w.closed == 1)
 
 
 async def test_an_http_10_event_stream_gets_its_error_event_too() -> None:
@@ -170,9 +183,12 @@ async def test_an_http_10_event_stream_gets_its_error_event_too() -> None:
 async def test_usage_seen_before_the_cut_is_told() -> None:
     """Engines that repeat usage in every event have said what was cached."""
     event = b'data: {"usage":{"prompt_tokens":4,"completion_tokens":1,"prompt_tokens_details":{"cached_tokens":2}}}\n\n'
-    async with worker(_dying_after(STREAM_HEAD, chunk(event))) as w, proxying(w.endpoint) as (server, fleet):
-        async with connected(server) as client:
-            await client.ask(post())
+    async with (
+        worker(_dying_after(STREAM_HEAD, chunk(event))) as w,
+        proxying(w.endpoint) as (server, fleet),
+        connected(server) as client,
+    ):
+        await client.ask(post())
 
-            assert fleet.usages[0] is not None
-            assert fleet.usages[0].cached_tokens == 2
+        assert fleet.usages[0] is not None
+        assert fleet.usages[0].cached_tokens == 2

@@ -138,20 +138,22 @@ async def test_leaving_while_connecting_gives_the_place_back() -> None:
     async with (
         worker(silence) as w,
         proxying(w.endpoint, worker_connections_max=1, connect_seconds=30) as (server, fleet),
+        connected(server) as first,
+        connected(server) as second,
+        connected(server) as third,
     ):
-        async with connected(server) as first, connected(server) as second, connected(server) as third:
-            first.send(post(b"1"))
-            await until(lambda: w.requests)
-            second.send(post(b"2"))
-            third.send(post(b"3"))
-            await until(lambda: len(fleet.requests) == 3)
-            second.close()
-            await until(lambda: "client_gone" in fleet.outcomes)
-            first.close()
-            await until(lambda: len(w.requests) == 2)
+        first.send(post(b"1"))
+        await until(lambda: w.requests)
+        second.send(post(b"2"))
+        third.send(post(b"3"))
+        await until(lambda: len(fleet.requests) == 3)
+        second.close()
+        await until(lambda: "client_gone" in fleet.outcomes)
+        first.close()
+        await until(lambda: len(w.requests) == 2)
 
-            assert w.requests[1][1] == b"3"
-            assert fleet.outcomes == ["client_gone", "client_gone"]
+        assert w.requests[1][1] == b"3"
+        assert fleet.outcomes == ["client_gone", "client_gone"]
 
 
 async def test_leaving_in_the_middle_of_a_request_leaves_nothing() -> None:

@@ -160,26 +160,30 @@ async def test_route_headers_can_be_switched_off() -> None:
 
 async def test_the_endpoint_decides_host_prefix_and_authorization() -> None:
     """A worker behind a path, with a key of its own, sees these and not the client's."""
-    async with worker(
-        answering(OK), host_header=b"engine:8000", path_prefix=b"/base", authorization=b"Bearer engine"
-    ) as w:
-        async with proxying(w.endpoint) as (server, _), connected(server) as client:
-            await client.ask(post(headers="Authorization: Bearer client\r\n"))
+    async with (
+        worker(answering(OK), host_header=b"engine:8000", path_prefix=b"/base", authorization=b"Bearer engine") as w,
+        proxying(w.endpoint) as (server, _),
+        connected(server) as client,
+    ):
+        await client.ask(post(headers="Authorization: Bearer client\r\n"))
 
-            head = w.requests[0][0]
-            assert head.startswith(b"POST /base/v1/completions HTTP/1.1\r\nhost: engine:8000\r\n")
-            assert head.lower().count(b"authorization") == 1
-            assert b"Bearer engine" in head
+        head = w.requests[0][0]
+        assert head.startswith(b"POST /base/v1/completions HTTP/1.1\r\nhost: engine:8000\r\n")
+        assert head.lower().count(b"authorization") == 1
+        assert b"Bearer engine" in head
 
 
 @pytest.mark.parametrize(("given", "expected"), [(None, b"Bearer client"), (b"", None)])
 async def test_the_clients_authorization_is_kept_or_removed(given: bytes | None, expected: bytes | None) -> None:
     """None keeps the client's key, an empty value removes it."""
-    async with worker(answering(OK), authorization=given) as w:
-        async with proxying(w.endpoint) as (server, _), connected(server) as client:
-            await client.ask(post(headers="Authorization: Bearer client\r\n"))
+    async with (
+        worker(answering(OK), authorization=given) as w,
+        proxying(w.endpoint) as (server, _),
+        connected(server) as client,
+    ):
+        await client.ask(post(headers="Authorization: Bearer client\r\n"))
 
-            assert _lines(w.requests[0][0]).get(b"authorization") == expected
+        assert _lines(w.requests[0][0]).get(b"authorization") == expected
 
 
 async def test_extra_headers_of_a_route_replace_the_clients() -> None:
@@ -207,9 +211,11 @@ async def test_a_worker_on_a_unix_socket() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         unix = await asyncio.start_unix_server(serve, f"{folder}/admin.sock")
-        async with proxying(Endpoint("", 0, unix_path=f"{folder}/admin.sock")) as (server, _):
-            async with connected(server) as client:
-                received = await client.ask(get())
+        async with (
+            proxying(Endpoint("", 0, unix_path=f"{folder}/admin.sock")) as (server, _),
+            connected(server) as client,
+        ):
+            received = await client.ask(get())
         unix.close()
 
     assert received.body == b"{}"

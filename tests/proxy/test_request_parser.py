@@ -1,5 +1,7 @@
 """The request parser: any split of the same bytes gives the same requests, and nothing but refusals comes out."""
 
+from itertools import pairwise
+
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -36,7 +38,7 @@ def _requests(pieces: list[bytes], limits: ProxyLimits = LIMITS) -> tuple[Seen, 
 
 def _split(data: bytes, cuts: list[int]) -> list[bytes]:
     edges = [0, *sorted({cut % (len(data) + 1) for cut in cuts}), len(data)]
-    return [data[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    return [data[start:end] for start, end in pairwise(edges)]
 
 
 _token = st.text("abcXYZ-_", min_size=1, max_size=8)

@@ -10,6 +10,8 @@ from kvrouter.service.proxy import Reply, Request
 
 from .wire import OK, Answer, Conversation, Fleet, answering, connected, get, post, proxying, until, worker
 
+_POST = b"POST / HTTP/1.1\r\nHost: a\r\n"
+
 
 def _error(answer: Answer) -> dict[str, str | None]:
     """Return the OpenAI-shaped error of an answer; it must have all four fields."""
@@ -97,8 +99,8 @@ async def test_no_continue_when_the_body_is_there_or_refused() -> None:
 @pytest.mark.parametrize(
     ("request_bytes", "status", "code"),
     [
-        (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", 400, "malformed_request"),
-        (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0x1\r\n", 400, "malformed_request"),
+        (_POST + b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", 400, "malformed_request"),
+        (_POST + b"Transfer-Encoding: chunked\r\n\r\n0x1\r\n", 400, "malformed_request"),
         (b"GET / HTTP/1.1\r\n\r\n", 400, "malformed_request"),
         (b"GET / HTTP/1.1\nHost: a\n\n", 400, "malformed_request"),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400, "malformed_request"),
@@ -108,7 +110,7 @@ async def test_no_continue_when_the_body_is_there_or_refused() -> None:
         (b"GET /" + b"x" * 9000, 414, "uri_too_long"),
         (b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 70_000, 431, "headers_too_large"),
         (b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: y\r\n" * 200 + b"\r\n", 431, "too_many_headers"),
-        (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999\r\n\r\n", 413, "body_too_large"),
+        (_POST + b"Content-Length: 99999999\r\n\r\n", 413, "body_too_large"),
     ],
 )  # fmt: skip
 async def test_refusals_say_why_and_close(request_bytes: bytes, status: int, code: str) -> None:
@@ -229,12 +231,11 @@ async def test_a_body_that_stops_is_408() -> None:
 
 async def test_an_idle_connection_is_closed_without_a_word() -> None:
     """Before its first request and after one."""
-    async with proxying(keepalive_seconds=0.1) as (server, _):
-        async with connected(server) as fresh, connected(server) as used:
-            await used.ask(get("/livez"))
+    async with proxying(keepalive_seconds=0.1) as (server, _), connected(server) as fresh, connected(server) as used:
+        await used.ask(get("/livez"))
 
-            assert await fresh.closed() == b""
-            assert await used.closed() == b""
+        assert await fresh.closed() == b""
+        assert await used.closed() == b""
 
 
 async def test_too_many_connections_are_refused() -> None:

@@ -17,8 +17,8 @@ from .wire import (
     post,
     proxying,
     silence,
-    unused_endpoint,
     until,
+    unused_endpoint,
     worker,
 )
 
@@ -30,39 +30,49 @@ async def _dies(conversation: Conversation) -> None:
 
 async def test_a_worker_that_refuses_is_replaced_by_the_next() -> None:
     """The client does not notice."""
-    async with worker(answering(OK)) as good:
-        async with proxying(await unused_endpoint(), good.endpoint) as (server, fleet), connected(server) as client:
-            answer = await client.ask(post(b'{"p":1}'))
+    async with (
+        worker(answering(OK)) as good,
+        proxying(await unused_endpoint(), good.endpoint) as (server, fleet),
+        connected(server) as client,
+    ):
+        answer = await client.ask(post(b'{"p":1}'))
 
-            assert (answer.status, answer.headers["x-kvrouter-worker"]) == (200, "w1")
-            assert good.requests[0][1] == b'{"p":1}'
-            assert fleet.outcomes == ["connect_failed", "ok"]
-            assert server.statistics.retries == 1
+        assert (answer.status, answer.headers["x-kvrouter-worker"]) == (200, "w1")
+        assert good.requests[0][1] == b'{"p":1}'
+        assert fleet.outcomes == ["connect_failed", "ok"]
+        assert server.statistics.retries == 1
 
 
 async def test_a_worker_that_dies_before_its_first_byte_is_replaced() -> None:
     """The request is sent again, with the worker that failed left out."""
-    async with worker(_dies) as bad, worker(answering(OK)) as good:
-        async with proxying(bad.endpoint, good.endpoint) as (server, fleet), connected(server) as client:
-            answer = await client.ask(post())
+    async with (
+        worker(_dies) as bad,
+        worker(answering(OK)) as good,
+        proxying(bad.endpoint, good.endpoint) as (server, fleet),
+        connected(server) as client,
+    ):
+        answer = await client.ask(post())
 
-            assert answer.status == 200
-            assert (len(bad.requests), len(good.requests)) == (1, 1)
-            assert fleet.told == [("upstream_lost", "w0"), ("first_byte", "w1"), ("first_token", "w1"), ("ok", "w1")]
+        assert answer.status == 200
+        assert (len(bad.requests), len(good.requests)) == (1, 1)
+        assert fleet.told == [("upstream_lost", "w0"), ("first_byte", "w1"), ("first_token", "w1"), ("ok", "w1")]
 
 
 async def test_attempts_are_bounded() -> None:
     """After the last one the client is told which worker failed how, and when to come back."""
-    async with worker(_dies) as bad:
-        async with proxying(*[bad.endpoint] * 5, attempts_max=3) as (server, fleet), connected(server) as client:
-            answer = await client.ask(post())
+    async with (
+        worker(_dies) as bad,
+        proxying(*[bad.endpoint] * 5, attempts_max=3) as (server, fleet),
+        connected(server) as client,
+    ):
+        answer = await client.ask(post())
 
-            error = json.loads(answer.body)["error"]
-            assert (answer.status, error["code"]) == (502, "worker_lost")
-            assert error["message"] == "worker w2: the worker closed the connection before its answer"
-            assert answer.headers["retry-after"] == "1"
-            assert fleet.outcomes == ["upstream_lost"] * 3
-            assert (await client.ask(get("/livez"))).status == 200
+        error = json.loads(answer.body)["error"]
+        assert (answer.status, error["code"]) == (502, "worker_lost")
+        assert error["message"] == "worker w2: the worker closed the connection before its answer"
+        assert answer.headers["retry-after"] == "1"
+        assert fleet.outcomes == ["upstream_lost"] * 3
+        assert (await client.ask(get("/livez"))).status == 200
 
 
 async def test_when_no_other_worker_is_left_the_failure_is_told() -> None:
@@ -180,50 +190,63 @@ async def test_a_partial_head_is_not_repeated() -> None:
         conversation.send(b"HTTP/1.1 200 OK\r\ncontent-")
         await conversation.flush()
 
-    async with worker(script) as w, worker(answering(OK)) as other:
-        async with proxying(w.endpoint, other.endpoint) as (server, fleet), connected(server) as client:
-            answer = await client.ask(post())
+    async with (
+        worker(script) as w,
+        worker(answering(OK)) as other,
+        proxying(w.endpoint, other.endpoint) as (server, fleet),
+        connected(server) as client,
+    ):
+        answer = await client.ask(post())
 
-            assert (answer.status, json.loads(answer.body)["error"]["code"]) == (502, "worker_lost")
-            assert fleet.told == [("first_byte", "w0"), ("upstream_lost", "w0")]
-            assert other.requests == []
+        assert (answer.status, json.loads(answer.body)["error"]["code"]) == (502, "worker_lost")
+        assert fleet.told == [("first_byte", "w0"), ("upstream_lost", "w0")]
+        assert other.requests == []
 
 
 async def test_a_malformed_answer_is_502() -> None:
     """Ambiguous framing from a worker is never passed on; that connection is not used again."""
     bad = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\n{}"
     for garbage in (bad, b"SSH-2.0-x\r\n\r\n", b"HTTP/1.1 101 Sw\r\n\r\n", b"HTTP/1.1 200 OK\r\nx: " + b"y" * 70_000):
-        async with worker(answering(garbage)) as w, proxying(w.endpoint) as (server, fleet):
-            async with connected(server) as client:
-                answer = await client.ask(post())
+        async with (
+            worker(answering(garbage)) as w,
+            proxying(w.endpoint) as (server, fleet),
+            connected(server) as client,
+        ):
+            answer = await client.ask(post())
 
-                assert (answer.status, json.loads(answer.body)["error"]["code"]) == (502, "worker_bad_response")
-                assert fleet.outcomes == ["bad_response"]
-                await until(lambda server=server, w=w: server.pool.connections(w.endpoint) == (0, 0))
+            assert (answer.status, json.loads(answer.body)["error"]["code"]) == (502, "worker_bad_response")
+            assert fleet.outcomes == ["bad_response"]
+            await until(lambda server=server, w=w: server.pool.connections(w.endpoint) == (0, 0))
 
 
 async def test_bytes_after_an_answer_end_the_connection() -> None:
     """An answer nobody asked for never reaches the next client."""
-    async with worker(answering(OK + b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nforged")) as w:
-        async with proxying(w.endpoint) as (server, _), connected(server) as client:
-            first, second = await client.ask(post()), await client.ask(post())
+    async with (
+        worker(answering(OK + b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nforged")) as w,
+        proxying(w.endpoint) as (server, _),
+        connected(server) as client,
+    ):
+        first, second = await client.ask(post()), await client.ask(post())
 
-            assert (first.body, second.body) == (b"{}", b"{}")
-            assert w.connections == 2
+        assert (first.body, second.body) == (b"{}", b"{}")
+        assert w.connections == 2
 
 
 async def test_a_silent_worker_is_504() -> None:
     """No first byte in time: the worker is told to stop, and no other one repeats the work."""
-    async with worker(silence) as w, worker(answering(OK)) as other:
-        async with proxying(w.endpoint, other.endpoint, first_byte_seconds=0.2) as (server, fleet):
-            async with connected(server) as client:
-                answer = await client.ask(post())
+    async with (
+        worker(silence) as w,
+        worker(answering(OK)) as other,
+        proxying(w.endpoint, other.endpoint, first_byte_seconds=0.2) as (server, fleet),
+        connected(server) as client,
+    ):
+        answer = await client.ask(post())
 
-                assert (answer.status, json.loads(answer.body)["error"]["code"]) == (504, "worker_timeout")
-                assert fleet.outcomes == ["timeout"]
-                assert other.requests == []
-                await until(lambda: w.closed == 1)
-                assert (await client.ask(get("/livez"))).status == 200
+        assert (answer.status, json.loads(answer.body)["error"]["code"]) == (504, "worker_timeout")
+        assert fleet.outcomes == ["timeout"]
+        assert other.requests == []
+        await until(lambda: w.closed == 1)
+        assert (await client.ask(get("/livez"))).status == 200
 
 
 async def test_a_worker_that_does_not_accept_in_time_is_replaced() -> None:
@@ -239,9 +262,11 @@ async def test_a_worker_that_does_not_accept_in_time_is_replaced() -> None:
             fillers.append(filler)
         async with worker(answering(OK)) as good:
             endpoint = Endpoint("127.0.0.1", full.getsockname()[1])
-            async with proxying(endpoint, good.endpoint, connect_seconds=0.1) as (server, fleet):
-                async with connected(server) as client:
-                    answer = await client.ask(post())
+            async with (
+                proxying(endpoint, good.endpoint, connect_seconds=0.1) as (server, fleet),
+                connected(server) as client,
+            ):
+                answer = await client.ask(post())
 
         for filler in fillers:
             filler.close()
@@ -279,14 +304,17 @@ async def test_all_connections_in_use_lets_another_worker_answer() -> None:
     """A worker at its connection limit is passed over when none becomes free in time."""
     async with worker(silence) as busy, worker(answering(OK)) as other:
         limits = {"worker_connections_max": 1, "connect_seconds": 0.1}
-        async with proxying(busy.endpoint, other.endpoint, **limits) as (server, fleet):
-            async with connected(server) as first, connected(server) as second:
-                first.send(post())
-                await until(lambda: busy.requests)
-                answer = await second.ask(post())
+        async with (
+            proxying(busy.endpoint, other.endpoint, **limits) as (server, fleet),
+            connected(server) as first,
+            connected(server) as second,
+        ):
+            first.send(post())
+            await until(lambda: busy.requests)
+            answer = await second.ask(post())
 
-                assert answer.headers["x-kvrouter-worker"] == "w1"
-                assert fleet.outcomes == ["saturated", "ok"]
+            assert answer.headers["x-kvrouter-worker"] == "w1"
+            assert fleet.outcomes == ["saturated", "ok"]
 
 
 async def test_those_who_wait_for_a_connection_are_served_in_order() -> None:

@@ -5,9 +5,9 @@ Nothing here uses the code under test to read or write HTTP.
 
 import asyncio
 import contextlib
-import struct
 import socket
 import ssl
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 
@@ -208,12 +208,19 @@ class Worker:
 
 
 @contextlib.asynccontextmanager
-async def worker(script: Script, *, tls: ssl.SSLContext | None = None, **endpoint: object) -> AsyncIterator[Worker]:
-    """Start a scripted worker."""
+async def worker(
+    script: Script,
+    *,
+    tls: ssl.SSLContext | None = None,
+    tls_context: ssl.SSLContext | None = None,
+    **endpoint: object,
+) -> AsyncIterator[Worker]:
+    """Start a scripted worker; `tls` is its own context, `tls_context` that of those who connect."""
     started = Worker(script)
     started.server = await asyncio.start_server(started.serve, "127.0.0.1", 0, ssl=tls, limit=2**26)
     port = started.server.sockets[0].getsockname()[1]
-    started.endpoint = Endpoint("127.0.0.1", port, **endpoint)  # type: ignore[arg-type]
+    host = "127.0.0.1" if tls is None else "localhost"
+    started.endpoint = Endpoint(host, port, tls=tls_context, **endpoint)  # type: ignore[arg-type]
     try:
         yield started
     finally:

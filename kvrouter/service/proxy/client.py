@@ -7,7 +7,7 @@ them has gone out. The end of the client's stream means that it has left: whatev
 import asyncio
 import socket
 import struct
-from typing import Final, cast
+from typing import cast
 
 from kvrouter.errors import KvrouterError, OverloadedError, RequestError
 
@@ -21,7 +21,6 @@ from .request_parser import RequestParser
 __all__ = ["ClientConnection"]
 
 _IDLE, _HEAD, _BODY, _BUSY, _CLOSING = range(5)
-_LINGER_BYTES_MAX: Final = 1024 * 1024
 
 
 class ClientConnection(asyncio.Protocol):
@@ -32,7 +31,6 @@ class ClientConnection(asyncio.Protocol):
         "_exchange",
         "_head",
         "_home",
-        "_lingered",
         "_parser",
         "_paused",
         "_peer",
@@ -56,7 +54,6 @@ class ClientConnection(asyncio.Protocol):
         self._exchange: Exchange | None = None
         self._reserved = 0
         """Bytes of `statistics.buffered_bytes` that are this connection's."""
-        self._lingered = 0
         self._paused = False
         self._advancing = False
         self.write_paused = False
@@ -96,11 +93,8 @@ class ClientConnection(asyncio.Protocol):
             self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes; while an answer is under way they wait."""
+        """Take bytes; while an answer is under way they wait, after the last answer nobody reads them."""
         if self._state == _CLOSING:
-            self._lingered += len(data)
-            if self._lingered > _LINGER_BYTES_MAX and self._transport is not None:
-                self._transport.abort()
             return
         self._parser.feed(data)
         if self._state == _BUSY or self.write_paused:
@@ -182,7 +176,7 @@ class ClientConnection(asyncio.Protocol):
                 head_only=head.line.method == "HEAD",
             )
         )
-        self._plane.statistics.replies_local += 1
+        self._plane.statistics.count_reply(reply.status)
         self.answered(keep_alive=keep_alive)
 
     def answered(self, *, keep_alive: bool) -> None:
@@ -196,6 +190,13 @@ class ClientConnection(asyncio.Protocol):
             self.deadline = self._plane.now + self._plane.limits.keepalive_seconds
         if self._parser.buffered and not self._advancing:
             self._advance()
+
+    def body_done(self) -> None:
+        """Let go of the request's body; a long answer must not hold it."""
+        if self._request is not None:
+            self._request.body = b""
+        self._plane.statistics.buffered_bytes -= self._reserved
+        self._reserved = 0
 
     def cut(self, *, abort: bool) -> None:
         """End the connection in the middle of an answer."""
@@ -220,9 +221,8 @@ class ClientConnection(asyncio.Protocol):
             self._refuse(error, error.code or "bad_request")
         finally:
             self._advancing = False
-        if self._paused and self._state < _BUSY and not self.write_paused and self._transport is not None:
-            self._paused = False
-            self._transport.resume_reading()
+        if self._paused and not self.write_paused:
+            self._resume_reading()
 
     def _step(self) -> bool:
         """Take one step; False when more bytes are needed or an answer is under way."""
@@ -347,7 +347,7 @@ class ClientConnection(asyncio.Protocol):
                 head_only=head is not None and head.line.method == "HEAD",
             )
         )
-        self._plane.statistics.replies_local += 1
+        self._plane.statistics.count_reply(reply.status)
         self._request_over()
         self._state = _CLOSING
         self.deadline = self._plane.now + self._plane.limits.linger_seconds
@@ -372,3 +372,10 @@ class ClientConnection(asyncio.Protocol):
             self._paused = True
             assert self._transport is not None
             self._transport.pause_reading()
+
+    def _resume_reading(self) -> None:
+        """Read on when little is left over, so that a client that leaves is noticed."""
+        needed = self._state < _BUSY or self._parser.buffered <= self._plane.limits.header_bytes_max
+        if needed and self._transport is not None:
+            self._paused = False
+            self._transport.resume_reading()

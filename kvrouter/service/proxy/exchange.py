@@ -32,6 +32,10 @@ class ReplyingClient(Client, Protocol):
         """Send a whole answer."""
         ...
 
+    def body_done(self) -> None:
+        """Let go of the request's body."""
+        ...
+
 
 class Exchange:
     """One request between one client and the workers tried for it."""
@@ -104,6 +108,10 @@ class Exchange:
         if self._relay is not None:
             self._relay.resume()
 
+    def answering(self) -> None:
+        """The worker has begun: nothing will be sent again, so the body need not be kept."""
+        self._client.body_done()
+
     def settled(self, outcome: Outcome, usage: Usage | None) -> None:
         """Tell the dispatcher, once, how the attempt ended."""
         route, self._route, self._relay, self._upstream = self._route, None, None, None
@@ -134,7 +142,7 @@ class Exchange:
             self._send(route, upstream)
 
     def _send(self, route: Route, upstream: UpstreamConnection) -> None:
-        request, limits = self._request, self._plane.limits
+        request = self._request
         self._upstream = upstream
         self._relay = upstream.consumer = Relay(
             self._plane, self._client, self, self._head, request.id, route, upstream
@@ -147,15 +155,14 @@ class Exchange:
             body_bytes=len(request.body),
         )
         upstream.send(head, request.body)
-        self._client.deadline = self._plane.now + limits.first_byte_seconds
-        if self._client.write_paused:
-            upstream.pause()
+        self._client.deadline = self._plane.now + self._plane.limits.first_byte_seconds
 
     def _repeatable(self, route: Route) -> bool:
         return route.is_inference or self._request.method in _IDEMPOTENT
 
     def _attempt_failed(self, route: Route, error: UpstreamError, *, repeat: bool) -> None:
-        self._failure = UpstreamError(f"worker {route.worker_id}: {error}", outcome=error.outcome)
+        who = f"worker {route.worker_id}" if route.worker_id else "the service behind this path"
+        self._failure = UpstreamError(f"{who}: {error}", outcome=error.outcome)
         self._excluded = {*self._excluded, route.worker_id}
         self.settled(error.outcome, None)
         if repeat and self._attempts < self._plane.limits.attempts_max:

@@ -29,7 +29,7 @@ class ProxyLimits:
     body_seconds: float = 60.0
     stall_seconds: float = 300.0
     """How long a client may leave an answer unread."""
-    linger_seconds: float = 2.0
+    linger_seconds: float = 5.0
     """How long a refused client may go on sending before its connection is cut."""
 
     # What a worker may take.
@@ -72,7 +72,8 @@ class ProxyStatistics:
     connections_open: int = 0
     requests: int = 0
     requests_active: int = 0
-    replies_local: int = 0
+    replies: dict[int, int] = field(default_factory=dict)
+    """Answers of our own, errors and refusals included, by status."""
     refusals: dict[str, int] = field(default_factory=dict)
     """Requests refused by the data plane itself, by error code."""
     responses: dict[int, int] = field(default_factory=dict)
@@ -89,3 +90,12 @@ class ProxyStatistics:
     internal_errors: int = 0
     buffered_bytes: int = 0
     """Request bodies held in memory now."""
+
+    @property
+    def replies_local(self) -> int:
+        """Answers of our own, all together."""
+        return sum(self.replies.values())
+
+    def count_reply(self, status: int) -> None:
+        """Count an answer of our own."""
+        self.replies[status] = self.replies.get(status, 0) + 1

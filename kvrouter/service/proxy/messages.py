@@ -61,6 +61,7 @@ class Route:
 
     endpoint: Endpoint
     worker_id: str
+    """Empty for what is no worker, such as our own admin API: the answer does not name it."""
     overlap_tokens: int = 0
     extra_headers: bytes = b""
     """Ready-made header lines, each with its CRLF; they replace the client's lines of the same names."""

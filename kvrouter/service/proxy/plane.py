@@ -62,7 +62,7 @@ class DataPlane:
         """Run what has to wait; it is cancelled when the data plane closes."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
         return task
 
     async def cancel_tasks(self) -> None:
@@ -115,3 +115,10 @@ class DataPlane:
             safe = "".join(each if "!" <= each <= "~" else "?" for each in route.worker_id)
             line = self._route_lines[route.worker_id] = b"x-kvrouter-worker: %b\r\n" % safe.encode()
         return b"%bx-kvrouter-overlap-tokens: %d\r\n" % (line, route.overlap_tokens)
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        """A task that died of a bug is loud; its request ends at its deadline."""
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, Exception):
+            self.failed("task", error)

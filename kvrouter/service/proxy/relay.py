@@ -44,6 +44,10 @@ class Client(Protocol):
 class RelayOwner(Protocol):
     """Who started the attempt."""
 
+    def answering(self) -> None:
+        """The worker's first byte is here."""
+        ...
+
     def settled(self, outcome: Outcome, usage: Usage | None) -> None:
         """The attempt is over and the client has been told all there is."""
         ...
@@ -148,6 +152,7 @@ class Relay:
     def _read_head(self, data: bytes) -> None:
         if self._silent:
             self._silent = False
+            self._owner.answering()
             self._plane.first_byte(self._route)
         if self._buffer:
             data = self._buffer + data

@@ -1,0 +1,138 @@
+"""Stopping: answers say so, what is under way may finish, what does not is cut, and nothing is left behind."""
+
+import asyncio
+import gc
+import warnings
+
+import pytest
+
+from .wire import (
+    OK,
+    STREAM_HEAD,
+    Conversation,
+    Fleet,
+    answering,
+    chunk,
+    connected,
+    get,
+    post,
+    proxying,
+    silence,
+    until,
+    worker,
+)
+
+
+async def test_answers_say_close_once_draining_begins() -> None:
+    """Local ones, proxied ones and streams; requests are still taken, so that balancers can move on first."""
+    async with (
+        worker(answering(OK)) as w,
+        proxying(w.endpoint) as (server, _),
+        connected(server) as first,
+        connected(server) as second,
+    ):
+        assert "connection" not in (await first.ask(post())).headers
+        server.begin_drain()
+
+        assert (await first.ask(post())).headers["connection"] == "close"
+        assert (await second.ask(get("/livez"))).headers["connection"] == "close"
+        assert await first.closed() == b""
+        async with connected(server) as third:
+            assert (await third.ask(post())).status == 200
+
+
+async def test_draining_waits_for_what_is_under_way() -> None:
+    """A stream finishes, a half-sent request is answered, idle connections close, new ones are refused."""
+    go = asyncio.Event()
+
+    async def script(conversation: Conversation) -> None:
+        await conversation.request()
+        conversation.send(STREAM_HEAD)
+        await go.wait()
+        conversation.send(chunk(b"data: 1\n\n") + b"0\r\n\r\n")
+        await conversation.flush()
+
+    async with (
+        worker(script) as w,
+        proxying(w.endpoint) as (server, fleet),
+        connected(server) as idle,
+        connected(server) as busy,
+        connected(server) as sending,
+    ):
+        await idle.ask(get("/livez"))
+        busy.send(post())
+        await busy.head()
+        sending.send(post(b"hello", "/echo")[:-1])
+        await until(lambda: server.statistics.requests_active == 2)
+        draining = asyncio.create_task(server.drain(30))
+
+        assert await idle.closed() == b""
+        assert server.port == 0
+        sending.send(b"o")
+        assert (await sending.answer()).body == b"hello"
+        go.set()
+        assert (await busy.reader.read()).endswith(b"0\r\n\r\n")
+        assert await draining == 0
+        assert fleet.outcomes == ["ok"]
+
+
+async def test_what_does_not_finish_is_cut() -> None:
+    """After the time given, worker and client are both let go, and the number is told."""
+    async with worker(silence) as w, proxying(w.endpoint) as (server, fleet), connected(server) as client:
+        client.send(post())
+        await until(lambda: w.requests)
+
+        assert await server.drain(0.05) == 1
+        assert await client.closed() == b""
+        await until(lambda: w.closed == 1)
+        assert fleet.outcomes == ["client_gone"]
+
+
+async def test_closing_leaves_nothing_behind() -> None:
+    """Pending routes, connects and connections of both kinds are gone; a second close is harmless."""
+
+    class Stuck(Fleet):
+        def route(self, request: object, excluded: object) -> object:  # type: ignore[override]
+            return asyncio.sleep(3600)
+
+    async with (
+        worker(silence) as w,
+        proxying(w.endpoint) as (server, fleet),
+        proxying(fleet=Stuck()) as (other, _),
+        connected(server) as first,
+        connected(other) as second,
+    ):
+        first.send(post())
+        second.send(post())
+        await until(lambda: w.requests and other.statistics.requests_active)
+        await server.close()
+        await other.close()
+        await server.close()
+
+        assert server.statistics.connections_open == other.statistics.connections_open == 0
+        assert server.statistics.requests_active == other.statistics.requests_active == 0
+        assert fleet.outcomes == ["client_gone"]
+        await until(lambda: w.closed == 1)
+        assert not [task for task in asyncio.all_tasks() if "_await_route" in repr(task)]
+
+
+def test_the_stock_event_loop_serves_as_well() -> None:
+    """The faster one is not necessary."""
+
+    async def scenario() -> tuple[int, bytes, list[str]]:
+        async with worker(answering(OK)) as w, proxying(w.endpoint) as (server, fleet), connected(server) as client:
+            await client.ask(post(b"x" * 100_000))
+            answer = await client.ask(post())
+            return answer.status, answer.body, fleet.outcomes
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert asyncio.run(scenario()) == (200, b"{}", ["ok", "ok"])
+        gc.collect()
+
+
+@pytest.mark.parametrize("seconds", [0.0, 5.0])
+async def test_draining_an_idle_server_is_quick(seconds: float) -> None:
+    """Nothing to wait for."""
+    async with proxying() as (server, _):
+        assert await server.drain(seconds) == 0
