@@ -84,14 +84,13 @@ class SelectionChoice:
         return Source(spec.worker_id, chosen)
 
     def ranks(self, model: str | None, group: str | None) -> list[tuple[Worker, int]]:
-        """Return the schedulable ranks of a pool as worker and position."""
+        """Return the ranks of a pool as worker and position, those that may not be chosen now included."""
         members = self._views.current().group_members(group)
         return [
             (worker, position)
             for worker in self._registry
             if (model is None or model in worker.models)
             and (members is None or worker.spec.worker_id in members)
-            and not worker.reasons()
             for position in range(worker.spec.ranks)
         ]
 

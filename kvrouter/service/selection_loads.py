@@ -102,6 +102,7 @@ class PoolViews:
             "usable_tokens": usable.get(dense_rank, 0),
             "block_size": self._choice.block_size(dense_rank),
             "state": self._ingest.is_trusted(dense_rank),
+            "lifecycle": worker.lifecycle,
         }
 
     def _load(self, worker: Worker, position: int) -> dict[str, Any]:
