@@ -91,7 +91,7 @@ class PredictedBlocks:
             self._end_oldest(own)
         if self._written > self.total_max:
             self._end_oldest_of_longest()
-        if not own.queued:
+        if own.notes and not own.queued:
             self._queue(own)
 
     def match(self, hashes: Sequence[int], known: Mapping[int, int]) -> dict[int, int]:

@@ -95,6 +95,19 @@ def test_all_ranks_together_are_bounded() -> None:
     assert predictions.match([7], {}) == {2: 1}
 
 
+def test_a_newcomer_with_too_much_gives_at_once() -> None:
+    """When what it writes is itself the most, it is not kept."""
+    predictions = PredictedBlocks(total_max=5)
+    predictions.store(0, [1, 2], 10.0)
+
+    predictions.store(1, [1, 2, 3, 4], 10.0)
+
+    assert predictions.match([1, 2, 3, 4], {}) == {0: 2}
+    predictions.store(1, [1], 10.0)
+    predictions.expire(10.0)
+    assert len(predictions) == 0
+
+
 def test_a_rank_can_be_forgotten() -> None:
     """And begin again."""
     predictions = PredictedBlocks()

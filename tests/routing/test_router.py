@@ -326,6 +326,19 @@ def test_a_worker_that_left_cannot_be_booked() -> None:
     assert len(router.book) == 0
 
 
+def test_the_fleet_can_be_listed() -> None:
+    """By worker and by dense rank, for reports."""
+    router = fleet("a", "b", ranks=2, models=("m",))
+
+    assert [worker.worker_id for worker in router.fleet.workers()] == ["a", "b"]
+    assert len(router.fleet) == 2
+    assert router.fleet.worker("b").models == {"m"}
+    third = router.fleet.at(2)
+    assert third is not None
+    assert third.source == Source("b", 0)
+    assert router.fleet.at(99) is None
+
+
 def test_wrong_workers_are_refused() -> None:
     """Ids are unique, numbers positive, the fleet bounded."""
     router = fleet("a")
