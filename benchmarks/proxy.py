@@ -70,7 +70,8 @@ def _run(options: argparse.Namespace, report: Report) -> None:
         rig = Rig(children=children, cores=cores, fleet=fleet, events=events, peers=peers)
         running = start_candidates(rig, candidates, results)
         seconds = seconds if seconds > 1 else 2 * seconds  # a third of a second passes before the first stream ends
-        measure_rounds(runner, running, _stream_scenarios(), results, rounds=rounds, seconds=seconds)
+        scenarios = _stream_scenarios(quick=options.quick)
+        measure_rounds(runner, running, scenarios, results, rounds=rounds, seconds=seconds)
     add_rows(report, results, [each.name for each in candidates if each.name != _OURS], ours=_OURS)
 
 
@@ -81,7 +82,7 @@ def _wanted(candidate: Candidate, options: argparse.Namespace) -> bool:
 
 
 def _plain_scenarios(*, quick: bool) -> list[Scenario]:
-    """Return the scenarios in front of workers that answer at once; a quick run leaves out text for ourselves."""
+    """Return the scenarios in front of workers that answer at once; a quick run leaves some out."""
     scenarios = []
     for size, length in _SIZES.items():
         text = text_completions(f"{size}-text", length, conversations=False)
@@ -99,15 +100,13 @@ def _plain_scenarios(*, quick: bool) -> list[Scenario]:
     return scenarios
 
 
-def _stream_scenarios() -> list[Scenario]:
+def _stream_scenarios(*, quick: bool) -> list[Scenario]:
     workloads = {
         "token-ids": token_completions("stream", _SIZES["1k"], conversations=False, stream=True),
         "text": text_completions("stream-text", _SIZES["1k"], conversations=False, stream=True),
     }
-    return [
-        Scenario(name="streams", kind="streams", workloads=workloads),
-        Scenario(name="first-chunk", kind="first-chunk", workloads=workloads),
-    ]
+    streams = Scenario(name="streams", kind="streams", workloads=workloads)
+    return [streams] if quick else [streams, Scenario(name="first-chunk", kind="first-chunk", workloads=workloads)]
 
 
 def _looks_at_prompts(name: str) -> bool:

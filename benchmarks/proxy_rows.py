@@ -28,7 +28,7 @@ def add_rows(report: Report, results: Results, peers: Sequence[str], *, ours: st
         _cpu(report, results, "cpu-per-stream", "streams", ours, peer)
         for measure in ("p50", "p99"):
             _added(report, results, f"added-latency-{measure}", ("latency", measure), ours, peer)
-        for measure in ("p50", "p99"):
+        for measure in ("p50", "p99") if results.all("first-chunk", DIRECT, "first-p50") else ():
             _added(report, results, f"added-first-chunk-{measure}", ("first-chunk", f"first-{measure}"), ours, peer)
 
 
