@@ -1,0 +1,284 @@
+"""`kvrouter events tail`: see what an engine publishes about its KV cache, as it arrives.
+
+A tool for people and scripts that ask "does anything come, and what?". It prints counts and hashes, never token
+ids, salts or sessions, and keeps no index.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from kvrouter.errors import WireError
+from kvrouter.events import AllBlocksCleared, BlockRemoved, BlockStored, Event, Source, decode_batch
+
+__all__ = ["Tail", "add_parser", "run"]
+
+_SOURCE = Source("tail", 0)
+_SILENT_SECONDS = 5.0
+_HASHES_SHOWN = 2
+_HELD_MAX = 10_000
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add `events` and its subcommand `tail`."""
+    events = subparsers.add_parser("events", help="look at engines' KV-cache events")
+    commands = events.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    tail = commands.add_parser(
+        "tail",
+        help="print the events of one publisher as they arrive",
+        description="Print the KV-cache events that arrive from ENDPOINT. Shows counts and hashes, never token ids.",
+    )
+    tail.add_argument("endpoint", metavar="ENDPOINT", help="where events are published, such as tcp://10.0.0.5:5557")
+    tail.add_argument(
+        "--replay", metavar="ENDPOINT", help="where missed events are replayed, such as tcp://10.0.0.5:5657"
+    )
+    tail.add_argument(
+        "--start", type=int, default=0, metavar="N", help="with --replay: begin at sequence N (default 0)"
+    )
+    tail.add_argument("--topic", default="", help="prefix of the topics to show (default: all)")
+    tail.add_argument("--count", type=int, metavar="N", help="stop after N batches")
+    tail.add_argument("--seconds", type=float, metavar="S", help="stop after S seconds; exit code 1 if nothing came")
+    tail.add_argument("--json", action="store_true", help="print one JSON object per line")
+    tail.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print events until the count, the time or an interrupt; returns 1 if a time was given and nothing came."""
+    return asyncio.run(_tail(arguments))
+
+
+class _Answer(NamedTuple):
+    outcome: str
+    replay_from: int | None = None
+
+
+class Tail:
+    """An event sink that describes what arrives instead of keeping it. Records go to `emit`, one mapping each."""
+
+    def __init__(self, emit: Callable[[Mapping[str, Any]], None], *, replay: bool = False, start: int = 0) -> None:
+        self._emit, self._replay, self._next = emit, replay, start
+        self._seen_any = self._may_restart = False
+        self._held: list[tuple[int, bytes]] | None = None
+        self.batches = self.events = self.blocks_stored = self.blocks_removed = self.clears = 0
+        self.gaps = self.duplicates = self.quarantined = self.restarts = 0
+
+    def connected(self, source: Source, *, now: float) -> _Answer:  # noqa: ARG002 - the sink's signature
+        """Say so; ask for what was published before, and hold what comes live until that has come."""
+        self._emit({"kind": "connected"})
+        self._may_restart = self._seen_any
+        if not self._replay:
+            return _Answer("connected")
+        self._held = self._held or []
+        return _Answer("connected", self._next)
+
+    def disconnected(self, source: Source, *, now: float) -> None:  # noqa: ARG002 - as above
+        """Say so."""
+        self._emit({"kind": "disconnected"})
+
+    def replay_finished(self, source: Source, *, now: float, complete: bool) -> _Answer:  # noqa: ARG002 - as above
+        """Say so, if somebody wanted it, and show what was held."""
+        if self._replay:
+            self._emit({"kind": "replayed", "complete": complete})
+        self._release()
+        return _Answer("resolved")
+
+    def receive(
+        self,
+        source: Source,  # noqa: ARG002 - as above
+        sequence: int,
+        payload: bytes,
+        *,
+        now: float,  # noqa: ARG002 - as above
+        replayed: bool = False,
+    ) -> _Answer:
+        """Describe one batch, and what its number says about those before it."""
+        if self._held is None or replayed:
+            return self._take(sequence, payload, replayed=replayed)
+        self._held.append((sequence, payload))
+        if len(self._held) >= _HELD_MAX:
+            self._release()
+        return _Answer("buffered")
+
+    def _release(self) -> None:
+        held, self._held = self._held or [], None
+        for sequence, payload in held:
+            self._take(sequence, payload, replayed=False)
+
+    def _take(self, sequence: int, payload: bytes, *, replayed: bool) -> _Answer:
+        if self._seen_any and sequence < self._next:
+            # A live batch may have come in the replay before; only after a new connection is it a new life.
+            if replayed or not (sequence == 0 or self._may_restart):
+                self.duplicates += 1
+                return _Answer("duplicate")
+            self.restarts += 1
+            self._emit({"kind": "restarted"})
+        elif self._seen_any and sequence > self._next:
+            self.gaps += 1
+            self._emit({"kind": "gap", "expected": self._next, "received": sequence})
+        self._seen_any, self._may_restart, self._next = True, False, sequence + 1
+        self._describe(sequence, payload, replayed=replayed)
+        return _Answer("applied")
+
+    def summary(self) -> dict[str, Any]:
+        """Return the counts so far."""
+        return {
+            "kind": "summary",
+            "batches": self.batches,
+            "events": self.events,
+            "blocks_stored": self.blocks_stored,
+            "blocks_removed": self.blocks_removed,
+            "clears": self.clears,
+            "gaps": self.gaps,
+            "duplicates": self.duplicates,
+            "restarts": self.restarts,
+            "quarantined": self.quarantined,
+        }
+
+    def _describe(self, sequence: int, payload: bytes, *, replayed: bool) -> None:
+        self.batches += 1
+        record: dict[str, Any] = {"kind": "batch", "sequence": sequence, "replayed": replayed, "bytes": len(payload)}
+        try:
+            batch = decode_batch(payload)
+        except WireError as error:
+            self.quarantined += 1
+            self._emit({**record, "kind": "quarantined", "reason": str(error)})
+            return
+        for event in batch.events:
+            self._count(event)
+        record |= {"timestamp": batch.timestamp, "rank": batch.data_parallel_rank}
+        record |= {"events": [_described(event) for event in batch.events], "skipped": dict(batch.skipped)}
+        self._emit(record)
+
+    def _count(self, event: Event) -> None:
+        self.events += 1
+        match event:
+            case BlockStored():
+                self.blocks_stored += len(event.block_hashes)
+            case BlockRemoved():
+                self.blocks_removed += len(event.block_hashes)
+            case AllBlocksCleared():
+                self.clears += 1
+
+
+def _described(event: Event) -> dict[str, Any]:
+    match event:
+        case BlockStored():
+            optional = {
+                "parent": None if event.parent_block_hash is None else _hex(event.parent_block_hash),
+                "medium": event.medium,
+                "group": event.group_idx,
+                "lora": event.lora_name,
+            }
+            return {
+                "type": "stored",
+                "blocks": len(event.block_hashes),
+                "block_size": event.block_size,
+                "tokens": len(event.token_ids),
+                "hashes": [_hex(block_hash) for block_hash in event.block_hashes],
+                **{name: value for name, value in optional.items() if value is not None},
+            }
+        case BlockRemoved():
+            removed = {"type": "removed", "blocks": len(event.block_hashes)}
+            optional = {"medium": event.medium, "group": event.group_idx}
+            return {
+                **removed,
+                "hashes": [_hex(block_hash) for block_hash in event.block_hashes],
+                **{name: value for name, value in optional.items() if value is not None},
+            }
+        case AllBlocksCleared():
+            return {"type": "cleared"}
+
+
+def _hex(block_hash: int) -> str:
+    return f"{block_hash:016x}"
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    """Return a record as a line, or lines, for people."""
+    match record["kind"]:
+        case "batch":
+            head = f"{record['sequence']:>8}{' replayed' if record['replayed'] else ''}"
+            head += "" if record["rank"] is None else f" rank {record['rank']}"
+            lines = [f"{head}  {_event_line(event)}" for event in record["events"]] or [f"{head}  nothing"]
+            lines += [f"{head}  skipped {count}: {reason}" for reason, count in record["skipped"].items()]
+            return "\n".join(lines)
+        case "quarantined":
+            return f"{record['sequence']:>8}  not understood, {record['bytes']} bytes: {record['reason']}"
+        case "gap":
+            return f"     gap  expected {record['expected']}, received {record['received']}"
+        case "replayed":
+            return f"  replay  {'complete' if record['complete'] else 'not answered to its end'}"
+        case "summary":
+            counts = ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in record.items() if name != "kind")
+            return f"   total  {counts}"
+        case kind:
+            return f"          {kind}"
+
+
+def _event_line(event: Mapping[str, Any]) -> str:
+    words = [event["type"]]
+    if "blocks" in event:
+        words.append(f"{event['blocks']} block{'' if event['blocks'] == 1 else 's'}")
+    if "tokens" in event:
+        words.append(f"of {event['block_size']} ({event['tokens']} tokens)")
+    words += [f"{name} {event[name]}" for name in ("medium", "group", "lora", "parent") if name in event]
+    hashes = event.get("hashes", [])
+    if hashes:
+        more = f" and {len(hashes) - _HASHES_SHOWN} more" if len(hashes) > _HASHES_SHOWN else ""
+        words.append(f"hashes {' '.join(hashes[:_HASHES_SHOWN])}{more}")
+    return " ".join(words)
+
+
+async def _tail(arguments: argparse.Namespace) -> int:
+    from kvrouter_subscribers import ZmqEventSubscriber  # noqa: PLC0415 - other commands need not load pyzmq
+
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+
+    def emit(record: Mapping[str, Any]) -> None:
+        _write(json.dumps(record) if arguments.json else _line(record), stop)
+        if record["kind"] in ("batch", "quarantined") and tail.batches == arguments.count:
+            stop.set()
+
+    tail = Tail(emit, replay=arguments.replay is not None, start=arguments.start)
+    subscriber = ZmqEventSubscriber(tail)
+    subscriber.add(_SOURCE, arguments.endpoint, replay_endpoint=arguments.replay, topic=arguments.topic)
+    async with subscriber, asyncio.TaskGroup() as tasks:
+        nagging = tasks.create_task(_tell_if_silent(subscriber.status, tail))
+        try:
+            async with asyncio.timeout(arguments.seconds):
+                await stop.wait()
+        except TimeoutError:
+            pass
+        nagging.cancel()
+    emit(tail.summary())
+    return 1 if arguments.seconds is not None and not tail.batches else 0
+
+
+async def _tell_if_silent(status: Callable[[Source], Any], tail: Tail) -> None:
+    """Tell on standard error why nothing comes: that is what this command is for."""
+    while True:
+        await asyncio.sleep(_SILENT_SECONDS)
+        if tail.batches:
+            return
+        now = status(_SOURCE)
+        state = "connected, but no events yet; is the engine busy, and the topic right?"
+        if not now.connected:
+            state = f"not connected ({now.last_error or 'no answer'})"
+        sys.stderr.write(f"{now.endpoint}: {state}\n")
+
+
+def _write(line: str, stop: asyncio.Event) -> None:
+    """Write a line; a reader that went away, such as `head`, ends the command quietly."""
+    try:
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        stop.set()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
