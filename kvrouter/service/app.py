@@ -12,7 +12,7 @@ import ssl
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -53,9 +53,10 @@ _log = logging.getLogger("kvrouter.service")
 class Service:
     """All parts of one router process, wired together. Building it opens nothing."""
 
-    def __init__(self, settings: Settings, *, admin_socket: str | None = None) -> None:
-        self.settings = settings
-        clock = self.clock = time.monotonic
+    def __init__(
+        self, settings: Settings, *, admin_socket: str | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.settings, self.clock = settings, clock
         limits = _proxy_limits(settings.limits, route_headers=settings.server.route_headers)
         index = PrefixIndex()
         self.ingest = Ingest(index, limits=IngestLimits(block_size=settings.tokens.block_size))

@@ -89,8 +89,7 @@ class SelectionChoice:
         return [
             (worker, position)
             for worker in self._registry
-            if (model is None or model in worker.models)
-            and (members is None or worker.spec.worker_id in members)
+            if (model is None or model in worker.models) and (members is None or worker.spec.worker_id in members)
             for position in range(worker.spec.ranks)
         ]
 

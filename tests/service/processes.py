@@ -165,6 +165,17 @@ class Processes:
         return process
 
 
+def until_cut(lines: Iterator[str]) -> list[str]:
+    """Return the lines that came before the connection was cut; a whole answer fails the test."""
+    read = []
+    try:
+        for line in lines:
+            read.append(line)
+    except httpx.RemoteProtocolError:
+        return [line for line in read if line]
+    raise AssertionError("the answer was not cut")
+
+
 @contextmanager
 def stopped(process: Process) -> Iterator[None]:
     """Hold a process still, as a machine without time for it would."""
