@@ -42,7 +42,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--seconds",
         type=_count(1, 600),
-        default=20,
+        default=18,
         metavar="S",
         help="how long requests are sent under each policy (default: %(default)s)",
     )

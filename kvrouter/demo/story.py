@@ -22,7 +22,7 @@ from kvrouter.demo.workload import Workload, conversations
 __all__ = ["tell"]
 
 BASELINE = "round-robin"
-FLEET_ROOM = 1.2
+FLEET_ROOM = 1.5
 """All caches together, relative to everything that is talked about."""
 BLOCKS_MIN = 512
 """The longest conversation has to fit into one engine."""

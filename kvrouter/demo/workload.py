@@ -20,8 +20,8 @@ from dataclasses import dataclass
 __all__ = ["Session", "Turn", "Workload", "conversations"]
 
 APPLICATIONS = 6
-SESSIONS_PER_ENGINE_SECOND = 0.35
-ARRIVALS_UNTIL = 0.75
+SESSIONS_PER_ENGINE_SECOND = 0.4
+ARRIVALS_UNTIL = 0.6
 """Conversations begin in this part of the time, so that most of them come to their end."""
 TOKEN_IDS = range(1000, 60_000)
 
@@ -78,7 +78,7 @@ def conversations(*, engines: int, seconds: float, seed: int, sessions: int | No
 def _session(rng: random.Random, number: int, system: tuple[int, ...], begin: float, seconds: float) -> Session:
     turns = [_turn(rng, begin, rng.randint(1200, 2800))]
     for _ in range(rng.randint(6, 10)):
-        due = turns[-1].due_seconds + rng.uniform(0.8, 2.0)
+        due = turns[-1].due_seconds + rng.uniform(1.0, 2.4)
         if due >= seconds:
             break
         turns.append(_turn(rng, due, rng.randint(40, 200)))
@@ -86,7 +86,7 @@ def _session(rng: random.Random, number: int, system: tuple[int, ...], begin: fl
 
 
 def _turn(rng: random.Random, due: float, tokens: int) -> Turn:
-    return Turn(due_seconds=due, added_tokens=_tokens(rng, tokens), answer_tokens=rng.randint(16, 48))
+    return Turn(due_seconds=due, added_tokens=_tokens(rng, tokens), answer_tokens=rng.randint(8, 24))
 
 
 def _tokens(rng: random.Random, count: int) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
 """The engine's event publishers: one for each rank, on neighbouring ports, and able to lose messages on command."""
 
+import random
 from typing import Any, Literal, cast
 
 import zmq
@@ -10,7 +11,9 @@ from kvrouter_publishers import ZmqEventPublisher
 
 __all__ = ["LossyContext", "RankPublishers"]
 
-_ATTEMPTS = 20
+_ATTEMPTS = 50
+_UNASSIGNED_PORTS = range(12_000, 32_000)
+"""Below the ports that systems give to connections, where several neighbours are rarely free at a time."""
 
 
 class LossyContext(zmq.Context[zmq.Socket[bytes]]):
@@ -49,7 +52,7 @@ class RankPublishers:
         self.endpoint = self.replay_endpoint = ""
 
     def open(self) -> None:
-        """Open every rank's publisher. Ports left to the system are tried until the ranks are neighbours.
+        """Open every rank's publisher. Ports that nobody chose are tried until all neighbours are free.
 
         Raises:
             SettingsError: the ports are taken.
@@ -80,8 +83,8 @@ class RankPublishers:
 
     def _open_all(self) -> None:
         options = self._options
-        live = self.endpoint or f"tcp://{options.host}:{options.events_port or '*'}"
-        replay = self.replay_endpoint or f"tcp://{options.host}:{options.replay_port or '*'}"
+        live = self.endpoint or f"tcp://{options.host}:{options.events_port or self._some_port()}"
+        replay = self.replay_endpoint or f"tcp://{options.host}:{options.replay_port or self._some_port()}"
         for rank in range(options.ranks):
             context = LossyContext()
             self.contexts.append(context)
@@ -98,3 +101,6 @@ class RankPublishers:
             if rank == 0:
                 live, replay = publisher.endpoint, publisher.replay_endpoint or replay
         self.endpoint, self.replay_endpoint = live, replay
+
+    def _some_port(self) -> str:
+        return "*" if self._options.ranks == 1 else str(random.SystemRandom().choice(_UNASSIGNED_PORTS))
