@@ -4,7 +4,7 @@ Light on purpose: publishers import this inside engine processes, so nothing
 here loads more than the standard library and msgpack.
 """
 
-from kvrouter.events.decode import decode_batch
+from kvrouter.events.decode import decode_batch, peek_timestamp
 from kvrouter.events.encode import encode_batch
 from kvrouter.events.frames import ReplayData, ReplayEnd, parse_live, parse_replay
 from kvrouter.events.model import (
@@ -37,5 +37,6 @@ __all__ = [
     "encode_batch",
     "parse_live",
     "parse_replay",
+    "peek_timestamp",
     "tier_of",
 ]

@@ -10,6 +10,7 @@ counted as well, because tomorrow's engine sends more than today's.
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from struct import Struct
 from typing import Final, cast
 
 import msgpack
@@ -32,6 +33,7 @@ __all__ = [
     "PAYLOAD_BYTES_MAX",
     "TOKENS_PER_EVENT_MAX",
     "decode_batch",
+    "peek_timestamp",
 ]
 
 PAYLOAD_BYTES_MAX: Final = 64 << 20
@@ -41,6 +43,9 @@ TOKENS_PER_EVENT_MAX: Final = 1 << 22
 BLOCK_TOKENS_MAX: Final = 1 << 16
 
 _UINT64: Final = 2**64 - 1
+_FIXED_ARRAY: Final = 0x90  # msgpack's marks, for the one look that is not worth a whole decoding
+_FLOAT64: Final = 0xCB
+_UNPACK_FLOAT64: Final = Struct(">d").unpack_from
 _MILLISECONDS_FROM: Final = 100_000_000_000  # As seconds this is the year 5138, so it must be milliseconds.
 
 # Positions in the array encoding; trailing defaults may be absent.
@@ -120,6 +125,14 @@ def decode_batch(payload: bytes) -> EventBatch:
         data_parallel_rank=_rank(envelope[2]) if len(envelope) > 2 else None,
         skipped=skipped,
     )
+
+
+def peek_timestamp(payload: bytes) -> float | None:
+    """Return the time of a batch without decoding it; None where it is not the usual eight-byte float."""
+    if len(payload) < 10 or payload[0] & 0xF0 != _FIXED_ARRAY or payload[1] != _FLOAT64:
+        return None
+    (seconds,) = _UNPACK_FLOAT64(payload, 2)
+    return float(seconds)
 
 
 def _unpack(payload: bytes) -> object:

@@ -184,13 +184,13 @@ class _Followed:
             self.cache.drop()
 
     def state(self) -> SourceState:
-        if self.sequencer.replaying and (self.connected or self.sequencer.applied):
-            return "replaying"
-        if self.connected is None and not self.sequencer.applied:
+        """Say the worst that is true."""
+        sequencer = self.sequencer
+        if not self.connected and not sequencer.applied:
             return "predicted"
-        if self.connected is False or self._doubtful or self.sequencer.unverified:
+        if self.connected is False or self._doubtful or sequencer.unverified:
             return "suspect"
-        return "live"
+        return "replaying" if sequencer.replaying else "live"
 
     def status(self, index: PrefixIndex, now: float) -> SourceStatus:
         sequencer, cache = self.sequencer, self.cache

@@ -3,7 +3,8 @@
 Sequence numbers count from 0 in each life of an engine, and nothing on the wire names the life. So
 the digest of every recent batch is kept: the same number with the same bytes is a duplicate, with
 other bytes it is another life. After a reconnection nothing is applied before the publisher has
-repeated our last batch, because a new life may have counted past the old one's end.
+repeated our last batch, because a new life may have counted past the old one's end; where it cannot
+be asked, the source is in doubt until it can.
 """
 
 from array import array
@@ -12,12 +13,14 @@ from typing import Final, Protocol
 
 from xxhash import xxh3_64_intdigest
 
+from kvrouter.events import peek_timestamp
 from kvrouter.ingest.limits import IngestLimits
 from kvrouter.ingest.receipts import Outcome, Receipt
 
 __all__ = ["Feed", "Sequencer"]
 
 _DIGESTS: Final = 4096
+_CLOCK_STEP_SECONDS: Final = 1.0  # Engines stamp with the wall clock, which may be set back a little.
 _SKIPPED: Final = 0  # In place of a digest: this number was given up, whatever it carried.
 
 
@@ -48,6 +51,7 @@ class Sequencer:
 
     __slots__ = (
         "_digests",
+        "_doubted_from",
         "_feed",
         "_limits",
         "_replay",
@@ -60,14 +64,13 @@ class Sequencer:
         "gaps_lost",
         "incarnation",
         "restarts",
-        "unverified",
     )
 
     def __init__(self, feed: Feed, limits: IngestLimits) -> None:
         self.expected = 0
         self.incarnation = 0
         self.applied = self.duplicates = self.gaps = self.gaps_lost = self.restarts = 0
-        self.unverified = False
+        self._doubted_from: int | None = None  # Batches from here on may be of another life than those before.
         self._feed = feed
         self._limits = limits
         self._digests = array("Q", bytes(8 * _DIGESTS))
@@ -79,6 +82,11 @@ class Sequencer:
     def replaying(self) -> bool:
         """Whether batches were asked for and are awaited."""
         return self._replay is not None
+
+    @property
+    def unverified(self) -> bool:
+        """Whether a connection was made whose publisher could not be asked if it is the one we knew."""
+        return self._doubted_from is not None
 
     @property
     def waiting(self) -> int:
@@ -93,7 +101,8 @@ class Sequencer:
     def connected(self) -> Receipt:
         """A connection was made. What was published before it may be missed, and the engine may be another."""
         self._forget_waiting()
-        self._replay = _Replay(max(0, self.expected - 1), unverified=self.expected > 0)
+        known = self._known_below()
+        self._replay = _Replay(max(0, known - 1), unverified=known > 0)
         return Receipt("connected", self._replay.start)
 
     def reset(self) -> None:
@@ -133,11 +142,11 @@ class Sequencer:
                 self._restart(_Replay(0))
                 self._drain()
                 return Receipt("restarted", 0)
-            self.unverified = True
+            self._doubted_from = self._known_below()
         self._drain()
         if not self._waiting:
             return Receipt("resolved")
-        if complete and replay.began and replay.attempts < self._limits.replay_attempts_max:
+        if complete and replay.attempts < self._limits.replay_attempts_max:
             self._replay = _Replay(self.expected, attempts=replay.attempts + 1)
             return Receipt("gap", self.expected)
         return Receipt(self._give_up())
@@ -146,9 +155,8 @@ class Sequencer:
         known = self._known_digest(sequence)
         if known == _digest(payload) or (known == _SKIPPED and replayed):
             self.duplicates += 1
-            if self._replay is not None and self._replay.unverified and known != _SKIPPED:
-                self._replay.unverified = self.unverified = False
-                self._drain()
+            if known != _SKIPPED and sequence < self._known_below():
+                self._verified()
             return Receipt("duplicate")
         self._restart(_Replay(0))
         self._forget_waiting()
@@ -158,6 +166,13 @@ class Sequencer:
             self._advance(payload)
         return Receipt("restarted", 0)
 
+    def _verified(self) -> None:
+        """The publisher repeated a batch that we know: it is the life that we follow."""
+        self._doubted_from = None
+        if self._replay is not None and self._replay.unverified:
+            self._replay.unverified = False
+            self._drain()
+
     def _receive_ahead(self, sequence: int, payload: bytes, *, replayed: bool) -> Receipt:
         if self._replay is not None or replayed:
             return self._wait(sequence, payload, "buffered")
@@ -165,6 +180,10 @@ class Sequencer:
         self._replay = _Replay(self.expected)
         receipt = self._wait(sequence, payload, "gap")
         return Receipt("gap", self.expected) if receipt.outcome == "gap" else receipt
+
+    def _known_below(self) -> int:
+        """Batches below this one are certainly of the life that we follow."""
+        return self.expected if self._doubted_from is None else self._doubted_from
 
     def _known_digest(self, sequence: int) -> int | None:
         if sequence < self.expected - _DIGESTS:
@@ -186,8 +205,19 @@ class Sequencer:
 
     def _advance(self, payload: bytes) -> Outcome:
         understood = self._take(payload)
+        if self._waiting:
+            self._forget_older_than(payload)
         self._drain()
         return "applied" if understood else "quarantined"
+
+    def _forget_older_than(self, payload: bytes) -> None:
+        """Batches that wait for this one are not older than it, unless they are of an earlier life."""
+        stamp = peek_timestamp(payload)
+        if stamp is None:
+            return
+        for sequence, waiting in list(self._waiting.items()):
+            if (peek_timestamp(waiting) or stamp) < stamp - _CLOCK_STEP_SECONDS:
+                self._waiting_bytes -= len(self._waiting.pop(sequence))
 
     def _take(self, payload: bytes) -> bool:
         """Apply one batch. The cursor moves even past one that nobody understands, or nothing would ever follow it."""
@@ -212,6 +242,7 @@ class Sequencer:
         lowest = min(self._waiting)
         if self.expected:
             self.gaps_lost += 1
+            self._doubted_from = None
             self._feed.forget(restarted=False)
         for skipped in range(max(self.expected, lowest - _DIGESTS), lowest):
             self._digests[skipped % _DIGESTS] = _SKIPPED
@@ -230,7 +261,7 @@ class Sequencer:
     def _begin_life(self) -> None:
         self.incarnation += 1
         self.expected = 0
-        self.unverified = False
+        self._doubted_from = None
         self._digests = array("Q", bytes(8 * _DIGESTS))
 
 

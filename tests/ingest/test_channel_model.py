@@ -1,0 +1,228 @@
+"""A publisher, a channel that loses, repeats and reorders, restarts; beside them a model that cannot be wrong.
+
+At every moment a trusted source claims only blocks that the publisher held after the batch that ingest applied last.
+When the channel heals, and the publisher still remembers everything, ingest claims exactly what is held.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from kvrouter.blocks import sequence_hashes
+from kvrouter.events import Event
+from kvrouter.index import PrefixIndex
+from kvrouter.ingest import Ingest, IngestLimits, Receipt
+from tests.ingest.engines import CLEARED, RANK, SOURCE, payload, removed, stored
+
+SIZE = 4
+PATHS = ((0, 1, 2, 3), (0, 1, 4, 5), (6, 7, 8, 9))
+"""Prompts as block numbers; the first two share their beginning. A block number stands for its whole prefix."""
+
+TOKENS = {block: tuple(range(100 * block, 100 * block + SIZE)) for path in PATHS for block in path}
+KEYS = {
+    block: int(key)
+    for path in PATHS
+    for block, key in zip(path, sequence_hashes([t for b in path for t in TOKENS[b]], SIZE), strict=True)
+}
+REPLAY_ROUNDS_MAX = 20
+
+
+@dataclass
+class Publisher:
+    """An engine's cache and its event stream; `ring` is what it can replay of this life."""
+
+    ring_batches: int
+    life: int = 0
+    copies: Counter[int] = field(default_factory=Counter)
+    announced: set[int] = field(default_factory=set)
+    ring: dict[int, bytes] = field(default_factory=dict)
+    sequence: int = 0
+    held_after: dict[tuple[int, int], frozenset[int]] = field(default_factory=dict)
+
+    def hash_of(self, block: int) -> int:
+        """Every life has its own seed."""
+        return self.life * 1_000_003 + block + 17
+
+    def publish(self, *events: Event) -> tuple[int, bytes]:
+        """Number and remember one batch."""
+        message = self.sequence, payload(*events, stamp=self.life * 1000.0 + self.sequence)
+        self.held_after[self.life, self.sequence] = frozenset(+self.copies)
+        self.ring[self.sequence] = message[1]
+        while len(self.ring) > self.ring_batches:
+            del self.ring[min(self.ring)]
+        self.sequence += 1
+        return message
+
+    def restart(self) -> None:
+        """Everything is gone but the memory of the test."""
+        self.life += 1
+        self.sequence = 0
+        self.copies.clear()
+        self.announced.clear()
+        self.ring.clear()
+
+
+class Channel(RuleBasedStateMachine):
+    """The publisher forgets nothing that it may have to repeat."""
+
+    ring_batches = 10_000
+
+    @initialize()
+    def open(self) -> None:
+        """One source, not connected yet."""
+        self.index = PrefixIndex()
+        self.ingest = Ingest(self.index, limits=IngestLimits(buffered_batches_max=50))
+        self.ingest.open(SOURCE, RANK, block_size=SIZE, now=0.0)
+        self.publisher = Publisher(self.ring_batches)
+        self.flying: list[tuple[int, bytes]] = []
+        self.wanted: int | None = None
+
+    @rule(path=st.sampled_from(PATHS), start=st.integers(0, 3), length=st.integers(1, 4))
+    def store(self, path: tuple[int, ...], start: int, length: int) -> None:
+        """Cache a stretch of a prompt whose beginning was announced before."""
+        publisher = self.publisher
+        while start and path[start - 1] not in publisher.announced:
+            start -= 1
+        blocks = path[start : start + length]
+        publisher.copies.update(blocks)
+        publisher.announced.update(blocks)
+        event = stored(
+            [publisher.hash_of(block) for block in blocks],
+            [token for block in blocks for token in TOKENS[block]],
+            parent=publisher.hash_of(path[start - 1]) if start else None,
+        )
+        self.flying.append(publisher.publish(event))
+
+    @rule(data=st.data())
+    def remove(self, data: st.DataObject) -> None:
+        """Evict one copy of something."""
+        publisher = self.publisher
+        held = sorted(+publisher.copies)
+        if held:
+            block = data.draw(st.sampled_from(held))
+            publisher.copies[block] -= 1
+            self.flying.append(publisher.publish(removed(publisher.hash_of(block))))
+
+    @rule()
+    def clear(self) -> None:
+        """Reset the engine's cache."""
+        self.publisher.copies.clear()
+        self.flying.append(self.publisher.publish(CLEARED))
+
+    @rule()
+    def restart(self) -> None:
+        """A new life, over a new connection; what flew is lost with the old one."""
+        self.publisher.restart()
+        self.reconnect()
+
+    @rule()
+    def restart_unseen(self) -> None:
+        """A new life that the transport does not tell of, as behind a broker; its first batch arrives."""
+        self.publisher.restart()
+        self.flying.clear()
+        self._note(self.ingest.receive(SOURCE, *self.publisher.publish(CLEARED), now=0.0))
+
+    @rule()
+    def reconnect(self) -> None:
+        """The transport tells of a new connection; what flew is lost with the old one."""
+        self.flying.clear()
+        self.ingest.disconnected(SOURCE, now=0.0)
+        self._note(self.ingest.connected(SOURCE, now=0.0))
+
+    @rule(count=st.integers(1, 5))
+    def deliver(self, count: int) -> None:
+        """Batches arrive in order."""
+        for sequence, message in self.flying[:count]:
+            self._note(self.ingest.receive(SOURCE, sequence, message, now=0.0))
+        del self.flying[:count]
+
+    @rule()
+    def lose(self) -> None:
+        """The channel drops the oldest batch."""
+        del self.flying[:1]
+
+    @rule(position=st.integers(0, 5))
+    def deliver_out_of_order(self, position: int) -> None:
+        """A later batch overtakes."""
+        if position < len(self.flying):
+            sequence, message = self.flying.pop(position)
+            self._note(self.ingest.receive(SOURCE, sequence, message, now=0.0))
+
+    @rule()
+    def repeat(self) -> None:
+        """A batch arrives and will arrive once more."""
+        if self.flying:
+            sequence, message = self.flying[0]
+            self._note(self.ingest.receive(SOURCE, sequence, message, now=0.0))
+
+    @rule(complete=st.booleans(), share=st.integers(0, 4))
+    def replay(self, complete: bool, share: int) -> None:
+        """What was asked for comes, wholly or in part."""
+        if self.wanted is None:
+            return
+        wanted, self.wanted = self.wanted, None
+        batches = [item for item in sorted(self.publisher.ring.items()) if item[0] >= wanted]
+        for sequence, message in batches if complete else batches[: len(batches) * share // 4]:
+            self._note(self.ingest.receive(SOURCE, sequence, message, now=0.0, replayed=True))
+        self._note(self.ingest.replay_finished(SOURCE, now=0.0, complete=complete))
+
+    @rule()
+    def heal(self) -> None:
+        """Reconnect, answer every wish, and the claims are the truth."""
+        self.reconnect()
+        for _ in range(REPLAY_ROUNDS_MAX):
+            if self.wanted is None:
+                break
+            self.replay(complete=True, share=4)
+
+        assert self.wanted is None
+        assert self.ingest.is_trusted(RANK) == "live"
+        self.check_healed()
+
+    def check_healed(self) -> None:
+        """Exactly what is held."""
+        assert self.claims() == set(+self.publisher.copies)
+
+    @invariant()
+    def claims_only_what_was_held(self) -> None:
+        """In the life that it follows, after the batch that it applied last."""
+        (status,) = self.ingest.status(now=0.0)
+        if status.state == "suspect":
+            return  # A replay ended before it showed whose life it is; the state says not to trust it.
+        if status.applied_sequence is None:
+            assert self.claims() == set()
+            return
+        lives = range(self.publisher.life + 1)
+        possible = [self.publisher.held_after.get((life, status.applied_sequence)) for life in lives]
+        assert any(held is not None and self.claims() <= held for held in possible)
+
+    def claims(self) -> set[int]:
+        """Blocks that the index attributes to the rank."""
+        held = self.index.holds(RANK, list(KEYS.values()), "gpu")
+        return {block for block, here in zip(KEYS, held.tolist(), strict=True) if here}
+
+    def _note(self, receipt: Receipt) -> None:
+        if receipt.replay_from is not None:
+            self.wanted = receipt.replay_from
+
+
+class ForgetfulChannel(Channel):
+    """The publisher can repeat its last few batches only: what is lost for good is never claimed."""
+
+    ring_batches = 3
+
+    def check_healed(self) -> None:
+        """Nothing beyond what is held; how much less depends on what was lost."""
+        assert self.claims() <= set(+self.publisher.copies)
+
+
+_SETTINGS = settings(
+    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+TestChannel = Channel.TestCase
+TestChannel.settings = _SETTINGS
+TestForgetfulChannel = ForgetfulChannel.TestCase
+TestForgetfulChannel.settings = _SETTINGS
