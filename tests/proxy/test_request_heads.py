@@ -169,7 +169,7 @@ def test_framing_headers_cannot_be_nominated_away() -> None:
     """Connection: content-length does not remove the length; authorization may be removed."""
     head = _parse(BASE + b"\r\nContent-Length: 5\r\nAuthorization: k\r\nConnection: content-length, authorization, x-y")
 
-    assert head.forward == [b"Content-Length: 5"]
+    assert head.forward == b"\r\nContent-Length: 5"
     assert head.authorization is None
 
 
@@ -179,5 +179,21 @@ def test_memory_of_lines_is_bounded() -> None:
     for number in range(10_000):
         heads.parse(b"GET /%d HTTP/1.1\r\nHost: a\r\nx: %d" % (number, number))
 
-    assert len(heads._header_lines.known) <= 4096
+    assert len(heads._heads) <= 512
     assert len(heads._lines) <= 1024
+    assert len(heads._header_lines.known) <= 4096
+
+
+@pytest.mark.parametrize("name", [b"Content-Length", b"content-length", b"CONTENT-LENGTH", b"Content-length"])
+def test_a_remembered_head_is_read_like_a_new_one(name: bytes) -> None:
+    """Heads that differ in their length alone share a memory, and none of its strictness is lost."""
+    heads = RequestHeads(ProxyLimits())
+    for length in (5, 7, 5):
+        head = heads.parse(BASE + b"\r\n%b: %d\r\nX: 1" % (name, length))
+        assert head.content_length == length
+        assert sorted(head.forward.split(b"\r\n")) == sorted([b"", b"%b: %d" % (name, length), b"X: 1"])
+    heads.parse(BASE + b"\r\nTransfer-Encoding: chunked\r\nX: 1")
+    for smuggled in (b"Transfer-Encoding: chunked\r\nX: 1", b"X: 1\r\n%b: 5" % name, b"X: 1\r\n folded", b"X : 1"):
+        with pytest.raises(RequestError):
+            heads.parse(BASE + b"\r\n%b: 5\r\n%b" % (name, smuggled))
+    assert heads.parse(BASE + b"\r\nX: 1").content_length == -1

@@ -92,6 +92,7 @@ class _Question:
         self._pieces: list[bytes] = []
         self._size = 0
         self._head: ResponseHead | None = None
+        self._headers: list[tuple[bytes, bytes]] = []
         self._framing: LengthBody | ChunkedBody | UntilCloseBody | None = None
         self.answer: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
         self.complete = False
@@ -116,10 +117,12 @@ class _Question:
                 if len(self._buffer) > _HEAD_BYTES_MAX:
                     raise WireError("the head is too long", reason="head_bytes")
                 return
-            head = ResponseHeads().parse(self._buffer[:end])
+            heads, block = ResponseHeads(), self._buffer[:end]
+            head = heads.parse(block)
             self._buffer, data = b"", self._buffer[end + 4 :]
             if head.status >= 200:
                 self._head, self._framing = head, head.body(self._method, self._pieces)
+                self._headers = heads.pairs(block)
         self._read_body(self._framing, data)
 
     def _read_body(self, framing: LengthBody | ChunkedBody | UntilCloseBody, data: bytes) -> None:
@@ -136,7 +139,7 @@ class _Question:
         self.complete = True
         self._upstream.release(reusable=reusable)
         if self._head is not None and not self.answer.done():
-            self.answer.set_result(Response(self._head.status, self._head.headers, b"".join(self._pieces)))
+            self.answer.set_result(Response(self._head.status, self._headers, b"".join(self._pieces)))
 
     def _fail(self, error: UpstreamError) -> None:
         self._upstream.abort()

@@ -16,24 +16,24 @@ def render_request(
     head: RequestHead, endpoint: Endpoint, *, request_id: str, extra_headers: bytes, body_bytes: int
 ) -> bytes:
     """Return the head to send to a worker. A body that came in chunks is whole by now and gets a length."""
-    line = head.line
-    forward = head.forward
+    line, forward = head.line, head.forward
     if extra_headers:
         forward = without_names(forward, _names(extra_headers))
-    lines = [
-        b"%b %b%b HTTP/1.1" % (line.verb, endpoint.path_prefix, line.target),
-        b"host: " + endpoint.host_header,
-        *forward,
-        b"x-request-id: " + request_id.encode(),
-    ]
     if endpoint.authorization is None:
-        if head.authorization is not None:
-            lines.append(head.authorization)
-    elif endpoint.authorization:
-        lines.append(b"authorization: " + endpoint.authorization)
-    if head.chunked:
-        lines.append(b"content-length: %d" % body_bytes)
-    return b"\r\n".join(lines) + b"\r\n" + extra_headers + b"\r\n"
+        authorization = b"" if head.authorization is None else head.authorization + b"\r\n"
+    else:
+        authorization = b"authorization: %b\r\n" % endpoint.authorization if endpoint.authorization else b""
+    return b"%b %b%b HTTP/1.1\r\nhost: %b%b\r\nx-request-id: %b\r\n%b%b%b\r\n" % (
+        line.verb,
+        endpoint.path_prefix,
+        line.target,
+        endpoint.host_header,
+        forward,
+        request_id.encode(),
+        authorization,
+        b"content-length: %d\r\n" % body_bytes if head.chunked else b"",
+        extra_headers,
+    )
 
 
 def render_response(
@@ -44,9 +44,9 @@ def render_response(
     if http10 and head.chunked:
         forward = without_names(forward, {b"transfer-encoding"})
     connection = b"connection: keep-alive\r\n" if http10 else b""
-    return b"%b\r\n%bx-request-id: %b\r\n%b%b\r\n" % (
+    return b"%b%b\r\nx-request-id: %b\r\n%b%b\r\n" % (
         head.status_line,
-        b"\r\n".join([*forward, b""]),
+        forward,
         request_id.encode(),
         route_lines,
         connection if keep_alive else b"connection: close\r\n",

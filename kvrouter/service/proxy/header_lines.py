@@ -23,6 +23,7 @@ __all__ = [
     "HeaderLine",
     "HeaderLines",
     "connection_options",
+    "split_length",
     "without_names",
 ]
 
@@ -68,6 +69,7 @@ _LENGTH_DIGITS_MAX: Final = 18
 # Two linear steps; one expression for a whole line would backtrack quadratically over blanks.
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _FORBIDDEN = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_LENGTH_LINE = re.compile(rb"\r\n[Cc]ontent-[Ll]ength:[ \t]*([0-9]{1,18})[ \t]*(?=\r\n|\Z)")
 _HOST = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+,;=:\[\]]*")
 
 
@@ -110,9 +112,23 @@ def connection_options(value: bytes) -> set[bytes]:
     return {each.strip(b" \t") for each in value.lower().split(b",")} - {b""}
 
 
-def without_names(lines: list[bytes], names: set[bytes]) -> list[bytes]:
-    """Return the `lines` whose lower-case names are not among `names`."""
-    return [line for line in lines if line[: line.index(b":")].lower() not in names]
+def split_length(block: bytes) -> tuple[bytes, bytes, int]:
+    """Return a head without its first plain Content-Length line, that line with the CRLF before it, and its number.
+
+    What is left is the same for most requests of a client and most answers of a worker, so it can be remembered whole.
+    Without such a line the head is returned as it is, with an empty line and -1.
+    """
+    match = _LENGTH_LINE.search(block)
+    if match is None:
+        return block, b"", -1
+    start, end = match.span()
+    return block[:start] + block[end:], match[0], int(match[1])
+
+
+def without_names(lines: bytes, names: set[bytes]) -> bytes:
+    """Return the `lines`, each with a CRLF before it, whose lower-case names are not among `names`."""
+    kept = [line for line in lines.split(b"\r\n")[1:] if line[: line.index(b":")].lower() not in names]
+    return b"".join([b"\r\n" + line for line in kept])
 
 
 def _content_length(value: bytes) -> int:

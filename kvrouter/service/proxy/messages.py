@@ -86,7 +86,11 @@ class Usage:
 
 
 class Request:
-    """One request, whole. While `Dispatcher.admit` looks at it, its body has not been read yet."""
+    """One request, whole. While `Dispatcher.admit` looks at it, its body has not been read yet.
+
+    `headers` are in the client's order with lower-case names, and may be shared between requests: not to be changed.
+    Content-Length is not among them; `body` says it.
+    """
 
     __slots__ = ("body", "headers", "id", "method", "path", "peer", "query", "received_at")
 

@@ -22,6 +22,7 @@ from .header_lines import (
     TRANSFER_ENCODING,
     HeaderLines,
     connection_options,
+    split_length,
     without_names,
 )
 from .limits import ProxyLimits
@@ -34,6 +35,8 @@ _ABSOLUTE = re.compile(rb"https?://([^/?#]*)([^#]*)", re.IGNORECASE)
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _LINES_KEPT: Final = 1024
 _LINE_BYTES_KEPT: Final = 256
+_HEADS_KEPT: Final = 512
+_HEAD_BYTES_KEPT: Final = 2048
 
 
 class RequestLine(NamedTuple):
@@ -51,7 +54,7 @@ class RequestLine(NamedTuple):
 
 
 class RequestHead:
-    """A request without its body."""
+    """A request without its body. Never changed once parsed: equal heads share what they were parsed into."""
 
     __slots__ = (
         "authorization",
@@ -68,8 +71,12 @@ class RequestHead:
     def __init__(self, line: RequestLine) -> None:
         self.line = line
         self.headers: list[tuple[bytes, bytes]] = []
-        self.forward: list[bytes] = []
-        """Header lines for the worker, as the client wrote them; without Host, Authorization and X-Request-Id."""
+        """All of them but a plain Content-Length."""
+        self.forward = b""
+        """Header lines for the worker as the client wrote them, each with a CRLF before it.
+
+        Without Host, Authorization, X-Request-Id, and those that are not for the worker.
+        """
         self.authorization: bytes | None = None
         """The client's Authorization line."""
         self.content_length = -1
@@ -79,16 +86,34 @@ class RequestHead:
         self.request_id: str | None = None
         """The client's X-Request-Id, if it is usable."""
 
+    def with_length(self, length: int, line: bytes) -> "RequestHead":
+        """Return the same head with a Content-Length.
+
+        Raises:
+            RequestError: it has one already, or another framing.
+        """
+        if self.content_length >= 0 or self.chunked:
+            raise RequestError(
+                "malformed request: Content-Length beside another one or Transfer-Encoding", code="malformed_request"
+            )
+        head = RequestHead(self.line)
+        head.headers, head.forward = self.headers, self.forward + line
+        head.authorization, head.request_id = self.authorization, self.request_id
+        head.keep_alive, head.expects_continue = self.keep_alive, self.expects_continue
+        head.content_length = length
+        return head
+
 
 class RequestHeads:
-    """Parses request heads within limits; remembers request and header lines that it has seen."""
+    """Parses request heads within limits; remembers heads, request lines and header lines that it has seen."""
 
-    __slots__ = ("_header_lines", "_limits", "_lines")
+    __slots__ = ("_header_lines", "_heads", "_limits", "_lines")
 
     def __init__(self, limits: ProxyLimits) -> None:
         self._limits = limits
         self._header_lines = HeaderLines()
         self._lines: dict[bytes, RequestLine] = {}
+        self._heads: dict[bytes, RequestHead] = {}
 
     def parse(self, block: bytes) -> RequestHead:
         """Parse a head, given without the empty line that ends it.
@@ -96,6 +121,11 @@ class RequestHeads:
         Raises:
             RequestError: anything malformed, ambiguous or beyond a limit.
         """
+        rest, line, length = split_length(block)
+        head = self._heads.get(rest) or self._head(rest)
+        return head if length < 0 else head.with_length(length, line)
+
+    def _head(self, block: bytes) -> RequestHead:
         first, *lines = block.split(b"\r\n")
         head = RequestHead(self._lines.get(first) or self._request_line(first))
         if len(lines) > self._limits.headers_max:
@@ -106,10 +136,14 @@ class RequestHeads:
             self._read_lines(head, lines)
         except WireError as error:
             raise RequestError(f"malformed request: {error}", code="malformed_request") from error
+        if len(block) <= _HEAD_BYTES_KEPT:
+            if len(self._heads) >= _HEADS_KEPT:
+                self._heads.clear()
+            self._heads[block] = head
         return head
 
     def _read_lines(self, head: RequestHead, lines: list[bytes]) -> None:
-        known, headers, forward = self._header_lines.known, head.headers, head.forward
+        known, headers, forward = self._header_lines.known, head.headers, [b""]
         length, host, rare = -1, False, []
         for line in lines:
             try:
@@ -133,6 +167,7 @@ class RequestHeads:
         if not host and not head.line.http10:
             raise WireError("the Host header is missing", reason="host")
         head.content_length = length
+        head.forward = b"\r\n".join(forward)
         if rare:
             _read_rare(head, rare)
 

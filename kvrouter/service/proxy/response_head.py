@@ -20,6 +20,7 @@ from .header_lines import (
     TRANSFER_ENCODING,
     HeaderLines,
     connection_options,
+    split_length,
     without_names,
 )
 
@@ -28,6 +29,8 @@ __all__ = ["LengthBody", "ResponseHead", "ResponseHeads", "UntilCloseBody"]
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]*))?")
 _STATUS_LINES_KEPT: Final = 256
 _HEADERS_MAX: Final = 256
+_HEADS_KEPT: Final = 512
+_HEAD_BYTES_KEPT: Final = 2048
 
 
 class LengthBody:
@@ -70,14 +73,13 @@ class UntilCloseBody:
 
 
 class ResponseHead:
-    """An answer without its body."""
+    """An answer without its body. Never changed once parsed: equal heads share what they were parsed into."""
 
     __slots__ = (
         "chunked",
         "content_length",
         "event_stream",
         "forward",
-        "headers",
         "http10",
         "keep_alive",
         "status",
@@ -86,13 +88,28 @@ class ResponseHead:
 
     def __init__(self, status: int, status_line: bytes, *, http10: bool) -> None:
         self.status, self.status_line, self.http10 = status, status_line, http10
-        self.headers: list[tuple[bytes, bytes]] = []
-        self.forward: list[bytes] = []
-        """Header lines for the client, as the worker wrote them; without hop-by-hop ones and X-Request-Id."""
+        self.forward = b""
+        """Header lines for the client as the worker wrote them, each with a CRLF before it.
+
+        Without hop-by-hop ones, X-Request-Id, and those that only this process writes.
+        """
         self.content_length = -1
         self.chunked = False
         self.keep_alive = not http10
         self.event_stream = False
+
+    def with_length(self, length: int, line: bytes) -> "ResponseHead":
+        """Return the same head with a Content-Length.
+
+        Raises:
+            WireError: it has one already, or another framing.
+        """
+        if self.content_length >= 0 or self.chunked:
+            raise WireError("Content-Length beside another one or Transfer-Encoding", reason="content_length")
+        head = ResponseHead(self.status, self.status_line, http10=self.http10)
+        head.forward, head.content_length = self.forward + line, length
+        head.keep_alive, head.event_stream = self.keep_alive, self.event_stream
+        return head
 
     def body(self, method: str, sink: list[bytes] | None = None) -> LengthBody | ChunkedBody | UntilCloseBody:
         """Return the framing of the body that follows, given the request's method."""
@@ -104,13 +121,14 @@ class ResponseHead:
 
 
 class ResponseHeads:
-    """Parses response heads; remembers status and header lines that it has seen."""
+    """Parses response heads; remembers heads, status lines and header lines that it has seen."""
 
-    __slots__ = ("_header_lines", "_status_lines")
+    __slots__ = ("_header_lines", "_heads", "_status_lines")
 
     def __init__(self) -> None:
         self._header_lines = HeaderLines()
         self._status_lines: dict[bytes, tuple[int, bytes, bool]] = {}
+        self._heads: dict[bytes, ResponseHead] = {}
 
     def parse(self, block: bytes) -> ResponseHead:
         """Parse a head, given without the empty line that ends it.
@@ -118,35 +136,50 @@ class ResponseHeads:
         Raises:
             WireError: anything malformed or ambiguous.
         """
+        rest, line, length = split_length(block)
+        head = self._heads.get(rest) or self._head(rest)
+        return head if length < 0 else head.with_length(length, line)
+
+    def pairs(self, block: bytes) -> list[tuple[bytes, bytes]]:
+        """Return the (lower-case name, value) pairs of a head."""
+        return [self._header_lines.parse(line)[0] for line in block.split(b"\r\n")[1:]]
+
+    def _head(self, block: bytes) -> ResponseHead:
         first, *lines = block.split(b"\r\n")
         status, status_line, http10 = self._status_lines.get(first) or self._status_line(first)
         head = ResponseHead(status, status_line, http10=http10)
         if len(lines) > _HEADERS_MAX:
             raise WireError(f"more than {_HEADERS_MAX} header lines", reason="too_many_headers")
-        known, headers, forward = self._header_lines.known, head.headers, head.forward
-        length, rare = -1, []
+        self._read_lines(head, lines)
+        if len(block) <= _HEAD_BYTES_KEPT:
+            if len(self._heads) >= _HEADS_KEPT:
+                self._heads.clear()
+            self._heads[block] = head
+        return head
+
+    def _read_lines(self, head: ResponseHead, lines: list[bytes]) -> None:
+        known, forward = self._header_lines.known, [b""]
+        rare = []
         for line in lines:
             try:
                 pair, kind, number = known[line]
             except KeyError:
                 pair, kind, number = self._header_lines.parse(line)
-            headers.append(pair)
             if kind == PLAIN:
                 forward.append(line)
             elif kind == CONTENT_LENGTH:
-                if length >= 0:
+                if head.content_length >= 0:
                     raise WireError("more than one Content-Length", reason="content_length")
-                length = number
+                head.content_length = number
                 forward.append(line)
             elif kind == CONTENT_TYPE:
                 head.event_stream = pair[1][:17].lower() == b"text/event-stream"
                 forward.append(line)
             else:
                 rare.append((kind, pair[1], line))
-        head.content_length = length
+        head.forward = b"\r\n".join(forward)
         if rare:
             _read_rare(head, rare)
-        return head
 
     def _status_line(self, line: bytes) -> tuple[int, bytes, bool]:
         match = _STATUS_LINE.fullmatch(line)
@@ -169,11 +202,11 @@ def _read_rare(head: ResponseHead, lines: list[tuple[int, bytes, bytes]]) -> Non
             if head.chunked or head.http10 or value.lower() != b"chunked":
                 raise WireError("Transfer-Encoding is not chunked", reason="transfer_encoding")
             head.chunked = True
-            head.forward.append(line)
+            head.forward += b"\r\n" + line
         elif kind == CONNECTION:
             nominated |= connection_options(value)
         elif kind in (HOST, AUTHORIZATION, EXPECT):
-            head.forward.append(line)  # they mean nothing in an answer
+            head.forward += b"\r\n" + line  # they mean nothing in an answer
     if nominated:
         head.keep_alive = b"close" not in nominated and (not head.http10 or b"keep-alive" in nominated)
         dropped = nominated - {b"close", b"keep-alive", b"content-length", b"transfer-encoding"}
