@@ -10,7 +10,14 @@ import json
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-__all__ = ["Message", "UnreadableConversationError", "conversation", "responses_messages", "tool_definitions"]
+__all__ = [
+    "Message",
+    "UnreadableConversationError",
+    "conversation",
+    "responses_messages",
+    "responses_tools",
+    "tool_definitions",
+]
 
 Message: TypeAlias = dict[str, Any]
 
@@ -79,6 +86,15 @@ def tool_definitions(given: object) -> list[Message] | None:
             named["strict"] = function["strict"]
         tools.append({"type": "function", "function": named})
     return tools or None
+
+
+def responses_tools(given: object) -> list[Message] | None:
+    """Return the `tools` of `/v1/responses` as a chat has them."""
+    if given is None:
+        return None
+    if not isinstance(given, list) or not all(isinstance(tool, dict) for tool in given):
+        raise UnreadableConversationError("malformed_tools")
+    return [{"type": "function", "function": tool} for tool in given] or None
 
 
 def responses_messages(given: object, instructions: str | None) -> list[Message]:
@@ -156,8 +172,8 @@ def _part_kind(part: object) -> str:
     """Say what a content part is; some clients leave the type out and only name the media."""
     if isinstance(part, dict):
         kind = part.get("type")
-        if kind in _TEXT_PARTS or kind in _MEDIA:
-            return str(kind)
+        if isinstance(kind, str) and (kind in _TEXT_PARTS or kind in _MEDIA):
+            return kind
         if kind is None:
             for name in part:
                 if name in _MEDIA:

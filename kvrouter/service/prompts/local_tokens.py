@@ -11,10 +11,10 @@ from typing import NamedTuple
 from kvrouter.service.prompts.body import ChatFields, InferenceBody, ResponsesFields
 from kvrouter.service.prompts.chat_template import ChatTemplate
 from kvrouter.service.prompts.conversation import (
-    Message,
     UnreadableConversationError,
     conversation,
     responses_messages,
+    responses_tools,
     tool_definitions,
 )
 from kvrouter.service.prompts.encode_thread import EncodeThread
@@ -179,8 +179,7 @@ class LocalTokens:
     def _responses_text(self, chat: ResponsesFields) -> PromptText:
         if chat.previous_response_id is not None:
             raise UnreadableConversationError("previous_response")
-        given = decoded(chat.tools)
-        tools: list[Message] | None = [{"type": "function", "function": tool} for tool in given] if given else None
+        tools = responses_tools(decoded(chat.tools))
         template = self._template(tools)
         messages, media = conversation(
             responses_messages(decoded(chat.input), chat.instructions),

@@ -12,9 +12,9 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from kvrouter.errors import KvrouterError
+from kvrouter.errors import KvrouterError, RequestError
 from kvrouter.service.prompts.body import ChatFields, InferenceBody, ResponsesFields
-from kvrouter.service.prompts.conversation import UnreadableConversationError, responses_messages
+from kvrouter.service.prompts.conversation import UnreadableConversationError, responses_messages, responses_tools
 from kvrouter.service.prompts.token_array import token_words
 
 __all__ = ["AskWorker", "WorkerLimits", "WorkerTokenizeError", "WorkerTokenizer", "tokenize_request"]
@@ -82,18 +82,19 @@ class WorkerTokenizer:
         try:
             async with asyncio.timeout(self._limits.timeout_seconds):
                 answer = await self._ask(self._model, TOKENIZE_PATH, request)
-            words = token_words(_decode_answer(answer).tokens, "tokens")
         except TimeoutError:
             self._failed()
             raise WorkerTokenizeError("worker_timeout") from None
         except (KvrouterError, OSError) as error:
             self._failed()
             raise WorkerTokenizeError("worker_failed", str(error)) from None
-        except (msgspec.MsgspecError, ValueError) as error:
-            self._failed()
-            raise WorkerTokenizeError("worker_answer", str(error)) from None
         finally:
             self._running -= 1
+        try:
+            words = token_words(_decode_answer(answer).tokens, "tokens")
+        except (msgspec.MsgspecError, RequestError, RecursionError, ValueError) as error:
+            self._failed()
+            raise WorkerTokenizeError("worker_answer", str(error)) from None
         self._failures = 0
         return words
 
@@ -145,6 +146,9 @@ def _add_responses(request: dict[str, Any], chat: ResponsesFields) -> None:
     if chat.previous_response_id is not None:
         raise UnreadableConversationError("previous_response")
     request["messages"] = responses_messages(decoded(chat.input), chat.instructions)
+    tools = responses_tools(decoded(chat.tools))
+    if tools:
+        request["tools"] = tools
     request["add_special_tokens"] = False
     request["add_generation_prompt"] = True
 
