@@ -68,6 +68,7 @@ class Link:
         self._on_receipt, self._on_connected = on_receipt, on_connected
         self._peers = self._failed_handshakes = 0
         self._lost_at: float | None = None
+        self._refused = False
         self._messages = self._bytes = self._malformed = self._sink_errors = 0
         self._connects = self._disconnects = 0
         self.replays = self.replays_failed = self.replayed_batches = self.probes = self.tail_losses = 0
@@ -108,6 +109,13 @@ class Link:
         self.socket = socket
         if self.address.endpoint.startswith("inproc://"):
             self._connection_made()  # Both ends share a process: there is no handshake to observe.
+
+    def abandon(self, limits: ZmqLimits) -> None:
+        """Close sockets that ZeroMQ has given up, and keep the reason for `status`."""
+        if not self._refused:
+            bound = f"a frame of more than {limits.frame_bytes_max} bytes, or bytes that are not ZeroMQ's"
+            self.last_error = f"{self.address.endpoint}: {bound} ended the connection"
+        self.close()
 
     def close(self) -> None:
         """Close the sockets at once."""
@@ -238,8 +246,9 @@ class Link:
         self._lost_at = self._clock()
         if self._failed_handshakes:
             self._failed_handshakes -= 1
+            self._refused = True
             return
-        self.last_error = f"{self.address.endpoint}: connection lost, if not by a restart then by a frame too long"
+        self._refused = False
         self._peers = max(0, self._peers - 1)
         self._disconnects += 1
         try:

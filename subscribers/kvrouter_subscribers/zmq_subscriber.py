@@ -152,7 +152,8 @@ class ZmqEventSubscriber:
         now = self._clock()
         for link in self._links.values():
             if link.socket is not None and link.is_abandoned(now):
-                self._close(link, workplace)
+                workplace.pump.unwatch(link.socket)
+                link.abandon(self._limits)
             if link.socket is None:
                 self._open(link, workplace)
             else:
@@ -169,9 +170,6 @@ class ZmqEventSubscriber:
 
     def _end(self, link: Link, workplace: Workplace) -> None:
         self._recoveries.pop(link.source).cancel()
-        self._close(link, workplace)
-
-    def _close(self, link: Link, workplace: Workplace) -> None:
         if link.socket is not None:
             workplace.pump.unwatch(link.socket)
         link.close()

@@ -1,5 +1,6 @@
 """Importing us costs an engine nothing: an environment with pyzmq and msgpack alone is enough to publish."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -135,3 +136,13 @@ report["signals_kept"] = all(signal.getsignal(s) == handler for s, handler in be
 
     assert report["handlers"] == 0
     assert report["signals_kept"] is True
+
+
+@pytest.mark.parametrize("module", ["kvrouter_publishers", "kvrouter_subscribers"])
+def test_a_lazy_package_lists_its_names_and_refuses_others(module: str) -> None:
+    """Completion works, and a typing mistake is an AttributeError as anywhere."""
+    package = importlib.import_module(module)
+
+    assert set(package.__all__) <= set(dir(package))
+    with pytest.raises(AttributeError, match=f"{module}.*NatsEventPublisher"):
+        package.NatsEventPublisher  # noqa: B018 - the access is the test

@@ -59,25 +59,31 @@ class RecordingSink:
         self.calls: list[tuple[str, Source]] = []
         self.receipts: list[tuple[str, int, str]] = []
         self.finished: list[bool] = []
-        self.fail_next: Exception | None = None
+        self.failing: dict[str, Exception] = {}
+
+    def _fail(self, method: str) -> None:
+        """Raise what a test planned for the next call of `method`."""
+        if method in self.failing:
+            raise self.failing.pop(method)
 
     def connected(self, source: Source, *, now: float) -> Receipt:
+        self._fail("connected")
         self.calls.append(("connected", source))
         return self.ingest.connected(source, now=now)
 
     def disconnected(self, source: Source, *, now: float) -> None:
+        self._fail("disconnected")
         self.calls.append(("disconnected", source))
         self.ingest.disconnected(source, now=now)
 
     def receive(self, source: Source, sequence: int, payload: bytes, *, now: float, replayed: bool = False) -> Receipt:
-        if self.fail_next is not None:
-            error, self.fail_next = self.fail_next, None
-            raise error
+        self._fail("receive")
         receipt = self.ingest.receive(source, sequence, payload, now=now, replayed=replayed)
         self.receipts.append(("replayed" if replayed else "live", sequence, receipt.outcome))
         return receipt
 
     def replay_finished(self, source: Source, *, now: float, complete: bool) -> Receipt:
+        self._fail("replay_finished")
         self.finished.append(complete)
         return self.ingest.replay_finished(source, now=now, complete=complete)
 
@@ -160,6 +166,7 @@ class ScriptedEngine:
         self.replay_endpoint = self._router.getsockopt_string(zmq.LAST_ENDPOINT)
         self.requests: list[int] = []
         self.answer: Callable[[int], list[list[bytes]]] = lambda start: [self.end()]
+        self.repeat_seconds = 0.0
 
     def send(self, *frames: bytes) -> None:
         """Publish any frames."""
@@ -184,8 +191,12 @@ class ScriptedEngine:
         while True:
             identity, _, start = await self._router.recv_multipart()
             self.requests.append(int.from_bytes(start))
-            for frames in self.answer(self.requests[-1]):
-                await self._router.send_multipart([identity, *frames])
+            while True:
+                for frames in self.answer(self.requests[-1]):
+                    await self._router.send_multipart([identity, *frames])
+                if not self.repeat_seconds:
+                    break
+                await asyncio.sleep(self.repeat_seconds)
 
     async def reconnect(self) -> None:
         """Drop every live connection; subscribers come back to the same address."""

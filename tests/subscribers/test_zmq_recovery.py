@@ -368,3 +368,57 @@ def test_a_stopped_publisher_is_disconnected_and_found_again() -> None:
         engine.close()
 
     run(scenario())
+
+
+def test_a_probe_that_nobody_answers_is_not_repeated_in_a_hurry() -> None:
+    """The replay endpoint fell silent after a good start; live events do not suffer."""
+
+    async def scenario() -> None:
+        async with scripted() as engine, scene(PROBING) as stage:
+            stage.listen(engine.endpoint, replay_endpoint=engine.replay_endpoint)
+            await stage.connected()
+            engine.answer = lambda start: []
+
+            await until(lambda: "no answer" in (stage.status().last_error or ""))
+            await stage.hears(engine, 0)
+
+            assert stage.status().probes == len(engine.requests) - 1
+            assert stage.status().replays_failed == 0
+
+    run(scenario())
+
+
+def test_a_replay_that_never_ends_is_given_up() -> None:
+    """Batches keep coming for ever; the total time is bounded too."""
+
+    async def scenario() -> None:
+        limits = replace(QUICK, replay_seconds_max=0.5, replay_attempts=1)
+        async with scripted() as engine, scene(limits) as stage:
+            stage.listen(engine.endpoint, replay_endpoint=engine.replay_endpoint)
+            engine.answer = lambda start: [engine.batch(0)]
+            engine.repeat_seconds = 0.05
+
+            await until(lambda: stage.sink.finished == [False])
+
+            assert "no end within" in (stage.status().last_error or "")
+
+    run(scenario())
+
+
+def test_the_old_connections_replay_is_dropped_with_it() -> None:
+    """After a reconnection only the new replay counts; the old one's late batches are nobody's."""
+
+    async def scenario() -> None:
+        async with scripted() as engine, scene(replace(QUICK, replay_silence_seconds=30.0)) as stage:
+            engine.answer = lambda start: []
+            stage.listen(engine.endpoint, replay_endpoint=engine.replay_endpoint)
+            await until(lambda: engine.requests == [0])
+
+            engine.answer = lambda start: [engine.batch(0), engine.end()]
+            await engine.reconnect()
+            await until(lambda: stage.sink.applied() == 0)
+
+            assert engine.requests == [0, 0]
+            assert stage.sink.finished == [True]
+
+    run(scenario())
