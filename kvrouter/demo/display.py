@@ -29,6 +29,7 @@ class Display:
             TimeElapsedColumn(),
             console=console,
             refresh_per_second=5,
+            disable=not console.is_terminal,
         )
 
     def __enter__(self) -> Self:
@@ -44,8 +45,14 @@ class Display:
         """Say what is about to happen."""
         self._console.print(
             f"{workload.requests} requests of {len(workload.sessions)} conversations about "
-            f"{workload.distinct_tokens:,} distinct tokens; {engines} engines with room for {cached_tokens:,} each."
+            f"{workload.distinct_tokens:,} distinct tokens; {engines} engines with room for {cached_tokens:,} each.",
+            soft_wrap=True,
         )
+
+    def started(self, policy: str, fleet: Fleet) -> None:
+        """Say where everything is, for whoever wants to look while it runs."""
+        engines = " ".join(engine["url"] for engine in fleet.engines)
+        self._console.print(f"{policy}: router {fleet.url} engines {engines}", soft_wrap=True, highlight=False)
 
     @contextmanager
     def line(self, policy: str, requests: int) -> Iterator[Callable[[Measures], None]]:
@@ -60,7 +67,7 @@ class Display:
         yield show
         self._progress.stop_task(task)
         if latest and not self._console.is_terminal:
-            self._console.print(f"{policy}: {latest[0].requests} requests, {_figures(latest[0])}")
+            self._console.print(f"{policy}: {latest[0].requests} requests, {_figures(latest[0])}", soft_wrap=True)
 
 
 def comparison_table(first: Measures, second: Measures, *, policy: str) -> Table:
@@ -92,21 +99,27 @@ def comparison_table(first: Measures, second: Measures, *, policy: str) -> Table
 def suggestions(fleet: Fleet) -> str:
     """Return commands that show what the running fleet can do."""
     url, engine = fleet.url, fleet.engines[0]["url"]
+    tokens = list(range(33))
+    text = "What is a prefix cache good for? " + "Please explain it to me at length. " * 8
+    completion = f'{{"model": "{MODEL}", "prompt": "{text}", "max_tokens": 16}}'
     chat = f'{{"model": "{MODEL}", "stream": true, "messages": [{{"role": "user", "content": "hello"}}]}}'
-    overlap = f'{{"model_name": "{MODEL}", "token_ids": {list(range(33))}}}'
-    prompt = "Tell me about prefix caches, at length please: " + "the cache of the engine and " * 12
+    by_token = f'{{"model": "{MODEL}", "prompt": {tokens}, "max_tokens": 1}}'
+    overlap = f'{{"model_name": "{MODEL}", "token_ids": {tokens}}}'
     return f"""\
 The fleet is still running; Ctrl-C stops it. Try:
 
-  # a completion; the answer's headers say which engine it went to and how much of the prompt was cached there
-  curl -i {url}/v1/completions -d '{{"model": "{MODEL}", "prompt": "{prompt}", "max_tokens": 16}}'
+  # a completion, twice: the headers say which engine answered, and how much of the prompt was cached there
+  curl -i {url}/v1/completions -d '{completion}'
 
-  # the same again, streamed, as chat
+  # chat, streamed
   curl -N {url}/v1/chat/completions -d '{chat}'
 
-  # what the router hears from each engine, and which engine holds how much of a prompt
-  curl {url}/sources
+  # cache a prompt of token ids somewhere, then ask which engine holds how much of it
+  curl {url}/v1/completions -d '{by_token}'
   curl {url}/overlap_scores -d '{overlap}'
+
+  # what the router hears from each engine
+  curl {url}/sources
 
   # workers, readiness, metrics; the last decisions and their reasons
   curl {url}/workers

@@ -61,6 +61,8 @@ async def _until_interrupted(demo: "_Demo") -> int:
 
 
 class _Demo:
+    """One run of the demo, as its arguments want it."""
+
     def __init__(self, arguments: argparse.Namespace) -> None:
         self._arguments = arguments
         self._workload = conversations(
@@ -85,7 +87,7 @@ class _Demo:
             self.told = True
             if self._arguments.keep:
                 sys.stderr.write(suggestions(fleet))
-                await fleet.ended()
+                await fleet.router.ended()  # Engines may be broken at will; that is what a person is here for.
 
     def _fleet(self, policy: str) -> AbstractAsyncContextManager[Fleet]:
         arguments = self._arguments
@@ -94,6 +96,7 @@ class _Demo:
     async def _measure(self, fleet: Fleet, policy: str) -> Measures:
         """Send the whole workload; a process that ends in the meantime ends the demo."""
         measures = Measures()
+        self._display.started(policy, fleet)
         client = StreamingClient(fleet.host, fleet.port, timeout_seconds=REQUEST_SECONDS_MAX)
         with self._display.line(policy, self._workload.requests) as show:
 
