@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kvrouter.errors import NoWorkerError
+from kvrouter.errors import NoWorkerError, RequestError
 from kvrouter.service.prompts import TextLimits, WorkerLimits
 from tests.prompts.desk import CHAT, COMPLETIONS, RESPONSES, Desk, chat, words_of
 from tests.prompts.models import CHATML, save_model, tokenizer_of
@@ -58,11 +58,18 @@ def test_half_characters_within_arguments_fall_back(tmp_path: Path) -> None:
     desk.resolver.close()
 
 
-def test_deep_messages_fall_back(desk: Desk) -> None:
-    """They pass the reader, which does not look into them that deep."""
-    deep = b'{"messages": [{"role": "user", "content": "x", "y": ' + b"[" * 600 + b"]" * 600 + b"}]}"
+def test_deep_messages_are_refused_or_fall_back(desk: Desk) -> None:
+    """Whether the reader or the resolver meets the depth first, it is never a crash."""
+    refusals = set()
+    for depth in range(600, 1100, 10):
+        nested = b"[" * depth + b"]" * depth
+        body = b'{"messages": [{"role": "user", "content": "x", "y": ' + nested + b"}]}"
+        try:
+            assert desk.prompt(CHAT, body) is not None
+        except RequestError as error:
+            refusals.add(error.message)
 
-    assert desk.prompt(CHAT, deep) is not None
+    assert refusals <= {"the request body is nested too deeply"}
 
 
 @pytest.mark.parametrize(
@@ -161,11 +168,34 @@ def test_a_failing_worker_is_not_asked_each_time() -> None:
 
 
 def test_invented_models_do_not_fill_the_memory() -> None:
-    """Names come from clients."""
-    desk = Desk(worker=Worker(OSError()), worker_limits=WorkerLimits(models_max=3))
-
+    """Names come from clients; the ones that nobody waits for make room."""
+    worker = Worker(NoWorkerError("none"))
+    desk = Desk(worker=worker, worker_limits=WorkerLimits(models_max=3))
     for number in range(10):
         assert desk.prompt(COMPLETIONS, {"prompt": "x"}, model=f"invented {number}") is not None
+    worker.answers = [{"tokens": [1, 2]}]
 
-    assert desk.fallbacks == {"worker_failed": 3, "worker_models": 7}
+    assert desk.tokens(COMPLETIONS, {"prompt": "x"}, model="real") == [1, 2]
+    assert len(desk.resolver._workers) == 3
     desk.resolver.close()
+
+
+def test_more_models_than_may_be_asked_at_once_fall_back() -> None:
+    """Those that are being waited for are not pushed out."""
+
+    async def scenario() -> None:
+        worker = Worker({"tokens": [1, 2]})
+        worker.gate.clear()
+        desk = Desk(worker=worker, worker_limits=WorkerLimits(models_max=1, requests_max=1))
+        waiting = asyncio.create_task(desk.later(COMPLETIONS, {"prompt": "x"}, model="one"))
+        await asyncio.sleep(0)
+        other = await desk.later(COMPLETIONS, {"prompt": "x"}, model="two")
+        more = await desk.later(COMPLETIONS, {"prompt": "y"}, model="one")
+        worker.gate.set()
+        first = await waiting
+
+        assert [prompt.exact for prompt in (other, more, first) if prompt is not None] == [False, False, True]
+        assert desk.fallbacks == {"worker_models": 1, "worker_busy": 1}
+        desk.resolver.close()
+
+    asyncio.run(scenario())

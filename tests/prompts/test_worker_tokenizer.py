@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from kvrouter.blocks import token_bytes
-from kvrouter.errors import NoWorkerError
+from kvrouter.errors import NoWorkerError, WireError
 from kvrouter.service.prompts import PrefixCache, RequestReader, WorkerLimits
 from kvrouter.service.prompts.conversation import UnreadableConversationError
 from kvrouter.service.prompts.worker_tokenizer import WorkerTokenizeError, WorkerTokenizer, tokenize_request
@@ -117,8 +117,10 @@ def test_the_messages_keep_their_bytes() -> None:
 
 def test_responses_are_asked_for_as_a_conversation() -> None:
     """What depends on an earlier response cannot be."""
-    asked = _request("/v1/responses", {"input": "hi", "instructions": "be brief"})
+    body = {"input": "hi", "instructions": "be brief", "tools": [{"type": "function", "name": "f"}]}
+    asked = _request("/v1/responses", body)
 
+    assert asked["tools"] == [{"type": "function", "function": {"type": "function", "name": "f"}}]
     assert asked["messages"] == [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
     with pytest.raises(UnreadableConversationError):
         _request("/v1/responses", {"input": "hi", "previous_response_id": "r"})
@@ -135,7 +137,8 @@ def test_the_tokens_of_the_answer_are_the_prompt() -> None:
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        (NoWorkerError("none"), "worker_failed"),
+        (NoWorkerError("none"), "no_worker"),
+        (WireError("no good answer"), "worker_failed"),
         (ConnectionResetError(), "worker_failed"),
         (TimeoutError(), "worker_timeout"),
         (b"<html>not found</html>", "worker_answer"),
@@ -185,6 +188,16 @@ def test_a_worker_that_fails_is_left_alone_for_a_while() -> None:
     asyncio.run(tokenizer.tokenize(b"{}"))
     with pytest.raises(WorkerTokenizeError):
         asyncio.run(tokenizer.tokenize(b"{}"))
+    assert _refusal(tokenizer) is None
+
+
+def test_that_there_is_no_worker_is_nobodys_failure() -> None:
+    """As soon as one is there it is asked."""
+    tokenizer = _tokenizer(Worker(NoWorkerError("none")), failures_max=1)
+
+    with pytest.raises(WorkerTokenizeError):
+        asyncio.run(tokenizer.tokenize(b"{}"))
+
     assert _refusal(tokenizer) is None
 
 

@@ -127,6 +127,8 @@ def _responses_item(item: object) -> Message:
 
 def _message(message: Message, *, as_parts: bool) -> tuple[Message, int]:
     role, content = message["role"], message.get("content")
+    if len(message) == 2 and isinstance(content, str) and not as_parts and role != "developer":
+        return message, 0  # nothing to change, and templates cannot change it either
     media = 0
     if isinstance(content, str):
         # The common case by far, and the same in both forms but for its wrapping.

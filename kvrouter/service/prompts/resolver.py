@@ -206,8 +206,14 @@ class PromptResolver:
 
     def _worker_tokenizer(self, model: str | None) -> WorkerTokenizer | None:
         worker = self._workers.get(model)
-        limits = self._worker_limits
-        if worker is None and self._ask_worker is not None and len(self._workers) < limits.models_max:
+        if worker is None and self._ask_worker is not None:
+            limits = self._worker_limits
+            if len(self._workers) >= limits.models_max:
+                # Names come from clients: whoever waits for nothing makes room for the next one.
+                idle = [name for name, each in self._workers.items() if not each.running]
+                if not idle:
+                    return None
+                del self._workers[idle[0]]
             worker = WorkerTokenizer(model, self._ask_worker, limits, clock=self._clock)
             self._workers[model] = worker
         return worker

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from kvrouter.errors import KvrouterError, RequestError
+from kvrouter.errors import KvrouterError, NoWorkerError, RequestError
 from kvrouter.service.prompts.body import ChatFields, InferenceBody, ResponsesFields
 from kvrouter.service.prompts.conversation import UnreadableConversationError, responses_messages, responses_tools
 from kvrouter.service.prompts.token_array import token_words
@@ -22,7 +22,7 @@ __all__ = ["AskWorker", "WorkerLimits", "WorkerTokenizeError", "WorkerTokenizer"
 AskWorker: TypeAlias = Callable[[str | None, str, bytes], Awaitable[bytes]]
 """(model, path, JSON body) -> JSON answer of some worker that serves the model.
 
-Raises KvrouterError, OSError or TimeoutError where there is none, or its answer is not a success.
+Raises NoWorkerError where there is none; another KvrouterError, OSError or TimeoutError where it gives no good answer.
 """
 
 TOKENIZE_PATH = "/tokenize"
@@ -60,13 +60,13 @@ class WorkerTokenizer:
 
     def __init__(self, model: str | None, ask: AskWorker, limits: WorkerLimits, *, clock: Callable[[], float]) -> None:
         self._model, self._ask, self._limits, self._clock = model, ask, limits, clock
-        self._running = self._failures = 0
+        self.running = self._failures = 0
         self._paused_until = float("-inf")
 
     @property
     def refusal(self) -> str | None:
         """Why no worker would be asked now; None: one would."""
-        if self._running >= self._limits.requests_max:
+        if self.running >= self._limits.requests_max:
             return "worker_busy"
         if self._clock() < self._paused_until:
             return "worker_paused"
@@ -78,18 +78,21 @@ class WorkerTokenizer:
         Raises:
             WorkerTokenizeError: there are none.
         """
-        self._running += 1
+        self.running += 1
         try:
             async with asyncio.timeout(self._limits.timeout_seconds):
                 answer = await self._ask(self._model, TOKENIZE_PATH, request)
         except TimeoutError:
             self._failed()
             raise WorkerTokenizeError("worker_timeout") from None
+        except NoWorkerError as error:
+            # Nobody has failed; the next worker may be there any moment.
+            raise WorkerTokenizeError("no_worker", str(error)) from None
         except (KvrouterError, OSError) as error:
             self._failed()
             raise WorkerTokenizeError("worker_failed", str(error)) from None
         finally:
-            self._running -= 1
+            self.running -= 1
         try:
             words = token_words(_decode_answer(answer).tokens, "tokens")
         except (msgspec.MsgspecError, RequestError, RecursionError, ValueError) as error:
