@@ -1,0 +1,73 @@
+"""The command line: it teaches, and wrong calls end with one line and exit code 2."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def kvrouter(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Run the real command in a process of its own."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("KVROUTER_")}
+    return subprocess.run(
+        [sys.executable, "-m", "kvrouter", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        env={**inherited, **environment},
+    )
+
+
+def test_help_lists_every_command() -> None:
+    """A newcomer finds what there is, and where to begin."""
+    answer = kvrouter("--help")
+
+    assert answer.returncode == 0
+    assert {"demo", "serve", "events"} <= set(answer.stdout.split())
+    assert "Begin with" in answer.stdout
+
+
+@pytest.mark.parametrize("command", [["demo"], ["serve"], ["events", "tail"]])
+def test_every_command_explains_itself(command: list[str]) -> None:
+    """--help works without a worker, a file or a network."""
+    answer = kvrouter(*command, "--help")
+
+    assert answer.returncode == 0
+    assert answer.stdout.startswith(f"usage: kvrouter {' '.join(command)}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "named"),
+    [
+        (["serve", "--config", "absent.toml"], {}, "absent.toml"),
+        (["serve", "--port", "many"], {}, "--port"),
+        (["serve"], {"KVROUTER_SERVER__PROT": "1"}, "KVROUTER_SERVER__PORT"),
+        (["serve", "--host", "0.0.0.0"], {}, "--insecure"),
+        (["serve", "--worker", "nonsense"], {}, "nonsense"),
+        (["serve", "--worker", "http://127.0.0.1:9,block_size=0"], {}, "block_size"),
+        (["serve", "--tokenizer", "model=absent.json"], {}, "absent.json"),
+    ],
+)
+def test_a_wrong_call_ends_with_one_line(arguments: list[str], environment: dict[str, str], named: str) -> None:
+    """Exit code 2, one line on standard error that names the culprit, no traceback."""
+    answer = kvrouter(*arguments, **environment)
+
+    assert answer.returncode == 2
+    (line,) = answer.stderr.strip().splitlines()
+    assert line.startswith("kvrouter: ")
+    assert named in line
+
+
+def test_a_missing_part_is_one_sentence_with_the_remedy(tmp_path: Path) -> None:
+    """With only what engines need installed, the router's commands say how to get the rest."""
+    (tmp_path / "numpy.py").write_text("raise ModuleNotFoundError('No module named numpy', name='numpy')\n")
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+
+    answer = kvrouter("serve", PYTHONPATH=path)
+
+    assert answer.returncode == 2
+    assert answer.stderr.count("\n") == 1
+    assert "pip install 'kvrouter[router]'" in answer.stderr
