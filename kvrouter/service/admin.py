@@ -176,8 +176,9 @@ def _add_worker_routes(
         state = fields.pop("state", None)
         if state not in (None, "active", "draining"):
             raise RequestError(f"state must be active or draining, not {state!r}", param="state")
-        worker = _changed(registry, old, fields, now=clock()) if fields else old
-        draining = worker.draining if state is None else state == "draining"
+        draining = old.draining if state is None else state == "draining"
+        if fields:
+            _change(registry, old, fields, now=clock())
         return records.record(registry.set_draining(worker_id, draining=draining, now=clock()))
 
     @app.delete("/workers/{worker_id}", tags=["workers"])
@@ -222,11 +223,11 @@ def _add_reading_routes(app: FastAPI, sources: SourceReport, decisions: Decision
         return explained
 
 
-def _changed(registry: WorkerRegistry, old: Worker, fields: dict[str, Any], *, now: float) -> Worker:
+def _change(registry: WorkerRegistry, old: Worker, fields: dict[str, Any], *, now: float) -> None:
     spec = worker_spec_from_fields(old.spec.merged(fields))
     if spec.worker_id != old.spec.worker_id:
         raise RequestError("worker_id cannot be changed", param="worker_id")
-    return registry.upsert(spec, now=now)
+    registry.upsert(spec, now=now)
 
 
 async def _first_check(worker: Worker) -> None:

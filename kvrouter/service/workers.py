@@ -140,15 +140,16 @@ class Worker:
         self.draining = False
         self.active = 0
         self.counters = WorkerCounters()
+        self.cards: tuple[dict[str, Any], ...] = ()
+        """The entries of the worker's own `GET /v1/models`."""
         self.adopt(spec)
         self.start(now)
 
     def adopt(self, spec: WorkerSpec) -> None:
-        """Take a specification with the same ranks."""
+        """Take a specification with the same ranks; what the process told about itself stays."""
         self.spec = spec
         self.endpoint = endpoint_of(spec, self._default_authorization) if spec.url else None
-        self.models = spec.models
-        self.cards: tuple[dict[str, Any], ...] = ()
+        self.models = spec.models or tuple(dict.fromkeys(card["id"] for card in self.cards))
         numbers = range(spec.first_rank, spec.first_rank + spec.ranks)
         several = spec.ranks > 1 or spec.first_rank > 0
         self.rank_headers = {rank: b"X-data-parallel-rank: %d\r\n" % rank if several else b"" for rank in numbers}
@@ -440,6 +441,8 @@ class WorkerRegistry:
             for rank in old.events:
                 self._events.remove(Source(old.worker_id, rank))
             self._follow(spec)
+        if old.url != spec.url:
+            worker.cards = ()
         worker.adopt(spec)
         worker.draining = False
         if old.url != spec.url or old.api_key != spec.api_key:

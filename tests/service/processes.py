@@ -18,9 +18,10 @@ import httpx
 DEADLINE_SECONDS = 20.0
 
 Value = TypeVar("Value")
+Started = TypeVar("Started", bound="Process")
 
 
-def eventually(probe: Callable[[], Value], *, seconds: float = DEADLINE_SECONDS) -> Value:
+def eventually(probe: Callable[[], Value | None], *, seconds: float = DEADLINE_SECONDS) -> Value:
     """Return the first true value of `probe`; the last false one fails the test when the time is over."""
     deadline = time.monotonic() + seconds
     while True:
@@ -160,7 +161,7 @@ class Processes:
         for process in self._started:
             process.stop()
 
-    def _kept(self, process: Any) -> Any:
+    def _kept(self, process: Started) -> Started:
         self._started.append(process)
         return process
 

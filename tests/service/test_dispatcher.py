@@ -1,0 +1,230 @@
+"""What is decided about a request, and what is learnt from its end; without sockets."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from kvrouter.errors import KvrouterError, NoWorkerError, RequestError, UnknownModelError
+from kvrouter.service.proxy import Outcome, Route, Usage
+from kvrouter.settings import AuthSettings, RoutingSettings
+from tests.service.inprocess import InProcess
+
+BODY = {"model": "m", "prompt": list(range(64)), "max_tokens": 4}
+
+
+@pytest.fixture
+def service() -> InProcess:
+    """Two healthy workers of one model."""
+    service = InProcess()
+    for name in "ab":
+        service.add(url=f"http://{name}:1", worker_id=name, model="m", block_size=16)
+    return service
+
+
+def _route(
+    service: InProcess, body: Any = None, path: str = "/v1/completions", excluded: tuple[str, ...] = ()
+) -> Route:
+    found = service.service.dispatcher.route(service.request("POST", path, body or BODY), excluded)
+    if not isinstance(found, Route):
+
+        async def wait() -> Any:
+            return await found  # type: ignore[misc]
+
+        found = asyncio.run(wait())
+    assert isinstance(found, Route)
+    return found
+
+
+def _loads(service: InProcess) -> list[tuple[int, int]]:
+    book = service.service.router.book
+    return [(book.load(rank).active_requests, book.load(rank).prefill_tokens) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    ["ok", "error_status", "client_gone", "connect_failed", "saturated", "upstream_lost", "timeout", "bad_response"],
+)
+def test_however_an_attempt_ends_its_load_is_given_back(service: InProcess, outcome: Outcome) -> None:
+    """Before and after the first token."""
+    dispatcher = service.service.dispatcher
+    for answered in (False, True):
+        route = _route(service)
+        busy = _loads(service)
+        if answered:
+            dispatcher.first_byte(route)
+            dispatcher.first_token(route)
+        dispatcher.finished(route, outcome, None)
+
+        assert sum(active for active, _ in busy) == 1
+        assert _loads(service) == [(0, 0), (0, 0)]
+        service.clock.now += 60
+        service.service.registry.check_passed(service.service.registry.find("a"), now=service.clock.now)
+        service.service.registry.check_passed(service.service.registry.find("b"), now=service.clock.now)
+    assert [worker.active for worker in service.service.registry] == [0, 0]
+
+
+def test_the_first_token_ends_the_prefill(service: InProcess) -> None:
+    """From then on the request weighs only as an active one, and its time is known."""
+    route = _route(service)
+    service.clock.now += 0.2
+
+    service.service.dispatcher.first_token(route)
+
+    assert sorted(_loads(service)) == [(0, 0), (1, 0)]
+    assert service.service.traffic.ttft_seconds.total == pytest.approx(0.2)
+
+
+def test_a_failed_worker_is_not_asked_again_for_the_same_request(service: InProcess) -> None:
+    """The next attempt goes to the other one, and after that nobody is left."""
+    first = _route(service)
+    second = _route(service, excluded=(first.worker_id,))
+
+    assert {first.worker_id, second.worker_id} == {"a", "b"}
+    with pytest.raises(NoWorkerError):
+        _route(service, excluded=("a", "b"))
+
+
+def test_promised_tokens_are_compared_with_usage(service: InProcess) -> None:
+    """Per worker, for the answers that told."""
+    route = _route(service)
+    service.service.dispatcher.finished(route, "ok", Usage(64, 4, None))
+    route = _route(service)
+    service.service.dispatcher.finished(route, "ok", Usage(64, 4, 32))
+
+    counters = service.service.registry.find(route.worker_id).counters
+    assert (counters.usage_reports, counters.usage_prompt_tokens) == (2, 128)
+    assert (counters.usage_promised_tokens, counters.usage_cached_tokens) == (48, 32)
+
+
+def test_an_unknown_model_is_404_although_a_worker_was_never_reached(service: InProcess) -> None:
+    """Somebody who is silent could serve anything; saying so would help nobody."""
+    service.add(healthy=False, url="http://silent:1")
+
+    with pytest.raises(UnknownModelError) as caught:
+        _route(service, {**BODY, "model": "typo"})
+
+    assert caught.value.known == ("m",)
+
+
+def test_while_nobody_was_reached_every_model_is_worth_waiting_for() -> None:
+    """503, not 404."""
+    service = InProcess()
+    service.add(healthy=False, url="http://silent:1")
+
+    with pytest.raises(NoWorkerError):
+        _route(service)
+
+
+def test_a_session_is_read_from_header_or_body() -> None:
+    """A sticky policy keeps a conversation on one worker, whatever it says."""
+    service = InProcess(routing=RoutingSettings(policy="sticky"))
+    for number in range(8):
+        service.add(url=f"http://{number}:1", model="m")
+
+    def chosen(headers: dict[str, str], **fields: Any) -> str:
+        body = {"model": "m", "prompt": list(range(service.service.traffic.routed, 90)), **fields}
+        route = service.service.dispatcher.route(service.request("POST", "/v1/completions", body, headers), ())
+        assert isinstance(route, Route)
+        return route.worker_id
+
+    by_header = {chosen({"x-session-id": "one"}) for _ in range(6)}
+    by_body = {chosen({}, session_id="one") for _ in range(6)}
+    several = {chosen({"x-kvrouter-session": str(number)}) for number in range(20)}
+
+    assert len(by_header) == 1
+    assert by_body == by_header
+    assert len(several) > 1
+
+
+def test_a_rank_is_named_to_engines_that_have_several(service: InProcess) -> None:
+    """And only to them."""
+    plain = _route(service)
+    service.add(url="http://dp:1", model="dp", ranks=2)
+
+    ranks = {
+        _route(service, {**BODY, "model": "dp", "prompt": list(range(n, n + 64))}).extra_headers for n in (0, 1000)
+    }
+
+    assert plain.extra_headers == b""
+    assert ranks == {b"X-data-parallel-rank: 0\r\n", b"X-data-parallel-rank: 1\r\n"}
+
+
+def test_an_adapter_never_shares_blocks_with_its_base_model(service: InProcess) -> None:
+    """Equal tokens, other weights."""
+    registry = service.service.registry
+    worker = service.add(url="http://lora:1")
+    registry.models_found(worker, [{"id": "base"}, {"id": "lora", "parent": "base"}], now=service.clock.now)
+
+    overlaps = [_route(service, {**BODY, "model": model}).overlap_tokens for model in ("base", "lora", "base", "lora")]
+
+    assert overlaps == [0, 0, 48, 48]
+
+
+def test_only_post_reaches_inference(service: InProcess) -> None:
+    """A GET is a mistake, not a request for a worker."""
+    with pytest.raises(RequestError) as caught:
+        service.service.dispatcher.route(service.request("GET", "/v1/completions"), ())
+
+    assert caught.value.status == 405
+
+
+def test_unknown_paths_are_not_sent_to_workers(service: InProcess) -> None:
+    """Without an admin application behind them they are 404."""
+    with pytest.raises(RequestError) as caught:
+        service.service.dispatcher.route(service.request("GET", "/etc/passwd"), ())
+
+    assert caught.value.status == 404
+
+
+def test_a_request_without_a_key_is_refused_before_its_body() -> None:
+    """`admit` sees only the head."""
+    service = InProcess(auth=AuthSettings(api_keys=("key",)))
+
+    with pytest.raises(KvrouterError):
+        service.service.dispatcher.admit(service.request("POST", "/v1/completions"))
+    good = service.request("POST", "/v1/completions", headers={"authorization": "Bearer key"})
+    assert service.service.dispatcher.admit(good) is None
+
+
+def test_decisions_kept_are_bounded_and_hold_no_prompts() -> None:
+    """The ring forgets the oldest; nothing in it can show what was asked."""
+    service = InProcess(routing=RoutingSettings(decisions_kept=3))
+    service.add(url="http://a:1", model="m")
+
+    for number in range(5):
+        request = service.request("POST", "/v1/completions", {"model": "m", "prompt": [number] * 40})
+        request.id = f"r{number}"
+        service.service.dispatcher.route(request, ())
+
+    ring = service.service.decisions
+    assert [each["id"] for each in ring.latest(10)] == ["r4", "r3", "r2"]
+    assert [each["id"] for each in ring.latest(1)] == ["r4"]
+    assert ring.explain("r0") is None
+    assert "prompt" not in (ring.explain("r4") or {})
+
+
+def test_without_a_ring_nothing_is_kept() -> None:
+    """0 turns it off."""
+    service = InProcess(routing=RoutingSettings(decisions_kept=0))
+    service.add(url="http://a:1", model="m")
+
+    _route(service)
+
+    assert service.service.decisions.latest(5) == []
+    assert service.service.decisions.recorded == 1
+
+
+def test_readiness_tells_what_is_missing(service: InProcess) -> None:
+    """Workers per model, how prompts are read, how far events can be trusted."""
+    status, ready = service.call("GET", "/readyz")
+
+    assert status == 200
+    assert ready["models"]["m"]["schedulable_workers"] == 2
+    assert ready["models"]["m"]["prompts"].startswith("worker")
+    assert ready["events"] == {"ranks": {"predicted": 2}, "degraded": True}
+    for worker in list(service.service.registry):
+        service.service.registry.remove(worker.spec.worker_id, now=service.clock.now)
+    assert service.call("GET", "/readyz")[1]["reasons"] == ["no worker is registered"]
+    assert service.call("GET", "/livez") == (200, {"status": "ok"})
+    assert service.call("HEAD", "/livez")[0] == 200
