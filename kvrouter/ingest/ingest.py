@@ -36,6 +36,7 @@ class Ingest:
         self._lookup = Lookup(index)
         self._followed: dict[Source, _Followed] = {}
         self._by_rank: dict[int, _Followed] = {}
+        self._states: dict[int, SourceState] = {}  # Read for every request, so kept instead of derived.
 
     def open(self, source: Source, rank: int, *, block_size: int | None = None, now: float) -> None:
         """Begin to follow `source`, whose blocks go under the dense `rank`.
@@ -48,6 +49,7 @@ class Ingest:
         followed = _Followed(source, RankCache(self._index, rank, self._limits, block_size), self._lookup, self._limits)
         followed.now = now
         self._followed[source] = self._by_rank[rank] = followed
+        self._states[rank] = followed.state()
         self._lookup.place(followed.cache)
 
     def close(self, source: Source) -> None:
@@ -56,7 +58,7 @@ class Ingest:
         if followed is None:
             return
         followed.cache.drop()
-        del self._by_rank[followed.cache.rank]
+        del self._by_rank[followed.cache.rank], self._states[followed.cache.rank]
         self._lookup.remove(followed.cache.rank)
 
     def receive(self, source: Source, sequence: int, payload: bytes, *, now: float, replayed: bool = False) -> Receipt:
@@ -65,7 +67,9 @@ class Ingest:
         if followed is None:
             return _UNKNOWN_SOURCE
         followed.now = now
-        return followed.sequencer.receive(sequence, payload, replayed=replayed)
+        receipt = followed.sequencer.receive(sequence, payload, replayed=replayed)
+        self._states[followed.cache.rank] = followed.state()
+        return receipt
 
     def replay_finished(self, source: Source, *, now: float, complete: bool) -> Receipt:
         """Close a replay that a receipt asked for; the answer may ask for another."""
@@ -73,7 +77,9 @@ class Ingest:
         if followed is None:
             return _UNKNOWN_SOURCE
         followed.now = now
-        return followed.sequencer.replay_finished(complete=complete)
+        receipt = followed.sequencer.replay_finished(complete=complete)
+        self._states[followed.cache.rank] = followed.state()
+        return receipt
 
     def connected(self, source: Source, *, now: float) -> Receipt:
         """The source's connection was made, for the first time or again; asks for what may have been missed."""
@@ -82,7 +88,9 @@ class Ingest:
             return _UNKNOWN_SOURCE
         followed.now = now
         followed.connected = True
-        return followed.sequencer.connected()
+        receipt = followed.sequencer.connected()
+        self._states[followed.cache.rank] = followed.state()
+        return receipt
 
     def disconnected(self, source: Source, *, now: float) -> None:
         """The source's connection was lost. Its blocks stay: a stopped process keeps its cache."""
@@ -90,6 +98,7 @@ class Ingest:
         if followed is not None:
             followed.now = now
             followed.connected = False
+            self._states[followed.cache.rank] = followed.state()
 
     def reset(self, source: Source, *, now: float, reason: str) -> None:
         """Forget the source's blocks and position, and keep following it; `reason` is shown as its last error."""
@@ -99,6 +108,7 @@ class Ingest:
             followed.last_error = reason
             followed.sequencer.reset()
             followed.forget(restarted=True)
+            self._states[followed.cache.rank] = followed.state()
 
     def name_adapter(self, source: Source, *, lora_id: int, name: str) -> None:
         """Tell which LoRA adapter `lora_id` is, for engines (vLLM up to 0.13) whose events name no adapters."""
@@ -128,8 +138,7 @@ class Ingest:
 
     def is_trusted(self, rank: int) -> SourceState:
         """How far the index can be trusted about a dense rank; unknown ranks are `predicted`."""
-        followed = self._by_rank.get(rank)
-        return "predicted" if followed is None else followed.state()
+        return self._states.get(rank, "predicted")
 
     def copies(self, source: Source) -> dict[tuple[str, int], dict[int, int]]:
         """Copies per engine hash for each (tier, group) of a source, to compare with an engine's own dump."""

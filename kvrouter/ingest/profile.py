@@ -111,7 +111,7 @@ class Profile:
         self.main = next(iter(full or counted or self.groups))
         unit = _unit(counted.values()) or self.groups[self.main].block_size
         stride = max(1, self.groups[self.main].block_size // unit)
-        self.shape = Shape(unit, stride, lookahead, bigram)
+        self.shape = Shape(unit, stride, lookahead if lookahead <= unit else 0, bigram)
         strides = {index: max(1, group.block_size // unit) for index, group in counted.items()}
         self.alignment = lcm(stride, *strides.values())
         self.other_full = tuple((index, strides[index]) for index in full if index != self.main)

@@ -167,6 +167,8 @@ class RankCache:
             return self._ignore("odd_block_size")
         if len(event.token_ids) < event.block_size * len(event.block_hashes):
             return self._ignore("too_few_tokens")
+        if event.lookahead_token_ids and len(event.lookahead_token_ids[-1]) > unit:
+            return self._ignore("odd_lookahead")
         if tier == "gpu":
             self._names_namespaces = self._names_namespaces or event.extra_keys is not None
         elif self._names_namespaces and event.extra_keys is None:
