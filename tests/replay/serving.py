@@ -47,6 +47,7 @@ async def engine(*arguments: str) -> AsyncIterator[tuple[httpx.AsyncClient, Simu
         running.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await running
+        simulated.close()
 
 
 async def eventually(holds: Callable[[], bool | Awaitable[bool]]) -> None:

@@ -51,8 +51,11 @@ async def _serve(options: EngineOptions) -> None:
     running.add_done_callback(lambda _task: stopping.set())
     await stopping.wait()
     running.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await running
+    try:
+        with contextlib.suppress(asyncio.CancelledError):
+            await running
+    finally:
+        engine.close()
 
 
 async def _watch_standard_input(stopping: asyncio.Event) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import time
-from contextlib import AsyncExitStack
 
 from kvrouter.replay.engine.app import App
 from kvrouter.replay.engine.cache import PrefixCache
@@ -43,9 +42,7 @@ class SimulatedEngine:
 
     async def run(self) -> None:
         """Compute until cancelled."""
-        async with AsyncExitStack() as stack:
-            stack.callback(self.close)
-            tasks = await stack.enter_async_context(asyncio.TaskGroup())
+        async with asyncio.TaskGroup() as tasks:
             for rank in self.ranks:
                 tasks.create_task(rank.run(), name=f"rank-{rank.number}")
 
