@@ -72,14 +72,18 @@ class AliasMap:
         """
         new: list[int] = []
         inner: list[int] = []
+        namespace: Namespace | None = None
         if not self._inner:
             return new
         keys = self.keys
         for engine_hash in reversed(hashes):
             if engine_hash in keys:
                 inner = list(self._inner.get(engine_hash, ()))
+                namespace = self._namespaces.get(engine_hash)
             elif inner:
                 keys[engine_hash] = inner.pop()
+                if namespace is not None:
+                    self._namespaces[engine_hash] = namespace
                 new.append(engine_hash)
         if new and self._orphans:
             new += self._learn_all(deque(stored for parent in new for stored in self._adopt(parent)), unit)
