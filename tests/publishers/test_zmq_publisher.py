@@ -1,5 +1,6 @@
 """What leaves the publisher, as any consumer of vLLM's events would see it."""
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,18 +24,21 @@ def port(endpoint: str | None) -> int:
 
 @contextmanager
 def rank_one() -> Iterator[tuple[ZmqEventPublisher, str, str]]:
-    """A publisher of rank 1, and the addresses of rank 0 that it was given; the ports above must be free."""
-    for _ in range(50):
-        with ZmqEventPublisher(ANY_TCP, replay_endpoint=ANY_TCP) as free:
-            events, replays = free.endpoint, str(free.replay_endpoint)
+    """A publisher of rank 1, and the addresses of rank 0 that it was given.
+
+    Its ports lie below those that the system hands out: above a port that the system chose for listening often
+    lies one that it gave to somebody's outgoing connection.
+    """
+    for base in random.sample(range(12_000, 32_000, 2), 100):
+        events, replays = f"tcp://127.0.0.1:{base}", f"tcp://127.0.0.1:{base + 500}"
         try:
             publisher = ZmqEventPublisher(events, replay_endpoint=replays, rank=1, bind=True)
         except SettingsError:
-            continue  # Another process has one of them.
+            continue  # Somebody has one of them.
         with publisher:
             yield publisher, events, replays
         return
-    raise AssertionError("no two neighbouring ports are free")
+    raise AssertionError("no free ports")
 
 
 @pytest.mark.parametrize("transport", ["tcp", "ipc"])

@@ -416,9 +416,10 @@ def test_the_old_connections_replay_is_dropped_with_it() -> None:
 
             engine.answer = lambda start: [engine.batch(0), engine.end()]
             await engine.reconnect()
-            await until(lambda: stage.sink.applied() == 0)
+            await until(lambda: stage.sink.finished)
 
             assert engine.requests == [0, 0]
             assert stage.sink.finished == [True]
+            assert stage.sink.applied() == 0
 
     run(scenario())
