@@ -154,7 +154,9 @@ class PublisherLoop:
         self.next_sequence += 1
         self._send(self._encode(timestamp, [AllBlocksCleared()]), 1)
         self._counters.losses_announced += 1
-        _log.warning("kvrouter_publisher_lost_events: %s; subscribers are told to forget this rank", reason)
+        losses = self._counters.losses_announced
+        if losses & (losses - 1) == 0:  # The 1st, 2nd, 4th, 8th, ...: a guest does not flood its host's log.
+            _log.warning("kvrouter_publisher_lost_events: %s; subscribers forget this rank (loss %d)", reason, losses)
 
     def _send(self, payload: bytes, events: int) -> None:
         sequence = self.next_sequence
