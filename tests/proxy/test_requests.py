@@ -268,6 +268,7 @@ async def test_bodies_in_memory_are_bounded_together() -> None:
             accepted = await first.answer()
 
             assert (refused.status, _error(refused)["code"]) == (503, "buffers_full")
+            assert refused.headers["retry-after"] == "1"
             assert len(accepted.body) == 100_000
         await until(lambda: server.statistics.buffered_bytes == 0)
 

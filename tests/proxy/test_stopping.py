@@ -76,6 +76,25 @@ async def test_draining_waits_for_what_is_under_way() -> None:
         assert fleet.outcomes == ["ok"]
 
 
+async def test_draining_waits_for_a_client_that_reads_slowly() -> None:
+    """An answer that is still in our buffers is not thrown away."""
+    big = b"x" * 600_000
+    async with proxying() as (server, _), connected(server, receive_buffer=4096) as client:
+        client.writer.transport.pause_reading()
+        for _ in range(40):
+            client.send(post(big, "/echo"))
+        await until(lambda: any(each.write_paused for each in server._connections))
+        draining = asyncio.create_task(server.drain(30))
+        await until(lambda: server.port == 0)
+        client.writer.transport.resume_reading()
+
+        answers = [await client.answer()]
+        while "connection" not in answers[-1].headers:
+            answers.append(await client.answer())
+        assert all(answer.whole and len(answer.body) == len(big) for answer in answers)
+        assert await draining == 0
+
+
 async def test_what_does_not_finish_is_cut() -> None:
     """After the time given, worker and client are both let go, and the number is told."""
     async with worker(silence) as w, proxying(w.endpoint) as (server, fleet), connected(server) as client:
@@ -129,6 +148,24 @@ def test_the_stock_event_loop_serves_as_well() -> None:
         warnings.simplefilter("error")
         assert asyncio.run(scenario()) == (200, b"{}", ["ok", "ok"])
         gc.collect()
+
+
+async def test_an_error_while_sweeping_does_not_end_the_sweeps() -> None:
+    """Deadlines are looked at again, whatever happened."""
+    problems: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context["exception"]))
+    async with proxying(keepalive_seconds=0.1) as (server, _):
+        fails = iter([True])
+
+        def expire() -> None:
+            if next(fails, False):
+                raise RuntimeError("once")
+
+        server.pool.expire = expire  # type: ignore[method-assign]
+        async with connected(server) as client:
+            assert await client.closed() == b""
+
+    assert [str(problem) for problem in problems] == ["once"]
 
 
 @pytest.mark.parametrize("seconds", [0.0, 5.0])

@@ -113,6 +113,7 @@ class ClientConnection(asyncio.Protocol):
         """The client has caught up."""
         self.write_paused = False
         if self._state == _CLOSING:
+            self.deadline = self._plane.now + self._plane.limits.linger_seconds
             return
         if self._exchange is not None:
             self._exchange.resume()
@@ -140,11 +141,12 @@ class ClientConnection(asyncio.Protocol):
 
     @property
     def busy(self) -> bool:
-        """A request is being read or answered."""
-        return self._state in (_HEAD, _BODY, _BUSY) or self.write_paused
+        """A request is being read or answered, or an answer has not been sent to its end."""
+        transport = self._transport
+        return transport is not None and (self._state != _IDLE or transport.get_write_buffer_size() > 0)
 
     def close_if_idle(self) -> None:
-        """Close unless a request is being read or answered."""
+        """Close unless there is something left to do."""
         if not self.busy:
             self._close()
 
@@ -333,7 +335,7 @@ class ClientConnection(asyncio.Protocol):
         self._last_reply(error_reply(error))
 
     def _last_reply(self, reply: Reply) -> None:
-        """Answer while the client may still be sending: without reading on for a moment, it would see a reset."""
+        """Answer while the client may still be sending, and take no more from it."""
         request, head, transport = self._request, self._head, self._transport
         if transport is None:
             return
@@ -349,8 +351,25 @@ class ClientConnection(asyncio.Protocol):
         )
         self._plane.statistics.count_reply(reply.status)
         self._request_over()
+        self._linger(transport)
+
+    def _close(self) -> None:
+        """Close when everything has been sent; a client that does not read is cut off after a while."""
         self._state = _CLOSING
-        self.deadline = self._plane.now + self._plane.limits.linger_seconds
+        self.deadline = self._plane.now + self._plane.limits.stall_seconds
+        if self._transport is None:
+            return
+        if self._parser.buffered or self._paused:
+            self._linger(self._transport)
+        else:
+            self._transport.close()
+
+    def _linger(self, transport: asyncio.Transport) -> None:
+        """Send what there is and the end, then read on for a moment: closing on unread bytes would send a reset."""
+        limits = self._plane.limits
+        self._state = _CLOSING
+        unsent = transport.get_write_buffer_size()
+        self.deadline = self._plane.now + (limits.stall_seconds if unsent else limits.linger_seconds)
         if self._paused:
             self._paused = False
             transport.resume_reading()
@@ -358,13 +377,6 @@ class ClientConnection(asyncio.Protocol):
             transport.write_eof()
         else:
             transport.close()
-
-    def _close(self) -> None:
-        """Close when everything has been sent; a client that does not read is cut off after a while."""
-        self._state = _CLOSING
-        self.deadline = self._plane.now + self._plane.limits.stall_seconds
-        if self._transport is not None:
-            self._transport.close()
 
     def _pause_reading(self) -> None:
         """Leave further requests in the kernel's buffers once enough of them are here."""

@@ -26,10 +26,9 @@ _STATUS_LINES: Final = {
 class UpstreamError(KvrouterError):
     """A worker did not give a whole, well-formed answer; `outcome` says how it failed."""
 
-    def __init__(self, message: str, *, outcome: Outcome, retry_after_seconds: int | None = 1) -> None:
+    def __init__(self, message: str, *, outcome: Outcome) -> None:
         super().__init__(message)
         self.outcome: Outcome = outcome
-        self.retry_after_seconds = retry_after_seconds
 
 
 _UPSTREAM: Final[dict[str, tuple[int, str]]] = {
@@ -45,9 +44,8 @@ def error_reply(error: KvrouterError) -> Reply:
     """Return the reply for an error: its status, and the body that OpenAI clients understand."""
     status, described = _describe(error)
     headers = [_JSON]
-    retry_after = getattr(error, "retry_after_seconds", None)
-    if status in (502, 503) and retry_after is not None:
-        headers.append((b"retry-after", b"%d" % retry_after))
+    if status in (502, 503):
+        headers.append((b"retry-after", b"%d" % getattr(error, "retry_after_seconds", 1)))
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     return Reply(status, json.dumps({"error": described}, separators=(",", ":")).encode(), headers)

@@ -5,6 +5,7 @@ import socket
 import ssl as tls
 import time
 from collections.abc import Callable
+from typing import Any
 
 from .client import ClientConnection
 from .limits import ProxyLimits, ProxyStatistics
@@ -66,15 +67,14 @@ class ProxyServer:
     ) -> None:
         """Listen; may be called again for another address. With `sock`, listen on that bound socket."""
         loop = asyncio.get_running_loop()
-        timeout = self._limits.header_seconds if ssl is not None else None
+        options: dict[str, Any] = {"ssl": ssl, "backlog": _BACKLOG}
+        if ssl is not None:
+            options["ssl_handshake_timeout"] = self._limits.header_seconds
+            options["ssl_shutdown_timeout"] = self._limits.linger_seconds
         if sock is not None:
-            server = await loop.create_server(
-                self._accept, sock=sock, ssl=ssl, backlog=_BACKLOG, ssl_handshake_timeout=timeout
-            )
+            server = await loop.create_server(self._accept, sock=sock, **options)
         else:
-            server = await loop.create_server(
-                self._accept, host, port, ssl=ssl, backlog=_BACKLOG, ssl_handshake_timeout=timeout
-            )
+            server = await loop.create_server(self._accept, host, port, **options)
         self._servers.append(server)
         if self._sweep_timer is None:
             self._sweep()
@@ -135,6 +135,7 @@ class ProxyServer:
 
     def _sweep(self) -> None:
         """Look at all deadlines; one timer for all connections."""
+        self._sweep_timer = asyncio.get_running_loop().call_later(self._limits.sweep_seconds, self._sweep)
         plane = self._plane
         plane.tick()
         # Deadlines were set by a clock that may be one sweep late: never act early.
@@ -142,4 +143,3 @@ class ProxyServer:
         for connection in [each for each in self._connections if each.deadline < due]:
             connection.expired()
         self.pool.expire()
-        self._sweep_timer = asyncio.get_running_loop().call_later(self._limits.sweep_seconds, self._sweep)
