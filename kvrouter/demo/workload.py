@@ -6,12 +6,15 @@ the OpenAI API demands. That is what chat, retrieval and agent traffic look like
 
 Sizes are chosen so that the question is not decided by them:
 
-- The cache of one engine holds a quarter of what is being talked about, all engines together hold all of it. With
-  less, no policy could hit; with more, every engine would soon hold everything and none could miss.
-- Under round robin the engines are busy but not overloaded: the comparison is not one of queues that grow without
-  end, which would give any ratio one likes if only one waited longer.
+- One engine's cache holds about a third of what is being talked about, all caches together hold half as much again
+  as there is. With less, no policy could hit; with more, every engine would soon hold everything and none could miss.
+- Under round robin the engines are busy for about half of the time: the comparison is not one of queues that grow
+  without end, which would give any ratio one likes if only one waited longer.
 - Turns are due at fixed times, whatever the answers take (an open loop), so that a slow fleet cannot slow down its
   own load. Only a turn whose predecessor is not answered yet has to wait: it needs the answer.
+
+Two things are smaller than life, to fit into a minute, and in proportion: people think for longer than two seconds
+between turns, and a real cache is larger; a real fleet has as many more conversations at a time.
 """
 
 import random

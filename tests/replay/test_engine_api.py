@@ -430,3 +430,15 @@ def test_the_request_id_comes_back() -> None:
             return await client.get("/health", headers={"x-request-id": "abc"})
 
     assert run(work).headers["x-request-id"] == "abc"
+
+
+def test_head_has_no_body() -> None:
+    """Or the next answer on the connection would be misread."""
+
+    async def work() -> tuple[httpx.Response, httpx.Response]:
+        async with engine() as (client, _):
+            return await client.head("/version"), await client.get("/version")
+
+    head, got = run(work)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-length"] == got.headers["content-length"]

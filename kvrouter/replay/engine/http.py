@@ -9,7 +9,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
-from typing import Any, cast
+from typing import cast
 from urllib.parse import parse_qs, urlsplit
 
 import httptools
@@ -39,7 +39,8 @@ class Exchange:
     ) -> None:
         """Answer at once; a `body` that is not bytes is sent as JSON."""
         payload = body if isinstance(body, bytes) else msgspec.json.encode(body)
-        await self._send(self._head(status, content_type, f"content-length: {len(payload)}\r\n{headers}") + payload)
+        head = self._head(status, content_type, f"content-length: {len(payload)}\r\n{headers}")
+        await self._send(head if self.method == "HEAD" else head + payload)
 
     async def start_stream(self) -> None:
         """Begin a stream of server-sent events."""
@@ -93,6 +94,11 @@ class HttpServer:
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(lambda: _Connection(self._handler, self._connections), host, port)
         return cast("int", self._server.sockets[0].getsockname()[1])
+
+    @property
+    def listening(self) -> bool:
+        """Whether new connections are accepted."""
+        return self._server is not None
 
     def stop_listening(self) -> None:
         """Close the door: new connections are refused, open ones live on."""
@@ -211,12 +217,3 @@ class _Connection(asyncio.Protocol):
             self.abort()
         finally:
             self._task = None
-
-
-def decode_json(body: bytes | bytearray) -> Any:
-    """Return the JSON value of `body`.
-
-    Raises:
-        msgspec.DecodeError: it is none.
-    """
-    return msgspec.json.decode(body)

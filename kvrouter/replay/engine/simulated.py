@@ -16,6 +16,9 @@ from kvrouter.replay.engine.scheduler import Scheduler
 __all__ = ["SimulatedEngine"]
 
 
+LISTEN_AGAIN_SECONDS = 0.05
+
+
 class SimulatedEngine:
     """One engine. `await start()`, then `await run()` until it is cancelled, then `close()`."""
 
@@ -27,6 +30,7 @@ class SimulatedEngine:
         self.app = App(options, self.ranks, self.faults)
         self._server = HttpServer(self.app.handle)
         self.port = options.port
+        self._listening_again: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Open every socket.
@@ -48,6 +52,8 @@ class SimulatedEngine:
 
     def close(self) -> None:
         """Cut every connection and close the publishers."""
+        if self._listening_again is not None:
+            self._listening_again.cancel()
         self._server.close()
         self.publishers.close()
 
@@ -83,11 +89,10 @@ class SimulatedEngine:
 
     def refuse(self, *, refusing: bool) -> None:
         """Stop listening, or listen again on the same port."""
-        self._server.stop_listening()
-        if not refusing:
-            self._background = asyncio.get_running_loop().create_task(
-                self._server.start(self.options.host, self.port), name="listen-again"
-            )
+        if refusing:
+            self._server.stop_listening()
+        elif not self._server.listening:
+            self._listening_again = asyncio.get_running_loop().create_task(self._listen_again(), name="listen-again")
 
     def restart_cache(self) -> None:
         """Begin a new life in place, as a supervisor that restarts an engine on the same ports would."""
@@ -106,6 +111,16 @@ class SimulatedEngine:
         """Never publish the next batches of each rank."""
         for rank in self.ranks:
             rank.silent_batches = batches
+
+    async def _listen_again(self) -> None:
+        """Get our port back, whoever may have taken it in the meantime."""
+        while True:
+            try:
+                await self._server.start(self.options.host, self.port)
+            except OSError:
+                await asyncio.sleep(LISTEN_AGAIN_SECONDS)
+            else:
+                return
 
     def _rank(self, number: int) -> Rank:
         return Rank(number, self._scheduler(), clock=time.monotonic, sleep=asyncio.sleep)
