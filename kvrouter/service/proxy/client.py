@@ -118,6 +118,7 @@ class ClientConnection(asyncio.Protocol):
         if self._exchange is not None:
             self._exchange.resume()
         elif self._state != _BUSY and not self._advancing:
+            self.deadline = self._plane.now + self._plane.limits.keepalive_seconds
             self._advance()
 
     # What the server calls.

@@ -89,7 +89,7 @@ class Request:
     """One request, whole. While `Dispatcher.admit` looks at it, its body has not been read yet.
 
     `headers` are in the client's order with lower-case names, and may be shared between requests: not to be changed.
-    Content-Length is not among them; `body` says it.
+    Content-Length is not among them; `body` says it. The body is let go when a worker begins to answer.
     """
 
     __slots__ = ("body", "headers", "id", "method", "path", "peer", "query", "received_at")
