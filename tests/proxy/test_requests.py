@@ -6,7 +6,7 @@ import json
 import pytest
 
 from kvrouter.errors import RequestError, UnknownModelError
-from kvrouter.service.proxy import Reply, Request
+from kvrouter.service.proxy import Reply, Request, Route
 
 from .wire import OK, Answer, Conversation, Fleet, answering, connected, get, post, proxying, until, worker
 
@@ -175,6 +175,46 @@ async def test_errors_of_the_dispatcher_become_replies() -> None:
         assert (unknown.status, _error(unknown)["code"]) == (404, "model_not_found")
         assert "known models: a, b" in str(_error(unknown)["message"])
         assert (bad.status, _error(bad)["param"]) == (400, "body")
+
+
+@pytest.mark.parametrize("call", ["admit", "try_local", "first_byte", "first_token", "finished"])
+async def test_a_bug_in_the_dispatcher_harms_one_request_at_most(call: str) -> None:
+    """Before the answer it is a 500, after that the answer still arrives; it is counted, reported, and over."""
+    reported: list[str] = []
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("bug")
+
+    async with worker(answering(OK)) as w:
+        fleet = Fleet(w.endpoint)
+        setattr(fleet, call, broken)
+        async with proxying(fleet=fleet, on_error=lambda where, _: reported.append(where)) as (server, _):
+            async with connected(server) as client:
+                status = (await client.ask(post())).status
+            delattr(fleet, call)
+            async with connected(server) as client:
+                after = (await client.ask(post())).status
+
+        assert (status, after) == (500 if call in ("admit", "try_local") else 200, 200)
+        assert reported == [call]
+        assert server.statistics.internal_errors == 1
+
+
+async def test_what_is_no_worker_is_not_named() -> None:
+    """A route without a worker id, such as our own admin API, shows no route headers and reads well in an error."""
+
+    class Admin(Fleet):
+        def route(self, request: Request, excluded: object) -> Route:
+            return Route(self.endpoints["w0"], "", is_inference=False)
+
+    async with worker(answering(OK)) as w, proxying(fleet=Admin(w.endpoint)) as (server, _):
+        async with connected(server) as client:
+            answer = await client.ask(get())
+            w.stop()
+            failed = await client.ask(get())
+
+        assert not [name for name in answer.headers if name.startswith("x-kvrouter")]
+        assert str(_error(failed)["message"]).startswith("the service behind this path: cannot connect")
 
 
 async def test_a_route_may_take_its_time() -> None:
