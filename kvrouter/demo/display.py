@@ -23,9 +23,9 @@ class Display:
         self._console = console
         self._progress = Progress(
             TextColumn("[bold]{task.description:<12}"),
-            BarColumn(bar_width=28),
+            BarColumn(bar_width=14),
             MofNCompleteColumn(),
-            TextColumn("requests · {task.fields[figures]}"),
+            TextColumn("{task.fields[figures]}"),
             TimeElapsedColumn(),
             console=console,
             refresh_per_second=5,
@@ -134,8 +134,8 @@ The fleet is still running; Ctrl-C stops it. Try:
 
 
 def _figures(measures: Measures) -> str:
-    mean, share = _milliseconds(measures.ttft_mean_seconds), measures.cached_token_share
-    return f"first token after {mean} on average · {share:.0%} of prompt tokens cached"
+    """Say it in little enough for a line of 80 columns."""
+    return f"{measures.cached_token_share:.0%} cached, first token {_milliseconds(measures.ttft_mean_seconds)}"
 
 
 def _milliseconds(seconds: float) -> str:
