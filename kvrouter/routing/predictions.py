@@ -15,20 +15,30 @@ from typing import TypeAlias
 
 __all__ = ["PredictedBlocks"]
 
-# Until when, and which blocks: what one decision wrote.
-_Note: TypeAlias = tuple[float, Sequence[int]]
+
+class _Note:
+    """What one decision wrote for a rank, and until when it holds."""
+
+    __slots__ = ("bit", "deadline", "hashes")
+
+    def __init__(self, bit: int, deadline: float, hashes: Sequence[int]) -> None:
+        self.bit, self.deadline, self.hashes = bit, deadline, hashes
+
+
+# The latest note that has a block: of the one rank that is predicted to hold it, as nearly always, or of each.
+_Latest: TypeAlias = _Note | tuple[_Note, ...]
 
 
 class _RankNotes:
-    """What was written for one rank, oldest first, and for every block the latest note that has it."""
+    """What was written for one rank, oldest first."""
 
-    __slots__ = ("latest", "notes", "queued", "rank", "written")
+    __slots__ = ("bit", "distinct", "notes", "queued", "written")
 
     def __init__(self, rank: int) -> None:
-        self.rank = rank
-        self.latest: dict[int, _Note] = {}
+        self.bit = 1 << rank
         self.notes: deque[_Note] = deque()
         self.written = 0  # blocks in `notes`, those that a later note repeats included
+        self.distinct = 0  # and without them
         self.queued = False
 
 
@@ -39,11 +49,11 @@ class PredictedBlocks:
     from the front. Memory is bounded by `blocks_max` blocks written per rank and `total_max` over all.
     """
 
-    __slots__ = ("_due", "_holders", "_queued", "_ranks", "_written", "blocks_max", "total_max")
+    __slots__ = ("_due", "_latest", "_queued", "_ranks", "_written", "blocks_max", "total_max")
 
     def __init__(self, *, blocks_max: int = 65_536, total_max: int = 4_194_304) -> None:
         self.blocks_max, self.total_max = blocks_max, total_max
-        self._holders: dict[int, int] = {}
+        self._latest: dict[int, _Latest] = {}
         self._ranks: dict[int, _RankNotes] = {}
         self._written = 0
         # Each rank that has notes is here once, under a time before which none of them is due. Numbers break ties.
@@ -57,13 +67,12 @@ class PredictedBlocks:
     def blocks(self, rank: int) -> int:
         """Distinct blocks predicted on one rank; at most `blocks_max`."""
         own = self._ranks.get(rank)
-        return len(own.latest) if own is not None else 0
+        return own.distinct if own is not None else 0
 
     def deadline(self, rank: int, key: int) -> float | None:
         """Until when a block is predicted on a rank; None if it is not."""
-        own = self._ranks.get(rank)
-        note = own.latest.get(key) if own is not None else None
-        return note[0] if note is not None else None
+        note = _of_rank(self._latest.get(key), 1 << rank)
+        return note.deadline if note is not None else None
 
     def store(self, rank: int, hashes: Sequence[int], deadline: float) -> None:
         """Predict that `rank` holds these blocks, a run of one prompt, until `deadline`.
@@ -76,14 +85,10 @@ class PredictedBlocks:
         if own is None:
             own = self._ranks[rank] = _RankNotes(rank)
         if own.notes:
-            deadline = max(deadline, own.notes[-1][0])
+            deadline = max(deadline, own.notes[-1].deadline)
         hashes = hashes[: min(self.blocks_max, self.total_max)]
-        note = (deadline, hashes)
-        latest, holders, bit = own.latest, self._holders, 1 << rank
-        for key in hashes:
-            if key not in latest:
-                holders[key] = holders.get(key, 0) | bit
-            latest[key] = note
+        note = _Note(own.bit, deadline, hashes)
+        self._note_latest(own, note)
         own.notes.append(note)
         own.written += len(hashes)
         self._written += len(hashes)
@@ -100,7 +105,7 @@ class PredictedBlocks:
         `known` is the confirmed prefix of each rank in blocks; absent means none.
         """
         found: dict[int, int] = {}
-        holders_of, length = self._holders.get, len(hashes)
+        latest_of, length = self._latest.get, len(hashes)
         starts = self._starts(hashes, known)
         if not starts:
             return found
@@ -109,18 +114,21 @@ class PredictedBlocks:
         # Ranks join where their confirmed prefix ends; between two joints only the loss of a rank is of interest.
         for begin, end in zip(joints, [*joints[1:], length], strict=True):
             if alive:
-                kept = alive & holders_of(hashes[begin], 0)
+                kept = alive & _holders(latest_of(hashes[begin]))
                 _note_depth(found, alive ^ kept, begin)
                 alive = kept
             alive |= starts[begin]
-            for position, holders in enumerate(map(holders_of, hashes[begin + 1 : end]), begin + 1):
-                if holders == alive:
-                    continue
-                kept = alive & (holders or 0)
-                _note_depth(found, alive ^ kept, position)
-                alive = kept
-                if not kept:
-                    break
+            previous: _Latest | None = None
+            for position, latest in enumerate(map(latest_of, hashes[begin + 1 : end]), begin + 1):
+                if latest is previous and latest is not None:
+                    continue  # the next block of the same run
+                previous = latest
+                kept = alive & _holders(latest)
+                if kept != alive:
+                    _note_depth(found, alive ^ kept, position)
+                    alive = kept
+                    if not kept:
+                        break
         _note_depth(found, alive, length)
         return found
 
@@ -129,7 +137,7 @@ class PredictedBlocks:
         while self._due and self._due[0][0] <= now:
             own = heappop(self._due)[2]
             own.queued = False
-            while own.notes and own.notes[0][0] <= now:
+            while own.notes and own.notes[0].deadline <= now:
                 self._end_oldest(own)
             if own.notes:
                 self._queue(own)
@@ -143,12 +151,12 @@ class PredictedBlocks:
     def _starts(self, hashes: Sequence[int], known: Mapping[int, int]) -> dict[int, int]:
         """Where ranks' predicted runs begin: position to the set of ranks predicted to hold that block."""
         starts: dict[int, int] = {}
-        holders_of, length = self._holders.get, len(hashes)
-        others = holders_of(hashes[0], 0) if length else 0
+        latest_of, length = self._latest.get, len(hashes)
+        others = _holders(latest_of(hashes[0])) if length else 0
         for rank, position in known.items():
             bit = 1 << rank
             others &= ~bit
-            if position < length and holders_of(hashes[position], 0) & bit:
+            if position < length and _holders(latest_of(hashes[position])) & bit:
                 starts[position] = starts.get(position, 0) | bit
         if others:
             starts[0] = starts.get(0, 0) | others
@@ -163,21 +171,76 @@ class PredictedBlocks:
     def _queue(self, own: _RankNotes) -> None:
         own.queued = True
         self._queued += 1
-        heappush(self._due, (own.notes[0][0], self._queued, own))
+        heappush(self._due, (own.notes[0].deadline, self._queued, own))
+
+    def _note_latest(self, own: _RankNotes, note: _Note) -> None:
+        """Make `note` the latest of its blocks for its rank."""
+        latest, size, joined = self._latest, len(self._latest), 0
+        before: _Latest | None = None
+        after: _Latest = note
+        new = False
+        for key in note.hashes:
+            found = latest.setdefault(key, note)
+            if found is note:
+                continue
+            if found is not before:  # neighbouring blocks mostly have the same notes
+                before, after, new = found, _joined(found, note), _of_rank(found, note.bit) is None
+            latest[key] = after
+            joined += new
+        own.distinct += len(latest) - size + joined
 
     def _end_oldest(self, own: _RankNotes) -> None:
         note = own.notes.popleft()
-        own.written -= len(note[1])
-        self._written -= len(note[1])
-        latest, holders, bit = own.latest, self._holders, 1 << own.rank
-        for key in note[1]:
-            if latest.get(key) is note:
+        own.written -= len(note.hashes)
+        self._written -= len(note.hashes)
+        latest, latest_of, size, left = self._latest, self._latest.get, len(self._latest), 0
+        before: _Latest | None = None
+        after: _Latest | None = None
+        for key in note.hashes:
+            found = latest_of(key)
+            if found is note:
                 del latest[key]
-                left = holders[key] & ~bit
-                if left:
-                    holders[key] = left
-                else:
-                    del holders[key]
+                continue
+            if found is not before:
+                before, after = found, _without(found, note)
+            if after is not None:
+                latest[key] = after
+                left += 1
+        own.distinct -= size - len(latest) + left
+
+
+def _holders(latest: _Latest | None) -> int:
+    """The ranks of the notes, as a set of bits."""
+    if latest is None:
+        return 0
+    if isinstance(latest, _Note):
+        return latest.bit
+    holders = 0
+    for note in latest:
+        holders |= note.bit
+    return holders
+
+
+def _of_rank(latest: _Latest | None, bit: int) -> _Note | None:
+    """The note of one rank."""
+    if isinstance(latest, tuple):
+        return next((note for note in latest if note.bit == bit), None)
+    return latest if latest is not None and latest.bit == bit else None
+
+
+def _joined(latest: _Latest, note: _Note) -> _Latest:
+    """The notes of the other ranks, and this one."""
+    if isinstance(latest, tuple):
+        return (*(each for each in latest if each.bit != note.bit), note)
+    return note if latest.bit == note.bit else (latest, note)
+
+
+def _without(latest: _Latest | None, note: _Note) -> _Latest | None:
+    """The notes of the other ranks; None if the note is not among them, but a later one of its rank."""
+    if not isinstance(latest, tuple) or note not in latest:
+        return None
+    others = tuple(each for each in latest if each is not note)
+    return others if len(others) > 1 else others[0]
 
 
 def _note_depth(found: dict[int, int], ranks: int, depth: int) -> None:
