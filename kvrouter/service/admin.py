@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from kvrouter import __version__
 from kvrouter.errors import KvrouterError, RequestError
-from kvrouter.service.auth import Authenticator
+from kvrouter.service.auth import Authenticator, refuse_foreign_page
 from kvrouter.service.decisions import DecisionRing
 from kvrouter.service.logs import log_event
 from kvrouter.service.proxy import error_reply
@@ -282,9 +282,10 @@ class GuardedApplication:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer 401 or 403."""
         if scope["type"] == "http":
-            authorization = dict(scope["headers"]).get(b"authorization")
+            headers = dict(scope["headers"])
             try:
-                self._authenticator.check(scope["method"], scope["path"], authorization)
+                self._authenticator.check(scope["method"], scope["path"], headers.get(b"authorization"))
+                refuse_foreign_page(scope["method"], scope["path"], headers.get(b"origin"), headers.get(b"host"))
             except RequestError as error:
                 response = await _known_error(Request(scope), error)
                 await response(scope, receive, send)

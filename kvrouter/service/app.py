@@ -36,6 +36,7 @@ from kvrouter.service.questions import WorkerQuestions
 from kvrouter.service.selection import SelectionRoutes
 from kvrouter.service.selection_choice import SelectionChoice
 from kvrouter.service.selection_loads import PoolViews
+from kvrouter.service.selection_tokens import SelectionReader
 from kvrouter.service.sources import SourceReport
 from kvrouter.service.traffic import TrafficCounters
 from kvrouter.service.workers import Worker, WorkerRegistry, WorkerSpec, parse_worker_spec
@@ -86,7 +87,7 @@ class Service:
             cache, ask_worker=self.questions.tokenize if settings.tokens.worker_tokenize else None, clock=clock
         )
         self._modes_told: dict[str, str] = {}
-        self.selection = self._selection_routes(index)
+        self.selection = self._selection_routes(index, SelectionReader(cache))
         self.metrics = Metrics(
             MetricsSources(
                 registry=self.registry,
@@ -161,7 +162,8 @@ class Service:
             await asyncio.sleep(HOUSEKEEPING_SECONDS)
 
     def _fleet_changed(self) -> None:
-        """What is served decides how prompts are read; say so once per model."""
+        """What is served decides how prompts are read, which is said once per model; who is dead holds nothing."""
+        self.registry.forget_dead(self.sources.connected())
         view = self.views.current()
         self.resolver.set_adapters(view.parents)
         for model in view.models:
@@ -178,7 +180,7 @@ class Service:
             self.ingest.reset(source, now=now, reason="the worker is dead")
             self.router.knowledge.forget(dense_rank)
 
-    def _selection_routes(self, index: PrefixIndex) -> SelectionRoutes:
+    def _selection_routes(self, index: PrefixIndex, reader: SelectionReader) -> SelectionRoutes:
         choice = SelectionChoice(
             registry=self.registry,
             router=self.router,
@@ -187,13 +189,19 @@ class Service:
             default_block_size=self.settings.tokens.block_size,
         )
         pools = PoolViews(
-            registry=self.registry, router=self.router, ingest=self.ingest, choice=choice, clock=self.clock
+            registry=self.registry,
+            router=self.router,
+            ingest=self.ingest,
+            reader=reader,
+            choice=choice,
+            clock=self.clock,
         )
         return SelectionRoutes(
             registry=self.registry,
             router=self.router,
             index=index,
             ingest=self.ingest,
+            reader=reader,
             choice=choice,
             pools=pools,
             decisions=self.decisions,

@@ -9,7 +9,7 @@ import ipaddress
 
 from kvrouter.errors import RequestError, SettingsError
 
-__all__ = ["Authenticator", "refuse_open_bind"]
+__all__ = ["Authenticator", "refuse_foreign_page", "refuse_open_bind"]
 
 OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", "/ready"})
 _SAFE_METHODS = frozenset({"GET", "HEAD"})
@@ -26,6 +26,23 @@ def refuse_open_bind(host: str, *, api_keys: tuple[str, ...], insecure: bool) ->
     raise SettingsError(
         f"refusing to bind {host} without API keys: set KVROUTER_API_KEYS (or --api-key), or say --insecure"
     )
+
+
+def refuse_foreign_page(method: str, path: str, origin: bytes | None, host: bytes | None) -> None:
+    """Refuse changes that a page of another site asks for from a browser on this machine.
+
+    On loopback nobody needs a key, and browsers send simple POSTs anywhere: without this, any page that somebody
+    looks at could register a worker and read what others ask. Programs send no Origin.
+
+    Raises:
+        RequestError: 403, the origin is not this service.
+    """
+    if origin is None or not changes_fleet(method, path):
+        return
+    if origin.partition(b"://")[2] != host:
+        raise RequestError(
+            "workers cannot be changed by a page of another site", status=403, kind="permission_error", code="origin"
+        )
 
 
 class Authenticator:

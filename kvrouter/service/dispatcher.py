@@ -14,7 +14,7 @@ from urllib.parse import unquote
 from kvrouter.blocks import Prompt
 from kvrouter.errors import NoWorkerError, RequestError, UnknownModelError
 from kvrouter.routing import Decision, Router
-from kvrouter.service.auth import Authenticator
+from kvrouter.service.auth import Authenticator, refuse_foreign_page
 from kvrouter.service.decisions import DecisionRing
 from kvrouter.service.fleet_view import FleetViews
 from kvrouter.service.prompts import InferenceBody, PromptResolver, RequestReader
@@ -95,8 +95,6 @@ class RequestDispatcher:
     def route(self, request: Request, excluded: Collection[str]) -> Route | Reply | Awaitable[Route | Reply]:
         """Choose where the request goes; called again with the workers that failed it."""
         path = request.path
-        if excluded:
-            self._traffic.retries += 1
         if path in INFERENCE_PATHS:
             if request.method != "POST":
                 raise RequestError(f"{path} takes POST", status=405, code="method_not_allowed")
@@ -105,6 +103,7 @@ class RequestDispatcher:
             return self._route_other(request, excluded)
         if self._admin is None:
             raise RequestError(f"unknown path {path}", status=404, code="unknown_url")
+        refuse_foreign_page(request.method, path, request.header(b"origin"), request.header(b"host"))
         return Route(self._admin, "", is_inference=False)
 
     def first_byte(self, route: Route) -> None:

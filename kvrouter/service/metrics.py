@@ -4,6 +4,7 @@ One collector on a registry of our own. Names are `kvrouter_…_{seconds,bytes,t
 (workers, ranks), by words of our own (policies, states, reasons) or by HTTP (status). No rates are computed here.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,11 +27,21 @@ __all__ = ["Metrics", "MetricsSources"]
 _HEALTH_STATES = ("starting", "ready", "unhealthy", "ejected")
 _SOURCE_STATES = ("live", "replaying", "suspect", "predicted")
 _SOURCE_COUNTERS = {
+    "applied_batches": "Event batches applied.",
     "gaps": "Gaps found in the numbers of event batches.",
+    "gaps_lost": "Gaps that no replay filled, so that the rank's blocks were forgotten.",
     "duplicates": "Event batches that had been applied before.",
-    "orphans": "Blocks announced before their parent.",
     "restarts": "Engine restarts seen in the events.",
     "quarantined": "Event batches that could not be read.",
+    "orphans_dropped": "Blocks given up because their parent was never announced.",
+    "unresolved_dropped": "Blocks given up because their tokens were never announced.",
+}
+_SOURCE_GAUGES = {
+    "lag": "Event batches known to exist beyond the applied ones.",
+    "orphans": "Blocks that wait for their parent.",
+    "unresolved": "Blocks that wait for their tokens.",
+    "buffered_batches": "Event batches that wait for a replay.",
+    "last_event_age": "Time since the last event.",
 }
 _TRANSPORT_COUNTERS = {
     "messages": "Event messages received.",
@@ -202,10 +213,7 @@ class _Collector(Collector):
             (*labels, "state"),
             [((*name, state), float(row["state"] == state)) for name, row in sources for state in _SOURCE_STATES],
         )
-        for field, text in (
-            ("lag", "Event batches known to be missing."),
-            ("last_event_age", "Time since the last event."),
-        ):
+        for field, text in _SOURCE_GAUGES.items():
             suffix = "_seconds" if field == "last_event_age" else ""
             rows = [(name, float(row[field])) for name, row in sources if row.get(field) is not None]
             yield _gauge(f"source_{field}{suffix}", text, labels, rows)
@@ -213,11 +221,14 @@ class _Collector(Collector):
             for field, text in counters.items():
                 rows = [(name, float(row[field])) for name, row in sources if row.get(field) is not None]
                 yield _counter(f"source_{field}", text, labels, rows)
-        skipped: dict[str, int] = {}
-        for _, row in sources:
-            for reason, number in row["skipped"].items():
-                skipped[reason] = skipped.get(reason, 0) + number
-        yield _counter("skipped_events", "Events that could not be used.", ("reason",), _by_label(skipped))
+        for field, text in (
+            ("skipped", "Events that could not be read, by what was wrong."),
+            ("ignored", "Events that mean nothing to routing, by what they were."),
+        ):
+            totals: Counter[str] = Counter()
+            for _, row in sources:
+                totals.update(row[field])
+            yield _counter(f"{field}_events", text, ("reason",), _by_label(totals))
 
     def _index(self) -> Iterator[Metric]:
         index = self._from.index

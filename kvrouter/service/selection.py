@@ -22,7 +22,8 @@ from kvrouter.service.proxy import Reply, Request
 from kvrouter.service.replies import json_reply
 from kvrouter.service.selection_choice import SelectionChoice
 from kvrouter.service.selection_loads import PoolViews
-from kvrouter.service.selection_wire import SelectionRequest, parse_output_block, parse_selection
+from kvrouter.service.selection_tokens import SelectionReader
+from kvrouter.service.selection_wire import SelectionRequest, parse_output_block
 from kvrouter.service.traffic import TrafficCounters
 from kvrouter.service.workers import Worker, WorkerRegistry
 
@@ -43,6 +44,7 @@ class SelectionRoutes:
         router: Router,
         index: PrefixIndex,
         ingest: Ingest,
+        reader: SelectionReader,
         choice: SelectionChoice,
         pools: PoolViews,
         decisions: DecisionRing,
@@ -52,7 +54,7 @@ class SelectionRoutes:
         wall_clock: Callable[[], float],
     ) -> None:
         self._registry, self._router, self._index, self._ingest = registry, router, index, ingest
-        self._choice, self._decisions, self._traffic = choice, decisions, traffic
+        self._reader, self._choice, self._decisions, self._traffic = reader, choice, decisions, traffic
         self._lease_seconds, self._clock, self._wall_clock = lease_seconds, clock, wall_clock
         self._pending: OrderedDict[str, tuple[float, Decision, str | None]] = OrderedDict()
         """Answers of `/select` that may still be claimed by their id: until when, what, for which model."""
@@ -97,38 +99,40 @@ class SelectionRoutes:
     # -- choosing ------------------------------------------------------------------------------------------------------
 
     def _select(self, request: Request) -> Reply:
-        asked = parse_selection(request.body)
+        asked = self._reader.read(request.body)
+        fields = asked.fields
         now = self._clock()
         prompt, decision = self._choice.decide(asked, now)
-        answer = self._answer(asked, asked.selection_id, prompt, decision)
-        if asked.advisory:
+        answer = self._answer(fields, fields.selection_id, prompt, decision)
+        if fields.advisory:
             answer["worker_load"] = self._load(decision)
-        elif asked.selection_id:
-            self._keep_pending(asked.selection_id, decision, answer["model_name"], now)
+        elif fields.selection_id:
+            self._keep_pending(fields.selection_id, decision, answer["model_name"], now)
         return json_reply(200, answer)
 
     def _select_and_reserve(self, request: Request) -> Reply:
-        asked = parse_selection(request.body)
-        selection_id = asked.selection_id or str(uuid4())
+        asked = self._reader.read(request.body)
+        fields = asked.fields
+        selection_id = fields.selection_id or str(uuid4())
         self._refuse_unusable(selection_id)
         now = self._clock()
         prompt, decision = self._choice.decide(asked, now)
-        answer = self._answer(asked, selection_id, prompt, decision)
-        self._apply_booking_fields(asked, decision)
+        answer = self._answer(fields, selection_id, prompt, decision)
+        self._apply_booking_fields(fields, decision)
         self._book(selection_id, decision, answer["model_name"], now)
         # Dynamo writes hashes as signed 64-bit integers.
         answer["sequence_hashes"] = prompt.hashes(answer["block_size"]).view(np.int64).tolist()
         answer["isl_tokens"] = prompt.tokens
-        answer["track_prefill_tokens"] = asked.track_prefill_tokens is not False
+        answer["track_prefill_tokens"] = fields.track_prefill_tokens is not False
         return json_reply(200, answer)
 
     def _answer(
-        self, asked: SelectionRequest, selection_id: str | None, prompt: Prompt, decision: Decision
+        self, fields: SelectionRequest, selection_id: str | None, prompt: Prompt, decision: Decision
     ) -> dict[str, Any]:
         worker = self._registry.find(decision.worker_id)
         block_size = self._choice.block_size(decision.dense_rank)
         answer: dict[str, Any] = {"selection_id": selection_id} if selection_id else {}
-        answer.update(_target(asked.model_name or asked.model, decision, worker))
+        answer.update(_target(fields.model_name or fields.model, decision, worker))
         answer["block_size"] = block_size
         answer["overlap"] = self._overlap(prompt, decision, block_size)
         answer["usable_tokens"] = decision.overlap_tokens
@@ -161,19 +165,20 @@ class SelectionRoutes:
     # -- reservations --------------------------------------------------------------------------------------------------
 
     def _reserve(self, request: Request) -> Reply:
-        asked = parse_selection(request.body)
-        selection_id = asked.selection_id
+        asked = self._reader.read(request.body)
+        fields = asked.fields
+        selection_id = fields.selection_id
         if not selection_id:
             raise RequestError("selection_id is needed", param="selection_id")
         self._refuse_unusable(selection_id)
         now = self._clock()
-        if asked.worker_id is None:
+        if fields.worker_id is None:
             decision, model = self._claim(selection_id, now)
         else:
-            model = asked.model_name or asked.model
-            pinned = self._choice.source(asked.worker_id, asked.dp_rank)
+            model = fields.model_name or fields.model
+            pinned = self._choice.source(fields.worker_id, fields.dp_rank)
             _, decision = self._choice.decide(asked, now, pinned=pinned)
-            self._apply_booking_fields(asked, decision)
+            self._apply_booking_fields(fields, decision)
         target = _target(model, decision, self._registry.find(decision.worker_id))
         self._book(selection_id, decision, target["model_name"], now)
         return json_reply(201, {"selection_id": selection_id, **target})
@@ -189,15 +194,15 @@ class SelectionRoutes:
             )
         return pending[1], pending[2]
 
-    def _apply_booking_fields(self, asked: SelectionRequest, decision: Decision) -> None:
+    def _apply_booking_fields(self, fields: SelectionRequest, decision: Decision) -> None:
         """Let the gateway say what prefill to book, where it knows better."""
-        if asked.track_prefill_tokens is False:
+        if fields.track_prefill_tokens is False:
             decision.prefill_tokens = 0
-        elif asked.effective_prefill_tokens is not None:
-            if not 0 <= asked.effective_prefill_tokens <= decision.prompt_tokens:
+        elif fields.effective_prefill_tokens is not None:
+            if not 0 <= fields.effective_prefill_tokens <= decision.prompt_tokens:
                 limit = f"0..{decision.prompt_tokens}, the length of the prompt"
                 raise RequestError(f"effective_prefill_tokens must be {limit}", param="effective_prefill_tokens")
-            decision.prefill_tokens = asked.effective_prefill_tokens
+            decision.prefill_tokens = fields.effective_prefill_tokens
 
     def _book(self, selection_id: str, decision: Decision, model: str | None, now: float) -> None:
         self._router.commit(decision, id=selection_id, now=now, lease_seconds=self._lease_seconds)

@@ -9,7 +9,8 @@ from kvrouter.events import Source
 from kvrouter.ingest import Ingest
 from kvrouter.routing import Decision, Router
 from kvrouter.service.fleet_view import FleetViews
-from kvrouter.service.selection_wire import SelectionRequest, prompt_of
+from kvrouter.service.selection_tokens import AskedSelection
+from kvrouter.service.selection_wire import SelectionRequest
 from kvrouter.service.workers import Worker, WorkerRegistry
 
 __all__ = ["SelectionChoice"]
@@ -31,28 +32,29 @@ class SelectionChoice:
         self._default_block_size = default_block_size
         self._pool_ranks: tuple[int, dict[str | None, int | None]] = (-1, {})
 
-    def decide(self, asked: SelectionRequest, now: float, *, pinned: Source | None = None) -> tuple[Prompt, Decision]:
+    def decide(self, asked: AskedSelection, now: float, *, pinned: Source | None = None) -> tuple[Prompt, Decision]:
         """Choose a rank for what is asked.
 
         Raises:
             RequestError: the prompt, the group or the pinned worker is not what it must be.
             RoutingError: nobody serves the model, or nobody may take it now.
         """
+        fields = asked.fields
         prompt, model = self.prompt(asked)
-        if pinned is None and asked.pinned_worker is not None:
-            pinned = self.source(asked.pinned_worker.worker_id, asked.pinned_worker.dp_rank)
+        if pinned is None and fields.pinned_worker is not None:
+            pinned = self.source(fields.pinned_worker.worker_id, fields.pinned_worker.dp_rank)
         decision = self._router.decide(
-            prompt, model=model, session=asked.session, allowed=self._allowed(asked), pinned=pinned, now=now
+            prompt, model=model, session=fields.session, allowed=self._allowed(fields), pinned=pinned, now=now
         )
         return prompt, decision
 
-    def prompt(self, asked: SelectionRequest) -> tuple[Prompt, str | None]:
+    def prompt(self, asked: AskedSelection) -> tuple[Prompt, str | None]:
         """Return the prompt and the model that it is for."""
-        view = self._views.current()
-        model = view.selection_model(asked.model_name or asked.model)
-        if asked.lora_name is None and model in view.parents:
-            asked.lora_name = model  # an adapter's blocks are its own, under whichever field it was named
-        return prompt_of(asked, block_size=self.pool_block_size(model)), model
+        view, fields = self._views.current(), asked.fields
+        model = view.selection_model(fields.model_name or fields.model)
+        if fields.lora_name is None and model in view.parents:
+            fields.lora_name = model  # an adapter's blocks are its own, under whichever field it was named
+        return asked.prompt(block_size=self.pool_block_size(model)), model
 
     def pool_block_size(self, model: str | None) -> int:
         """The block size that hashes given for a model are for: that of its first worker."""

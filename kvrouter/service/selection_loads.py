@@ -9,7 +9,7 @@ from kvrouter.routing import Router
 from kvrouter.service.proxy import Reply, Request
 from kvrouter.service.replies import json_reply
 from kvrouter.service.selection_choice import SelectionChoice
-from kvrouter.service.selection_wire import parse_selection
+from kvrouter.service.selection_tokens import SelectionReader
 from kvrouter.service.workers import Worker, WorkerRegistry
 
 __all__ = ["PoolViews"]
@@ -26,22 +26,23 @@ class PoolViews:
         registry: WorkerRegistry,
         router: Router,
         ingest: Ingest,
+        reader: SelectionReader,
         choice: SelectionChoice,
         clock: Callable[[], float],
     ) -> None:
         self._registry, self._router, self._ingest = registry, router, ingest
-        self._choice, self._clock = choice, clock
+        self._reader, self._choice, self._clock = reader, choice, clock
 
     def overlap_scores(self, request: Request) -> Reply:
         """What every rank of the pool holds of a prompt: blocks per tier, and the tokens that it could use."""
-        asked = parse_selection(request.body)
+        asked = self._reader.read(request.body)
         prompt, model = self._choice.prompt(asked)
         block_size = self._choice.pool_block_size(model)
         tiers = self._ingest.tier_blocks(prompt)
         usable = self._ingest.usable_tokens(prompt)
         scores = [
             self._score(worker, position, tiers.get(worker.ranks[position], _NO_TIERS), usable)
-            for worker, position in self._choice.ranks(model, asked.routing_group)
+            for worker, position in self._choice.ranks(model, asked.fields.routing_group)
         ]
         answer = {
             "block_size": block_size,
@@ -53,11 +54,11 @@ class PoolViews:
 
     def potential_loads(self, request: Request) -> Reply:
         """What every rank of the pool would carry with a prompt."""
-        asked = parse_selection(request.body)
+        asked = self._reader.read(request.body)
         prompt, model = self._choice.prompt(asked)
         ranks = {
             worker.ranks[position]: (worker, position)
-            for worker, position in self._choice.ranks(model, asked.routing_group)
+            for worker, position in self._choice.ranks(model, asked.fields.routing_group)
         }
         loads = [
             {

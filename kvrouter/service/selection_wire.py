@@ -13,7 +13,15 @@ import numpy as np
 from kvrouter.blocks import TOKEN_ID_MAX, Prompt, sequence_hashes
 from kvrouter.errors import RequestError
 
-__all__ = ["OutputBlock", "Pinned", "SelectionRequest", "parse_output_block", "parse_selection", "prompt_of"]
+__all__ = [
+    "OutputBlock",
+    "Pinned",
+    "SelectionRequest",
+    "parse_output_block",
+    "parse_selection",
+    "prompt_of",
+    "token_words",
+]
 
 _DIGITS = b"0123456789"
 _MASK = 2**64 - 1
@@ -131,8 +139,10 @@ def parse_output_block(body: bytes) -> OutputBlock:
     return progress
 
 
-def prompt_of(request: SelectionRequest, *, block_size: int) -> Prompt:
+def prompt_of(request: SelectionRequest, words: bytes | None = None, *, block_size: int) -> Prompt:
     """Return the request's prompt; `block_size` is the one that given hashes are for.
+
+    `words` are its token ids, where somebody has read them already.
 
     Raises:
         RequestError: 400, no prompt is given, or it is not what it must be.
@@ -140,13 +150,15 @@ def prompt_of(request: SelectionRequest, *, block_size: int) -> Prompt:
     salt = (request.cache_salt or "").encode()
     lora = request.lora_name or None
     mm = request.mm_routing_info
-    if request.token_ids or mm is not None:
-        raw = request.token_ids if mm is None else mm.routing_token_ids
-        words = _token_words(bytes(raw))
-        infos = request.block_mm_infos if mm is None else mm.block_mm_infos
-        if infos:
-            return _multimodal_prompt(words, infos, salt, lora, block_size)
-        return Prompt(words, salt=salt, lora=lora)
+    infos = request.block_mm_infos
+    if mm is not None:
+        words, infos = token_words(bytes(mm.routing_token_ids)), mm.block_mm_infos
+    elif words is None and request.token_ids:
+        words = token_words(bytes(request.token_ids))
+    if words is not None:
+        return (
+            _multimodal_prompt(words, infos, salt, lora, block_size) if infos else Prompt(words, salt=salt, lora=lora)
+        )
     if request.sequence_hashes is None:
         raise RequestError(
             "a prompt is needed: token_ids, or block_hashes with sequence_hashes and isl_tokens", param="token_ids"
@@ -154,18 +166,7 @@ def prompt_of(request: SelectionRequest, *, block_size: int) -> Prompt:
     return _hashed_prompt(request, salt, lora, block_size)
 
 
-def _parse(decoder: "msgspec.json.Decoder[Any]", body: bytes) -> Any:
-    try:
-        return decoder.decode(body)
-    except msgspec.ValidationError as error:
-        text = str(error)
-        path = re.search(r"at `\$\.([A-Za-z_]+)", text)
-        raise RequestError(text, code="invalid_field", param=path[1] if path else None) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise RequestError(f"the body is not valid JSON: {error}", code="invalid_json") from None
-
-
-def _token_words(raw: bytes) -> bytes:
+def token_words(raw: bytes) -> bytes:
     """Turn the JSON text of a list of token ids into little-endian 32-bit integers.
 
     The usual text, nothing but digits between commas, is read by numpy without making a Python integer of each id.
@@ -179,6 +180,17 @@ def _token_words(raw: bytes) -> bytes:
         raise RequestError(f"token_ids must be 0..{TOKEN_ID_MAX}", param="token_ids")
     words: bytes = values.astype("<u4").tobytes()
     return words
+
+
+def _parse(decoder: "msgspec.json.Decoder[Any]", body: bytes) -> Any:
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        text = str(error)
+        path = re.search(r"at `\$\.([A-Za-z_]+)", text)
+        raise RequestError(text, code="invalid_field", param=path[1] if path else None) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RequestError(f"the body is not valid JSON: {error}", code="invalid_json") from None
 
 
 def _checked_words(raw: bytes) -> bytes:

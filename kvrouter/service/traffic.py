@@ -8,7 +8,6 @@ from bisect import bisect_left
 __all__ = ["Histogram", "TrafficCounters"]
 
 SECONDS_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
-MICROSECONDS_BOUNDS = (25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 0.1, 1.0)
 
 
 class Histogram:
@@ -41,7 +40,6 @@ class TrafficCounters:
 
     __slots__ = (
         "by_policy",
-        "decision_seconds",
         "other_requests",
         "overlap_tokens",
         "prompt_tokens",
@@ -49,14 +47,13 @@ class TrafficCounters:
         "refused_unknown_model",
         "request_seconds",
         "reservations_expired",
-        "retries",
         "routed",
         "selections",
         "ttft_seconds",
     )
 
     def __init__(self) -> None:
-        self.routed = self.retries = self.other_requests = 0
+        self.routed = self.other_requests = 0
         self.prompt_tokens = self.overlap_tokens = 0
         self.refused_unknown_model = self.refused_no_worker = 0
         self.reservations_expired = 0
@@ -65,4 +62,3 @@ class TrafficCounters:
         """Calls of the selection API by route."""
         self.ttft_seconds = Histogram(SECONDS_BOUNDS)
         self.request_seconds = Histogram(SECONDS_BOUNDS)
-        self.decision_seconds = Histogram(MICROSECONDS_BOUNDS)

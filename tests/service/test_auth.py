@@ -3,7 +3,7 @@
 import pytest
 
 from kvrouter.errors import RequestError, SettingsError
-from kvrouter.service.auth import Authenticator, refuse_open_bind
+from kvrouter.service.auth import Authenticator, refuse_foreign_page, refuse_open_bind
 
 
 def _status(authenticator: Authenticator, method: str, path: str, token: str | None) -> int:
@@ -88,3 +88,17 @@ def test_a_wider_bind_needs_a_key_or_a_word(host: str) -> None:
 
     with pytest.raises(SettingsError, match="KVROUTER_API_KEYS"):
         refuse_open_bind(host, api_keys=(), insecure=False)
+
+
+def test_pages_of_other_sites_change_nothing() -> None:
+    """A browser names where a page came from; only our own pages and programs may change workers."""
+    host = b"127.0.0.1:8080"
+    refuse_foreign_page("POST", "/workers", None, host)
+    refuse_foreign_page("POST", "/workers", b"http://127.0.0.1:8080", host)
+    refuse_foreign_page("POST", "/v1/completions", b"https://chat.example", host)
+    refuse_foreign_page("GET", "/workers", b"https://evil.example", host)
+
+    for origin in (b"https://evil.example", b"null", b"http://127.0.0.1:8081"):
+        with pytest.raises(RequestError) as caught:
+            refuse_foreign_page("DELETE", "/workers/a", origin, host)
+        assert caught.value.status == 403
