@@ -8,6 +8,7 @@ from typing import Protocol
 
 from kvrouter.blocks import Prompt
 from kvrouter.events import Source
+from kvrouter.routing.landmarks import landmark_depth, landmarks, landmarks_within
 from kvrouter.routing.predictions import PredictedBlocks
 from kvrouter.routing.settings import RoutingSettings
 
@@ -74,7 +75,7 @@ class Knowledge:
         self._confirmable: dict[int, bool] = {}
 
     def __len__(self) -> int:
-        """Pairs of a block and a rank that is predicted to hold it."""
+        """Pairs of a block and a rank that is predicted to hold it; of long prompts only landmarks count."""
         return sum(map(len, self._predicted.values()))
 
     def overlaps(self, prompt: Prompt, now: float) -> Overlaps:
@@ -85,14 +86,14 @@ class Knowledge:
             predictions.expire(now)
             if not len(predictions) or exact is not prompt.exact or prompt.block_size not in {None, block_size}:
                 continue
-            known = {rank: tokens // block_size for rank, tokens in confirmed.items()}
-            depths = predictions.match(prompt.hash_list(block_size), known)
+            known = {rank: landmarks_within(tokens // block_size) for rank, tokens in confirmed.items()}
+            depths = predictions.match(landmarks(prompt.hash_list(block_size)), known)
             if depths:
                 # An engine computes at least the last token itself, to have something to continue from.
                 limit = (prompt.tokens - 1) // block_size
                 promised = dict(promised)
-                for rank, blocks in depths.items():
-                    tokens = min(blocks, limit) * block_size
+                for rank, marks in depths.items():
+                    tokens = min(landmark_depth(marks), limit) * block_size
                     if tokens > promised.get(rank, 0):
                         promised[rank] = tokens
         if not promised:
@@ -112,7 +113,7 @@ class Knowledge:
 
         The blocks appear when the prompt has been computed, in about `cost` seconds; the lifetime comes on top.
         """
-        hashes = prompt.hash_list(block_size)
+        hashes = landmarks(prompt.hash_list(block_size))
         settings = self._settings
         lifetime = settings.predicted_seconds_unconfirmed
         if prompt.exact and self._follow(rank):
@@ -124,7 +125,7 @@ class Knowledge:
             predictions = self._predicted[block_size, prompt.exact] = PredictedBlocks(
                 blocks_max=settings.predicted_blocks_max, total_max=settings.predicted_total_max
             )
-        begin, known = confirmed // block_size, promised // block_size
+        begin, known = landmarks_within(confirmed // block_size), landmarks_within(promised // block_size)
         if known > begin:
             # The part that is predicted already is written again only when it is getting old.
             until = predictions.deadline(rank, hashes[known - 1])
