@@ -104,7 +104,7 @@ class SelectionReader:
     def _read_whole(self, body: bytes, begin: int) -> AskedSelection:
         fields = parse_selection(body)
         array = bytes(fields.token_ids)
-        if not array or not body.startswith(array, begin - 1):
+        if not array.startswith(b"[") or not body.startswith(array, begin - 1):
             return AskedSelection(self._cache, fields)  # the key that was found belongs to something else
         nodes: list[PrefixNode] = []
         words = self._learn(body, begin, nodes, token_words(array))

@@ -5,12 +5,13 @@ there. Only parsing and checking happens here, the choosing is `selection.py`.
 """
 
 import re
+from array import array
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from kvrouter.blocks import TOKEN_ID_MAX, Prompt, sequence_hashes
+from kvrouter.blocks import TOKEN_ID_MAX, Prompt, sequence_hashes, token_bytes
 from kvrouter.errors import RequestError
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
 ]
 
 _DIGITS = b"0123456789"
+_SHORT_BYTES = 2048
 _MASK = 2**64 - 1
 _MISSING = msgspec.Raw(b"")
 
@@ -70,7 +72,8 @@ class SelectionRequest(msgspec.Struct):
     """A prompt with its options; all calls of the selection API share it."""
 
     token_ids: msgspec.Raw = _MISSING
-    block_hashes: list[int] | None = None
+    block_hashes: msgspec.Raw = _MISSING
+    """Only counted: the sequence hashes are what is compared."""
     sequence_hashes: list[int] | None = None
     isl_tokens: int | None = None
     block_mm_infos: list[BlockMultimodal | None] | None = None
@@ -97,11 +100,6 @@ class SelectionRequest(msgspec.Struct):
     def session(self) -> str | None:
         """The conversation that the prompt belongs to."""
         return self.session_id or (self.session_context.session_id if self.session_context else None)
-
-    @property
-    def has_prompt(self) -> bool:
-        """Whether the prompt is given in any form."""
-        return bool(self.token_ids or self.sequence_hashes is not None or self.mm_routing_info is not None)
 
 
 class OutputBlock(msgspec.Struct):
@@ -153,7 +151,7 @@ def prompt_of(request: SelectionRequest, words: bytes | None = None, *, block_si
     infos = request.block_mm_infos
     if mm is not None:
         words, infos = token_words(bytes(mm.routing_token_ids)), mm.block_mm_infos
-    elif words is None and request.token_ids:
+    elif words is None and is_given(request.token_ids):
         words = token_words(bytes(request.token_ids))
     if words is not None:
         return (
@@ -169,8 +167,10 @@ def prompt_of(request: SelectionRequest, words: bytes | None = None, *, block_si
 def token_words(raw: bytes) -> bytes:
     """Turn the JSON text of a list of token ids into little-endian 32-bit integers.
 
-    The usual text, nothing but digits between commas, is read by numpy without making a Python integer of each id.
+    The usual long text, nothing but digits between commas, is read by numpy without making an object of each id.
     """
+    if len(raw) < _SHORT_BYTES:
+        return _checked_words(raw)
     separators = raw.translate(None, _DIGITS)[1:-1]
     commas = separators.count(b",")
     if separators not in (b"," * commas, b", " * commas) or not b"0" <= raw[1:2] <= b"9":
@@ -180,6 +180,11 @@ def token_words(raw: bytes) -> bytes:
         raise RequestError(f"token_ids must be 0..{TOKEN_ID_MAX}", param="token_ids")
     words: bytes = values.astype("<u4").tobytes()
     return words
+
+
+def is_given(raw: msgspec.Raw) -> bool:
+    """Whether a field is there; null is not, because some clients write every field that they know."""
+    return bytes(memoryview(raw)[:4]) not in (b"", b"null")
 
 
 def _parse(decoder: "msgspec.json.Decoder[Any]", body: bytes) -> Any:
@@ -197,28 +202,44 @@ def _checked_words(raw: bytes) -> bytes:
     if not raw:
         raise RequestError("token_ids is needed", param="token_ids")
     try:
-        return np.array(_integers_decoder.decode(raw), dtype="<u4").tobytes()
-    except (msgspec.DecodeError, OverflowError):
+        return token_bytes(_integers_decoder.decode(raw))
+    except (msgspec.DecodeError, ValueError):
         raise RequestError(f"token_ids must be a list of integers 0..{TOKEN_ID_MAX}", param="token_ids") from None
 
 
 def _hashed_prompt(request: SelectionRequest, salt: bytes, lora: str | None, block_size: int) -> Prompt:
     hashes, tokens = request.sequence_hashes or [], request.isl_tokens
-    if request.block_hashes is not None and len(request.block_hashes) != len(hashes):
+    others = _length(bytes(request.block_hashes)) if is_given(request.block_hashes) else len(hashes)
+    if others != len(hashes):
         raise RequestError(
-            f"block_hashes ({len(request.block_hashes)}) and sequence_hashes ({len(hashes)}) must be equally long",
-            param="sequence_hashes",
+            f"block_hashes ({others}) and sequence_hashes ({len(hashes)}) must be equally long", param="sequence_hashes"
         )
     if tokens is None or tokens <= 0:
         raise RequestError("isl_tokens must be at least 1 where hashes are given", param="isl_tokens")
-    if hashes and not -(2**63) <= min(hashes) <= max(hashes) <= _MASK:
-        raise RequestError("sequence_hashes must be 64-bit integers", param="sequence_hashes")
-    if hashes and min(hashes) < 0:
-        hashes = [each & _MASK for each in hashes]
     try:
-        return Prompt.from_hashes(hashes, block_size=block_size, tokens=tokens, salt=salt, lora=lora)
+        unsigned = _unsigned(hashes)
+        return Prompt.from_hashes(unsigned, block_size=block_size, tokens=tokens, salt=salt, lora=lora)
+    except OverflowError:
+        raise RequestError("sequence_hashes must be 64-bit integers", param="sequence_hashes") from None
     except ValueError as error:
         raise RequestError(str(error), param="isl_tokens") from None
+
+
+def _length(raw: bytes) -> int:
+    """How many items the JSON text of a list of numbers has; the JSON reader has found it well-formed."""
+    if not raw.startswith(b"["):
+        raise RequestError("block_hashes must be a list of integers", param="block_hashes")
+    return raw.count(b",") + 1 if len(raw) > 2 and raw[1:-1].strip() else 0
+
+
+def _unsigned(hashes: list[int]) -> list[int]:
+    """Hashes as we keep them; Dynamo's clients write them signed, others unsigned."""
+    try:
+        return memoryview(array("q", hashes)).cast("B").cast("Q").tolist()
+    except OverflowError:
+        if min(hashes) < -(2**63) or max(hashes) > _MASK:
+            raise
+        return [each & _MASK for each in hashes]
 
 
 def _multimodal_prompt(

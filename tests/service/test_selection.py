@@ -85,6 +85,20 @@ def test_hashes_do_instead_of_token_ids(service: InProcess) -> None:
         assert (status, answer["worker_id"], answer["overlap"]["gpu"]) == (200, 1, 64)
 
 
+def test_fields_that_are_null_are_not_there(service: InProcess) -> None:
+    """Some clients write every field that they know."""
+    hashes = sequence_hashes(TOKENS, 16).tolist()
+    nothing = dict.fromkeys(("lora_name", "cache_salt", "selection_id", "pinned_worker", "routing_group", "advisory"))
+
+    by_tokens = {"token_ids": TOKENS, "block_hashes": None, "sequence_hashes": None, "isl_tokens": None, **nothing}
+    by_hashes = {"token_ids": None, "block_hashes": None, "sequence_hashes": hashes, "isl_tokens": 80, **nothing}
+
+    for body in (by_tokens, by_hashes):
+        status, answer = service.call("POST", "/select", body)
+        assert (status, answer["worker_id"], answer["overlap"]["gpu"]) == (200, 1, 64)
+    assert service.call("POST", "/select", {"token_ids": None})[1]["error"]["param"] == "token_ids"
+
+
 def test_multimodal_items_are_part_of_the_hash(service: InProcess) -> None:
     """The same tokens with an image in the first block are another prompt."""
     infos = [{"mm_objects": [{"mm_hash": 2**63 + 5, "offsets": [[0, 4]]}]}, None]
@@ -279,6 +293,9 @@ def test_taints_and_groups_keep_workers_apart(service: InProcess) -> None:
         ("/select", {"token_ids": [1], "model_name": 5}, 400, "model_name"),
         ("/select", {"sequence_hashes": [1], "block_hashes": [], "isl_tokens": 16}, 400, "sequence_hashes"),
         ("/select", {"sequence_hashes": [1], "block_hashes": [1]}, 400, "isl_tokens"),
+        ("/select", {"sequence_hashes": [1], "block_hashes": 5, "isl_tokens": 16}, 400, "block_hashes"),
+        ("/select", {"sequence_hashes": [2**64], "isl_tokens": 16}, 400, "sequence_hashes"),
+        ("/select", {"sequence_hashes": [-(2**63) - 1], "isl_tokens": 16}, 400, "sequence_hashes"),
         ("/select", {"sequence_hashes": [1], "block_hashes": [1], "isl_tokens": 3}, 400, "isl_tokens"),
         ("/select", {"token_ids": [1], "model_name": "nope"}, 404, "model"),
         ("/select", {"token_ids": [1], "pinned_worker": {"worker_id": 9}}, 404, "worker_id"),
