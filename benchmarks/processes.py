@@ -24,6 +24,7 @@ __all__ = ["Child", "Children", "Cores", "NotReadyError", "free_port", "free_por
 
 _READY_SECONDS = 30.0
 _STOP_SECONDS = 3.0
+_LOOK_SECONDS = 0.3
 
 
 class NotReadyError(Exception):
@@ -41,13 +42,14 @@ class Cores:
 
     @classmethod
     def divide(cls) -> "Cores":
-        """Divide the cores this process may use: first the router's, then the load's, the rest for backends."""
+        """Divide the cores this process may use: the idlest is the router's, then the load's, then the backends'."""
         if not hasattr(os, "sched_getaffinity"):
             return cls(router=(), backend=(), load=(), pinned=False)
-        usable = sorted(os.sched_getaffinity(0))
+        busy = psutil.cpu_percent(interval=_LOOK_SECONDS, percpu=True)
+        usable = sorted(os.sched_getaffinity(0), key=lambda core: busy[core] if core < len(busy) else 0.0)
         if len(usable) < 3:
             return cls(router=tuple(usable[:1]), backend=tuple(usable[-1:]), load=tuple(usable[-1:]), pinned=True)
-        return cls(router=(usable[0],), backend=tuple(usable[2:][:2]), load=(usable[1],), pinned=True)
+        return cls(router=(usable[0],), backend=tuple(usable[2:4]), load=(usable[1],), pinned=True)
 
 
 class Child:

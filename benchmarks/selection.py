@@ -112,8 +112,8 @@ def _start(children: Children, cores: Cores, peers: PeerEnvironment) -> tuple[li
             *("-m", "kvrouter", "serve", "--port", str(port)),
             *("--log-level", "warning", "--block-size", str(BLOCK_SIZE)),
         ],
-        # One indexer thread and no log line per selection: the least CPU time of the settings it has.
-        _PEER: lambda port: [str(peers.python), "-m", "dynamo.select_service", "--port", str(port), "--threads", "1"],
+        # Its default threads and no log line per selection: the least CPU time of the settings tried.
+        _PEER: lambda port: [str(peers.python), "-m", "dynamo.select_service", "--port", str(port)],
     }
     for name, command in starters.items():
         if name == _PEER and "ai-dynamo-runtime" not in peers.versions:
