@@ -1,20 +1,13 @@
-"""The composition root: builds every part of the router process, runs them, and stops them in a written order.
+"""The composition root: builds every part of the router process and gives each what it needs.
 
-Nothing is decided here. Each part gets what it needs as small arguments; this is the only module that knows `Settings`.
+Nothing is decided here, and nothing is opened or started: that is `process.py`. Only these two know `Settings`.
 """
 
 import asyncio
 import logging
 import random
-import signal
-import socket
-import ssl
-import sys
-import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
-from pathlib import Path
+from collections.abc import Callable
 
 from kvrouter.errors import SettingsError
 from kvrouter.events import Source
@@ -22,12 +15,13 @@ from kvrouter.index import PrefixIndex
 from kvrouter.ingest import Ingest, IngestLimits
 from kvrouter.routing import Router, RoutingSettings
 from kvrouter.service.admin import AdminServer, GuardedApplication, WorkerRecords, build_admin
-from kvrouter.service.auth import Authenticator, refuse_open_bind
+from kvrouter.service.auth import Authenticator
 from kvrouter.service.decisions import DecisionRing
 from kvrouter.service.dispatcher import ModelRoutes, RequestDispatcher
 from kvrouter.service.fleet_view import FleetViews
 from kvrouter.service.health import HealthMonitor
-from kvrouter.service.logs import configure_logging, log_event
+from kvrouter.service.listening import listen
+from kvrouter.service.logs import log_event
 from kvrouter.service.metrics import Metrics, MetricsSources
 from kvrouter.service.probes import ProbeRoutes
 from kvrouter.service.prompts import PrefixCache, PromptResolver, RequestReader, model_paths
@@ -39,14 +33,13 @@ from kvrouter.service.selection_loads import PoolViews
 from kvrouter.service.selection_tokens import SelectionReader
 from kvrouter.service.sources import SourceReport
 from kvrouter.service.traffic import TrafficCounters
-from kvrouter.service.workers import Worker, WorkerRegistry, WorkerSpec, parse_worker_spec
+from kvrouter.service.workers import Worker, WorkerRegistry, WorkerSpec
 from kvrouter.settings import LimitSettings, Settings
 from kvrouter_subscribers import ZmqEventSubscriber, ZmqLimits
 
-__all__ = ["Service", "run_service"]
+__all__ = ["Service"]
 
 HOUSEKEEPING_SECONDS = 0.5
-LISTEN_BACKLOG = 4096
 
 _log = logging.getLogger("kvrouter.service")
 
@@ -224,150 +217,10 @@ class Service:
         server = self.settings.server
         return AdminServer(
             GuardedApplication(app, self.authenticator),
-            listener=_listener(server.host, server.admin_port),
+            listener=listen(server.host, server.admin_port),
             certificate=server.tls_certificate,
             key=server.tls_key,
         )
-
-
-async def run_service(settings: Settings) -> int:
-    """Run the router until it is told to stop; returns the exit code.
-
-    Raises:
-        SettingsError: a worker specification, the address or the certificate cannot be used.
-    """
-    configure_logging(level=settings.log.level, style=settings.log.format)
-    refuse_open_bind(settings.server.host, api_keys=settings.auth.api_keys, insecure=settings.auth.insecure)
-    specs = _worker_specs(settings.workers)
-    certificate = _tls_context(settings)
-    with tempfile.TemporaryDirectory(prefix="kvrouter-") as folder:
-        admin_socket = None if settings.server.admin_port else str(Path(folder) / "admin.sock")
-        listener = _listener(settings.server.host, settings.server.port)
-        service = Service(settings, admin_socket=admin_socket)
-        service.load_tokenizers()
-        service.add_workers(specs)
-        stop = _Stop(exit_with_parent=settings.server.exit_with_parent)
-        async with _running(service, listener, certificate):
-            await stop.asked.wait()
-            await _drain(service, stop.at_once)
-    log_event(_log, logging.INFO, "stopped")
-    return 0
-
-
-@asynccontextmanager
-async def _running(
-    service: Service, listener: socket.socket, certificate: ssl.SSLContext | None
-) -> AsyncIterator[None]:
-    """Start the parts, in the order in which they need each other; stop them the other way round."""
-    server = service.settings.server
-    async with asyncio.TaskGroup() as tasks:
-        subscriber = tasks.create_task(service.subscriber.run(), name="events")
-        health = tasks.create_task(service.health.run(), name="health")
-        housekeeping = tasks.create_task(service.housekeeping(), name="housekeeping")
-        admin = tasks.create_task(service.admin.run(), name="admin")
-        await service.admin.started()
-        await service.proxy.start(ssl=certificate, sock=listener)
-        log_event(
-            _log,
-            logging.INFO,
-            "listening",
-            host=server.host,
-            port=service.proxy.port,
-            scheme="https" if certificate else "http",
-            policy=service.settings.routing.policy,
-            workers=len(service.registry),
-        )
-        yield
-        # Requests have ended or were cut by `_drain`; what is left only served them.
-        await service.proxy.close()
-        service.admin.stop()
-        await admin
-        health.cancel()
-        housekeeping.cancel()
-        await service.subscriber.close()
-        await subscriber
-        service.resolver.close()
-
-
-async def _drain(service: Service, at_once: asyncio.Event) -> None:
-    """Not ready, then draining; a second signal skips what is left of both."""
-    server = service.settings.server
-    log_event(_log, logging.INFO, "stopping", active=service.proxy.statistics.requests_active)
-    service.probes.stopping = True  # 1. balancers stop choosing us
-    service.proxy.begin_drain()
-    with suppress(TimeoutError):
-        async with asyncio.timeout(server.unready_seconds):
-            await at_once.wait()
-    drained = asyncio.create_task(service.proxy.drain(server.drain_seconds))  # 2. finish what is under way
-    impatient = asyncio.create_task(at_once.wait())
-    await asyncio.wait({drained, impatient}, return_when=asyncio.FIRST_COMPLETED)
-    for task in (drained, impatient):
-        task.cancel()
-    with suppress(asyncio.CancelledError):
-        cut = await drained
-        log_event(_log, logging.INFO, "drained", cut=cut)
-
-
-class _Stop:
-    """What SIGTERM and SIGINT ask for: the first to stop, the second to stop at once."""
-
-    def __init__(self, *, exit_with_parent: bool) -> None:
-        self.asked, self.at_once = asyncio.Event(), asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._told)
-        # Held, because the loop alone would not keep the task alive.
-        self._watching = loop.create_task(self._watch_parent()) if exit_with_parent else None
-
-    def _told(self) -> None:
-        (self.at_once if self.asked.is_set() else self.asked).set()
-
-    async def _watch_parent(self) -> None:
-        """Stop when the program that started us is gone: its end of our standard input closes, however it died."""
-        asked = self.asked
-
-        class _Watch(asyncio.Protocol):
-            def connection_lost(self, exception: Exception | None) -> None:  # noqa: ARG002 - asyncio names it
-                asked.set()
-
-        await asyncio.get_running_loop().connect_read_pipe(_Watch, sys.stdin)
-
-
-def _listener(host: str, port: int) -> socket.socket:
-    """Bind before anything is started, so that a taken port is one line and not a crash."""
-    name = host.strip("[]")
-    try:
-        family, *_ = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return socket.create_server((name, port), family=family, backlog=LISTEN_BACKLOG)
-    except OSError as error:
-        raise SettingsError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
-
-
-def _worker_specs(texts: tuple[str, ...]) -> list[WorkerSpec]:
-    """Parse and compare the specifications, so that a double entry is an error of the call, not a late one."""
-    specs = [parse_worker_spec(text) for text in texts]
-    for name, values in (
-        ("id", [spec.worker_id for spec in specs]),
-        ("url", [spec.address for spec in specs]),
-    ):
-        for value in values:
-            if values.count(value) > 1:
-                raise SettingsError(f"two workers have the {name} {value!r}")
-    return specs
-
-
-def _tls_context(settings: Settings) -> ssl.SSLContext | None:
-    server = settings.server
-    if server.tls_certificate is None and server.tls_key is None:
-        return None
-    if server.tls_certificate is None:
-        raise SettingsError("server.tls_key needs server.tls_certificate")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        context.load_cert_chain(server.tls_certificate, server.tls_key)
-    except (OSError, ssl.SSLError) as error:
-        raise SettingsError(f"server.tls_certificate {server.tls_certificate}: {error}") from None
-    return context
 
 
 def _proxy_limits(limits: LimitSettings, *, route_headers: bool) -> ProxyLimits:

@@ -1,4 +1,4 @@
-"""`kvrouter serve`: the router process on the command line. Reads the settings, runs `app.py`, and nothing else."""
+"""`kvrouter serve`: the router process on the command line. Reads the settings, runs `process.py`, and nothing else."""
 
 import argparse
 import asyncio
@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
     # Imported here, so that `kvrouter --help` needs none of the router's dependencies.
     import uvloop  # noqa: PLC0415
 
-    from kvrouter.service.app import run_service  # noqa: PLC0415
+    from kvrouter.service.process import run_service  # noqa: PLC0415
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(run_service(settings))

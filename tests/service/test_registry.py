@@ -142,23 +142,19 @@ def test_a_removed_worker_takes_its_blocks_along(service: InProcess) -> None:
     assert caught.value.status == 404
 
 
-def test_a_dead_workers_blocks_are_forgotten_a_stopped_ones_are_not(service: InProcess) -> None:
-    """Dead is who answers no checks and sends no events."""
+def test_a_dead_workers_blocks_are_forgotten(service: InProcess) -> None:
+    """Dead is who answers no checks and sends no events; one of both is not enough."""
     worker = service.add(url="http://h:1", model="m", events="tcp://h:5557")
     service.store(worker, TOKENS)
-    registry, source = service.service.registry, Source("h:1", 0)
 
     def blocks() -> int:
         return service.service.ingest.status(now=service.clock.now)[0].blocks
 
-    registry.forget_dead({source: False})
-    healthy = blocks()
+    service.service.registry.forget_dead({Source("h:1", 0): False})
+    silent = blocks()
     _fail(service, worker, 3)
-    registry.forget_dead({source: True})
-    stopped = blocks()
-    registry.forget_dead({source: False})
 
-    assert (healthy, stopped, blocks()) == (4, 4, 0)
+    assert (silent, blocks()) == (4, 0)
 
 
 def test_the_same_registration_again_changes_nothing(service: InProcess) -> None:

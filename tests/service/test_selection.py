@@ -234,13 +234,15 @@ def test_potential_loads_tell_what_each_rank_would_carry(service: InProcess) -> 
 
 
 def test_overlap_scores_are_blocks_with_usable_tokens(service: InProcess) -> None:
-    """One row per rank, also for ranks that hold nothing."""
+    """One row per rank, also for ranks that hold nothing or may not be chosen."""
+    service.service.registry.set_draining(2, draining=True, now=service.clock.now)
     _, scores = service.call("POST", "/overlap_scores", {"token_ids": TOKENS, "model_name": "m"})
 
     assert (scores["block_size"], scores["num_blocks"]) == (16, 5)
     assert [
-        (each["worker_id"], each["device_blocks"], each["usable_tokens"], each["state"]) for each in scores["workers"]
-    ] == [(1, 4, 64, "live"), (2, 0, 0, "predicted")]
+        (each["worker_id"], each["device_blocks"], each["usable_tokens"], each["state"], each["lifecycle"])
+        for each in scores["workers"]
+    ] == [(1, 4, 64, "live", "schedulable"), (2, 0, 0, "predicted", "draining")]
 
 
 @pytest.mark.parametrize(

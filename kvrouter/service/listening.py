@@ -1,0 +1,19 @@
+"""A bound TCP socket, or one line that says why not."""
+
+import socket
+
+from kvrouter.errors import SettingsError
+
+__all__ = ["listen"]
+
+LISTEN_BACKLOG = 4096
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Bind before anything is started, so that a taken port is one line and not a crash."""
+    name = host.strip("[]")
+    try:
+        family, *_ = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server((name, port), family=family, backlog=LISTEN_BACKLOG)
+    except OSError as error:
+        raise SettingsError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
