@@ -1,0 +1,22 @@
+/* How a part of the core becomes part of the module.
+ *
+ * Each part has one function that adds its functions, types and constants to the module; `module.c` calls them in turn.
+ * They return 0, or -1 with a Python exception set. No part keeps static state: a module may be loaded once per
+ * interpreter.
+ */
+#ifndef KVR_MODULE_H
+#define KVR_MODULE_H
+
+#include "python_abi.h"
+
+int kvr_add_hashing(PyObject *module);
+int kvr_add_token_list(PyObject *module);
+int kvr_add_json_tokens(PyObject *module);
+int kvr_add_index_type(PyObject *module);
+
+/* Work below about 50 us is done faster than the interpreter lock is given away and got back. These are the amounts
+ * of input that take about that long. */
+#define KVR_HASH_UNLOCKED_BYTES (512 * 1024)
+#define KVR_PARSE_UNLOCKED_BYTES (128 * 1024)
+
+#endif
