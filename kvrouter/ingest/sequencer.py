@@ -146,8 +146,10 @@ class Sequencer:
         self._drain()
         if not self._waiting:
             return Receipt("resolved")
-        if complete and replay.attempts < self._limits.replay_attempts_max:
-            self._replay = _Replay(self.expected, attempts=replay.attempts + 1)
+        # Under steady loss every replay leaves a later gap; only one that brought nothing counts against the source.
+        attempts = 1 if self.expected > replay.start else replay.attempts + 1
+        if complete and attempts <= self._limits.replay_attempts_max:
+            self._replay = _Replay(self.expected, attempts=attempts)
             return Receipt("gap", self.expected)
         return Receipt(self._give_up())
 

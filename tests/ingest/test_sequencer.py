@@ -87,12 +87,28 @@ def test_a_hole_in_a_replay_is_asked_for_again_a_few_times() -> None:
     rank.receive(1, removed(5), replayed=True)
     rank.receive(3, CLEARED, replayed=True)
 
-    again = rank.ingest.replay_finished(SOURCE, now=0.0, complete=True)
+    again = [rank.ingest.replay_finished(SOURCE, now=0.0, complete=True) for _ in range(2)]
     given_up = rank.ingest.replay_finished(SOURCE, now=0.0, complete=True)
 
-    assert again == Receipt("gap", 2)
+    assert again == [Receipt("gap", 2)] * 2
     assert given_up.replay_from is None
     assert (rank.status.gaps_lost, rank.status.applied_sequence) == (1, 3)
+
+
+def test_replays_that_make_progress_go_on_under_steady_loss() -> None:
+    """As long as each replay brings something, the rank catches up instead of being forgotten."""
+    rank = Rank(limits=IngestLimits(replay_attempts_max=1))
+    rank.receive(0, stored([11], tokens(1)))
+    rank.receive(2, removed(5))
+
+    asked = []
+    for sequence in range(1, 20, 2):
+        rank.receive(sequence + 3, removed(5))
+        rank.receive(sequence, removed(5), replayed=True)
+        asked.append(rank.ingest.replay_finished(SOURCE, now=0.0, complete=True).replay_from)
+
+    assert asked == [sequence + 2 for sequence in range(1, 20, 2)]
+    assert (rank.status.gaps_lost, rank.usable(tokens(1))) == (0, 4)
 
 
 def test_waiting_batches_are_bounded() -> None:
