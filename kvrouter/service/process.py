@@ -5,9 +5,12 @@ On the first SIGTERM or SIGINT: not ready, then draining, then closed, exit code
 
 import asyncio
 import logging
+import os
+import resource
 import signal
 import socket
 import ssl
+import stat
 import sys
 import tempfile
 from collections.abc import AsyncIterator
@@ -24,6 +27,8 @@ from kvrouter.settings import Settings
 
 __all__ = ["run_service"]
 
+_DESCRIPTORS = 1_048_576
+
 _log = logging.getLogger("kvrouter.service")
 
 
@@ -34,6 +39,9 @@ async def run_service(settings: Settings) -> int:
         SettingsError: a worker specification, the address or the certificate cannot be used.
     """
     configure_logging(level=settings.log.level, style=settings.log.format)
+    if settings.server.exit_with_parent:
+        _refuse_deaf_input()
+    _raise_descriptor_limit()
     refuse_open_bind(settings.server.host, api_keys=settings.auth.api_keys, insecure=settings.auth.insecure)
     specs = _worker_specs(settings.workers)
     certificate = _tls_context(settings)
@@ -103,6 +111,22 @@ async def _drain(service: Service, at_once: asyncio.Event) -> None:
     with suppress(asyncio.CancelledError):
         cut = await drained
         log_event(_log, logging.INFO, "drained", cut=cut)
+
+
+def _refuse_deaf_input() -> None:
+    """A file or a terminal as standard input never tells that the parent is gone."""
+    mode = os.fstat(sys.stdin.fileno()).st_mode
+    if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
+        raise SettingsError("--exit-with-parent needs a pipe as standard input")
+
+
+def _raise_descriptor_limit() -> None:
+    """Take the descriptors that the system lets us have: each connection is one, and soft limits are often 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):  # some systems set the limit lower than they say
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class _Stop:

@@ -217,3 +217,18 @@ def test_log_lines_are_events_without_prompts(processes: Processes) -> None:
     assert len(router.lines()) == before
     assert {"time", "level", "logger", "event"} <= set(router.lines()[0])
     assert router.errors.read_text() == ""
+
+
+def test_a_parent_that_cannot_be_watched_is_refused(tmp_path: Path) -> None:
+    """A file as standard input never ends, so nothing would ever tell that the parent is gone."""
+    answer = subprocess.run(
+        [sys.executable, "-m", "kvrouter", "serve", "--port", "0", "--exit-with-parent"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+
+    assert answer.returncode == 2
+    assert answer.stderr == "kvrouter: --exit-with-parent needs a pipe as standard input\n"
