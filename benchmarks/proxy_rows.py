@@ -24,8 +24,9 @@ def add_rows(report: Report, results: Results, peers: Sequence[str], *, ours: st
             if _compared(results, scenario, peer):
                 _rate(report, results, f"requests-per-second-{scenario}", scenario, ours, peer)
                 _cpu(report, results, f"cpu-per-request-{scenario}", scenario, ours, peer)
-        _rate(report, results, "streams-per-second", "streams", ours, peer)
-        _cpu(report, results, "cpu-per-stream", "streams", ours, peer)
+        if results.all("streams", peer, "rate") or results.reason("streams", peer):
+            _rate(report, results, "streams-per-second", "streams", ours, peer)
+            _cpu(report, results, "cpu-per-stream", "streams", ours, peer)
         for measure in ("p50", "p99"):
             _added(report, results, f"added-latency-{measure}", ("latency", measure), ours, peer)
         for measure in ("p50", "p99") if results.all("first-chunk", DIRECT, "first-p50") else ():
