@@ -88,7 +88,8 @@ class Compiler:
             raise BuildError(f"{shlex.join(self.command)} failed:\n{(done.stderr or done.stdout).strip()}")
 
     def _gnu(self, output: Path) -> tuple[list[str], list[str]]:
-        options = ["-std=c11", "-O3", "-fvisibility=hidden", "-Wall", "-Wextra", "-DNDEBUG", *_include_options("-I")]
+        # The core is plain C11; Python's own header needs names that strict C11 hides.
+        options = ["-std=gnu11", "-O3", "-fvisibility=hidden", "-Wall", "-Wextra", "-DNDEBUG", *_include_options("-I")]
         if self.is_zig:
             # Its own defaults are this very processor and traps on everything that C leaves undefined.
             options += ["-mcpu=baseline", "-fno-sanitize=undefined"]

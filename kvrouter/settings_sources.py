@@ -23,6 +23,8 @@ __all__ = ["Setting", "add_settings_flags", "all_settings", "load_settings"]
 _PREFIX = "KVROUTER_"
 _WORKERS_VARIABLE = "KVROUTER_WORKERS"
 _CONFIG_VARIABLE = "KVROUTER_CONFIG"
+# Decides what is imported, so it is read before there are settings: by `native_core`.
+_PURE_VARIABLE = "KVROUTER_PURE"
 # Kubernetes puts these into every pod that has a service named `kvrouter` beside it; they are not ours.
 _SERVICE_LINK = re.compile(
     r"KVROUTER_([A-Z0-9_]+_)?(SERVICE_(HOST|PORT(_[A-Z0-9_]+)?)=.*"
@@ -209,6 +211,9 @@ def _apply_environment(
             values[setting.key] = _checked(setting, text, variable)
         elif variable == _WORKERS_VARIABLE:
             workers = tuple(text.split())
+        elif variable == _PURE_VARIABLE:
+            if text.strip().lower() not in _TRUE | _FALSE:
+                raise SettingsError(f"{variable}: {text!r} is not bool")
         elif variable != _CONFIG_VARIABLE and not _SERVICE_LINK.fullmatch(f"{variable}={text}"):
             raise SettingsError(f"unknown variable {variable}{_nearest(variable, [*by_variable, _WORKERS_VARIABLE])}")
     return workers

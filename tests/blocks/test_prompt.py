@@ -5,6 +5,8 @@ import pytest
 
 from kvrouter.blocks import Prompt, sequence_hashes
 
+pytestmark = pytest.mark.usefixtures("implementation")
+
 
 def test_a_prompt_hashes_as_its_tokens_do() -> None:
     """For every block size, with salt and adapter."""

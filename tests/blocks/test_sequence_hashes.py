@@ -23,6 +23,8 @@ from kvrouter.blocks import (
     token_bytes,
 )
 
+pytestmark = pytest.mark.usefixtures("implementation")
+
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "blocks" / "block_hashes.json").read_text())
 tokens = st.lists(st.integers(0, TOKEN_ID_MAX), max_size=40)
 

@@ -15,16 +15,18 @@ ROOTS = {
 
 # The longest matching prefix names a module's layer; a layer may import itself and the layers listed for it.
 FOUNDATION = {"kvrouter", "kvrouter.errors", "kvrouter.events"}
-PURE = FOUNDATION | {"kvrouter.blocks", "kvrouter.index", "kvrouter.ingest", "kvrouter.routing"}
+CORE = "kvrouter.native_core"
+PURE = FOUNDATION | {CORE, "kvrouter.blocks", "kvrouter.index", "kvrouter.ingest", "kvrouter.routing"}
 MAY_IMPORT: dict[str, set[str]] = {
     "kvrouter.errors": set(),
     "kvrouter.events": {"kvrouter.errors"},
-    "kvrouter.blocks": {"kvrouter.errors"},
+    CORE: {"kvrouter", "kvrouter._native"},
+    "kvrouter.blocks": {"kvrouter.errors", CORE},
     "kvrouter.settings": {"kvrouter.errors"},
     "kvrouter.settings_sources": {"kvrouter.errors", "kvrouter.settings"},
     "kvrouter.settings_reference": {"kvrouter.errors", "kvrouter.settings", "kvrouter.settings_sources"},
-    "kvrouter.index": {"kvrouter.errors", "kvrouter.events", "kvrouter.blocks"},
-    "kvrouter.ingest": {"kvrouter.errors", "kvrouter.events", "kvrouter.blocks", "kvrouter.index"},
+    "kvrouter.index": {"kvrouter.errors", "kvrouter.events", "kvrouter.blocks", CORE},
+    "kvrouter.ingest": {"kvrouter.errors", "kvrouter.events", "kvrouter.blocks", "kvrouter.index", CORE},
     "kvrouter.routing": {"kvrouter.errors", "kvrouter.events", "kvrouter.blocks", "kvrouter.index", "kvrouter.ingest"},
     "kvrouter_publishers": {"kvrouter.errors", "kvrouter.events"},
     "kvrouter_subscribers": {"kvrouter.errors", "kvrouter.events"},
@@ -32,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"kvrouter.settings", "kvrouter.settings_sources", "kvrouter_subscribers"}
     | {"kvrouter.service.proxy", "kvrouter.service.prompts"},
     "kvrouter.service.proxy": {"kvrouter", "kvrouter.errors"},
-    "kvrouter.service.prompts": {"kvrouter.errors", "kvrouter.blocks"},
+    "kvrouter.service.prompts": {"kvrouter.errors", "kvrouter.blocks", CORE},
 }
 # The pure core has no sockets, clocks, logging or settings.
 IMPURE = {"asyncio", "http", "logging", "select", "socket", "ssl", "threading", "time", "zmq"}

@@ -8,6 +8,8 @@ import pytest
 from kvrouter.errors import RequestError
 from kvrouter.service.prompts import InferenceBody, PrefixCache, RequestReader
 
+pytestmark = pytest.mark.usefixtures("implementation")
+
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 EMBEDDINGS, RESPONSES = "/v1/embeddings", "/v1/responses"
 

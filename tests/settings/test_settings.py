@@ -94,6 +94,13 @@ def test_a_misspelt_variable_is_refused(variable: str, value: str, named: str) -
     assert "secret" not in text
 
 
+@pytest.mark.parametrize("value", ["1", "0", "yes", "Off"])
+def test_the_choice_of_implementation_is_not_a_setting(value: str) -> None:
+    """KVROUTER_PURE is read before there are settings; here it is only no mistake."""
+    assert load(KVROUTER_PURE=value) == Settings()
+    assert "KVROUTER_PURE" in refusal(KVROUTER_PURE="maybe")
+
+
 @pytest.mark.parametrize(
     ("variable", "value"),
     [

@@ -14,7 +14,7 @@ from itertools import count
 
 from xxhash import xxh3_64_intdigest
 
-from kvrouter.blocks import Prompt, chain_hashes, hash_seed
+from kvrouter.blocks import Prompt, chain_hashes, hash_seed, packed_hashes
 
 __all__ = ["CachedPrompt", "PrefixCache", "PrefixNode"]
 
@@ -165,6 +165,7 @@ class CachedPrompt(Prompt):
         # Not the parent's constructor: that one wants all tokens at once, and here they may never be needed.
         self._cache, self._nodes, self._tail = cache, nodes, tail
         self._lists: dict[int, list[int]] = {}
+        self._packed: dict[int, bytes] = {}
         self.tokens = len(tail) // 4 + (nodes[-1].tokens if nodes else 0)
         self.salt, self.lora, self.exact = salt, lora, exact
         self.block_size = None
@@ -174,11 +175,7 @@ class CachedPrompt(Prompt):
         """All tokens, as little-endian 32-bit integers."""
         return self._words_from(0)
 
-    def hash_list(self, block_size: int) -> list[int]:
-        """Sequence hashes as plain integers. The list is shared: do not change it."""
-        found = self._lists.get(block_size)
-        if found is not None:
-            return found
+    def _chain(self, block_size: int) -> list[int]:
         key = (block_size, hash_seed(self.salt, self.lora))
         hashes: list[int] = []
         known = 0
@@ -191,8 +188,11 @@ class CachedPrompt(Prompt):
         words = self._words_from(len(hashes) * block_size)
         hashes += chain_hashes(hashes[-1] if hashes else None, words, block_size, key[1])
         self._remember(known, key, hashes)
-        self._lists[block_size] = hashes
         return hashes
+
+    def _pack(self, block_size: int) -> bytes:
+        # The native core hashes everything in less time than putting together what is remembered takes.
+        return packed_hashes(None, self._words_from(0), block_size, hash_seed(self.salt, self.lora))
 
     def _remember(self, known: int, key: tuple[int, int], hashes: list[int]) -> None:
         begin = self._nodes[known - 1].tokens // key[0] if known else 0
