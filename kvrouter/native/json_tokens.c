@@ -18,7 +18,14 @@ struct text {
 
 KVR_INLINE const uint8_t *skip_space(const uint8_t *at)
 {
-    while (*at == ' ' || *at == '\n' || *at == '\t' || *at == '\r')
+    while (*at <= ' ' && (*at == ' ' || *at == '\n' || *at == '\t' || *at == '\r'))
+        at++;
+    return at;
+}
+
+static const uint8_t *skip_space_until(const uint8_t *at, const uint8_t *end)
+{
+    while (at < end && (*at == ' ' || *at == '\n' || *at == '\t' || *at == '\r'))
         at++;
     return at;
 }
@@ -57,26 +64,48 @@ KVR_INLINE const uint8_t *read_fast(const uint8_t *at, uint32_t *token)
     return at + bits / 8;
 }
 
-/* Read "1, 2, 3]" to words, of which there is room for `room`. Return how many, or -1. */
-static Py_ssize_t read_tokens(struct text text, uint8_t *words, Py_ssize_t room)
+/* Where a number begins is known when the one before it is read, and waiting for that takes longer than the work: so
+ * four readers take turns, each in a part of the array of its own. `at` is a bracket or comma, after which `count`
+ * numbers follow, the last one up to `stop`. */
+#define LANES 4
+
+struct lane {
+    const uint8_t *at;
+    const uint8_t *stop;
+    uint8_t *words;
+    Py_ssize_t count;
+};
+
+KVR_INLINE int read_one(struct lane *lane, const struct text *text)
 {
-    const uint8_t *at = skip_space(text.at), *fast_until = text.end - 8;
-    for (Py_ssize_t count = 0; count < room; count++) {
-        uint32_t token;
-        at = at <= fast_until ? read_fast(at, &token) : read_slowly(at, &token);
-        if (at == NULL)
-            return -1;
-        kvr_store32(words + 4 * count, token);
-        if (*at != ',') {
-            at = skip_space(at);
-            if (at == text.close)
-                return count + 1;
-            if (*at != ',')
-                return -1;
-        }
-        at = skip_space(at + 1);
+    uint32_t token;
+    const uint8_t *at = skip_space(lane->at + 1);
+    at = text->end - at >= 8 ? read_fast(at, &token) : read_slowly(at, &token);
+    if (at == NULL)
+        return 0;
+    kvr_store32(lane->words, token);
+    lane->words += 4;
+    lane->at = at = skip_space(at);
+    return *at == ',' || at == text->close;
+}
+
+static int read_tokens(struct lane lanes[LANES], const struct text *text)
+{
+    Py_ssize_t together = lanes[0].count;
+    for (int i = 1; i < LANES; i++)
+        together = lanes[i].count < together ? lanes[i].count : together;
+    for (Py_ssize_t turn = 0; turn < together; turn++)
+        if (!read_one(&lanes[0], text) || !read_one(&lanes[1], text) || !read_one(&lanes[2], text) ||
+            !read_one(&lanes[3], text))
+            return 0;
+    for (int i = 0; i < LANES; i++) {
+        for (Py_ssize_t turn = together; turn < lanes[i].count; turn++)
+            if (!read_one(&lanes[i], text))
+                return 0;
+        if (lanes[i].at != lanes[i].stop)
+            return 0;
     }
-    return -1;
+    return 1;
 }
 
 static Py_ssize_t count_commas(const uint8_t *at, const uint8_t *end)
@@ -94,29 +123,54 @@ static Py_ssize_t count_commas(const uint8_t *at, const uint8_t *end)
     return count;
 }
 
-/* The words as bytes; NULL without an exception where the text is no array of token ids. */
-static PyObject *words_of(struct text text, int may_unlock)
+/* Part the array at the commas nearest to its quarters; the later lanes of a short one stay empty. Return how many
+ * numbers there should be: one more than commas. */
+static Py_ssize_t part(const struct text *text, struct lane lanes[LANES])
 {
-    if (skip_space(text.at) == text.close)
+    const uint8_t *at = text->at - 1;
+    Py_ssize_t quarter = (text->close - text->at) / LANES, total = 0;
+    for (int i = 0; i < LANES; i++) {
+        Py_ssize_t left = text->close - at - 1;
+        const uint8_t *stop = NULL;
+        if (i < LANES - 1 && quarter < left)
+            stop = memchr(at + 1 + quarter, ',', (size_t)(left - quarter));
+        lanes[i].at = at;
+        lanes[i].stop = stop == NULL ? text->close : stop;
+        lanes[i].count = at == text->close ? 0 : count_commas(at + 1, lanes[i].stop) + 1;
+        total += lanes[i].count;
+        at = lanes[i].stop;
+    }
+    return total;
+}
+
+/* The words as bytes; NULL without an exception where the text is no array of token ids. */
+static PyObject *words_of(const struct text *text, int may_unlock)
+{
+    if (skip_space(text->at) == text->close)
         return PyBytes_FromStringAndSize("", 0);
-    Py_ssize_t length = text.close - text.at, count = count_commas(text.at, text.close) + 1;
+    struct lane lanes[LANES];
+    Py_ssize_t length = text->close - text->at, count = part(text, lanes);
     if (2 * count > length + 1)
         return NULL; /* Too many commas for one digit each: not worth the memory. */
     PyObject *words = PyBytes_FromStringAndSize(NULL, 4 * count);
     if (words == NULL)
         return NULL;
-    uint8_t *out = (uint8_t *)PyBytes_AsString(words);
+    lanes[0].words = (uint8_t *)PyBytes_AsString(words);
+    for (int i = 1; i < LANES; i++)
+        lanes[i].words = lanes[i - 1].words + 4 * lanes[i - 1].count;
     PyThreadState *released = may_unlock && length >= KVR_PARSE_UNLOCKED_BYTES ? PyEval_SaveThread() : NULL;
-    Py_ssize_t found = read_tokens(text, out, count);
+    int good = read_tokens(lanes, text);
     if (released != NULL)
         PyEval_RestoreThread(released);
-    if (found == count)
+    if (good)
         return words;
     Py_DECREF(words);
     return NULL;
 }
 
-static PyObject *parse(const Py_buffer *buffer, Py_ssize_t start, int may_unlock)
+/* Read the array that begins at `start`, if one does. The result ends with where it ends; `with_start` adds where it
+ * begins. */
+static PyObject *parse(const Py_buffer *buffer, Py_ssize_t start, int with_start, int may_unlock)
 {
     const uint8_t *begin = buffer->buf;
     struct text text = {.end = begin + buffer->len};
@@ -126,26 +180,55 @@ static PyObject *parse(const Py_buffer *buffer, Py_ssize_t start, int may_unlock
     text.close = memchr(text.at, ']', (size_t)(text.end - text.at));
     if (text.close == NULL)
         Py_RETURN_NONE;
-    PyObject *words = words_of(text, may_unlock);
+    PyObject *words = words_of(&text, may_unlock);
     if (words == NULL && PyErr_Occurred())
         return NULL;
     if (words == NULL)
         Py_RETURN_NONE;
-    PyObject *end = PyLong_FromSsize_t(text.close + 1 - begin);
-    PyObject *result = end == NULL ? NULL : PyTuple_Pack(2, words, end);
+    Py_ssize_t end = text.close + 1 - begin;
+    PyObject *result = with_start ? Py_BuildValue("Onn", words, start, end) : Py_BuildValue("On", words, end);
     Py_DECREF(words);
-    Py_XDECREF(end);
     return result;
+}
+
+/* Where the value of the first `key` with a colon after it begins; the end of the text where there is none. `key` is as
+ * it stands in the text, with its quotes. Whether it is the key that was meant, or part of a text or of an inner
+ * object, is not looked at. */
+static Py_ssize_t find_value(const Py_buffer *text, const Py_buffer *key)
+{
+    const uint8_t *begin = text->buf, *end = begin + text->len, *at = begin;
+    while (key->len > 0 && end - at >= key->len) {
+        at = memchr(at, *(const uint8_t *)key->buf, (size_t)(end - at - key->len + 1));
+        if (at == NULL)
+            break;
+        if (memcmp(at, key->buf, (size_t)key->len) != 0) {
+            at++;
+            continue;
+        }
+        at = skip_space_until(at + key->len, end);
+        if (at == end || *at != ':')
+            break;
+        return skip_space_until(at + 1, end) - begin;
+    }
+    return text->len;
+}
+
+/* -- functions ---------------------------------------------------------------------------------------------------- */
+
+static int check_count(const char *name, Py_ssize_t given)
+{
+    if (given == 2)
+        return 0;
+    PyErr_Format(PyExc_TypeError, "%s takes 2 arguments, not %zd", name, given);
+    return -1;
 }
 
 static PyObject *parse_token_array(PyObject *module, PyObject *const *arguments, Py_ssize_t given)
 {
     (void)module;
-    Py_buffer buffer;
-    if (given != 2) {
-        PyErr_Format(PyExc_TypeError, "parse_token_array takes 2 arguments, not %zd", given);
+    Py_buffer text;
+    if (check_count("parse_token_array", given))
         return NULL;
-    }
     Py_ssize_t start = PyLong_AsSsize_t(arguments[1]);
     if (start == -1 && PyErr_Occurred())
         return NULL;
@@ -153,17 +236,34 @@ static PyObject *parse_token_array(PyObject *module, PyObject *const *arguments,
         PyErr_Format(PyExc_ValueError, "start is %zd; it must not be negative", start);
         return NULL;
     }
-    if (PyObject_GetBuffer(arguments[0], &buffer, PyBUF_SIMPLE))
+    if (PyObject_GetBuffer(arguments[0], &text, PyBUF_SIMPLE))
         return NULL;
     /* Other threads could change anything but bytes meanwhile, and take away the bracket that stops us. */
-    PyObject *result = parse(&buffer, start, PyBytes_Check(arguments[0]));
-    PyBuffer_Release(&buffer);
+    PyObject *result = parse(&text, start, 0, PyBytes_Check(arguments[0]));
+    PyBuffer_Release(&text);
     return result;
 }
 
+static PyObject *find_token_array(PyObject *module, PyObject *const *arguments, Py_ssize_t given)
+{
+    (void)module;
+    Py_buffer text, key;
+    if (check_count("find_token_array", given) || PyObject_GetBuffer(arguments[0], &text, PyBUF_SIMPLE))
+        return NULL;
+    PyObject *result = NULL;
+    if (PyObject_GetBuffer(arguments[1], &key, PyBUF_SIMPLE) == 0) {
+        result = parse(&text, find_value(&text, &key), 1, PyBytes_Check(arguments[0]));
+        PyBuffer_Release(&key);
+    }
+    PyBuffer_Release(&text);
+    return result;
+}
+
+#define FAST(function) #function, (PyCFunction)(void (*)(void))function, METH_FASTCALL
+
 static PyMethodDef functions[] = {
-    {"parse_token_array", (PyCFunction)(void (*)(void))parse_token_array, METH_FASTCALL,
-     "parse_token_array(text, start) -> (words, end) or None"},
+    {FAST(parse_token_array), "parse_token_array(text, start) -> (words, end) or None"},
+    {FAST(find_token_array), "find_token_array(text, key) -> (words, start, end) or None"},
     {NULL, NULL, 0, NULL},
 };
 

@@ -139,6 +139,33 @@ def test_a_long_array_is_read_while_other_threads_run() -> None:
     assert parse(text) == parse(bytearray(text)) == (array("I", tokens).tobytes(), len(text))
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (b'{"prompt":[5]}', (10, 13)),
+        (b'{"prompt" \n:\t[5 ], "prompt": [6]}', (13, 17)),
+        (b'{"promp": 1, "prompt": [7]}', (23, 26)),
+        (b'{"prompt": "[1]"}', None),
+        (b'{"x": "prompt", "prompt": [1]}', None),
+        (b'{"prompt":', None),
+        (b'{"prompt"', None),
+        (b'{"prompt', None),
+        (b'{"prompt":   ', None),
+        (b'{"prompt":[', None),
+        (b"", None),
+    ],
+)
+def test_an_array_is_found_by_its_key(text: bytes, found: tuple[int, int] | None) -> None:
+    """By the first mention of the key; if that one is something else, the general reader has to look."""
+    whole = native_core.native.find_token_array(text, b'"prompt"')
+
+    assert (whole and whole[1:]) == found
+    assert native_core.native.find_token_array(text, b"") is None
+    if found is not None:
+        start, end = found
+        assert whole == (*expected(text, start)[:1], start, end)  # type: ignore[index]
+
+
 @given(
     tokens=st.lists(
         st.one_of(

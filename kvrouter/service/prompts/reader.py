@@ -22,13 +22,11 @@ from kvrouter.service.prompts.body import (
     ResponsesFields,
 )
 from kvrouter.service.prompts.prefix_cache import PrefixCache
-from kvrouter.service.prompts.token_array import PIECE_BYTES, TokenArrayReader, token_words
+from kvrouter.service.prompts.token_array import TokenArrayReader, token_words
 
 __all__ = ["RequestReader"]
 
 _INTEGER_MAX = 2**53
-_ARRAY_BODY_BYTES_MIN = 2 * PIECE_BYTES
-"""Shorter bodies are read whole: there is nothing to save."""
 _FIELD = re.compile(r"^(?P<problem>.*?)(?: - at `\$(?P<path>[^`]*)`)?$", re.DOTALL)
 _FIELD_NAME = re.compile(r"^\.([A-Za-z_0-9]+)")
 
@@ -71,20 +69,18 @@ class RequestReader:
             return None
 
     def _read_completion(self, data: bytes) -> InferenceBody:
-        if len(data) >= _ARRAY_BODY_BYTES_MIN:
-            found = self._prompts.read(data)
-            if found is not None:
-                fields, nodes, words = found
-                return _token_ids(fields, nodes, words)
+        found = self._prompts.read(data)
+        if found is not None:
+            fields, nodes, words = found
+            return _token_ids(fields, nodes, words)
         whole = _decoded(self._completion, data)
         return _prompt(whole, whole.prompt, "prompt")
 
     def _read_embedding(self, data: bytes) -> InferenceBody:
-        if len(data) >= _ARRAY_BODY_BYTES_MIN:
-            found = self._inputs.read(data)
-            if found is not None:
-                fields, nodes, words = found
-                return _token_ids(fields, nodes, words)
+        found = self._inputs.read(data)
+        if found is not None:
+            fields, nodes, words = found
+            return _token_ids(fields, nodes, words)
         whole = _decoded(self._embedding, data)
         if whole.input is None and _given(whole.messages):
             chat = _decoded(self._chat, data)

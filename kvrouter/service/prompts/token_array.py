@@ -23,9 +23,11 @@ from kvrouter.errors import RequestError
 from kvrouter.service.prompts.body import CompletionFields, EmbeddingFields
 from kvrouter.service.prompts.prefix_cache import PrefixCache, PrefixNode
 
-__all__ = ["PIECE_BYTES", "TokenArrayReader", "token_words"]
+__all__ = ["TokenArrayReader", "token_words"]
 
 PIECE_BYTES = 2048
+# In shorter bodies there is nothing to save.
+_READ_BYTES_MIN, _REMEMBERED_BYTES_MIN = 256, 2 * PIECE_BYTES
 
 Fields = TypeVar("Fields", CompletionFields, EmbeddingFields)
 
@@ -48,13 +50,13 @@ class TokenArrayReader(Generic[Fields]):
         Raises:
             RequestError: the array holds something that is not a token id.
         """
-        at = body.find(self._key)
+        if native_core.present:
+            return self._read_at_once(body) if len(body) >= _READ_BYTES_MIN else None
+        at = body.find(self._key) if len(body) >= _REMEMBERED_BYTES_MIN else -1
         opening = self._opening(body, at + len(self._key)) if at >= 0 else None
         if opening is None:
             return None
         begin = opening.end()
-        if native_core.present:
-            return self._read_at_once(body, begin)
         nodes = self._walk(body, begin)
         known = nodes[-1].resume if nodes else 0
         try:
@@ -68,13 +70,13 @@ class TokenArrayReader(Generic[Fields]):
         words = token_words(ids, self._name, nodes[-1].tokens if nodes else 0)
         return fields, nodes, self._learn(body, begin, nodes, words)
 
-    def _read_at_once(self, body: bytes, begin: int) -> tuple[Fields, list[PrefixNode], bytes] | None:
-        found = native_core.native.parse_token_array(body, begin - 1)
-        if found is None:
-            return None  # here too the plain way says what is wrong
-        words, end = found
+    def _read_at_once(self, body: bytes) -> tuple[Fields, list[PrefixNode], bytes] | None:
+        found = native_core.native.find_token_array(body, self._key)
+        if found is None or not found[0]:
+            return None  # here too the plain way says what is wrong, or that there is no prompt
+        words, start, end = found
         try:
-            fields = self._decode(b"%b%b%b" % (body[:begin], self._marker_text, body[end - 1 :]))
+            fields = self._decode(b"%b%b%b" % (body[: start + 1], self._marker_text, body[end - 1 :]))
         except (msgspec.MsgspecError, RecursionError, ValueError):
             return None
         ids: Any = getattr(fields, self._name)
