@@ -36,7 +36,9 @@ class Ingest:
         self._lookup = Lookup(index)
         self._followed: dict[Source, _Followed] = {}
         self._by_rank: dict[int, _Followed] = {}
-        self._states: dict[int, SourceState] = {}  # Read for every request, so kept instead of derived.
+        self._states: dict[int, SourceState] = {}
+        self.doubtful: set[int] = set()
+        """Dense ranks whose source is not live; read for every request, so kept instead of derived."""
 
     def open(self, source: Source, rank: int, *, block_size: int | None = None, now: float) -> None:
         """Begin to follow `source`, whose blocks go under the dense `rank`.
@@ -49,7 +51,7 @@ class Ingest:
         followed = _Followed(source, RankCache(self._index, rank, self._limits, block_size), self._lookup, self._limits)
         followed.now = now
         self._followed[source] = self._by_rank[rank] = followed
-        self._states[rank] = followed.state()
+        self._note_state(followed)
         self._lookup.place(followed.cache)
 
     def close(self, source: Source) -> None:
@@ -58,8 +60,10 @@ class Ingest:
         if followed is None:
             return
         followed.cache.drop()
-        del self._by_rank[followed.cache.rank], self._states[followed.cache.rank]
-        self._lookup.remove(followed.cache.rank)
+        rank = followed.cache.rank
+        del self._by_rank[rank], self._states[rank]
+        self.doubtful.discard(rank)
+        self._lookup.remove(rank)
 
     def receive(self, source: Source, sequence: int, payload: bytes, *, now: float, replayed: bool = False) -> Receipt:
         """Take one batch as it arrives; never raises on what is in it."""
@@ -68,7 +72,7 @@ class Ingest:
             return _UNKNOWN_SOURCE
         followed.now = now
         receipt = followed.sequencer.receive(sequence, payload, replayed=replayed)
-        self._states[followed.cache.rank] = followed.state()
+        self._note_state(followed)
         return receipt
 
     def replay_finished(self, source: Source, *, now: float, complete: bool) -> Receipt:
@@ -78,7 +82,7 @@ class Ingest:
             return _UNKNOWN_SOURCE
         followed.now = now
         receipt = followed.sequencer.replay_finished(complete=complete)
-        self._states[followed.cache.rank] = followed.state()
+        self._note_state(followed)
         return receipt
 
     def connected(self, source: Source, *, now: float) -> Receipt:
@@ -89,7 +93,7 @@ class Ingest:
         followed.now = now
         followed.connected = True
         receipt = followed.sequencer.connected()
-        self._states[followed.cache.rank] = followed.state()
+        self._note_state(followed)
         return receipt
 
     def disconnected(self, source: Source, *, now: float) -> None:
@@ -98,7 +102,7 @@ class Ingest:
         if followed is not None:
             followed.now = now
             followed.connected = False
-            self._states[followed.cache.rank] = followed.state()
+            self._note_state(followed)
 
     def reset(self, source: Source, *, now: float, reason: str) -> None:
         """Forget the source's blocks and position, and keep following it; `reason` is shown as its last error."""
@@ -108,7 +112,7 @@ class Ingest:
             followed.last_error = reason
             followed.sequencer.reset()
             followed.forget(restarted=True)
-            self._states[followed.cache.rank] = followed.state()
+            self._note_state(followed)
 
     def name_adapter(self, source: Source, *, lora_id: int, name: str) -> None:
         """Tell which LoRA adapter `lora_id` is, for engines (vLLM up to 0.13) whose events name no adapters."""
@@ -147,6 +151,14 @@ class Ingest:
     def status(self, *, now: float) -> list[SourceStatus]:
         """Every source, in the order in which they were opened."""
         return [followed.status(self._index, now) for followed in self._followed.values()]
+
+    def _note_state(self, followed: "_Followed") -> None:
+        rank, state = followed.cache.rank, followed.state()
+        self._states[rank] = state
+        if state == "live":
+            self.doubtful.discard(rank)
+        else:
+            self.doubtful.add(rank)
 
 
 class _Followed:

@@ -4,7 +4,6 @@ First form, with priors instead of learnt speeds: prompts are computed in turn a
 request and every KV block in use delays them a little.
 """
 
-from kvrouter.routing.load import RankLoad
 from kvrouter.routing.settings import RoutingSettings
 
 __all__ = ["CostModel"]
@@ -27,7 +26,3 @@ class CostModel:
             + active_requests * self.request_seconds
             + decode_blocks * self.block_seconds
         )
-
-    def of(self, load: RankLoad, uncached_tokens: int) -> float:
-        """The same for a rank's load and a prompt that it has to compute `uncached_tokens` of."""
-        return self.seconds(load.prefill_tokens + uncached_tokens, load.active_requests, load.decode_blocks)

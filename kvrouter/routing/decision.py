@@ -51,6 +51,7 @@ class Decision:
         confirmed_tokens: the part of them that its events confirm.
         prefill_tokens: prompt tokens that it has to compute.
         prompt_tokens: length of the prompt.
+        block_size: tokens per block of the prompt on that rank.
         blocks: KV blocks that the prompt occupies, the last, partial one included.
         cost: predicted time to first token in seconds.
         policy: name of the policy that chose.
@@ -62,6 +63,7 @@ class Decision:
         "_model",
         "_overlaps",
         "_rows",
+        "block_size",
         "blocks",
         "confirmed_tokens",
         "cost",
@@ -95,8 +97,11 @@ class Decision:
         self.overlap_tokens = overlaps.promised.get(number, 0)
         self.confirmed_tokens = overlaps.confirmed.get(number, 0)
         self.prefill_tokens = tokens - self.overlap_tokens
-        self.blocks = -(-tokens // block_size)
-        self.cost = model.of(target.load, tokens - overlaps.credited.get(number, 0))
+        self.block_size, self.blocks = block_size, -(-tokens // block_size)
+        load = target.load
+        self.cost = model.seconds(
+            load.prefill_tokens + tokens - overlaps.credited.get(number, 0), load.active_requests, load.decode_blocks
+        )
         self.policy, self.reason = policy, reason
         self.id: Hashable = None
         self._overlaps, self._rows, self._model = overlaps, rows, model

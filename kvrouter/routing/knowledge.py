@@ -3,8 +3,10 @@
 The truth is `kvrouter.ingest`'s; the predictions are written here, by the router's own decisions.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Protocol
+
+import msgspec
 
 from kvrouter.blocks import Prompt
 from kvrouter.events import Source
@@ -23,6 +25,11 @@ _NOTHING: Mapping[int, int] = {}
 
 class CacheTruth(Protocol):
     """What routing needs of `kvrouter.ingest.Ingest`."""
+
+    @property
+    def doubtful(self) -> Collection[int]:
+        """The dense ranks whose state is not live."""
+        ...
 
     def open(self, source: Source, rank: int, *, block_size: int | None = None, now: float) -> None:
         """Begin to follow a source under a dense rank number."""
@@ -45,17 +52,16 @@ class CacheTruth(Protocol):
         ...
 
 
-class Overlaps:
+class Overlaps(msgspec.Struct, eq=False, frozen=True):
     """Leading tokens of one prompt that dense ranks have cached; ranks that have none are absent.
 
     `confirmed` is what events say, `promised` the longer of that and what is predicted, and `credited` the part of
     the promise that is believed when ranks are compared.
     """
 
-    __slots__ = ("confirmed", "credited", "promised")
-
-    def __init__(self, confirmed: Mapping[int, int], promised: Mapping[int, int], credited: Mapping[int, int]) -> None:
-        self.confirmed, self.promised, self.credited = confirmed, promised, credited
+    confirmed: Mapping[int, int]
+    promised: Mapping[int, int]
+    credited: Mapping[int, int]
 
 
 NO_OVERLAPS = Overlaps(_NOTHING, _NOTHING, _NOTHING)
@@ -83,22 +89,16 @@ class Knowledge:
         confirmed = self._truth.usable_tokens(prompt) if prompt.exact else _NOTHING
         promised = confirmed
         for (block_size, exact), predictions in self._predicted.items():
-            predictions.expire(now)
-            if not len(predictions) or exact is not prompt.exact or prompt.block_size not in {None, block_size}:
-                continue
-            known = {rank: landmarks_within(tokens // block_size) for rank, tokens in confirmed.items()}
-            depths = predictions.match(landmarks(prompt.hash_list(block_size)), known)
-            if depths:
-                # An engine computes at least the last token itself, to have something to continue from.
-                limit = (prompt.tokens - 1) // block_size
-                promised = dict(promised)
-                for rank, marks in depths.items():
-                    tokens = min(landmark_depth(marks), limit) * block_size
-                    if tokens > promised.get(rank, 0):
-                        promised[rank] = tokens
+            if predictions.due <= now:
+                predictions.expire(now)
+            if exact is prompt.exact and prompt.block_size in (None, block_size):
+                promised = _with_predicted(promised, predictions, prompt, block_size)
         if not promised:
             return NO_OVERLAPS
-        return Overlaps(confirmed, promised, self._credited(confirmed, promised) if confirmed else promised)
+        doubtful = self._truth.doubtful
+        if not confirmed or not doubtful or confirmed.keys().isdisjoint(doubtful):
+            return Overlaps(confirmed, promised, promised)
+        return Overlaps(confirmed, promised, self._credited(confirmed, promised))
 
     def block_size(self, rank: int, prompt: Prompt | None) -> int:
         """Tokens per block of a prompt on a rank."""
@@ -164,3 +164,23 @@ class Knowledge:
         for rank, share in doubted.items():
             credited[rank] -= round(confirmed[rank] * (1.0 - share))
         return credited
+
+
+def _with_predicted(
+    confirmed: Mapping[int, int], predictions: PredictedBlocks, prompt: Prompt, block_size: int
+) -> Mapping[int, int]:
+    """The tokens of a prompt that ranks have, with those that are predicted to follow the confirmed ones."""
+    if not predictions:
+        return confirmed
+    known = {rank: landmarks_within(tokens // block_size) for rank, tokens in confirmed.items()}
+    depths = predictions.match(landmarks(prompt.hash_list(block_size)), known)
+    if not depths:
+        return confirmed
+    # An engine computes at least the last token itself, to have something to continue from.
+    limit = (prompt.tokens - 1) // block_size
+    promised = dict(confirmed)
+    for rank, marks in depths.items():
+        tokens = min(landmark_depth(marks), limit) * block_size
+        if tokens > promised.get(rank, 0):
+            promised[rank] = tokens
+    return promised

@@ -1,6 +1,7 @@
 """The default policy: the rank that is predicted to answer first, among those that have most of the prompt cached."""
 
 from collections.abc import Sequence
+from math import inf
 
 from kvrouter.routing.cost import CostModel
 from kvrouter.routing.fleet import FleetRank
@@ -29,17 +30,17 @@ class KvPolicy:
     def choose(self, candidates: Sequence[FleetRank], request: Request) -> Choice:
         """Return the best rank; the reason is `affinity`, `escape`, or `load` where nobody has anything."""
         credit_of = request.credits.get
-        most = max([credit_of(each.dense_rank, 0) for each in candidates]) if request.credits else 0
+        believed = [credit_of(each.dense_rank, 0) for each in candidates]
+        most = max(believed)
         enough = most * self._affinity
         model, tokens = self._model, request.tokens
         token_seconds, request_seconds = model.token_seconds, model.request_seconds
         block_seconds = model.block_seconds
         near = best = candidates[0]
-        near_cost = best_cost = float("inf")
-        # `CostModel.of`, written out: this loop is the router's hottest.
-        for each in candidates:
+        near_cost = best_cost = inf
+        # `CostModel.seconds`, written out: this loop is the router's hottest.
+        for each, credit in zip(candidates, believed, strict=True):
             load = each.load
-            credit = credit_of(each.dense_rank, 0)
             cost = (
                 (load.prefill_tokens + tokens - credit) * token_seconds
                 + load.active_requests * request_seconds

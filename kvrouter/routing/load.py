@@ -7,6 +7,8 @@ booking with a lease ends by itself if nobody shows progress. Time is an argumen
 from collections.abc import Hashable, Sequence
 from heapq import heapify, heappop, heappush
 
+import msgspec
+
 from kvrouter.errors import OverloadedError
 from kvrouter.routing.active_blocks import ActiveBlocks
 
@@ -35,18 +37,16 @@ class RankLoad:
         return self.active_requests, self.prefill_tokens, self.decode_blocks
 
 
-class _Booking:
-    __slots__ = ("counted", "deadline", "hashes", "lease", "own", "prefill_tokens", "rank", "weight")
-
-    def __init__(self, rank: int, prefill_tokens: int) -> None:
-        self.rank = rank
-        self.prefill_tokens = prefill_tokens
-        self.hashes: Sequence[int] = ()
-        self.own = 0  # blocks that count for this booking alone
-        self.weight = 1.0  # share of them that still counts
-        self.counted = 0  # what the rank's load holds for them
-        self.lease: float | None = None
-        self.deadline = 0.0
+class _Booking(msgspec.Struct, eq=False):
+    load: RankLoad
+    rank: int
+    prefill_tokens: int
+    own: int  # blocks that count for this booking alone
+    counted: int  # what the rank's load holds for them
+    weight: float = 1.0  # share of them that still counts
+    hashes: Sequence[int] = ()
+    lease: float | None = None
+    deadline: float = 0.0
 
 
 class LoadBook:
@@ -117,17 +117,15 @@ class LoadBook:
             raise ValueError(f"prefill_tokens ({prefill_tokens}) and blocks ({blocks}) must be at least 0")
         if len(self._bookings) >= self.reservations_max:
             raise OverloadedError(f"{self.reservations_max} requests are booked already")
-        booking = self._bookings[booking_id] = _Booking(rank, prefill_tokens)
         load = self.load(rank)
+        booking = self._bookings[booking_id] = _Booking(load, rank, prefill_tokens, blocks, blocks)
         load.active_requests += 1
         load.prefill_tokens += prefill_tokens
-        booking.own = blocks
+        load.decode_blocks += blocks
         if hashes:
-            self._share(booking, load, hashes)
-        self._count(booking, load)
+            self._share(booking, hashes)
         if lease_seconds is not None:
-            booking.lease = lease_seconds
-            self._renew(booking, now)
+            booking.lease, booking.deadline = lease_seconds, now + lease_seconds
             self._leased += 1  # breaks ties, so that ids and bookings are never compared
             heappush(self._leases, (booking.deadline, self._leased, booking_id, booking))
 
@@ -136,9 +134,10 @@ class LoadBook:
         booking = self._bookings.get(booking_id)
         if booking is None:
             return False
-        self._loads[booking.rank].prefill_tokens -= booking.prefill_tokens
+        booking.load.prefill_tokens -= booking.prefill_tokens
         booking.prefill_tokens = 0
-        self._renew(booking, now)
+        if booking.lease is not None:
+            booking.deadline = now + booking.lease
         return True
 
     def output_block(self, booking_id: Hashable, decay: float | None = None, *, now: float | None = None) -> bool:
@@ -155,9 +154,9 @@ class LoadBook:
                 raise ValueError(f"decay is {decay}; it must be 0..1")
             booking.weight = decay
         booking.own += 1
-        self._count(booking, self._loads[booking.rank])
-        if now is not None:
-            self._renew(booking, now)
+        _count(booking)
+        if now is not None and booking.lease is not None:
+            booking.deadline = now + booking.lease
         return True
 
     def free(self, booking_id: Hashable) -> bool:
@@ -165,7 +164,7 @@ class LoadBook:
         booking = self._bookings.pop(booking_id, None)
         if booking is None:
             return False
-        load = self._loads[booking.rank]
+        load = booking.load
         load.active_requests -= 1
         load.prefill_tokens -= booking.prefill_tokens
         load.decode_blocks -= booking.counted
@@ -204,24 +203,22 @@ class LoadBook:
         active = self._active.get(rank)
         return active.leading(hashes) if active else 0
 
-    def _share(self, booking: _Booking, load: RankLoad, hashes: Sequence[int]) -> None:
+    def _share(self, booking: _Booking, hashes: Sequence[int]) -> None:
         active = self._active.get(booking.rank)
         if active is None:
             active = self._active[booking.rank] = ActiveBlocks()
         booking.hashes = hashes
         booking.own -= len(hashes)
-        load.decode_blocks += active.add(hashes)
-
-    def _count(self, booking: _Booking, load: RankLoad) -> None:
-        counted = round(booking.own * booking.weight)
-        load.decode_blocks += counted - booking.counted
-        booking.counted = counted
-
-    def _renew(self, booking: _Booking, now: float) -> None:
-        if booking.lease is not None:
-            booking.deadline = now + booking.lease
+        booking.load.decode_blocks += active.add(hashes)
+        _count(booking)
 
     def _sweep(self) -> None:
         """Forget leases of bookings that ended; the heap would otherwise keep them until their time."""
         self._leases = [lease for lease in self._leases if self._bookings.get(lease[2]) is lease[3]]
         heapify(self._leases)
+
+
+def _count(booking: _Booking) -> None:
+    counted = round(booking.own * booking.weight)
+    booking.load.decode_blocks += counted - booking.counted
+    booking.counted = counted

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeAlias
 
+import msgspec
+
 from kvrouter.blocks import Prompt
 from kvrouter.routing.fleet import FleetRank
 
@@ -12,20 +14,17 @@ __all__ = ["Choice", "Policy", "Request", "by_load"]
 Choice: TypeAlias = tuple[FleetRank, str]
 
 
-class Request:
+class Request(msgspec.Struct, eq=False, frozen=True):
     """What a policy may know of a request.
 
     `credits` are the prompt tokens that each dense rank is believed to have cached; ranks that have none are absent.
-    `prompt` is None where nothing is known of it.
+    `prompt` is None, and `tokens` 0, where nothing is known of it.
     """
 
-    __slots__ = ("credits", "prompt", "session", "tokens")
-
-    def __init__(self, prompt: Prompt | None, credits: Mapping[int, int], session: str | None) -> None:  # noqa: A002
-        self.prompt = prompt
-        self.tokens = prompt.tokens if prompt is not None else 0
-        self.credits = credits
-        self.session = session
+    prompt: Prompt | None
+    tokens: int
+    credits: Mapping[int, int]
+    session: str | None
 
 
 class Policy(Protocol):

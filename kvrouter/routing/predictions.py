@@ -11,6 +11,7 @@ blocks end. Nothing here is believed over an event: a rank's overlap is the long
 from collections import deque
 from collections.abc import Mapping, Sequence
 from heapq import heappop, heappush
+from math import inf
 from typing import TypeAlias
 
 __all__ = ["PredictedBlocks"]
@@ -49,7 +50,7 @@ class PredictedBlocks:
     from the front. Memory is bounded by `blocks_max` blocks written per rank and `total_max` over all.
     """
 
-    __slots__ = ("_due", "_latest", "_queued", "_ranks", "_written", "blocks_max", "total_max")
+    __slots__ = ("_due", "_latest", "_queued", "_ranks", "_written", "blocks_max", "due", "total_max")
 
     def __init__(self, *, blocks_max: int = 65_536, total_max: int = 4_194_304) -> None:
         self.blocks_max, self.total_max = blocks_max, total_max
@@ -59,6 +60,8 @@ class PredictedBlocks:
         # Each rank that has notes is here once, under a time before which none of them is due. Numbers break ties.
         self._due: list[tuple[float, int, _RankNotes]] = []
         self._queued = 0
+        self.due = inf
+        """Before this time `expire` finds nothing to do."""
 
     def __len__(self) -> int:
         """Blocks written and not ended, over all ranks; at most `total_max`."""
@@ -105,10 +108,10 @@ class PredictedBlocks:
         `known` is the confirmed prefix of each rank in blocks; absent means none.
         """
         found: dict[int, int] = {}
-        latest_of, length = self._latest.get, len(hashes)
         starts = self._starts(hashes, known)
         if not starts:
             return found
+        latest_of, length = self._latest.get, len(hashes)
         joints = sorted(starts)
         alive = 0
         # Ranks join where their confirmed prefix ends; between two joints only the loss of a rank is of interest.
@@ -141,6 +144,7 @@ class PredictedBlocks:
                 self._end_oldest(own)
             if own.notes:
                 self._queue(own)
+        self.due = self._due[0][0] if self._due else inf
 
     def drop(self, rank: int) -> None:
         """Forget a rank."""
@@ -153,10 +157,14 @@ class PredictedBlocks:
         starts: dict[int, int] = {}
         latest_of, length = self._latest.get, len(hashes)
         others = _holders(latest_of(hashes[0])) if length else 0
+        # Nearly always nothing is predicted there, and ranks that know equally much share one look.
+        seen, holders = -1, 0
         for rank, position in known.items():
+            if position != seen:
+                seen, holders = position, _holders(latest_of(hashes[position])) if position < length else 0
             bit = 1 << rank
             others &= ~bit
-            if position < length and _holders(latest_of(hashes[position])) & bit:
+            if holders & bit:
                 starts[position] = starts.get(position, 0) | bit
         if others:
             starts[0] = starts.get(0, 0) | others
@@ -172,6 +180,7 @@ class PredictedBlocks:
         own.queued = True
         self._queued += 1
         heappush(self._due, (own.notes[0].deadline, self._queued, own))
+        self.due = self._due[0][0]
 
     def _note_latest(self, own: _RankNotes, note: _Note) -> None:
         """Make `note` the latest of its blocks for its rank."""

@@ -66,6 +66,7 @@ class Router:
         self._seed = seed
         self._policies: dict[str, Policy] = {}
         self._policy = self._resolve(policy)
+        self._shares_blocks = self.settings.share_active_blocks
         self._turns = 0
         self._routed = 0
 
@@ -176,7 +177,8 @@ class Router:
             candidates = self.fleet.narrow(candidates, exclude=exclude, allowed=allowed, pinned=pinned)
         overlaps = NO_OVERLAPS if prompt is None else self.knowledge.overlaps(prompt, now)
         chooser = self._policy if policy is None else self._resolve(policy)
-        target, reason = chooser.choose(candidates, Request(prompt, overlaps.credited, session))
+        tokens = 0 if prompt is None else prompt.tokens
+        target, reason = chooser.choose(candidates, Request(prompt, tokens, overlaps.credited, session))
         self._turns += 1
         target.turn = self._turns
         return Decision(
@@ -202,7 +204,6 @@ class Router:
         if self.fleet.at(target.dense_rank) is not target:
             raise NoWorkerError(f"worker {target.worker_id!r} left before the request was booked")
         rank, prompt = target.dense_rank, decision.prompt
-        block_size = self.knowledge.block_size(rank, prompt)
         self.book.reserve(
             id,
             rank,
@@ -210,7 +211,7 @@ class Router:
             blocks=decision.blocks,
             now=now,
             lease_seconds=lease_seconds,
-            hashes=prompt.hash_list(block_size) if prompt is not None and self.settings.share_active_blocks else (),
+            hashes=prompt.hash_list(decision.block_size) if self._shares_blocks and prompt is not None else (),
         )
         decision.id = id
         decision.prompt = None  # whoever keeps decisions must not keep prompts
@@ -218,7 +219,7 @@ class Router:
             self.knowledge.predict(
                 rank,
                 prompt,
-                block_size,
+                decision.block_size,
                 confirmed=decision.confirmed_tokens,
                 promised=decision.overlap_tokens,
                 cost=decision.cost,

@@ -4,6 +4,8 @@ A ring of fixed size. Recording costs two dictionary operations; the explanation
 asks. Neither prompts nor token ids are in it.
 """
 
+from collections import OrderedDict
+from itertools import islice
 from typing import Any
 
 from kvrouter.routing import Decision
@@ -14,37 +16,33 @@ __all__ = ["DecisionRing"]
 class DecisionRing:
     """Keeps the `kept` last decisions by the id of their request; a repeated id keeps the later one."""
 
-    __slots__ = ("_by_id", "_next", "_slots", "recorded")
+    __slots__ = ("_entries", "_kept", "recorded")
 
     def __init__(self, kept: int) -> None:
-        self._slots: list[tuple[str, Decision, str | None, float] | None] = [None] * kept
-        self._by_id: dict[str, int] = {}
-        self._next = 0
+        self._entries: OrderedDict[str, tuple[Decision, str | None, float]] = OrderedDict()
+        self._kept = kept
         self.recorded = 0
 
     def record(self, request_id: str, decision: Decision, model: str | None, wall_time: float) -> None:
         """Remember one decision."""
         self.recorded += 1
-        if not self._slots:
-            return
-        slot = self._next
-        old = self._slots[slot]
-        if old is not None and self._by_id.get(old[0]) == slot:
-            del self._by_id[old[0]]
-        self._slots[slot] = (request_id, decision, model, wall_time)
-        self._by_id[request_id] = slot
-        self._next = slot + 1 if slot + 1 < len(self._slots) else 0
+        entries = self._entries
+        if request_id in entries:
+            del entries[request_id]
+        entries[request_id] = (decision, model, wall_time)
+        if len(entries) > self._kept:
+            entries.popitem(last=False)
 
     def explain(self, request_id: str) -> dict[str, Any] | None:
         """Return one decision as JSON-ready fields, or None when it has left the ring."""
-        slot = self._by_id.get(request_id)
-        entry = self._slots[slot] if slot is not None else None
-        return None if entry is None else _explained(*entry)
+        entry = self._entries.get(request_id)
+        return None if entry is None else _explained(request_id, *entry)
 
     def latest(self, limit: int) -> list[dict[str, Any]]:
         """Return up to `limit` decisions, newest first."""
-        newest_first = [*self._slots[: self._next][::-1], *self._slots[self._next :][::-1]]
-        return [_explained(*entry) for entry in newest_first if entry is not None][:limit]
+        return [
+            _explained(request_id, *self._entries[request_id]) for request_id in islice(reversed(self._entries), limit)
+        ]
 
 
 def _explained(request_id: str, decision: Decision, model: str | None, wall_time: float) -> dict[str, Any]:
