@@ -109,6 +109,7 @@ class NativeCoreHook(BuildHookInterface):
     """What hatchling calls when it makes a wheel."""
 
     PLUGIN_NAME = "custom"
+    _folder: "tempfile.TemporaryDirectory[str] | None" = None
 
     def dependencies(self) -> list[str]:
         """Ask for a compiler if there is none."""
@@ -118,27 +119,33 @@ class NativeCoreHook(BuildHookInterface):
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Put the core into the wheel, or beside its sources for an editable installation."""
-        root = Path(self.root)
+        root, is_editable = Path(self.root), version == "editable"
+        output = in_place(root)
+        if is_editable:
+            output.unlink(missing_ok=True)  # An old one must not outlive a build that fails.
+        else:
+            self._folder = tempfile.TemporaryDirectory(prefix="kvrouter-native-")
+            output = Path(self._folder.name) / output.name
         try:
-            if version == "editable":
-                build(root, in_place(root))
-                return
-            output = Path(tempfile.mkdtemp(prefix="kvrouter-native-")) / in_place(root).name
             build(root, output)
         except BuildError as problem:
+            self._tidy()
             self.app.display_warning(
                 f"kvrouter will run on its reference implementation, without the native core: {problem}"
             )
             return
-        build_data["pure_python"] = False
-        build_data["tag"] = f"cp311-abi3-{_platform_tag()}"
-        build_data["force_include"][str(output)] = f"kvrouter/{output.name}"
+        if not is_editable:
+            build_data["pure_python"] = False
+            build_data["tag"] = f"cp311-abi3-{_platform_tag()}"
+            build_data["force_include"][str(output)] = f"kvrouter/{output.name}"
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:  # noqa: ARG002
-        """Remove what `initialize` made for the wheel."""
-        for source, target in build_data["force_include"].items():
-            if target.startswith("kvrouter/_native."):
-                shutil.rmtree(Path(source).parent, ignore_errors=True)
+        """Remove what was made for the wheel."""
+        self._tidy()
+
+    def _tidy(self) -> None:
+        if self._folder is not None:
+            self._folder.cleanup()
 
 
 def build(root: Path, output: Path) -> None:

@@ -1,5 +1,23 @@
-"""Tests of the native core itself need it; `test_presence` sees to it that it is there wherever it can be built."""
+"""Tests of the native core need it, and tests of building it need a compiler.
 
+`test_presence` sees to it that neither is missing where it could be there.
+"""
+
+from pathlib import Path
+
+import pytest
+
+import hatch_build
 from kvrouter import native_core
+from tests.native.hook import make_checkout
 
 collect_ignore = [] if native_core.present else ["test_hashing.py", "test_json_tokens.py", "test_xxh3.py"]
+if hatch_build.refusal() is not None or hatch_build.find_compiler() is None:
+    collect_ignore.append("test_compile.py")
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A small checkout to build a core from."""
+    make_checkout(tmp_path)
+    return tmp_path
