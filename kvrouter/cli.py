@@ -4,7 +4,9 @@ Exit codes: 0 fine, 1 the work failed, 2 the call was wrong (an unknown flag, se
 """
 
 import argparse
+import difflib
 import importlib
+import re
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -23,7 +25,10 @@ _COMMANDS = ("kvrouter.demo", "kvrouter.service.serve", "kvrouter.events_cli")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand and return its exit code."""
     try:
-        parsed = _parser().parse_args(arguments)
+        parser, commands = _parser()
+        parsed, unknown = parser.parse_known_args(arguments)
+        if unknown:
+            return _fail(_unknown_argument(unknown[0], parsed.command, commands), 2)
         return int(parsed.run(parsed))
     except (SettingsError, MissingExtraError) as error:
         return _fail(error, 2)
@@ -37,17 +42,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> tuple[argparse.ArgumentParser, "argparse._SubParsersAction[argparse.ArgumentParser]"]:
     parser = argparse.ArgumentParser(
         prog="kvrouter",
         description="Routes LLM requests to the worker whose KV cache already holds their prefix.",
         epilog="Begin with `kvrouter demo`; then `kvrouter serve --worker http://HOST:8000,events=tcp://HOST:5557`.",
     )
     parser.add_argument("--version", action="version", version=f"kvrouter {__version__}")
-    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
     for name in _COMMANDS:
         _module(name).add_parser(subparsers)
-    return parser
+    return parser, subparsers
+
+
+def _unknown_argument(
+    argument: str, command: str, commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
+) -> SettingsError:
+    """Name the command: left alone, argparse shows the usage of `kvrouter` itself, which has none of its flags."""
+    flags = set(re.findall(r"--[a-z][a-z-]*", commands.choices[command].format_usage()))
+    near = difflib.get_close_matches(argument.partition("=")[0], sorted(flags), n=1, cutoff=0.6)
+    hint = f"did you mean {near[0]}?" if near else f"see kvrouter {command} --help"
+    return SettingsError(f"{command}: unknown argument {argument}; {hint}")
 
 
 def _module(name: str) -> ModuleType:

@@ -30,6 +30,14 @@ _SERVICE_LINK = re.compile(
     r"KVROUTER_([A-Z0-9_]+_)?(SERVICE_(HOST|PORT(_[A-Z0-9_]+)?)=.*"
     r"|PORT(_\d+_(TCP|UDP|SCTP))?=(tcp|udp|sctp)://.*|PORT_\d+_(TCP|UDP|SCTP)_(PROTO|PORT|ADDR)=.*)"
 )
+_KINDS: dict[type, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    Path: "a path",
+    tuple: "a list of text",
+}
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 
 
@@ -173,8 +181,10 @@ def _apply_file(path: Path, known: Mapping[str, Setting], values: dict[str, obje
     workers = _workers_of(path, tables.pop("workers", []))
     sections = section_classes()
     for section, table in tables.items():
-        if section not in sections or not isinstance(table, dict):
+        if section not in sections:
             raise SettingsError(f"{path}: unknown section [{section}]{_nearest(section, [*sections, 'workers'])}")
+        if not isinstance(table, dict):
+            raise SettingsError(f"{path}: {section} must be a table: [{section}]")
         for name, value in table.items():
             key = f"{section}.{name}"
             if key not in known:
@@ -213,7 +223,7 @@ def _apply_environment(
             workers = tuple(text.split())
         elif variable == _PURE_VARIABLE:
             if text.strip().lower() not in _TRUE | _FALSE:
-                raise SettingsError(f"{variable}: {text!r} is not bool")
+                raise SettingsError(f"{variable}: {text!r} is not {_KINDS[bool]}")
         elif variable != _CONFIG_VARIABLE and not _SERVICE_LINK.fullmatch(f"{variable}={text}"):
             raise SettingsError(f"unknown variable {variable}{_nearest(variable, [*by_variable, _WORKERS_VARIABLE])}")
     return workers
@@ -229,8 +239,7 @@ def _checked(setting: Setting, value: object, where: str) -> object:
     try:
         converted = _converted(setting, value)
     except (TypeError, ValueError):
-        wanted = "a list of text" if setting.kind is tuple else setting.kind.__name__
-        raise SettingsError(f"{where}: {value!r} is not {wanted}") from None
+        raise SettingsError(f"{where}: {value!r} is not {_KINDS[setting.kind]}") from None
     if setting.choices and converted not in setting.choices:
         raise SettingsError(f"{where}: {value!r} is not one of {', '.join(setting.choices)}")
     if isinstance(converted, (int, float)) and not isinstance(converted, bool):

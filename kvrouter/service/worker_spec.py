@@ -5,6 +5,7 @@ Two spellings lead to the same `WorkerSpec`: ours (`url`, `events`, `ranks`, …
 here opens a connection; whether a worker can be reached is `workers.py`.
 """
 
+import difflib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -33,6 +34,9 @@ _ALIASES = {
     "ranks": "data_parallel_size",
     "first_rank": "data_parallel_start_rank",
 }
+# What the error about an unknown field offers; the rest is for Dynamo's clients, who know their own names.
+_OURS = ("url", "id", "model", "events", "replay", "ranks", "first_rank", "block_size", "topic", "api_key")
+_EVENT_FIELDS = frozenset({"kv_events_endpoint", "kv_events_endpoints"})
 # Kept and shown as they were given; `taints` alone is also read, by selection.
 _ECHOED = (
     "max_num_batched_tokens",
@@ -91,15 +95,12 @@ class WorkerSpec:
     fields: Mapping[str, object] = field(default_factory=dict, repr=False)
 
     def merged(self, changes: Mapping[str, object]) -> dict[str, object]:
-        """Return the fields of this worker with some of them changed, in canonical names; None takes one back."""
-        canonical = {_ALIASES.get(name, name): value for name, value in changes.items()}
-        fields = {**self.fields, **canonical}
+        """Return the fields of this worker with some of them changed; None takes one back."""
+        replaced = {_ALIASES.get(name, name) for name in changes}
         # One way of naming the event endpoints replaces the other.
-        if "kv_events_endpoint" in canonical:
-            fields["kv_events_endpoints"] = canonical.get("kv_events_endpoints")
-        elif "kv_events_endpoints" in canonical:
-            fields["kv_events_endpoint"] = None
-        return fields
+        if replaced & _EVENT_FIELDS:
+            replaced |= _EVENT_FIELDS
+        return {**{name: value for name, value in self.fields.items() if name not in replaced}, **changes}
 
     def echoed(self) -> dict[str, object]:
         """Return the fields that are only kept for their reader."""
@@ -113,13 +114,13 @@ def parse_worker_spec(text: str) -> WorkerSpec:
         SettingsError: a field is unknown or out of its bounds; the text names both, and never an API key.
     """
     url, *parts = text.split(",")
-    fields: dict[str, object] = {"url": url.strip()}
     try:
-        for part in parts:
-            _set_field(fields, *_name_and_value(part))
-        return worker_spec_from_fields(fields)
+        spec = worker_spec_from_fields(_pairs(url, parts))
     except RequestError as error:
-        raise SettingsError(f"worker {url!r}: {error.message}") from None
+        raise SettingsError(f"worker {_redacted(url)!r}: {error.message}") from None
+    if spec.replay and not spec.events:
+        raise SettingsError(f"worker {url!r}: replay is of no use without events; give events=tcp://HOST:PORT too")
+    return spec
 
 
 def worker_spec_from_fields(given: Mapping[str, object]) -> WorkerSpec:
@@ -128,10 +129,10 @@ def worker_spec_from_fields(given: Mapping[str, object]) -> WorkerSpec:
     Raises:
         RequestError: 400, with `param` naming the field and the text naming its limit.
     """
-    fields: dict[str, object] = {}
+    fields = _Fields()
     for name, value in given.items():
         if value is not None:
-            _set_field(fields, name, value)
+            fields.take(name, value)
     address, url = _address(fields)
     ranks = _integer(fields, "data_parallel_size", 1, 1, RANKS_MAX)
     first_rank = _integer(fields, "data_parallel_start_rank", 0, 0, RANKS_MAX - 1)
@@ -160,14 +161,42 @@ def worker_spec_from_fields(given: Mapping[str, object]) -> WorkerSpec:
     )
 
 
-def _set_field(fields: dict[str, object], name: str, value: object) -> None:
-    canonical = _ALIASES.get(name, name)
-    if canonical not in _KNOWN:
-        known = sorted({*_KNOWN, *_ALIASES})
-        raise RequestError(f"unknown worker field {name!r}; known fields: {', '.join(known)}", param=name)
-    if canonical in fields:
-        raise RequestError(f"{name} is given twice", param=name)
-    fields[canonical] = value
+class _Fields(dict[str, object]):
+    """Fields by canonical name, and what each was called by whoever gave it: errors speak his language."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._given_names: dict[str, str] = {}
+
+    def take(self, name: str, value: object) -> None:
+        """Add a field under either of its names, once."""
+        canonical = _ALIASES.get(name, name)
+        if canonical not in _KNOWN:
+            raise _unknown(name)
+        if canonical in self:
+            raise RequestError(f"{name} is given twice", param=name)
+        self[canonical] = value
+        self._given_names[canonical] = name
+
+    def called(self, canonical: str) -> str:
+        """Return the name under which a field was given."""
+        return self._given_names.get(canonical, canonical)
+
+
+def _unknown(name: str) -> RequestError:
+    near = difflib.get_close_matches(name, [*_OURS, *_KNOWN, *_ALIASES], n=1, cutoff=0.6)
+    hint = f"; did you mean {near[0]}?" if near else f"; fields are {', '.join(_OURS)}, and those of Dynamo's workers"
+    return RequestError(f"unknown worker field {name!r}{hint}", param=name)
+
+
+def _pairs(url: str, parts: list[str]) -> dict[str, object]:
+    fields: dict[str, object] = {"url": url.strip()}
+    for part in parts:
+        name, value = _name_and_value(part)
+        if name in fields:
+            raise RequestError(f"{name} is given twice", param=name)
+        fields[name] = value
+    return fields
 
 
 def _name_and_value(part: str) -> tuple[str, object]:
@@ -179,7 +208,7 @@ def _name_and_value(part: str) -> tuple[str, object]:
     return name, int(value) if numeric and re.fullmatch(r"-?[0-9]{1,18}", value) else value
 
 
-def _address(fields: Mapping[str, object]) -> tuple[str, str | None]:
+def _address(fields: _Fields) -> tuple[str, str | None]:
     if "url" in fields:
         url = _url(_text(fields, "url", ""), "url")
         return (_text(fields, "endpoint", url), url)
@@ -196,10 +225,10 @@ def _url(text: str, name: str) -> str:
         parts = urlsplit(text)
         port = parts.port
     except ValueError as error:
-        raise RequestError(f"{name} {text!r}: {error}", param=name) from None
+        raise RequestError(f"{name} cannot be read: {str(error)[:1].lower()}{str(error)[1:]}", param=name) from None
     problem = _url_problem(parts, port)
     if problem:
-        raise RequestError(f"{name} {_without_credentials(parts)!r}: {problem}", param=name)
+        raise RequestError(f"{name} {problem}", param=name)
     return text.rstrip("/")
 
 
@@ -209,7 +238,7 @@ def _url_problem(parts: SplitResult, port: int | None) -> str | None:
     if not parts.hostname:
         return "names no host"
     if port == 0:
-        return "port must be 1..65535"
+        return "must have a port of 1..65535"
     if parts.username is not None or parts.password is not None:
         return "must not carry credentials; use api_key"
     if parts.query or parts.fragment:
@@ -219,12 +248,13 @@ def _url_problem(parts: SplitResult, port: int | None) -> str | None:
     return None
 
 
-def _without_credentials(parts: SplitResult) -> str:
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+def _redacted(url: str) -> str:
+    """A URL as errors may show it."""
+    return re.sub(r"//[^/]*@", "//", url)
 
 
-def _identity(fields: Mapping[str, object], url: str | None) -> int | str:
-    given = fields.get("worker_id")
+def _identity(fields: _Fields, url: str | None) -> int | str:
+    given, name = fields.get("worker_id"), fields.called("worker_id")
     if given is None:
         if url is None:
             raise RequestError("worker_id is needed where endpoint is not an HTTP address", param="worker_id")
@@ -233,37 +263,32 @@ def _identity(fields: Mapping[str, object], url: str | None) -> int | str:
         netloc = parts.netloc if parts.port else f"{parts.netloc}:{default_port}"
         given = re.sub(r"[^A-Za-z0-9._:@\[\]-]", "-", netloc + parts.path)[:128]
     if isinstance(given, bool) or not isinstance(given, (int, str)):
-        raise RequestError("worker_id must be text or a whole number", param="worker_id")
+        raise RequestError(f"{name} must be text or a whole number", param=name)
     if isinstance(given, int) and not 0 <= given < 1 << 64:
-        raise RequestError("worker_id must be 0..2^64-1", param="worker_id")
+        raise RequestError(f"{name} must be 0..2^64-1", param=name)
     if not _ID.fullmatch(str(given)):
-        raise RequestError("worker_id must be 1..128 of A-Z a-z 0-9 . _ : @ [ ] -", param="worker_id")
+        raise RequestError(f"{name} must be 1..128 of A-Z a-z 0-9 . _ : @ [ ] -", param=name)
     return given
 
 
-def _integer(fields: Mapping[str, object], name: str, default: int, least: int, most: int) -> int:
+def _integer(fields: _Fields, name: str, default: int, least: int, most: int) -> int:
     value = fields.get(name)
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise RequestError(f"{_short(name)} must be a whole number {least}..{most}, not {value!r}", param=name)
+        name = fields.called(name)
+        raise RequestError(f"{name} must be a whole number {least}..{most}, not {value!r}", param=name)
     return value
 
 
-def _short(name: str) -> str:
-    """Name a field in both spellings, because either may have been used."""
-    ours = next((alias for alias, canonical in _ALIASES.items() if canonical == name), None)
-    return f"{ours} ({name})" if ours else name
-
-
-def _text(fields: Mapping[str, object], name: str, default: str, *, least: int = 1) -> str:
+def _text(fields: _Fields, name: str, default: str, *, least: int = 1) -> str:
     value = fields.get(name, default)
     if not isinstance(value, str) or not least <= len(value) <= TEXT_CHARACTERS_MAX:
         raise RequestError(f"{name} must be text of {least}..{TEXT_CHARACTERS_MAX} characters", param=name)
     return value
 
 
-def _header_text(fields: Mapping[str, object], name: str) -> str | None:
+def _header_text(fields: _Fields, name: str) -> str | None:
     value = fields.get(name)
     if value is None:
         return None
@@ -272,25 +297,25 @@ def _header_text(fields: Mapping[str, object], name: str) -> str | None:
     return value
 
 
-def _models(fields: Mapping[str, object]) -> tuple[str, ...]:
-    value = fields.get("models", ())
+def _models(fields: _Fields) -> tuple[str, ...]:
+    value, called = fields.get("models", ()), fields.called("models")
     names = (value,) if isinstance(value, str) else value
     if not isinstance(names, (list, tuple)) or len(names) > MODELS_MAX:
-        raise RequestError(f"models must be a name or a list of at most {MODELS_MAX}", param="models")
+        raise RequestError(f"{called} must be a name or a list of at most {MODELS_MAX}", param=called)
     for name in names:
         if not isinstance(name, str) or not 1 <= len(name) <= TEXT_CHARACTERS_MAX:
-            raise RequestError(f"model names must be text of 1..{TEXT_CHARACTERS_MAX} characters", param="models")
+            raise RequestError(f"{called}: names must be text of 1..{TEXT_CHARACTERS_MAX} characters", param=called)
     return tuple(dict.fromkeys(names))
 
 
-def _taints(fields: Mapping[str, object]) -> frozenset[str]:
+def _taints(fields: _Fields) -> frozenset[str]:
     value = fields.get("taints", ())
     if not isinstance(value, (list, tuple)) or not all(isinstance(each, str) for each in value):
         raise RequestError("taints must be a list of text", param="taints")
     return frozenset(value)
 
 
-def _events(fields: Mapping[str, object], first_rank: int, ranks: int) -> Mapping[int, str]:
+def _events(fields: _Fields, first_rank: int, ranks: int) -> Mapping[int, str]:
     each = fields.get("kv_events_endpoints")
     if each is None:
         return _per_rank(fields, "kv_events_endpoint", first_rank, ranks)
@@ -309,29 +334,36 @@ def _events(fields: Mapping[str, object], first_rank: int, ranks: int) -> Mappin
     return endpoints
 
 
-def _per_rank(fields: Mapping[str, object], name: str, first_rank: int, ranks: int) -> Mapping[int, str]:
+def _per_rank(fields: _Fields, name: str, first_rank: int, ranks: int) -> Mapping[int, str]:
     """Give rank r the port `base + r`, as vLLM and SGLang do; for paths see `rank_endpoint`."""
     if name not in fields:
         return {}
-    base = _event_endpoint(fields[name], name)
+    called = fields.called(name)
+    base = _event_endpoint(fields[name], called)
+    if name == "replay_endpoint" and is_wildcard(base):
+        raise _unconnectable(base, called)
     return {
-        rank: _checked_endpoint(partial(rank_endpoint, base, rank), name)
+        rank: _checked_endpoint(partial(rank_endpoint, base, rank), called)
         for rank in range(first_rank, first_rank + ranks)
     }
 
 
 def _event_endpoint(value: object, name: str) -> str:
     if not isinstance(value, str):
-        raise RequestError(f"{_short(name)} must be text such as tcp://host:5557", param=name)
+        raise RequestError(f"{name} must be text such as tcp://host:5557", param=name)
     endpoint = _checked_endpoint(partial(check_endpoint, value), name)
     # A wildcard for events means that engines connect to us; nobody can connect to one, or to an unknown port.
-    if endpoint.endswith((":0", ":*")) or (name == "replay_endpoint" and is_wildcard(endpoint)):
-        raise RequestError(f"{_short(name)} {endpoint!r} must name a host and a port to connect to", param=name)
+    if endpoint.endswith((":0", ":*")):
+        raise _unconnectable(endpoint, name)
     return endpoint
+
+
+def _unconnectable(endpoint: str, name: str) -> RequestError:
+    return RequestError(f"{name} {endpoint!r} must name a host and a port to connect to", param=name)
 
 
 def _checked_endpoint(call: Callable[[], str], name: str) -> str:
     try:
         return call()
     except SettingsError as error:
-        raise RequestError(f"{_short(name)}: {error}", param=name) from None
+        raise RequestError(f"{name}: {error}", param=name) from None

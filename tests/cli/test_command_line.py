@@ -49,6 +49,9 @@ def test_every_command_explains_itself(command: list[str]) -> None:
         (["serve", "--worker", "nonsense"], {}, "nonsense"),
         (["serve", "--worker", "http://127.0.0.1:9,block_size=0"], {}, "block_size"),
         (["serve", "--tokenizer", "model=absent.json"], {}, "absent.json"),
+        (["serve", "--wroker", "http://127.0.0.1:9"], {}, "serve: unknown argument --wroker; did you mean --worker?"),
+        (["serve", "surplus"], {}, "see kvrouter serve --help"),
+        (["events", "tail", "tcp://127.0.0.1:9", "--frob"], {}, "unknown argument --frob"),
     ],
 )
 def test_a_wrong_call_ends_with_one_line(arguments: list[str], environment: dict[str, str], named: str) -> None:

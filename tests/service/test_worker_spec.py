@@ -82,23 +82,26 @@ def test_an_opaque_endpoint_is_for_gateways_only() -> None:
         ({"url": "http://h:1/?x=1"}, "url", "query"),
         ({"url": "http://h:1", "block_size": 0}, "block_size", "1..65536"),
         ({"url": "http://h:1", "block_size": True}, "block_size", "whole number"),
-        ({"url": "http://h:1", "ranks": 0}, "data_parallel_size", "1..256"),
-        ({"url": "http://h:1", "ranks": 257}, "data_parallel_size", "1..256"),
+        ({"url": "http://h:1", "ranks": 0}, "ranks", "1..256"),
+        ({"url": "http://h:1", "ranks": 257}, "ranks", "1..256"),
         ({"url": "http://h:1", "data_parallel_start_rank": -1}, "data_parallel_start_rank", "0..255"),
         ({"url": "http://h:1", "worker_id": -1}, "worker_id", "0..2^64-1"),
         ({"url": "http://h:1", "worker_id": "a b"}, "worker_id", "1..128"),
+        ({"url": "http://h:1", "id": "a b"}, "id", "1..128"),
         ({"url": "http://h:1", "worker_id": 1.5}, "worker_id", "text or a whole number"),
-        ({"url": "http://h:1", "events": "h:5557"}, "kv_events_endpoint", "tcp://"),
-        ({"url": "http://h:1", "events": "tcp://h:0"}, "kv_events_endpoint", "port"),
-        ({"url": "http://h:1", "events": "tcp://h:65535", "ranks": 2}, "kv_events_endpoint", "no port left"),
-        ({"url": "http://h:1", "replay": "tcp://*:5557"}, "replay_endpoint", "host"),
+        ({"url": "http://h:1", "events": "h:5557"}, "events", "tcp://"),
+        ({"url": "http://h:1", "events": "tcp://h:0"}, "events", "port"),
+        ({"url": "http://h:1", "events": "tcp://h:65535", "ranks": 2}, "events", "no port left"),
+        ({"url": "http://h:1", "replay": "tcp://*:5557"}, "replay", "host"),
         ({"url": "http://h:1", "kv_events_endpoints": {"1": "tcp://h:1"}}, "kv_events_endpoints", "0..0"),
         ({"url": "http://h:1", "kv_events_endpoints": []}, "kv_events_endpoints", "map"),
-        ({"url": "http://h:1", "models": [1]}, "models", "model names"),
-        ({"url": "http://h:1", "model": ""}, "models", "1..512"),
+        ({"url": "http://h:1", "kv_events_endpoint": "h:5557"}, "kv_events_endpoint", "tcp://"),
+        ({"url": "http://h:1", "models": [1]}, "models", "names"),
+        ({"url": "http://h:1", "model": ""}, "model", "1..512"),
         ({"url": "http://h:1", "taints": "gpu"}, "taints", "list"),
         ({"url": "http://h:1", "api_key": "a b"}, "api_key", "printable"),
-        ({"url": "http://h:1", "blocksize": 16}, "blocksize", "known fields"),
+        ({"url": "http://h:1", "blocksize": 16}, "blocksize", "did you mean block_size?"),
+        ({"url": "http://h:1", "wheels": 4}, "wheels", "fields are url, id, model, events"),
         ({"url": "http://h:1", "ranks": 1, "data_parallel_size": 1}, "data_parallel_size", "twice"),
         ({"endpoint": "dyn://x"}, "worker_id", "needed"),
     ],
@@ -123,7 +126,23 @@ def test_the_flag_is_refused_in_one_line_without_its_key() -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["http://h:1,ranks", "http://h:1,rank=2", "", "http://h:1,ranks=two"])
+def test_credentials_in_a_url_are_refused_unseen() -> None:
+    """They would end up in logs otherwise."""
+    with pytest.raises(SettingsError, match="credentials") as caught:
+        parse_worker_spec("http://me:secret@h:1")
+
+    assert "secret" not in str(caught.value)
+
+
+def test_a_replay_without_events_is_refused() -> None:
+    """It would be ignored, and somebody meant something by it."""
+    with pytest.raises(SettingsError, match="events=tcp://HOST:PORT"):
+        parse_worker_spec("http://h:1,replay=tcp://h:5657")
+
+
+@pytest.mark.parametrize(
+    "text", ["http://h:1,ranks", "http://h:1,rank=2", "", "http://h:1,ranks=two", "http://h:1,id=a,id=b"]
+)
 def test_a_malformed_flag_is_a_settings_error(text: str) -> None:
     """Whatever is wrong with it, the process ends with one line."""
     with pytest.raises(SettingsError):

@@ -122,7 +122,7 @@ def test_kubernetes_service_links_are_not_settings(variable: str, value: str) ->
     [
         ("[server]\nprot = 1\n", "server.port"),
         ("[sever]\nport = 1\n", "[sever]"),
-        ("server = 1\n", "[server]"),
+        ("server = 1\n", "must be a table: [server]"),
         ("[server]\nport = 'many'\n", "server.port"),
         ("[server]\nport = 70000\n", "65535"),
         ("[server]\nport = true\n", "server.port"),
@@ -155,7 +155,7 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     ("flags", "named"),
     [
         (("--port", "-1"), "below the least, 0"),
-        (("--port", "http"), "'http' is not int"),
+        (("--port", "http"), "'http' is not a whole number"),
         (("--health-interval-seconds", "nan"), "--health-interval-seconds"),
         (("--policy", "greedy"), "least-loaded"),
     ],
