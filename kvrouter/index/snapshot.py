@@ -8,12 +8,12 @@ hashes (u64 each) and for each the number of its rank set (u32).
 import struct
 
 import numpy as np
-from xxhash import xxh3_64_intdigest
+from xxhash import xxh3_64, xxh3_64_intdigest
 
 from kvrouter.errors import SnapshotError
 from kvrouter.index.overlap import RANKS_MAX
 
-__all__ = ["decode_tables", "encode_tables"]
+__all__ = ["decode_tables", "encode_tables", "seal", "unseal"]
 
 _HEAD = struct.Struct("<8sIQI")
 _MAGIC = b"kvrindex"
@@ -23,32 +23,51 @@ _CHECKED_FROM = 20
 _WIDTH_MAX = RANKS_MAX // 8
 
 
+def seal(tables: bytes, tiers: int) -> bytes:
+    """Put the head in front of the tables of so many tiers."""
+    checksum = xxh3_64(tiers.to_bytes(4, "little"))
+    checksum.update(tables)
+    return _HEAD.pack(_MAGIC, _VERSION, checksum.intdigest(), tiers) + tables
+
+
+def unseal(buffer: bytes | bytearray | memoryview) -> tuple[memoryview, int]:
+    """The tables and the number of tiers that a sound snapshot holds.
+
+    Raises:
+        SnapshotError: it is none.
+    """
+    data = memoryview(buffer).cast("B")
+    if len(data) < _HEAD.size:
+        raise SnapshotError("index snapshot is damaged: it ends within its head")
+    magic, version, checksum, tiers = _HEAD.unpack_from(data)
+    if magic != _MAGIC:
+        raise SnapshotError("this is not an index snapshot")
+    if version != _VERSION:
+        raise SnapshotError(f"index snapshot of version {version}; this program reads version {_VERSION}")
+    if xxh3_64_intdigest(data[_CHECKED_FROM:]) != checksum:
+        raise SnapshotError("index snapshot is damaged: its checksum does not match")
+    return data[_HEAD.size :], tiers
+
+
 def encode_tables(tables: dict[str, dict[int, int]]) -> bytes:
     """Tier to (hash to rank set), as bytes."""
-    body = b"".join(_encode_table(tier, table) for tier, table in tables.items())
-    count = len(tables).to_bytes(4, "little")
-    return _HEAD.pack(_MAGIC, _VERSION, xxh3_64_intdigest(count + body), len(tables)) + body
+    return seal(b"".join(_encode_table(tier, table) for tier, table in tables.items()), len(tables))
 
 
 def decode_tables(buffer: bytes | bytearray | memoryview) -> dict[str, dict[int, int]]:
     """The inverse of `encode_tables`; raises SnapshotError for anything that it did not write."""
-    data = memoryview(buffer).cast("B")
+    data, tiers = unseal(buffer)
+    tables: dict[str, dict[int, int]] = {}
+    offset = 0
     try:
-        magic, version, checksum, tiers = _HEAD.unpack_from(data)
-        if magic != _MAGIC:
-            raise SnapshotError("this is not an index snapshot")
-        if version != _VERSION:
-            raise SnapshotError(f"index snapshot of version {version}; this program reads version {_VERSION}")
-        if xxh3_64_intdigest(data[_CHECKED_FROM:]) != checksum:
-            raise SnapshotError("index snapshot is damaged: its checksum does not match")
-        tables: dict[str, dict[int, int]] = {}
-        offset = _HEAD.size
         for _ in range(tiers):
             tier, table, offset = _decode_table(data, offset)
+            if tier in tables:
+                raise SnapshotError("index snapshot is damaged: a tier appears twice")
             tables[tier] = table
     except (struct.error, UnicodeDecodeError, ValueError) as error:
         raise SnapshotError(f"index snapshot is damaged: {error}") from error
-    if offset != len(data) or len(tables) != tiers:
+    if offset != len(data):
         raise SnapshotError("index snapshot is damaged: its length does not fit its contents")
     return tables
 

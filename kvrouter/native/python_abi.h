@@ -198,6 +198,7 @@ KVR_IMPORT unsigned long long PyLong_AsUnsignedLongLong(PyObject *);
 KVR_IMPORT unsigned long long PyLong_AsUnsignedLongLongMask(PyObject *);
 KVR_IMPORT PyObject *PyNumber_Index(PyObject *);
 KVR_IMPORT int PyObject_IsTrue(PyObject *);
+KVR_IMPORT Py_hash_t PyObject_Hash(PyObject *);
 KVR_IMPORT PyObject *PyBool_FromLong(long);
 KVR_IMPORT PyObject *PyFloat_FromDouble(double);
 KVR_IMPORT double PyFloat_AsDouble(PyObject *);
@@ -222,6 +223,7 @@ KVR_IMPORT Py_ssize_t PyList_Size(PyObject *);
 KVR_IMPORT PyObject *PyList_GetItem(PyObject *, Py_ssize_t);
 KVR_IMPORT int PyList_SetItem(PyObject *, Py_ssize_t, PyObject *);
 KVR_IMPORT int PyList_Append(PyObject *, PyObject *);
+KVR_IMPORT PyObject *PySequence_List(PyObject *);
 KVR_IMPORT PyObject *PyDict_New(void);
 KVR_IMPORT int PyDict_SetItem(PyObject *, PyObject *, PyObject *);
 KVR_IMPORT int PyDict_SetItemString(PyObject *, const char *, PyObject *);
@@ -246,6 +248,7 @@ typedef struct {
 } Py_buffer;
 #define PyBUF_SIMPLE 0
 #define PyBUF_WRITABLE 0x0001
+#define PyBUF_RECORDS_RO 0x001C /* shape, strides and format */
 KVR_IMPORT int PyObject_GetBuffer(PyObject *, Py_buffer *, int);
 KVR_IMPORT int PyObject_CheckBuffer(PyObject *);
 KVR_IMPORT void PyBuffer_Release(Py_buffer *);

@@ -1,6 +1,8 @@
 """The contract of every prefix index. Subclass and provide an `index_class` fixture; pytest does the rest."""
 
+import struct
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from xxhash import xxh3_64_intdigest
 
 from kvrouter.errors import SnapshotError
 from kvrouter.index import RANKS_MAX
@@ -233,6 +236,47 @@ class PrefixIndexContract:
         with pytest.raises(SnapshotError):
             type(index).restore(good + b"\0")
 
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            (lambda head, body: b"otherfmt" + head[8:] + body, "not an index snapshot"),
+            (lambda head, body: head[:8] + b"\x09" + head[9:] + body, "version 9"),
+            (lambda head, body: sealed(body[:-1] + b"\x07"), "no rank set"),
+            (lambda head, body: sealed(body[:-8] + body[-4:] + body[-4:] + b"\0"), "its length"),
+            (lambda head, body: sealed(body[:2] + b"\xff\xff\xff\x7f" + body[6:]), "longer than"),
+            (lambda head, body: sealed(body[:6] + b"\xff\xff\xff\xff" + body[10:]), "longer than"),
+            (lambda head, body: sealed(body[:10] + b"\xff" * 8 + body[18:]), "longer than"),
+            (lambda head, body: sealed(body[:18] + b"\xff" + body[19:]), "damaged"),
+            (lambda head, body: sealed(body[:-24] + body[-16:-8] + body[-16:]), "appears twice"),
+            (lambda head, body: sealed(body[:21] + b"\0" + body[22:]), "no rank set"),
+            (lambda head, body: sealed(body[:6] + b"\0\0\0\0" + body[10:21] + body[22:]), "no rank set"),
+            (lambda head, body: sealed(body + body, tiers=2), "a tier appears twice"),
+            (lambda head, body: sealed(body, tiers=2), "damaged"),
+        ],
+    )
+    def test_a_well_sealed_lie_is_refused(
+        self, index: Any, change: Callable[[bytes, bytes], bytes], words: str
+    ) -> None:
+        """A right checksum over wrong contents does not crash the reader or fool it."""
+        index.store(0, [1, 2])
+        good = index.snapshot()
+
+        with pytest.raises(SnapshotError, match=words):
+            type(index).restore(change(good[:24], good[24:]))
+
+    def test_well_sealed_noise_is_refused_or_harmless(self, index: Any) -> None:
+        """Any byte of a snapshot may be wrong under a right checksum; the reader never crashes."""
+        index.store(0, [1, 2])
+        index.store(70, [2, 3], tier="cpu")
+        body = index.snapshot()[24:]
+
+        for position in range(len(body)):
+            for flip in (1, 0x10, 0xFF):
+                bad = bytearray(body)
+                bad[position] ^= flip
+                with suppress(SnapshotError):
+                    type(index).restore(sealed(bytes(bad), tiers=2)).match([1, 2, 3])
+
     def test_random_histories_agree_with_a_naive_model(self, index: Any) -> None:
         """Any order of any operations gives what a dictionary of sets would."""
         effort = settings(max_examples=60, stateful_step_count=40, deadline=None)
@@ -243,6 +287,12 @@ class PrefixIndexContract:
 def array(values: Sequence[int] | range) -> Any:
     """Hashes as the uint64 array that callers pass."""
     return np.array(list(values), dtype=np.uint64)
+
+
+def sealed(body: bytes, *, tiers: int = 1) -> bytes:
+    """A snapshot around `body` whose head and checksum are right."""
+    count = struct.pack("<I", tiers)
+    return b"kvrindex" + struct.pack("<IQ", 1, xxh3_64_intdigest(count + body)) + count + body
 
 
 def model_machine(make: Callable[[], Any]) -> type[RuleBasedStateMachine]:

@@ -1,0 +1,238 @@
+/* Storing, removing and clearing; `index_core.h` says of what. */
+#include "index_core.h"
+#include "index_memory.h"
+
+/* Slots looked at for stale ones: per changed block, and at once when a rank was cleared (about 0.2 ms). */
+#define SWEPT_PER_BLOCK 2
+#define SWEPT_PER_CLEAR 65536
+
+/* -- tiers -------------------------------------------------------------------------------------------------------- */
+
+int kvr_index_find_tier(const struct kvr_index *index, const char *name, size_t length)
+{
+    for (uint32_t number = 0; number < index->tier_count; number++) {
+        const struct kvr_tier *tier = &index->tiers[number];
+        if (tier->length == length && memcmp(tier->name, name, length) == 0)
+            return (int)number;
+    }
+    return -1;
+}
+
+int kvr_index_add_tier(struct kvr_index *index, const char *name, size_t length)
+{
+    uint32_t count = index->tier_count;
+    char *copy = kvr_take(&index->bytes, length);
+    if (copy == NULL)
+        return -1;
+    struct kvr_tier *tiers =
+        kvr_retake(&index->bytes, index->tiers, count * sizeof *tiers, (count + 1) * sizeof *tiers);
+    if (tiers == NULL) {
+        kvr_give(&index->bytes, copy, length);
+        return -1;
+    }
+    memcpy(copy, name, length);
+    struct kvr_tier tier = {copy, length, NULL, 0};
+    tiers[count] = tier;
+    index->tiers = tiers;
+    index->tier_count = count + 1;
+    return (int)count;
+}
+
+/* Room for the count of a rank. */
+static int count_rank(struct kvr_index *index, uint32_t rank, uint32_t tier)
+{
+    struct kvr_tier *own = &index->tiers[tier];
+    if (rank < own->ranks)
+        return 0;
+    uint32_t ranks = (rank / 64 + 1) * 64;
+    size_t *blocks = kvr_retake(&index->bytes, own->blocks, own->ranks * sizeof *blocks, ranks * sizeof *blocks);
+    if (blocks == NULL)
+        return -1;
+    memset(blocks + own->ranks, 0, (ranks - own->ranks) * sizeof *blocks);
+    own->blocks = blocks;
+    own->ranks = ranks;
+    if (ranks / 64 > index->rank_words)
+        index->rank_words = ranks / 64;
+    return 0;
+}
+
+int kvr_index_count(struct kvr_index *index, uint32_t rank, uint32_t tier, size_t blocks)
+{
+    if (count_rank(index, rank, tier))
+        return -1;
+    index->tiers[tier].blocks[rank] += blocks;
+    return 0;
+}
+
+size_t kvr_index_blocks(const struct kvr_index *index, uint32_t rank, uint32_t tier)
+{
+    const struct kvr_tier *own = &index->tiers[tier];
+    return rank < own->ranks ? own->blocks[rank] : 0;
+}
+
+/* -- stale slots -------------------------------------------------------------------------------------------------- */
+
+static int is_stale(const struct kvr_index *index, size_t place)
+{
+    const struct kvr_segment *segment = &index->table.directory[place];
+    uint32_t extent = kvr_segment_extent(segment), previous = 0;
+    for (uint32_t at = 0; at < extent; at++) {
+        uint32_t set = segment->slots[at].value;
+        if (set != previous && set != 0 && kvr_sets_at(&index->sets, set)->target != set)
+            return 1;
+        previous = set;
+    }
+    return 0;
+}
+
+/* Rewrite stale slots, segment by segment, for about so many slots. */
+static void sweep(struct kvr_index *index, size_t slots)
+{
+    for (size_t seen = 0; index->sets.stale > 0 && seen < slots;) {
+        uint64_t key = index->sweep_from;
+        size_t place = kvr_table_place(&index->table, key);
+        index->sweep_from = kvr_table_next_key(&index->table, place);
+        seen += kvr_segment_extent(&index->table.directory[place]) + 1;
+        if (is_stale(index, place))
+            kvr_table_renew(&index->table, key);
+    }
+}
+
+/* -- changes ------------------------------------------------------------------------------------------------------ */
+
+/* The change that was made last. Neighbouring blocks mostly have one set, and need the same again. */
+struct change {
+    uint32_t named; /* by the slot */
+    uint32_t before, after; /* live */
+};
+
+static int join(struct kvr_index *index, uint32_t rank, uint32_t tier, struct change *change)
+{
+    struct kvr_sets *sets = &index->sets;
+    change->before = kvr_sets_resolve(sets, change->named);
+    change->after = kvr_sets_has(sets, change->before, tier, rank) ? change->before
+                                                                   : kvr_sets_with(sets, change->before, tier, rank);
+    return change->after ? 0 : -1;
+}
+
+static int part(struct kvr_index *index, uint32_t rank, uint32_t tier, struct change *change)
+{
+    struct kvr_sets *sets = &index->sets;
+    change->before = change->after = kvr_sets_resolve(sets, change->named);
+    if (!kvr_sets_has(sets, change->before, tier, rank))
+        return 0;
+    return kvr_sets_without(sets, change->before, tier, rank, &change->after);
+}
+
+/* The slot that named one set names another one, or goes. */
+static void rename_slot(struct kvr_index *index, struct kvr_slot *slot, const struct change *change)
+{
+    if (change->after != 0) {
+        kvr_sets_enter(&index->sets, change->after);
+        slot->value = change->after;
+    }
+    kvr_sets_leave(&index->sets, change->named);
+    if (change->after == 0)
+        kvr_table_drop(&index->table, slot);
+}
+
+static int add_slot(struct kvr_index *index, uint64_t key, uint32_t set)
+{
+    if (kvr_table_add(&index->table, key, set)) {
+        kvr_sets_release(&index->sets, set);
+        return -1;
+    }
+    kvr_sets_enter(&index->sets, set);
+    return 0;
+}
+
+int kvr_index_store(struct kvr_index *index, uint32_t rank, const uint64_t *hashes, size_t count, uint32_t tier)
+{
+    if (index->sets.stale)
+        sweep(index, count * SWEPT_PER_BLOCK + 1);
+    if (count_rank(index, rank, tier))
+        return -1;
+    struct change change = {UINT32_MAX, 0, 0};
+    size_t *blocks = &index->tiers[tier].blocks[rank];
+    for (size_t at = 0; at < count; at++) {
+        if (at + KVR_PREFETCH_BLOCKS < count)
+            kvr_index_prefetch(index, hashes[at + KVR_PREFETCH_BLOCKS]);
+        uint64_t key = kvr_index_key(index, hashes[at]);
+        struct kvr_slot *slot = kvr_table_find(&index->table, key);
+        uint32_t named = slot ? slot->value : 0;
+        if (named != change.named) {
+            change.named = named;
+            if (join(index, rank, tier, &change))
+                return -1;
+        }
+        if (change.before == change.after)
+            continue;
+        if (slot != NULL)
+            rename_slot(index, slot, &change);
+        else if (add_slot(index, key, change.after))
+            return -1;
+        ++*blocks;
+    }
+    return 0;
+}
+
+int kvr_index_remove(struct kvr_index *index, uint32_t rank, const uint64_t *hashes, size_t count, uint32_t tier)
+{
+    if (index->sets.stale)
+        sweep(index, count * SWEPT_PER_BLOCK + 1);
+    if (kvr_index_blocks(index, rank, tier) == 0)
+        return 0;
+    struct change change = {0, 0, 0};
+    size_t *blocks = &index->tiers[tier].blocks[rank];
+    for (size_t at = 0; at < count; at++) {
+        if (at + KVR_PREFETCH_BLOCKS < count)
+            kvr_index_prefetch(index, hashes[at + KVR_PREFETCH_BLOCKS]);
+        struct kvr_slot *slot = kvr_table_find(&index->table, kvr_index_key(index, hashes[at]));
+        if (slot == NULL)
+            continue;
+        if (slot->value != change.named) {
+            change.named = slot->value;
+            if (part(index, rank, tier, &change))
+                return -1;
+        }
+        if (change.before == change.after)
+            continue;
+        rename_slot(index, slot, &change);
+        --*blocks;
+    }
+    return 0;
+}
+
+void kvr_index_clear(struct kvr_index *index, uint32_t rank, uint32_t tier)
+{
+    size_t blocks = kvr_index_blocks(index, rank, tier);
+    if (blocks == 0)
+        return;
+    kvr_sets_forget(&index->sets, tier, rank, blocks);
+    index->tiers[tier].blocks[rank] = 0;
+    sweep(index, SWEPT_PER_CLEAR);
+}
+
+/* -- life --------------------------------------------------------------------------------------------------------- */
+
+int kvr_index_open(struct kvr_index *index, uint64_t secret)
+{
+    memset(index, 0, sizeof *index);
+    index->secret = secret;
+    if (kvr_table_open(&index->table, &index->bytes, kvr_sets_settle, &index->sets))
+        return -1;
+    return kvr_sets_open(&index->sets, &index->bytes, ~secret);
+}
+
+void kvr_index_close(struct kvr_index *index)
+{
+    kvr_table_close(&index->table);
+    if (index->sets.account != NULL)
+        kvr_sets_close(&index->sets);
+    for (uint32_t number = 0; number < index->tier_count; number++) {
+        struct kvr_tier *tier = &index->tiers[number];
+        kvr_give(&index->bytes, tier->name, tier->length);
+        kvr_give(&index->bytes, tier->blocks, tier->ranks * sizeof *tier->blocks);
+    }
+    kvr_give(&index->bytes, index->tiers, index->tier_count * sizeof *index->tiers);
+}

@@ -1,0 +1,71 @@
+/* The prefix index itself: sequence hashes to the sets of ranks that hold them, per tier. Knows nothing of Python's
+ * objects; `index_type.c` is its Python face, and `kvrouter/index/reference.py` its specification. */
+#ifndef KVR_INDEX_CORE_H
+#define KVR_INDEX_CORE_H
+
+#include "index_mix.h"
+#include "index_sets.h"
+
+#define KVR_RANKS_MAX 4096
+#define KVR_RANK_WORDS_MAX (KVR_RANKS_MAX / 64)
+/* How far ahead of its use a slot is asked for. */
+#define KVR_PREFETCH_BLOCKS 16
+
+struct kvr_tier {
+    char *name;
+    size_t length;
+    size_t *blocks; /* per rank */
+    uint32_t ranks;
+};
+
+struct kvr_index {
+    size_t bytes;
+    uint64_t secret;
+    struct kvr_table table; /* scattered sequence hash to the number of a set */
+    struct kvr_sets sets;
+    struct kvr_tier *tiers;
+    uint32_t tier_count;
+    uint32_t rank_words; /* enough for every rank ever stored */
+    uint64_t sweep_from; /* the next key to look at for stale slots */
+};
+
+/* What 0 and -1 mean everywhere below: done, and no memory. An index without memory is still consistent. */
+
+int kvr_index_open(struct kvr_index *index, uint64_t secret);
+void kvr_index_close(struct kvr_index *index);
+
+/* The number of a tier, or -1 if nothing was ever stored under that name. */
+int kvr_index_find_tier(const struct kvr_index *index, const char *name, size_t length);
+int kvr_index_add_tier(struct kvr_index *index, const char *name, size_t length);
+
+int kvr_index_store(struct kvr_index *index, uint32_t rank, const uint64_t *hashes, size_t count, uint32_t tier);
+int kvr_index_remove(struct kvr_index *index, uint32_t rank, const uint64_t *hashes, size_t count, uint32_t tier);
+void kvr_index_clear(struct kvr_index *index, uint32_t rank, uint32_t tier);
+
+/* Note that a rank holds blocks that were put into the table behind the index's back (a restore). */
+int kvr_index_count(struct kvr_index *index, uint32_t rank, uint32_t tier, size_t blocks);
+size_t kvr_index_blocks(const struct kvr_index *index, uint32_t rank, uint32_t tier);
+
+KVR_INLINE size_t kvr_index_distinct(const struct kvr_index *index)
+{
+    return index->table.used - index->sets.dead;
+}
+
+KVR_INLINE uint64_t kvr_index_key(const struct kvr_index *index, uint64_t hash)
+{
+    return kvr_mix(hash, index->secret);
+}
+
+/* The live set of a block; 0 where nobody holds it. */
+KVR_INLINE uint32_t kvr_index_holders(const struct kvr_index *index, uint64_t hash)
+{
+    const struct kvr_slot *slot = kvr_table_find(&index->table, kvr_index_key(index, hash));
+    return slot == NULL ? 0 : kvr_sets_resolve(&index->sets, slot->value);
+}
+
+KVR_INLINE void kvr_index_prefetch(const struct kvr_index *index, uint64_t hash)
+{
+    KVR_PREFETCH(kvr_table_home(&index->table, kvr_index_key(index, hash)));
+}
+
+#endif

@@ -1,0 +1,36 @@
+/* Hashes as callers have them: an array of 64-bit numbers, used where it lies, or any sequence of integers. */
+#ifndef KVR_INDEX_KEYS_H
+#define KVR_INDEX_KEYS_H
+
+#include "python_abi.h"
+#include <stddef.h>
+#include <stdint.h>
+
+#define KVR_SMALL_KEYS 64
+
+struct kvr_keys {
+    size_t count;
+    const uint64_t *array; /* NULL: they are still Python's integers, in `list` */
+    PyObject *list;
+    uint64_t *copy;
+    int viewed;
+    Py_buffer view;
+    uint64_t small[KVR_SMALL_KEYS];
+};
+
+/* Read `hashes`, all of them: 0, or -1 with an exception set. May run any Python code. */
+int kvr_keys_open(struct kvr_keys *keys, PyObject *hashes);
+
+/* The same, but integers in a list are left there until they are asked for; matching mostly ends early. */
+int kvr_keys_open_lazily(struct kvr_keys *keys, PyObject *hashes);
+
+/* `count` hashes from `start` on, in place or in `room`. Runs no Python code. NULL if one is not an integer of Python's
+ * own: then read all with kvr_keys_fetch and begin again. */
+const uint64_t *kvr_keys_at(const struct kvr_keys *keys, size_t start, size_t count, uint64_t *room);
+
+/* Read what was left in the list; 0, or -1 with an exception set. */
+int kvr_keys_fetch(struct kvr_keys *keys);
+
+void kvr_keys_close(struct kvr_keys *keys);
+
+#endif

@@ -1,0 +1,399 @@
+/* Growing, shrinking, splitting and joining the segments of a table; `index_table.h` says what it is. */
+#include "index_table.h"
+#include "index_memory.h"
+
+/* A segment of at most so many homes is copied in about 10 us. */
+#define CAPACITY_MAX 4096
+#define CAPACITY_MIN 16
+/* Slots behind the homes, so that a crowd at the end does not have to resize the segment. */
+#define SPARE_SLOTS 32
+/* No segment is split when that would leave a directory with more entries than this many slots each. */
+#define SLOTS_PER_ENTRY_MIN 64
+
+/* Stands before the slots of a segment; as large as a slot, to keep these aligned. */
+struct head {
+    uint32_t used;
+    uint32_t extent; /* slots in all; the last one is always vacant */
+    uint64_t unused;
+};
+
+/* What every segment without slots looks at. Never written: its capacity is 0. */
+static const struct kvr_slot NOTHING = {UINT64_MAX, 0, 0};
+
+static struct head *head_of(const struct kvr_segment *segment)
+{
+    return (struct head *)(void *)segment->slots - 1;
+}
+
+static uint32_t used_in(const struct kvr_segment *segment)
+{
+    return segment->capacity ? head_of(segment)->used : 0;
+}
+
+uint32_t kvr_segment_extent(const struct kvr_segment *segment)
+{
+    return segment->capacity ? head_of(segment)->extent : 0;
+}
+
+/* After a copy a segment is filled to 5/8; it is copied again above 3/4 and below 3/8. */
+static uint32_t fitting_capacity(uint32_t used)
+{
+    uint32_t capacity = used + used / 2 + used / 10;
+    return capacity < CAPACITY_MIN ? CAPACITY_MIN : capacity;
+}
+
+static int is_full(const struct kvr_segment *segment)
+{
+    return used_in(segment) >= segment->capacity - segment->capacity / 4;
+}
+
+static size_t segment_bytes(uint32_t extent)
+{
+    return sizeof(struct head) + extent * sizeof(struct kvr_slot);
+}
+
+static void free_segment(struct kvr_table *table, struct kvr_segment *segment)
+{
+    if (segment->capacity)
+        kvr_give(table->account, head_of(segment), segment_bytes(head_of(segment)->extent));
+}
+
+/* -- copying ------------------------------------------------------------------------------------------------------ */
+
+/* Slots to copy: of one segment, or a part of it. */
+struct run {
+    const struct kvr_slot *from, *stop;
+};
+
+static struct run whole(const struct kvr_segment *segment)
+{
+    struct run run = {segment->slots, segment->slots + kvr_segment_extent(segment)};
+    return run;
+}
+
+static uint32_t count_run(struct run run)
+{
+    uint32_t count = 0;
+    for (const struct kvr_slot *slot = run.from; slot < run.stop; slot++)
+        count += slot->value != 0;
+    return count;
+}
+
+/* The place behind the last slot of `run`, when it is copied behind place `next`. */
+static uint32_t measure_run(const struct kvr_segment *segment, struct run run, uint32_t next)
+{
+    for (const struct kvr_slot *slot = run.from; slot < run.stop; slot++) {
+        if (slot->value != 0) {
+            uint32_t home = kvr_segment_home(segment, slot->key);
+            next = (home > next ? home : next) + 1;
+        }
+    }
+    return next;
+}
+
+static uint32_t copy_run(struct kvr_table *table, struct kvr_segment *segment, struct run run, uint32_t next)
+{
+    for (const struct kvr_slot *slot = run.from; slot < run.stop; slot++) {
+        uint32_t value = slot->value;
+        if (value != 0 && table->settle != NULL)
+            value = table->settle(table->context, value);
+        if (value == 0)
+            continue;
+        uint32_t home = kvr_segment_home(segment, slot->key);
+        uint32_t at = home > next ? home : next;
+        segment->slots[at].key = slot->key;
+        segment->slots[at].value = value;
+        next = at + 1;
+        head_of(segment)->used++;
+    }
+    return next;
+}
+
+/* Slots for a segment of this capacity and depth that is about to take in the runs; -1 when there is no memory. */
+static int make_segment(struct kvr_table *table, struct kvr_segment *segment, const struct run *runs, int count)
+{
+    uint32_t end = 0;
+    for (int number = 0; number < count; number++)
+        end = measure_run(segment, runs[number], end);
+    uint32_t extent = (end > segment->capacity ? end : segment->capacity) + SPARE_SLOTS;
+    struct head *head = kvr_take(table->account, segment_bytes(extent));
+    if (head == NULL)
+        return -1;
+    head->used = 0;
+    head->extent = extent;
+    head->unused = 0;
+    segment->slots = (struct kvr_slot *)(void *)(head + 1);
+    for (uint32_t at = 0; at < extent; at++)
+        segment->slots[at] = NOTHING;
+    return 0;
+}
+
+static void fill_segment(struct kvr_table *table, struct kvr_segment *segment, const struct run *runs, int count)
+{
+    uint32_t next = 0;
+    for (int number = 0; number < count; number++)
+        next = copy_run(table, segment, runs[number], next);
+}
+
+/* -- the directory ------------------------------------------------------------------------------------------------ */
+
+static size_t first_place(const struct kvr_table *table, size_t place, uint32_t depth)
+{
+    return place >> (table->bits - depth) << (table->bits - depth);
+}
+
+static void enter_segment(struct kvr_table *table, size_t place, struct kvr_segment segment)
+{
+    size_t first = first_place(table, place, segment.depth);
+    size_t count = (size_t)1 << (table->bits - segment.depth);
+    for (size_t number = 0; number < count; number++)
+        table->directory[first + number] = segment;
+}
+
+static size_t directory_bytes(uint32_t bits)
+{
+    return sizeof(struct kvr_segment) << bits;
+}
+
+static int double_directory(struct kvr_table *table)
+{
+    struct kvr_segment *old = table->directory;
+    struct kvr_segment *directory = kvr_take(table->account, directory_bytes(table->bits + 1));
+    if (directory == NULL)
+        return -1;
+    for (size_t place = 0; place < (size_t)1 << table->bits; place++)
+        directory[2 * place] = directory[2 * place + 1] = old[place];
+    kvr_give(table->account, old, directory_bytes(table->bits));
+    table->directory = directory;
+    table->bits++;
+    table->deepest = 0;
+    return 0;
+}
+
+/* Best effort: without memory the directory stays as large as it is. */
+static void halve_directory(struct kvr_table *table)
+{
+    while (table->bits > 0 && table->deepest == 0) {
+        struct kvr_segment *directory = kvr_take(table->account, directory_bytes(table->bits - 1));
+        if (directory == NULL)
+            return;
+        table->bits--;
+        for (size_t place = 0; place < (size_t)1 << table->bits; place++) {
+            directory[place] = table->directory[2 * place];
+            table->deepest += directory[place].depth == table->bits;
+        }
+        kvr_give(table->account, table->directory, directory_bytes(table->bits + 1));
+        table->directory = directory;
+    }
+}
+
+/* -- resizing ----------------------------------------------------------------------------------------------------- */
+
+/* Put what the runs hold into a new segment for `place`, with room for `extra` more; what was there stays allocated.
+ * -1 without memory. */
+static int replace(struct kvr_table *table, size_t place, uint32_t depth, const struct run *runs, int count,
+                   uint32_t extra)
+{
+    uint32_t used = 0;
+    for (int number = 0; number < count; number++)
+        used += count_run(runs[number]);
+    struct kvr_segment fresh = {(struct kvr_slot *)&NOTHING, 0, depth};
+    if (used + extra > 0) {
+        fresh.capacity = fitting_capacity(used + extra);
+        if (make_segment(table, &fresh, runs, count))
+            return -1;
+        fill_segment(table, &fresh, runs, count);
+        table->used -= used - head_of(&fresh)->used;
+    }
+    enter_segment(table, place, fresh);
+    return 0;
+}
+
+static int resize_segment(struct kvr_table *table, size_t place, uint32_t extra)
+{
+    struct kvr_segment old = table->directory[place];
+    struct run run = whole(&old);
+    if (replace(table, place, old.depth, &run, 1, extra))
+        return -1;
+    free_segment(table, &old);
+    return 0;
+}
+
+static int split_segment(struct kvr_table *table, size_t place)
+{
+    struct kvr_segment old = table->directory[place];
+    if (old.depth == table->bits) {
+        if (double_directory(table))
+            return -1;
+        place *= 2;
+    }
+    uint64_t boundary = ((uint64_t)(place >> (table->bits - old.depth)) * 2 + 1) << (63 - old.depth);
+    struct run low = whole(&old), high = low;
+    while (low.stop > low.from && (low.stop[-1].value == 0 || low.stop[-1].key >= boundary))
+        low.stop--;
+    high.from = low.stop;
+    struct kvr_segment halves[2];
+    const struct run *runs[2] = {&low, &high};
+    for (int half = 0; half < 2; half++) {
+        halves[half].slots = (struct kvr_slot *)&NOTHING;
+        halves[half].depth = old.depth + 1;
+        halves[half].capacity = fitting_capacity(count_run(*runs[half]));
+        if (make_segment(table, &halves[half], runs[half], 1)) {
+            if (half == 1)
+                free_segment(table, &halves[0]);
+            halve_directory(table);
+            return -1;
+        }
+    }
+    size_t first = first_place(table, place, old.depth);
+    for (int half = 0; half < 2; half++) {
+        uint32_t used = count_run(*runs[half]);
+        fill_segment(table, &halves[half], runs[half], 1);
+        table->used -= used - head_of(&halves[half])->used;
+        enter_segment(table, half ? first + ((size_t)1 << (table->bits - old.depth - 1)) : first, halves[half]);
+    }
+    if (old.depth + 1 == table->bits)
+        table->deepest += 2;
+    free_segment(table, &old);
+    return 0;
+}
+
+static int make_room(struct kvr_table *table, size_t place)
+{
+    const struct kvr_segment *segment = &table->directory[place];
+    int too_large = fitting_capacity(used_in(segment)) > CAPACITY_MAX;
+    int may_split = segment->depth < table->bits || table->used >> table->bits >= SLOTS_PER_ENTRY_MIN;
+    return too_large && may_split && segment->depth < 31 ? split_segment(table, place) : resize_segment(table, place, 1);
+}
+
+/* Join a segment with the one of its other half, if both are small; returns whether. */
+static int join_segment(struct kvr_table *table, size_t place)
+{
+    struct kvr_segment own = table->directory[place];
+    if (own.depth == 0)
+        return 0;
+    size_t first = first_place(table, place, own.depth - 1);
+    size_t second = first + ((size_t)1 << (table->bits - own.depth));
+    struct kvr_segment low = table->directory[first], high = table->directory[second];
+    if (low.depth != high.depth || used_in(&low) + used_in(&high) > CAPACITY_MAX / 2)
+        return 0;
+    struct run runs[2] = {whole(&low), whole(&high)};
+    if (replace(table, place, own.depth - 1, runs, 2, 0))
+        return 0;
+    free_segment(table, &low);
+    free_segment(table, &high);
+    if (own.depth == table->bits) {
+        table->deepest -= 2;
+        halve_directory(table);
+    }
+    return 1;
+}
+
+static int is_sparse(const struct kvr_segment *segment)
+{
+    uint32_t used = used_in(segment);
+    return used == 0 || (segment->capacity > CAPACITY_MIN && used < segment->capacity / 8 * 3);
+}
+
+/* Give back what the segment of a key does not need; best effort. A copy settles values, so it may ask for another. */
+static void shrink(struct kvr_table *table, uint64_t key)
+{
+    size_t place = kvr_table_place(table, key);
+    while (is_sparse(&table->directory[place])) {
+        if (join_segment(table, place))
+            place = kvr_table_place(table, key);
+        else if (table->directory[place].capacity == 0 || resize_segment(table, place, 0))
+            break;
+    }
+}
+
+void kvr_table_renew(struct kvr_table *table, uint64_t key)
+{
+    if (resize_segment(table, kvr_table_place(table, key), 0) == 0)
+        shrink(table, key);
+}
+
+/* -- single keys -------------------------------------------------------------------------------------------------- */
+
+/* Put a key into its segment, unless its crowd reaches the end; returns whether. */
+static int insert(struct kvr_segment *segment, uint64_t key, uint32_t value)
+{
+    struct kvr_slot *slot = segment->slots + kvr_segment_home(segment, key);
+    while (slot->value != 0 && slot->key < key)
+        slot++;
+    struct kvr_slot *end = slot;
+    while (end->value != 0)
+        end++;
+    if (end == segment->slots + head_of(segment)->extent - 1)
+        return 0;
+    memmove(slot + 1, slot, (size_t)(end - slot) * sizeof *slot);
+    slot->key = key;
+    slot->value = value;
+    head_of(segment)->used++;
+    return 1;
+}
+
+int kvr_table_add(struct kvr_table *table, uint64_t key, uint32_t value)
+{
+    size_t place = kvr_table_place(table, key);
+    int crowded = is_full(&table->directory[place]);
+    for (;;) {
+        int no_memory = crowded && make_room(table, place);
+        place = kvr_table_place(table, key);
+        struct kvr_segment *segment = &table->directory[place];
+        /* Without memory for a larger segment, its last gaps are used. */
+        if (segment->capacity && insert(segment, key, value)) {
+            table->used++;
+            return 0;
+        }
+        if (no_memory)
+            return -1;
+        crowded = 1;
+    }
+}
+
+void kvr_table_drop(struct kvr_table *table, struct kvr_slot *slot)
+{
+    uint64_t key = slot->key;
+    struct kvr_segment *segment = &table->directory[kvr_table_place(table, key)];
+    struct kvr_slot *end = slot + 1;
+    while (end->value != 0 && segment->slots + kvr_segment_home(segment, end->key) < end)
+        end++;
+    memmove(slot, slot + 1, (size_t)(end - slot - 1) * sizeof *slot);
+    end[-1] = NOTHING;
+    head_of(segment)->used--;
+    table->used--;
+    shrink(table, key);
+}
+
+/* -- life --------------------------------------------------------------------------------------------------------- */
+
+int kvr_table_open(struct kvr_table *table, size_t *account, kvr_settle *settle, void *context)
+{
+    struct kvr_segment empty = {(struct kvr_slot *)&NOTHING, 0, 0};
+    table->directory = kvr_take(account, directory_bytes(0));
+    if (table->directory == NULL)
+        return -1;
+    table->directory[0] = empty;
+    table->bits = 0;
+    table->deepest = 1;
+    table->used = 0;
+    table->account = account;
+    table->settle = settle;
+    table->context = context;
+    return 0;
+}
+
+void kvr_table_close(struct kvr_table *table)
+{
+    if (table->directory == NULL)
+        return;
+    size_t count = (size_t)1 << table->bits;
+    for (size_t place = 0; place < count;) {
+        struct kvr_segment segment = table->directory[place];
+        place += (size_t)1 << (table->bits - segment.depth);
+        free_segment(table, &segment);
+    }
+    kvr_give(table->account, table->directory, directory_bytes(table->bits));
+    table->directory = NULL;
+}

@@ -1,0 +1,92 @@
+/* A table from 64-bit keys to 32-bit values that grows and shrinks without ever stopping for long.
+ *
+ * It consists of segments, each for the keys that begin with the same bits; a directory finds the segment of a key by
+ * the first bits. A segment is a sorted array with gaps: a key lies at the place its value asks for ("home") or, if
+ * that is taken, right behind its smaller neighbours. So a search ends at the first larger key, and resizing, splitting
+ * and joining segments are sequential copies of at most some thousand slots. That is the longest that any operation
+ * ever takes, however large the table.
+ *
+ * Keys are expected to be scattered evenly (`index_mix.h`). Any others are stored correctly as well, only slower.
+ */
+#ifndef KVR_INDEX_TABLE_H
+#define KVR_INDEX_TABLE_H
+
+#include "memory.h"
+#include <stddef.h>
+
+struct kvr_slot {
+    uint64_t key;   /* UINT64_MAX where vacant: a search stops there */
+    uint32_t value; /* 0 where vacant */
+    uint32_t unused;
+};
+
+struct kvr_segment {
+    struct kvr_slot *slots;
+    uint32_t capacity; /* of homes; behind them a few slots more take what is pushed over the end */
+    uint32_t depth;    /* how many first bits its keys have in common */
+};
+
+/* What to do with a value that is met while slots are copied: the value to write, or 0 to leave the slot out. */
+typedef uint32_t kvr_settle(void *context, uint32_t value);
+
+struct kvr_table {
+    struct kvr_segment *directory; /* 2^bits entries; a segment of lesser depth has several */
+    uint32_t bits;
+    size_t deepest; /* segments whose depth is `bits`: without any, half of the directory does */
+    size_t used;    /* slots that are not vacant */
+    size_t *account;
+    kvr_settle *settle; /* or NULL */
+    void *context;
+};
+
+/* 0, or -1 when there is no memory; then the table is as before. */
+int kvr_table_open(struct kvr_table *table, size_t *account, kvr_settle *settle, void *context);
+void kvr_table_close(struct kvr_table *table);
+
+/* Add a key that is absent. 0, or -1 when there is no memory; then the table is as before. Slots move. */
+int kvr_table_add(struct kvr_table *table, uint64_t key, uint32_t value);
+
+/* Take out a slot that is present. Slots move. */
+void kvr_table_drop(struct kvr_table *table, struct kvr_slot *slot);
+
+/* Copy the segment of a key to the size that fits, settling its values. Without memory nothing happens. */
+void kvr_table_renew(struct kvr_table *table, uint64_t key);
+
+uint32_t kvr_segment_extent(const struct kvr_segment *segment);
+
+KVR_INLINE size_t kvr_table_place(const struct kvr_table *table, uint64_t key)
+{
+    return (size_t)(key >> 1 >> (63 - table->bits));
+}
+
+/* The first key of the segment behind the one at `place`; 0 behind the last. */
+KVR_INLINE uint64_t kvr_table_next_key(const struct kvr_table *table, size_t place)
+{
+    uint32_t depth = table->directory[place].depth;
+    if (depth == 0)
+        return 0;
+    return (((uint64_t)place >> (table->bits - depth)) + 1) << (64 - depth);
+}
+
+KVR_INLINE uint32_t kvr_segment_home(const struct kvr_segment *segment, uint64_t key)
+{
+    return (uint32_t)((key << segment->depth >> 32) * segment->capacity >> 32);
+}
+
+/* Where the search for a key begins; worth a prefetch. */
+KVR_INLINE struct kvr_slot *kvr_table_home(const struct kvr_table *table, uint64_t key)
+{
+    const struct kvr_segment *segment = table->directory + kvr_table_place(table, key);
+    return segment->slots + kvr_segment_home(segment, key);
+}
+
+/* The slot of a key, or NULL. */
+KVR_INLINE struct kvr_slot *kvr_table_find(const struct kvr_table *table, uint64_t key)
+{
+    struct kvr_slot *slot = kvr_table_home(table, key);
+    while (slot->key < key)
+        slot++;
+    return slot->key == key && slot->value != 0 ? slot : NULL;
+}
+
+#endif

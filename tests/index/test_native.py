@@ -1,0 +1,220 @@
+"""The native index passes the contract, agrees with the reference at any size, and survives what only C must."""
+
+import array
+import random
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kvrouter.index.native import PrefixIndex
+from kvrouter.index.reference import PrefixIndex as Reference
+from tests.index.contract import PrefixIndexContract
+from tests.index.differential import TwinHistory
+
+
+class TestNative(PrefixIndexContract):
+    """The same suite that holds the reference."""
+
+    @pytest.fixture
+    def index(self) -> PrefixIndex:
+        return PrefixIndex()
+
+
+@pytest.fixture
+def index() -> PrefixIndex:
+    """An empty one."""
+    return PrefixIndex()
+
+
+@pytest.mark.parametrize(
+    ("keys", "run", "ranks", "steps"), [(64, 8, 4, 3000), (3000, 40, 70, 1500), (60_000, 300, 900, 700)]
+)
+def test_random_histories_agree_with_the_reference(keys: int, run: int, ranks: int, steps: int) -> None:
+    """Few blocks, many blocks, thousands of ranks; snapshots go from one implementation to the other."""
+    history = TwinHistory(PrefixIndex(), Reference(), seed=keys, keys=keys, run=run, ranks=ranks)
+
+    for step in range(1, steps + 1):
+        history.step()
+        if step % (steps // 3) == 0:
+            history.restart()
+
+    history.compare_all()
+
+
+@pytest.mark.parametrize(
+    "hashes",
+    [
+        np.arange(1, 200, dtype=np.uint64)[::2],
+        np.arange(1, 200, dtype=np.uint64)[::-2],
+        np.frombuffer(b"x" + np.arange(100, dtype=np.uint64).tobytes(), np.uint8)[1:].view(np.uint64),
+        np.arange(100, dtype=np.uint32),
+        np.arange(100, dtype=np.int64),
+        array.array("Q", range(100)),
+        memoryview(array.array("Q", range(100)))[::3],
+        tuple(range(100)),
+        range(100),
+        [np.uint64(2**64 - 1), True, 7],
+        list(np.arange(100, dtype=np.uint64)),
+        {1: 2, 3: 4},
+        b"\x01\x02\x03",
+    ],
+    ids=lambda hashes: type(hashes).__name__,
+)
+def test_any_form_of_hashes_means_what_it_means_to_the_reference(index: PrefixIndex, hashes: Any) -> None:
+    """Arrays of any layout, buffers, and sequences of anything that is an integer."""
+    plain = [int(each) for each in hashes]
+    index.store(3, hashes)
+    index.store(5, plain[:2])
+
+    assert index.match_depths(hashes) == {3: len(plain), 5: 2}
+    assert index.match(hashes, exact=False).depths() == {3: len(plain), 5: 2}
+    assert index.holds(3, hashes).all()
+    index.remove(3, hashes)
+    assert index.match_depths(plain) == {5: 2}
+
+
+@pytest.mark.parametrize("bad", [["a"], [1, None], [-1], [2**64], 5, np.array([1.5]), [1.0], None])
+def test_what_is_no_row_of_hashes_is_refused(index: PrefixIndex, bad: Any) -> None:
+    """And nothing of it is stored."""
+    for call in (lambda: index.store(0, bad), lambda: index.match(bad), lambda: index.holds(0, bad)):
+        with pytest.raises((TypeError, OverflowError)):
+            call()
+    assert len(index) == 0
+    assert index.match_depths([1]) == {}
+
+
+def test_wrong_arguments_are_refused(index: PrefixIndex) -> None:
+    """With the errors that Python itself would raise."""
+    wrong: list[Any] = [
+        lambda: index.store(0),  # type: ignore[call-arg]
+        lambda: index.store(0, [1], "gpu", 3),  # type: ignore[call-arg]
+        lambda: index.store(0, [1], rank=0),  # type: ignore[misc]
+        lambda: index.store(0, [1], level="gpu"),  # type: ignore[call-arg]
+        lambda: index.store("0", [1]),  # type: ignore[arg-type]
+        lambda: index.store(0, [1], tier=3),  # type: ignore[arg-type]
+        lambda: index.match([1], tiers=[3]),  # type: ignore[list-item]
+        lambda: index.clear(0, 3),  # type: ignore[arg-type]
+        lambda: index.blocks("0"),  # type: ignore[arg-type]
+    ]
+
+    for call in wrong:
+        with pytest.raises(TypeError):
+            call()
+    assert index.tiers() == ()
+
+
+def test_hashes_whose_conversion_changes_the_index_do_no_harm(index: PrefixIndex) -> None:
+    """An integer-like object may run any code while it is read."""
+
+    class Meddler:
+        def __index__(self) -> int:
+            index.clear(0)
+            index.store(1, list(range(5000)))
+            hashes.clear()
+            return 1
+
+    hashes: list[Any] = [1, Meddler(), 2]
+    index.store(0, [1])
+
+    with pytest.raises(IndexError):
+        index.match(hashes)
+    assert index.match_depths([1]) == {1: 1}
+
+
+def test_memory_comes_back_when_blocks_go(index: PrefixIndex) -> None:
+    """However they go: one by one, or with their rank."""
+    blocks = np.random.default_rng(1).integers(0, 2**63, size=(4, 50_000), dtype=np.uint64)
+    empty = index.nbytes()
+    for rank in range(4):
+        index.store(rank, blocks[rank])
+    full = index.nbytes()
+
+    index.remove(0, blocks[0])
+    index.remove(1, blocks[1])
+    assert index.nbytes() < full * 0.7
+    index.clear(2)
+    index.clear(3)
+    for _ in range(200):
+        index.remove(0, [0])  # Any change sweeps on.
+
+    assert len(index) == 0
+    assert empty <= index.nbytes() < empty + 30_000
+
+
+def test_a_cleared_rank_costs_no_look_at_its_blocks(index: PrefixIndex) -> None:
+    """What is swept later is right at once, also where sets become equal, and when it is stored again meanwhile."""
+    blocks = np.random.default_rng(2).integers(0, 2**63, size=120_000, dtype=np.uint64)
+    index.store(1, blocks)
+    index.store(2, blocks[::2])
+    index.store(3, blocks[::3])
+
+    index.clear(1)
+    index.clear(2)
+    assert (len(index), index.blocks(1), index.blocks(2)) == (40_000, 0, 0)
+    index.store(2, blocks[:1000])
+    index.clear(3)
+    index.store(1, blocks[:10])
+
+    assert index.match_depths(blocks) == {1: 10, 2: 1000}
+    assert len(index) == 1000
+    assert len(PrefixIndex.restore(index.snapshot())) == 1000
+
+
+def test_keys_that_crowd_are_stored_all_the_same(index: PrefixIndex) -> None:
+    """Evenly spread hashes make the index fast; nothing else depends on them."""
+    crowds = [[base + step for step in range(3000)] for base in (0, 2**63, 2**64 - 3000)]
+    for rank, crowd in enumerate(crowds):
+        index.store(rank, crowd)
+
+    assert [index.match_depths(crowd) for crowd in crowds] == [{0: 3000}, {1: 3000}, {2: 3000}]
+    index.remove(1, crowds[1])
+    assert len(index) == 6000
+
+
+def test_random_sets_of_thousands_of_ranks_stay_small(index: PrefixIndex) -> None:
+    """The worst case for sharing: every block has ranks of its own."""
+    choose = random.Random(7)
+    holders = {block: set(choose.sample(range(4096), 8)) for block in range(3000)}
+    for block, ranks in holders.items():
+        for rank in ranks:
+            index.store(rank, [block])
+
+    assert all(index.match_depths([block]) == dict.fromkeys(ranks, 1) for block, ranks in holders.items())
+    assert index.nbytes() / (8 * len(holders)) < 60
+    for block, ranks in holders.items():
+        for rank in ranks:
+            index.remove(rank, [block])
+    assert (len(index), index.match_depths([5])) == (0, {})
+
+
+def test_an_index_reports_what_it_costs(index: PrefixIndex) -> None:
+    """About 24 bytes for a block and a rank, and nothing for another rank that holds the same."""
+    blocks = np.random.default_rng(3).integers(0, 2**63, size=200_000, dtype=np.uint64)
+    index.store(0, blocks)
+    alone = index.nbytes()
+    for rank in range(1, 64):
+        index.store(rank, blocks)
+
+    assert 16 <= alone / len(blocks) <= 32
+    assert index.nbytes() <= alone * 1.05
+
+
+def test_an_index_does_not_leak_references(index: PrefixIndex) -> None:
+    """Every call gives back what it took."""
+    blocks, tiers = [2**60 + step for step in range(10)], ("gpu", "cpu")
+    # One round first, for what Python itself keeps.
+    for _ in range(2):
+        before = [sys.getrefcount(each) for each in (blocks, tiers, blocks[0], tiers[0])]
+        for _ in range(100):
+            index.store(1, blocks, tiers[1])
+            index.match(blocks, tiers=tiers)
+            index.match_depths(blocks, tiers)
+            index.holds(1, blocks, tiers[1])
+            index.remove(rank=1, hashes=blocks, tier=tiers[1])
+            index.clear(1, None)
+            type(index).restore(index.snapshot())
+        after = [sys.getrefcount(each) for each in (blocks, tiers, blocks[0], tiers[0])]
+
+    assert after == before

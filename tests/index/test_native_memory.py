@@ -1,0 +1,100 @@
+"""When memory ends, the native index raises MemoryError and is whole."""
+
+import _testcapi  # type: ignore[import-not-found]
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kvrouter.errors import SnapshotError
+from kvrouter.index.native import PrefixIndex
+from kvrouter.index.reference import PrefixIndex as Reference
+
+BLOCKS = np.random.default_rng(5).integers(0, 2**63, size=6000, dtype=np.uint64)
+TIERS = ("gpu", "cpu")
+CHANGES: list[Callable[[Any], None]] = [
+    lambda index: index.store(0, BLOCKS[:40]),
+    lambda index: index.store(70, BLOCKS[:20], "cpu"),
+    lambda index: index.store(4000, BLOCKS[10:30]),
+    lambda index: index.store(0, BLOCKS[::2]),
+    lambda index: index.store(1, BLOCKS[::3], "cpu"),
+    lambda index: index.remove(0, BLOCKS[:3000]),
+    lambda index: index.clear(70),
+    lambda index: index.store(2, BLOCKS.tolist()),
+    lambda index: index.clear(2),
+    lambda index: index.remove(1, BLOCKS, "cpu"),
+]
+
+
+@pytest.mark.parametrize("fails", [1, 10_000_000], ids=["once", "for-good"])
+def test_every_change_survives_every_failing_allocation(fails: int) -> None:
+    """Done in part or not at all, never half; and done again, it is done."""
+    oracle, index = Reference(), PrefixIndex()
+    for change in CHANGES:
+        change(oracle)
+        for allocation in range(1, 400):
+            twin = PrefixIndex.restore(index.snapshot())
+            if not ran_out(partial(change, twin), allocation, fails):
+                break
+            check_whole(twin)
+            change(twin)
+            check_same(twin, oracle)
+        index = twin
+        check_same(index, oracle)
+
+
+def test_every_question_survives_every_failing_allocation() -> None:
+    """Asking changes nothing, whatever becomes of the answer."""
+    index = PrefixIndex()
+    for change in CHANGES[:5]:
+        change(index)
+    plain, expected, saved = BLOCKS[:200].tolist(), index.match_depths(BLOCKS[:200]), index.snapshot()
+    questions: list[Callable[[], object]] = [
+        lambda: index.match_depths(plain, TIERS),
+        lambda: index.match(BLOCKS, exact=False, tiers=TIERS),
+        lambda: index.holds(0, plain, "cpu"),
+        index.tiers,
+        index.snapshot,
+        lambda: PrefixIndex.restore(saved),
+    ]
+
+    for question in questions:
+        allocation = 1
+        while ran_out(question, allocation, 1):
+            allocation += 1
+        assert index.match_depths(plain) == expected
+    check_whole(index)
+
+
+def ran_out(call: Callable[[], object], allocation: int, fails: int) -> bool:
+    """Call while memory ends at the given allocation; returns whether it did."""
+    _testcapi.set_nomemory(allocation, allocation + fails)
+    try:
+        call()
+    except (MemoryError, SnapshotError):
+        return True
+    finally:
+        _testcapi.remove_mem_hooks()
+    return False
+
+
+def check_whole(index: PrefixIndex) -> None:
+    """What the index counts is what it holds."""
+    anyone = np.zeros(len(BLOCKS), dtype=np.bool_)
+    for rank in (0, 1, 2, 70, 4000):
+        for tier in TIERS:
+            held = index.holds(rank, BLOCKS, tier)
+            assert index.blocks(rank, tier) == held.sum()
+            anyone |= held
+    assert len(index) == anyone.sum()
+
+
+def check_same(index: PrefixIndex, oracle: Reference) -> None:
+    """Both say the same of everything."""
+    for rank in (0, 1, 2, 70, 4000):
+        for tier in TIERS:
+            assert (index.holds(rank, BLOCKS, tier) == oracle.holds(rank, BLOCKS, tier)).all()
+            assert index.blocks(rank, tier) == oracle.blocks(rank, tier)
+    assert len(index) == len(oracle)
