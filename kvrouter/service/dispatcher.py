@@ -11,6 +11,8 @@ from itertools import count
 from typing import Protocol
 from urllib.parse import unquote
 
+import msgspec
+
 from kvrouter.blocks import Prompt
 from kvrouter.errors import NoWorkerError, RequestError, UnknownModelError
 from kvrouter.routing import Decision, Router
@@ -36,14 +38,13 @@ class LocalRoutes(Protocol):
         ...
 
 
-class Flight:
+class Flight(msgspec.Struct, eq=False, frozen=True):
     """One attempt of one request, from the decision to its end."""
 
-    __slots__ = ("booking", "overlap_tokens", "received_at", "worker")
-
-    def __init__(self, worker: Worker, booking: int, overlap_tokens: int, received_at: float) -> None:
-        self.worker, self.booking = worker, booking
-        self.overlap_tokens, self.received_at = overlap_tokens, received_at
+    worker: Worker
+    booking: int
+    overlap_tokens: int
+    received_at: float
 
 
 class RequestDispatcher:
@@ -97,7 +98,7 @@ class RequestDispatcher:
         path = request.path
         if path in INFERENCE_PATHS:
             if request.method != "POST":
-                raise RequestError(f"{path} takes POST", status=405, code="method_not_allowed")
+                raise RequestError.wrong_method(path, "POST")
             return self._route_inference(request, excluded)
         if path.startswith("/v1/"):
             return self._route_other(request, excluded)
@@ -153,23 +154,22 @@ class RequestDispatcher:
         now = self._clock()
         session = (_session(request) or body.session) if self._uses_sessions else None
         decision = self._decide(prompt, body.model, session, excluded, now)
-        worker, booking = self._commit(decision, now)
+        route = self._depart(request, decision, now)
         traffic = self._traffic
         traffic.routed += 1
         traffic.prompt_tokens += decision.prompt_tokens
         traffic.overlap_tokens += decision.overlap_tokens
         traffic.by_policy[decision.policy] = traffic.by_policy.get(decision.policy, 0) + 1
         self._decisions.record(request.id, decision, body.model, now + self._wall_offset)
-        return self._to(worker, decision, Flight(worker, booking, decision.overlap_tokens, request.received_at))
+        return route
 
     def _route_other(self, request: Request, excluded: Collection[str]) -> Route:
         """Send a path that we do not interpret to the least loaded worker of the model that its body names."""
         now = self._clock()
         model = self._reader.model_of(request.body)
         decision = self._decide(None, model, None, excluded, now)
-        worker, booking = self._commit(decision, now)
+        route = self._depart(request, decision, now)
         self._traffic.other_requests += 1
-        route = self._to(worker, decision, Flight(worker, booking, 0, request.received_at))
         route.is_inference = False
         return route
 
@@ -195,23 +195,18 @@ class RequestDispatcher:
             self._traffic.refused_unknown_model += 1
             raise UnknownModelError(model, known)
 
-    def _commit(self, decision: Decision, now: float) -> tuple[Worker, int]:
+    def _depart(self, request: Request, decision: Decision, now: float) -> Route:
+        """Book the decision, and tell the way."""
         booking = next(self._bookings)
         self._router.commit(decision, id=booking, now=now)
-        worker = self._registry.workers[decision.worker_id]
+        worker_id, rank = decision.target.source
+        worker = self._registry.workers[worker_id]
         worker.active += 1
         worker.counters.requests += 1
-        return worker, booking
-
-    def _to(self, worker: Worker, decision: Decision, flight: Flight) -> Route:
         assert worker.endpoint is not None
-        return Route(
-            worker.endpoint,
-            worker.spec.worker_id,
-            decision.overlap_tokens,
-            worker.rank_headers[decision.rank],
-            flight,
-        )
+        overlap_tokens = decision.overlap_tokens
+        flight = Flight(worker, booking, overlap_tokens, request.received_at)
+        return Route(worker.endpoint, worker_id, overlap_tokens, worker.rank_headers[rank], flight)
 
     # -- learning ------------------------------------------------------------------------------------------------------
 

@@ -5,8 +5,9 @@ The data plane knows nothing of workers or routing beyond these; the dispatcher 
 
 import ssl
 from collections.abc import Awaitable, Collection, Sequence
-from dataclasses import dataclass
 from typing import Literal, Protocol
+
+import msgspec
 
 __all__ = ["Dispatcher", "Endpoint", "Outcome", "Reply", "Request", "Route", "Usage"]
 
@@ -55,8 +56,7 @@ class Endpoint:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-@dataclass(slots=True, eq=False)
-class Route:
+class Route(msgspec.Struct, eq=False):
     """Where one attempt of one request goes."""
 
     endpoint: Endpoint
@@ -73,40 +73,29 @@ class Route:
     """Filled in by the data plane: the status of the worker's answer, 0 before it."""
 
 
-class Usage:
+class Usage(msgspec.Struct, eq=False, frozen=True, gc=False):
     """What an engine says a request cost, in tokens; None where it does not say."""
 
-    __slots__ = ("cached_tokens", "completion_tokens", "prompt_tokens")
-
-    def __init__(self, prompt_tokens: int | None, completion_tokens: int | None, cached_tokens: int | None) -> None:
-        self.prompt_tokens, self.completion_tokens, self.cached_tokens = prompt_tokens, completion_tokens, cached_tokens
-
-    def __repr__(self) -> str:
-        return f"Usage({self.prompt_tokens}, {self.completion_tokens}, {self.cached_tokens})"
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    cached_tokens: int | None
 
 
-class Request:
+class Request(msgspec.Struct, eq=False):
     """One request, whole. While `Dispatcher.admit` looks at it, its body has not been read yet.
 
     `headers` are in the client's order with lower-case names, and may be shared between requests: not to be changed.
     Content-Length is not among them; `body` says it. The body is let go when a worker begins to answer.
     """
 
-    __slots__ = ("body", "headers", "id", "method", "path", "peer", "query", "received_at")
-
-    def __init__(  # noqa: PLR0917 - built once per request, and keywords cost
-        self,
-        id: str,  # noqa: A002 - the word that everybody uses for X-Request-Id
-        method: str,
-        path: str,
-        query: str,
-        headers: list[tuple[bytes, bytes]],
-        body: bytes,
-        peer: str,
-        received_at: float,
-    ) -> None:
-        self.id, self.method, self.path, self.query = id, method, path, query
-        self.headers, self.body, self.peer, self.received_at = headers, body, peer, received_at
+    id: str
+    method: str
+    path: str
+    query: str
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+    peer: str
+    received_at: float
 
     def header(self, name: bytes) -> bytes | None:
         """Return the first value of the header `name` (lower-case), or None."""

@@ -92,7 +92,7 @@ class _EndpointPool:
         self.open += 1
 
     def released(self, connection: UpstreamConnection) -> None:
-        if self._hand_over(connection):
+        if self.waiting and self._hand_over(connection):
             return
         if len(self.idle) >= self._limits.pool_idle_max:
             connection.abort()

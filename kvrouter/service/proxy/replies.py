@@ -48,6 +48,8 @@ def error_reply(error: KvrouterError) -> Reply:
         headers.append((b"retry-after", b"%d" % getattr(error, "retry_after_seconds", 1)))
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
+    if isinstance(error, RequestError) and error.allow:
+        headers.append((b"allow", error.allow.encode()))
     return Reply(status, json.dumps({"error": described}, separators=(",", ":")).encode(), headers)
 
 

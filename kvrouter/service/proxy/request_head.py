@@ -121,9 +121,24 @@ class RequestHeads:
         Raises:
             RequestError: anything malformed, ambiguous or beyond a limit.
         """
+        return self._heads.get(block) or self._parse(block)
+
+    def _parse(self, block: bytes) -> RequestHead:
         rest, line, length = split_length(block)
-        head = self._heads.get(rest) or self._head(rest)
-        return head if length < 0 else head.with_length(length, line)
+        head = self._heads.get(rest)
+        if head is None:
+            head = self._head(rest)
+            self._keep(rest, head)
+        if length >= 0:
+            head = head.with_length(length, line)
+            self._keep(block, head)
+        return head
+
+    def _keep(self, block: bytes, head: RequestHead) -> None:
+        if len(block) <= _HEAD_BYTES_KEPT:
+            if len(self._heads) >= _HEADS_KEPT:
+                self._heads.clear()
+            self._heads[block] = head
 
     def _head(self, block: bytes) -> RequestHead:
         first, *lines = block.split(b"\r\n")
@@ -136,10 +151,6 @@ class RequestHeads:
             self._read_lines(head, lines)
         except WireError as error:
             raise RequestError(f"malformed request: {error}", code="malformed_request") from error
-        if len(block) <= _HEAD_BYTES_KEPT:
-            if len(self._heads) >= _HEADS_KEPT:
-                self._heads.clear()
-            self._heads[block] = head
         return head
 
     def _read_lines(self, head: RequestHead, lines: list[bytes]) -> None:

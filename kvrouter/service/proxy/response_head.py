@@ -136,13 +136,28 @@ class ResponseHeads:
         Raises:
             WireError: anything malformed or ambiguous.
         """
-        rest, line, length = split_length(block)
-        head = self._heads.get(rest) or self._head(rest)
-        return head if length < 0 else head.with_length(length, line)
+        return self._heads.get(block) or self._parse(block)
 
     def pairs(self, block: bytes) -> list[tuple[bytes, bytes]]:
         """Return the (lower-case name, value) pairs of a head."""
         return [self._header_lines.parse(line)[0] for line in block.split(b"\r\n")[1:]]
+
+    def _parse(self, block: bytes) -> ResponseHead:
+        rest, line, length = split_length(block)
+        head = self._heads.get(rest)
+        if head is None:
+            head = self._head(rest)
+            self._keep(rest, head)
+        if length >= 0:
+            head = head.with_length(length, line)
+            self._keep(block, head)
+        return head
+
+    def _keep(self, block: bytes, head: ResponseHead) -> None:
+        if len(block) <= _HEAD_BYTES_KEPT:
+            if len(self._heads) >= _HEADS_KEPT:
+                self._heads.clear()
+            self._heads[block] = head
 
     def _head(self, block: bytes) -> ResponseHead:
         first, *lines = block.split(b"\r\n")
@@ -151,10 +166,6 @@ class ResponseHeads:
         if len(lines) > _HEADERS_MAX:
             raise WireError(f"more than {_HEADERS_MAX} header lines", reason="too_many_headers")
         self._read_lines(head, lines)
-        if len(block) <= _HEAD_BYTES_KEPT:
-            if len(self._heads) >= _HEADS_KEPT:
-                self._heads.clear()
-            self._heads[block] = head
         return head
 
     def _read_lines(self, head: ResponseHead, lines: list[bytes]) -> None:

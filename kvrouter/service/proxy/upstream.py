@@ -101,11 +101,13 @@ class UpstreamConnection(asyncio.Protocol):
     def release(self, *, reusable: bool) -> None:
         """Give the connection back after an exchange; one that is not `reusable` is closed."""
         self.consumer = None
-        if self._transport is None:
+        transport = self._transport
+        if transport is None:
             return
-        if reusable and not self._transport.get_write_buffer_size() and not self._transport.is_closing():
+        if reusable and not transport.get_write_buffer_size() and not transport.is_closing():
             self.used = True
-            self.resume()
+            if self._paused:
+                self.resume()
             self._pool.released(self)
         else:
             self.abort()

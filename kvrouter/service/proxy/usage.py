@@ -52,14 +52,17 @@ def find_usage(tail: bytes) -> Usage | None:
     position = len(tail)
     while (position := tail.rfind(b'"usage"', 0, position)) >= 0:
         if _USAGE.match(tail, position) is not None:
-            return _read(tail[position : position + _OBJECT_BYTES_MAX])
+            return _read(_NUMBER.findall(tail, position, position + _OBJECT_BYTES_MAX))
     return None
 
 
-def _read(text: bytes) -> Usage | None:
-    numbers = {name: int(number) for name, number in reversed(_NUMBER.findall(text))}
-    prompt = numbers.get(b"prompt", numbers.get(b"input"))
-    completion = numbers.get(b"completion", numbers.get(b"output"))
+def _read(found: list[tuple[bytes, bytes]]) -> Usage | None:
+    numbers = dict(reversed(found))  # of several of one name the first counts
+    prompt = numbers.get(b"prompt") or numbers.get(b"input")
+    completion = numbers.get(b"completion") or numbers.get(b"output")
+    cached = numbers.get(b"cached")
     if prompt is None and completion is None:
         return None
-    return Usage(prompt, completion, numbers.get(b"cached"))
+    return Usage(
+        int(prompt) if prompt else None, int(completion) if completion else None, int(cached) if cached else None
+    )
