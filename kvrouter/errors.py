@@ -96,6 +96,14 @@ class RequestError(KvrouterError):
         kind: str = "invalid_request_error",
         code: str | None = None,
         param: str | None = None,
+        allow: str | None = None,
     ) -> None:
         super().__init__(message)
         self.message, self.status, self.kind, self.code, self.param = message, status, kind, code, param
+        self.allow = allow
+
+    @classmethod
+    def wrong_method(cls, path: str, allow: str) -> "RequestError":
+        """Return the 405 of a path that takes the methods of `allow` only; RFC 9110 wants them in a header too."""
+        message = f"{path} takes {allow.replace(', ', ' and ')}"
+        return cls(message, status=405, code="method_not_allowed", allow=allow)

@@ -18,6 +18,7 @@ from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from kvrouter import __version__
@@ -27,6 +28,7 @@ from kvrouter.service.decisions import DecisionRing
 from kvrouter.service.logs import log_event
 from kvrouter.service.proxy import error_reply
 from kvrouter.service.sources import SourceReport
+from kvrouter.service.worker_schema import WORKER_BODY, describe_errors
 from kvrouter.service.worker_spec import worker_spec_from_fields
 from kvrouter.service.workers import Worker, WorkerRegistry
 
@@ -35,23 +37,14 @@ __all__ = ["AdminServer", "GuardedApplication", "WorkerRecords", "build_admin"]
 FIRST_CHECK_SECONDS = 1.0
 DECISIONS_LISTED_MAX = 1000
 
-_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": {"type": "object"},
-                "example": {"url": "http://10.0.0.5:8000", "events": "tcp://10.0.0.5:5557", "ranks": 1},
-            }
-        },
-    }
-}
-
 _log = logging.getLogger("kvrouter.admin")
 
 
 async def _worker_fields(request: Request) -> dict[str, Any]:
     """Read the body ourselves: whatever Content-Type a script sends, and one kind of error for every mistake."""
+    body = await request.body()
+    if not body:
+        raise RequestError("the body is empty; it must be a JSON object", code="invalid_json")
     try:
         fields = json.loads(await request.body())
     except ValueError as error:
@@ -127,6 +120,11 @@ class WorkerRecords:
 
 def build_admin(
     *,
+class _Application(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        return describe_errors(super().openapi())
+
+
     registry: WorkerRegistry,
     records: WorkerRecords,
     sources: SourceReport,
@@ -134,7 +132,7 @@ def build_admin(
     clock: Callable[[], float],
 ) -> FastAPI:
     """Build the application over the parts that it shows and changes."""
-    app = FastAPI(title="kvrouter admin API", version=__version__, redoc_url=None)
+    app = _Application(title="kvrouter admin API", version=__version__, redoc_url=None)
     _add_worker_routes(app, registry, records, clock)
     _add_reading_routes(app, sources, decisions)
     app.add_exception_handler(KvrouterError, _known_error)
@@ -157,7 +155,7 @@ def _add_worker_routes(
             and (routing_group is None or routing_group == worker.spec.routing_group)
         ]
 
-    @app.post("/workers", status_code=201, tags=["workers"], openapi_extra=_BODY)
+    @app.post("/workers", status_code=201, tags=["workers"], openapi_extra=WORKER_BODY)
     async def register_worker(fields: _Fields) -> dict[str, Any]:
         """Register a worker, or change a registered one; answers after its first health check, or a second later."""
         worker = registry.upsert(worker_spec_from_fields(fields), now=clock())
@@ -169,7 +167,7 @@ def _add_worker_routes(
         """Show one worker."""
         return records.record(registry.find(worker_id))
 
-    @app.patch("/workers/{worker_id}", tags=["workers"], openapi_extra=_BODY)
+    @app.patch("/workers/{worker_id}", tags=["workers"], openapi_extra=WORKER_BODY)
     async def change_worker(worker_id: str, fields: _Fields) -> dict[str, Any]:
         """Change some fields; `state` is `active` or `draining`, a field set to null is taken back."""
         old = registry.find(worker_id)
@@ -265,9 +263,20 @@ async def _http_error(request: Request, error: Exception) -> Response:
         )
     return await _known_error(request, RequestError(str(error.detail), status=error.status_code))
 
+    if error.status_code == 405:
+        return await _known_error(request, RequestError.wrong_method(request.url.path, _allowed(request)))
 
 async def _unknown_error(request: Request, error: Exception) -> Response:
     """A bug of ours: the server logs it, the client learns only that it happened."""
+def _allowed(request: Request) -> str:
+    """The methods of a path over all its routes; the framework names those of the first one only."""
+    methods: set[str] = set()
+    for route in request.app.routes:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            methods |= route.methods or set()
+    return ", ".join(sorted(methods))
+
+
     log_event(_log, logging.ERROR, "admin_error", path=request.url.path, error=repr(error))
     shape = {"message": "the router failed to handle this request", "type": "server_error", "param": None, "code": None}
     return JSONResponse({"error": shape}, 500)

@@ -1,5 +1,6 @@
 """A bound TCP socket, or one line that says why not."""
 
+import os
 import socket
 
 from kvrouter.errors import SettingsError
@@ -16,4 +17,6 @@ def listen(host: str, port: int) -> socket.socket:
         family, *_ = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server((name, port), family=family, backlog=LISTEN_BACKLOG)
     except OSError as error:
-        raise SettingsError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+        # A name that does not resolve has a number of its own; a taken port comes with the address once more.
+        reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
+        raise SettingsError(f"cannot listen on {host}:{port}: {reason}") from None

@@ -7,6 +7,7 @@ if not, why; a lost event stream degrades routing and is told, but does not make
 from collections.abc import Callable
 from typing import Any
 
+from kvrouter.errors import RequestError
 from kvrouter.routing import Router
 from kvrouter.service.fleet_view import FleetViews
 from kvrouter.service.proxy import Reply, Request
@@ -18,6 +19,7 @@ __all__ = ["ProbeRoutes"]
 _ALIVE = Reply(200, b'{"status":"ok"}', JSON_HEADERS)
 _METRICS_HEADERS = ((b"content-type", b"text/plain; version=0.0.4; charset=utf-8"),)
 _METHODS = frozenset({"GET", "HEAD"})
+_PATHS = frozenset({"/livez", "/health", "/readyz", "/ready", "/metrics"})
 
 
 class ProbeRoutes:
@@ -39,17 +41,18 @@ class ProbeRoutes:
 
     def answer(self, request: Request) -> Reply | None:
         """Answer a probe, or return None for other paths."""
-        if request.method not in _METHODS:
+        if request.path not in _PATHS:
             return None
+        if request.method not in _METHODS:
+            raise RequestError.wrong_method(request.path, "GET, HEAD")
         match request.path:
             case "/livez" | "/health":
                 return _ALIVE
             case "/readyz" | "/ready":
                 readiness = self.readiness()
                 return json_reply(200 if readiness["ready"] else 503, readiness)
-            case "/metrics":
+            case _:
                 return Reply(200, self._metrics_text(), _METRICS_HEADERS)
-        return None
 
     def readiness(self) -> dict[str, Any]:
         """Return whether requests can be served now, and what is in the way."""
@@ -91,8 +94,11 @@ class ProbeRoutes:
     def _events(self) -> dict[str, Any]:
         """How much of what we believe about caches is known, and how much is guessed."""
         states: dict[str, int] = {}
+        degraded = False
         for worker in self._registry:
-            for rank in worker.ranks:
+            for number, rank in enumerate(worker.ranks, worker.spec.first_rank):
                 state = self._router.ingest.is_trusted(rank)
                 states[state] = states.get(state, 0) + 1
-        return {"ranks": states, "degraded": any(state != "live" for state in states)}
+                # A rank without events is as good as it was meant to be.
+                degraded |= state != "live" and number in worker.spec.events
+        return {"ranks": states, "degraded": degraded}

@@ -82,6 +82,8 @@ async def _running(
             policy=service.settings.routing.policy,
             workers=len(service.registry),
         )
+        if not len(service.registry):
+            log_event(_log, logging.WARNING, "no_workers", hint="give --worker, or register some with POST /workers")
         yield
         # Requests have ended or were cut by `_drain`; what is left only served them.
         await service.proxy.close()
@@ -106,11 +108,10 @@ async def _drain(service: Service, at_once: asyncio.Event) -> None:
     drained = asyncio.create_task(service.proxy.drain(server.drain_seconds))  # 2. finish what is under way
     impatient = asyncio.create_task(at_once.wait())
     await asyncio.wait({drained, impatient}, return_when=asyncio.FIRST_COMPLETED)
+    cut = drained.result() if drained.done() else service.proxy.statistics.requests_active
     for task in (drained, impatient):
         task.cancel()
-    with suppress(asyncio.CancelledError):
-        cut = await drained
-        log_event(_log, logging.INFO, "drained", cut=cut)
+    log_event(_log, logging.INFO, "drained", cut=cut)
 
 
 def _refuse_deaf_input() -> None:
@@ -157,13 +158,13 @@ class _Stop:
 def _worker_specs(texts: tuple[str, ...]) -> list[WorkerSpec]:
     """Parse and compare the specifications, so that a double entry is an error of the call, not a late one."""
     specs = [parse_worker_spec(text) for text in texts]
-    for name, values in (
-        ("id", [spec.worker_id for spec in specs]),
-        ("url", [spec.address for spec in specs]),
+    for name, values, hint in (
+        ("url", [spec.address for spec in specs], ""),
+        ("id", [spec.worker_id for spec in specs], "; tell them apart with id="),
     ):
         for value in values:
             if values.count(value) > 1:
-                raise SettingsError(f"two workers have the {name} {value!r}")
+                raise SettingsError(f"two workers have the {name} {value!r}{hint}")
     return specs
 
 
@@ -176,6 +177,12 @@ def _tls_context(settings: Settings) -> ssl.SSLContext | None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         context.load_cert_chain(server.tls_certificate, server.tls_key)
-    except (OSError, ssl.SSLError) as error:
-        raise SettingsError(f"server.tls_certificate {server.tls_certificate}: {error}") from None
+    except ssl.SSLError:
+        files = f"{server.tls_certificate}, {server.tls_key or 'which must hold its key too'}"
+        raise SettingsError(
+            f"server.tls_certificate: not a PEM certificate chain with its private key: {files}"
+        ) from None
+    except OSError as error:
+        files = " or ".join(str(each) for each in (server.tls_certificate, server.tls_key) if each)
+        raise SettingsError(f"server.tls_certificate: cannot read {files}: {error.strerror or error}") from None
     return context

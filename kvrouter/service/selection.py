@@ -68,7 +68,6 @@ class SelectionRoutes:
             ("POST", "/potential_loads"): pools.potential_loads,
             ("GET", "/loads"): pools.loads,
         }
-        self._paths = frozenset(path for _, path in self._routes)
 
     @property
     def reservations(self) -> int:
@@ -84,8 +83,9 @@ class SelectionRoutes:
             return handler(request)
         if path.startswith("/reservations/"):
             return self._progress(request)
-        if path in self._paths:
-            raise RequestError(f"{request.method} is not for {path}", status=405, code="method_not_allowed")
+        for method, known in self._routes:
+            if known == path:
+                raise RequestError.wrong_method(path, method)
         return None
 
     def expire(self, now: float) -> None:

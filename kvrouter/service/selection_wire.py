@@ -195,6 +195,8 @@ def _parse(decoder: "msgspec.json.Decoder[Any]", body: bytes) -> Any:
         path = re.search(r"at `\$\.([A-Za-z_]+)", text)
         raise RequestError(text, code="invalid_field", param=path[1] if path else None) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        if not body:
+            raise RequestError("the body is empty; it must be a JSON object", code="invalid_json") from None
         raise RequestError(f"the body is not valid JSON: {error}", code="invalid_json") from None
 
 

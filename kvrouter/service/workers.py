@@ -203,6 +203,9 @@ class WorkerRegistry:
         if worker.health in ("ready", "ejected") and worker.failures_in_row >= self._failures:
             self._move(worker, "unhealthy", error, now=now)
 
+        elif worker.health == "starting" and worker.failures_in_row == 1:
+            # Once: an engine that loads its weights may take minutes, and an address may be misspelt.
+            log_event(_log, logging.WARNING, "worker_not_reached", worker=worker.spec.worker_id, error=error)
     def models_found(self, worker: Worker, cards: list[dict[str, Any]], *, now: float) -> None:
         """Take the entries of the worker's own `GET /v1/models`; names given at registration win."""
         cards = [card for card in cards if isinstance(card.get("id"), str)][:WORKERS_MAX]

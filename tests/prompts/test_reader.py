@@ -100,7 +100,7 @@ def test_token_ids_are_words() -> None:
 @pytest.mark.parametrize(
     ("data", "text"),
     [
-        (b"", "not valid JSON"),
+        (b"", "is empty; it must be a JSON object"),
         (b"{", "not valid JSON"),
         (b'{"model": "m",}', "not valid JSON"),
         (b'{"model": "m"} trailing', "not valid JSON"),

@@ -5,6 +5,8 @@ from typing import Any
 import httpx
 import pytest
 
+from kvrouter.errors import RequestError
+from kvrouter.service.worker_spec import worker_spec_from_fields
 from tests.service.processes import Engine, Processes, Router, eventually
 
 
@@ -115,12 +117,57 @@ def test_a_removed_worker_is_gone(router: Router, engine: Engine) -> None:
     assert router.get("/workers") == router.get("/sources") == router.get("/v1/models")["data"] == []
 
 
+def test_the_described_fields_of_a_worker_are_taken(router: Router) -> None:
+    """A description that names a field we refuse would be worse than none."""
+    schema = router.get("/openapi.json")["paths"]["/workers"]["post"]["requestBody"]["content"]["application/json"]
+    described = schema["schema"]["properties"]
+
+    for name in described.keys() - {"state"}:
+        assert "unknown" not in _refusal_of(name)
+    assert "unknown" in _refusal_of("state")
+    assert router.post("/workers", schema["example"]).status_code == 201
+
+
+def _refusal_of(name: str) -> str:
+    """What is said of a value that no field takes."""
+    try:
+        worker_spec_from_fields({name: object()})
+    except RequestError as error:
+        return error.message
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("path", "allow"),
+    [("/workers", "GET, POST"), ("/metrics", "GET, HEAD"), ("/select", "POST"), ("/v1/completions", "POST")],
+)
+def test_a_wrong_method_is_told_the_right_ones(router: Router, path: str, allow: str) -> None:
+    """In words, and in the header that RFC 9110 asks for."""
+    answer = httpx.put(router.url + path, content=b"{}")
+
+    assert answer.status_code == 405
+    assert answer.headers["allow"] == allow
+    assert answer.json()["error"]["message"] == f"{path} takes {allow.replace(', ', ' and ')}"
+
+
+@pytest.mark.parametrize("path", ["/workers", "/select", "/v1/completions"])
+def test_an_empty_body_is_called_empty(router: Router, path: str) -> None:
+    """Not truncated JSON: whoever forgot it sees at once."""
+    answer = httpx.post(router.url + path)
+
+    assert answer.status_code == 400
+    assert "is empty; it must be a JSON object" in answer.json()["error"]["message"]
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "param"),
     [
         ("POST", "/workers", b"{", 400, None),
         ("POST", "/workers", b"[1]", 400, None),
         ("POST", "/workers", b"", 400, None),
+        ("POST", "/workers", b'{"url": "http://h:1", "model": "\\ud800"}', 400, None),
+        ("POST", "/workers", b'{"url": "http://h:1", "model": "\xff"}', 400, None),
+        ("POST", "/workers", b"[" * 100_000, 400, None),
         ("POST", "/workers", b'{"url": "http://h:1", "data_parallel_size": 1000}', 400, "data_parallel_size"),
         ("PATCH", "/workers/none", b'{"topic": "x"}', 404, "worker_id"),
         ("POST", "/workers/none/drain", b"", 404, "worker_id"),
@@ -147,6 +194,7 @@ def test_the_api_describes_itself(router: Router) -> None:
     paths = router.get("/openapi.json")["paths"]
 
     assert {"/workers", "/workers/{worker_id}", "/sources", "/decisions/{request_id}"} <= set(paths)
+    assert set(paths["/workers"]["post"]["responses"]) == {"201", "default"}
     assert httpx.get(f"{router.url}/docs").status_code == 200
 
 

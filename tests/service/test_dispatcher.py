@@ -215,6 +215,16 @@ def test_without_a_ring_nothing_is_kept() -> None:
     assert service.service.decisions.recorded == 1
 
 
+def test_only_events_that_should_come_can_be_missed(service: InProcess) -> None:
+    """A worker without event endpoint degrades nothing; a silent source does, until it is live."""
+    worker = service.add(url="http://c:1", model="m", events="tcp://c:5557")
+    before = service.call("GET", "/readyz")[1]["events"]
+    service.store(worker, list(range(16)))
+
+    assert before["degraded"] is True
+    assert service.call("GET", "/readyz")[1]["events"] == {"ranks": {"predicted": 2, "live": 1}, "degraded": False}
+
+
 def test_readiness_tells_what_is_missing(service: InProcess) -> None:
     """Workers per model, how prompts are read, how far events can be trusted."""
     status, ready = service.call("GET", "/readyz")
@@ -222,7 +232,7 @@ def test_readiness_tells_what_is_missing(service: InProcess) -> None:
     assert status == 200
     assert ready["models"]["m"]["schedulable_workers"] == 2
     assert ready["models"]["m"]["prompts"].startswith("worker")
-    assert ready["events"] == {"ranks": {"predicted": 2}, "degraded": True}
+    assert ready["events"] == {"ranks": {"predicted": 2}, "degraded": False}
     for worker in list(service.service.registry):
         service.service.registry.remove(worker.spec.worker_id, now=service.clock.now)
     assert service.call("GET", "/readyz")[1]["reasons"] == ["no worker is registered"]

@@ -75,6 +75,16 @@ def test_failed_checks_take_it_out_and_good_ones_bring_it_back(service: InProces
     assert _routable(service, worker)
 
 
+def test_a_worker_that_cannot_be_reached_is_logged_once(service: InProcess, caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever misspelt an address sees it in the log, and not every few seconds."""
+    worker = service.add(healthy=False, url="http://h:1", model="m")
+
+    with caplog.at_level("WARNING"):
+        _fail(service, worker, 5)
+
+    assert [record.getMessage() for record in caplog.records] == ["worker_not_reached"]
+
+
 def test_a_refused_connection_ejects_at_once_and_longer_each_time(service: InProcess) -> None:
     """A good check within the back-off does not count; after it, it does."""
     worker = service.add(url="http://h:1", model="m")

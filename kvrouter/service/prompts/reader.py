@@ -108,6 +108,8 @@ def _decoded(decode: Callable[[bytes], Any], data: bytes) -> Any:
     except msgspec.ValidationError as error:
         _refuse_field(str(error))
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        if not data:
+            raise RequestError("the request body is empty; it must be a JSON object", code="invalid_json") from None
         raise RequestError(f"the request body is not valid JSON: {error}", code="invalid_json") from None
     except RecursionError:
         raise RequestError("the request body is nested too deeply", code="invalid_json") from None
