@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from kvrouter.errors import WireError
+from kvrouter.errors import SettingsError, WireError
 from kvrouter.events import AllBlocksCleared, BlockRemoved, BlockStored, Event, Source, decode_batch
 
 __all__ = ["Tail", "add_parser", "run"]
@@ -38,18 +38,33 @@ def add_parser(subparsers: Any) -> None:
         "--replay", metavar="ENDPOINT", help="where missed events are replayed, such as tcp://10.0.0.5:5657"
     )
     tail.add_argument(
-        "--start", type=int, default=0, metavar="N", help="with --replay: begin at sequence N (default 0)"
+        "--start", type=_whole_number(0), metavar="N", help="with --replay: begin at sequence N (default: 0)"
     )
     tail.add_argument("--topic", default="", help="prefix of the topics to show (default: all)")
-    tail.add_argument("--count", type=int, metavar="N", help="stop after N batches")
+    tail.add_argument("--count", type=_whole_number(1), metavar="N", help="stop after N batches")
     tail.add_argument("--seconds", type=float, metavar="S", help="stop after S seconds; exit code 1 if nothing came")
     tail.add_argument("--json", action="store_true", help="print one JSON object per line")
     tail.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print events until the count, the time or an interrupt; returns 1 if a time was given and nothing came."""
+    """Print events until the count, the time or an interrupt; returns 1 if a time was given and nothing came.
+
+    Raises:
+        SettingsError: an endpoint is malformed, or `--start` was given without `--replay`.
+    """
+    if arguments.start is not None and arguments.replay is None:
+        raise SettingsError("--start needs --replay: only replayed events can begin earlier")
     return asyncio.run(_tail(arguments))
+
+
+def _whole_number(least: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, got {text!r}")
+        return int(text)
+
+    return read
 
 
 class _Answer(NamedTuple):
@@ -246,7 +261,7 @@ async def _tail(arguments: argparse.Namespace) -> int:
         if record["kind"] in ("batch", "quarantined") and tail.batches == arguments.count:
             stop.set()
 
-    tail = Tail(emit, replay=arguments.replay is not None, start=arguments.start)
+    tail = Tail(emit, replay=arguments.replay is not None, start=arguments.start or 0)
     subscriber = ZmqEventSubscriber(tail)
     subscriber.add(_SOURCE, arguments.endpoint, replay_endpoint=arguments.replay, topic=arguments.topic)
     async with subscriber, asyncio.TaskGroup() as tasks:
@@ -257,6 +272,8 @@ async def _tail(arguments: argparse.Namespace) -> int:
         except TimeoutError:
             pass
         nagging.cancel()
+        if arguments.seconds is not None and arguments.seconds <= _SILENT_SECONDS and not tail.batches:
+            _tell_silence(subscriber.status(_SOURCE))
     emit(tail.summary())
     return 1 if arguments.seconds is not None and not tail.batches else 0
 
@@ -267,11 +284,14 @@ async def _tell_if_silent(status: Callable[[Source], Any], tail: Tail) -> None:
         await asyncio.sleep(_SILENT_SECONDS)
         if tail.batches:
             return
-        now = status(_SOURCE)
-        state = "connected, but no events yet; is the engine busy, and the topic right?"
-        if not now.connected:
-            state = f"not connected ({now.last_error or 'no answer'})"
-        sys.stderr.write(f"{now.endpoint}: {state}\n")
+        _tell_silence(status(_SOURCE))
+
+
+def _tell_silence(now: Any) -> None:
+    state = "connected, but no events yet; is the engine busy, and the topic right?"
+    if not now.connected:
+        state = f"not connected ({now.last_error or 'no answer'})"
+    sys.stderr.write(f"{now.endpoint}: {state}\n")
 
 
 def _write(line: str, stop: asyncio.Event) -> None:

@@ -354,7 +354,7 @@ def test_a_taken_port_is_one_line_and_exit_code_2() -> None:
         second = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
 
     assert second.returncode == 2
-    assert second.stderr.startswith("engine: ")
+    assert second.stderr.startswith(f"engine: cannot listen on 127.0.0.1:{port}: ")
     assert second.stderr.count("\n") == 1
 
 

@@ -99,6 +99,24 @@ def test_silence_is_an_exit_code() -> None:
 
     assert done.returncode == 1
     assert json.loads(done.stdout.splitlines()[-1])["batches"] == 0
+    assert "no events yet" in done.stderr or "not connected" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--count", "0"], "--count: must be a whole number of at least 1, got '0'"),
+        (["--start", "-1", "--replay", "tcp://127.0.0.1:9"], "--start"),
+        (["--start", "5"], "--start needs --replay"),
+    ],
+)
+def test_an_option_that_can_do_nothing_is_refused(options: list[str], says: str) -> None:
+    """Rather than ignored."""
+    done = tail("tcp://127.0.0.1:9", *options)
+
+    assert done.returncode != 0
+    assert says in done.stderr
+    assert not done.stdout
 
 
 def test_a_malformed_endpoint_is_a_wrong_call() -> None:

@@ -21,8 +21,13 @@ def main() -> int:
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(_serve(options))
-    except (SettingsError, OSError) as error:
+    except SettingsError as error:
         sys.stderr.write(f"engine: {error}\n")
+        return 2
+    except OSError as error:
+        # asyncio tells a taken port with its number and the address twice.
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        sys.stderr.write(f"engine: cannot listen on {options.host}:{options.port}: {reason}\n")
         return 2
     return 0
 
