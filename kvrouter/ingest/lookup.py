@@ -73,7 +73,8 @@ class Lookup:
         """Per dense rank the tokens of `prompt` that it would not compute; ranks without any are absent."""
         size = self._only_block_size
         if size and prompt.exact:
-            hashes = prompt.hash_list(size)
+            # A view, so that no integer object is made of any hash.
+            hashes = memoryview(prompt.hash_bytes(size)).cast("Q")
             usable = (prompt.tokens - 1) // size
             if usable < len(hashes):
                 hashes = hashes[:usable]

@@ -3,7 +3,7 @@
 The truth is `kvrouter.ingest`'s; the predictions are written here, by the router's own decisions.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -113,7 +113,7 @@ class Knowledge:
 
         The blocks appear when the prompt has been computed, in about `cost` seconds; the lifetime comes on top.
         """
-        hashes = landmarks(prompt.hash_list(block_size))
+        hashes = _landmarks(prompt, block_size)
         settings = self._settings
         lifetime = settings.predicted_seconds_unconfirmed
         if prompt.exact and self._follow(rank):
@@ -131,7 +131,7 @@ class Knowledge:
             until = predictions.deadline(rank, hashes[known - 1])
             if until is not None and until - now > lifetime * (1 - _REFRESH_SHARE):
                 begin = known
-        predictions.store(rank, hashes[begin:], now + _PATIENCE * cost + lifetime)
+        predictions.store(rank, [*hashes[begin:]], now + _PATIENCE * cost + lifetime)
 
     def expire(self, now: float) -> None:
         """End the predictions whose time is over."""
@@ -166,6 +166,10 @@ class Knowledge:
         return credited
 
 
+def _landmarks(prompt: Prompt, block_size: int) -> Sequence[int]:
+    return landmarks(memoryview(prompt.hash_bytes(block_size)).cast("Q"))
+
+
 def _with_predicted(
     confirmed: Mapping[int, int], predictions: PredictedBlocks, prompt: Prompt, block_size: int
 ) -> Mapping[int, int]:
@@ -173,7 +177,7 @@ def _with_predicted(
     if not predictions:
         return confirmed
     known = {rank: landmarks_within(tokens // block_size) for rank, tokens in confirmed.items()}
-    depths = predictions.match(landmarks(prompt.hash_list(block_size)), known)
+    depths = predictions.match(_landmarks(prompt, block_size), known)
     if not depths:
         return confirmed
     # An engine computes at least the last token itself, to have something to continue from.
