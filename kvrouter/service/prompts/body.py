@@ -77,44 +77,26 @@ class ResponsesFields(CommonFields, gc=False):
     max_output_tokens: int | float | None = None
 
 
-class InferenceBody:
+class InferenceBody(msgspec.Struct, eq=False):
     """One request body, read."""
 
-    __slots__ = (
-        "add_special_tokens",
-        "batch",
-        "cache_salt",
-        "chat",
-        "kind",
-        "max_tokens",
-        "model",
-        "nodes",
-        "priority",
-        "session",
-        "stream",
-        "text",
-        "truncate_prompt_tokens",
-        "words",
-    )
-
-    def __init__(self, kind: PromptKind, fields: CommonFields | ModelField) -> None:
-        self.kind = kind
-        self.model = fields.model
-        self.stream = False
-        self.cache_salt: str | None = None
-        self.session: str | None = None
-        """Who is asking: `session_id`, else `prompt_cache_key`, else `user`."""
-        self.max_tokens: int | None = None
-        self.priority = 0
-        self.batch = 1
-        """Prompts in the body; routing looks at the first one only."""
-        self.add_special_tokens: bool | None = None
-        self.truncate_prompt_tokens: int | None = None
-        self.text = ""
-        """The prompt, where it is one text."""
-        self.nodes: Sequence[PrefixNode] = ()
-        """The remembered beginning of a prompt given as token ids."""
-        self.words = b""
-        """The token ids after `nodes`, as little-endian 32-bit integers."""
-        self.chat: ChatFields | ResponsesFields | None = None
-        """What a conversation consists of, where the prompt is one."""
+    kind: PromptKind
+    model: str | None
+    stream: bool = False
+    cache_salt: str | None = None
+    session: str | None = None
+    """Who is asking: `session_id`, else `prompt_cache_key`, else `user`."""
+    max_tokens: int | None = None
+    priority: int = 0
+    batch: int = 1
+    """Prompts in the body; routing looks at the first one only."""
+    add_special_tokens: bool | None = None
+    truncate_prompt_tokens: int | None = None
+    text: str = ""
+    """The prompt, where it is one text."""
+    nodes: Sequence[PrefixNode] = ()
+    """The remembered beginning of a prompt given as token ids."""
+    words: bytes = b""
+    """The token ids after `nodes`, as little-endian 32-bit integers."""
+    chat: ChatFields | ResponsesFields | None = None
+    """What a conversation consists of, where the prompt is one."""

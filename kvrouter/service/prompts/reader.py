@@ -58,7 +58,7 @@ class RequestReader:
         """
         reader = self._readers.get(path)
         if reader is None:
-            return InferenceBody("none", ModelField(self.model_of(body)))
+            return InferenceBody("none", self.model_of(body))
         return reader(body if type(body) is bytes else bytes(body))
 
     def model_of(self, body: bytes | memoryview) -> str | None:
@@ -127,9 +127,7 @@ def _refuse_field(problem: str) -> NoReturn:
 
 
 def _body(kind: Any, fields: CommonFields) -> InferenceBody:
-    body = InferenceBody(kind, fields)
-    body.stream = fields.stream or False
-    body.cache_salt = fields.cache_salt
+    body = InferenceBody(kind, fields.model, fields.stream or False, fields.cache_salt)
     for candidate in (fields.session_id, fields.prompt_cache_key, fields.user):
         if candidate and type(candidate) is str:
             body.session = candidate
@@ -140,7 +138,8 @@ def _body(kind: Any, fields: CommonFields) -> InferenceBody:
         body.priority = _whole(fields.priority, -_INTEGER_MAX) or 0
     if fields.truncate_prompt_tokens is not None:
         body.truncate_prompt_tokens = _whole(fields.truncate_prompt_tokens, 1)
-    body.add_special_tokens = fields.add_special_tokens
+    if fields.add_special_tokens is not None:
+        body.add_special_tokens = fields.add_special_tokens
     return body
 
 

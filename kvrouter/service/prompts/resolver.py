@@ -8,7 +8,9 @@ the reason is counted. Token ids are used as they are in every mode.
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, TypeAlias
+
+import msgspec
 
 from kvrouter.blocks import Prompt
 from kvrouter.errors import OverloadedError
@@ -243,7 +245,7 @@ class PromptResolver:
         return self._local.get(model)
 
 
-class _Asked(NamedTuple):
+class _Asked(msgspec.Struct, eq=False, frozen=True):
     """One request on its way to a prompt."""
 
     body: InferenceBody
