@@ -5,7 +5,6 @@ Dynamo's selection service (`worker_spec.py`). Every error has the one shape, na
 """
 
 import asyncio
-import json
 import logging
 import socket
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 import uvicorn
 from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -46,9 +46,11 @@ async def _worker_fields(request: Request) -> dict[str, Any]:
     if not body:
         raise RequestError("the body is empty; it must be a JSON object", code="invalid_json")
     try:
-        fields = json.loads(await request.body())
-    except ValueError as error:
+        fields = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise RequestError(f"the body is not valid JSON: {error}", code="invalid_json") from None
+    except RecursionError:
+        raise RequestError("the body is nested too deeply", code="invalid_json") from None
     if not isinstance(fields, dict):
         raise RequestError("the body must be a JSON object with the fields of a worker", code="invalid_type")
     return fields
@@ -118,13 +120,13 @@ class WorkerRecords:
         }
 
 
-def build_admin(
-    *,
 class _Application(FastAPI):
     def openapi(self) -> dict[str, Any]:
         return describe_errors(super().openapi())
 
 
+def build_admin(
+    *,
     registry: WorkerRegistry,
     records: WorkerRecords,
     sources: SourceReport,
@@ -261,13 +263,11 @@ async def _http_error(request: Request, error: Exception) -> Response:
         return await _known_error(
             request, RequestError(f"unknown path {request.url.path}", status=404, code="unknown_url")
         )
-    return await _known_error(request, RequestError(str(error.detail), status=error.status_code))
-
     if error.status_code == 405:
         return await _known_error(request, RequestError.wrong_method(request.url.path, _allowed(request)))
+    return await _known_error(request, RequestError(str(error.detail), status=error.status_code))
 
-async def _unknown_error(request: Request, error: Exception) -> Response:
-    """A bug of ours: the server logs it, the client learns only that it happened."""
+
 def _allowed(request: Request) -> str:
     """The methods of a path over all its routes; the framework names those of the first one only."""
     methods: set[str] = set()
@@ -277,6 +277,8 @@ def _allowed(request: Request) -> str:
     return ", ".join(sorted(methods))
 
 
+async def _unknown_error(request: Request, error: Exception) -> Response:
+    """A bug of ours: the server logs it, the client learns only that it happened."""
     log_event(_log, logging.ERROR, "admin_error", path=request.url.path, error=repr(error))
     shape = {"message": "the router failed to handle this request", "type": "server_error", "param": None, "code": None}
     return JSONResponse({"error": shape}, 500)

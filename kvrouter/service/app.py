@@ -9,7 +9,7 @@ import random
 import time
 from collections.abc import Callable
 
-from kvrouter.errors import SettingsError
+from kvrouter.errors import RequestError, SettingsError
 from kvrouter.events import Source
 from kvrouter.index import PrefixIndex
 from kvrouter.ingest import Ingest, IngestLimits
@@ -142,16 +142,25 @@ class Service:
             self.resolver.add_model(model, tokenizer=path, chat_template=templates.get(model))
 
     def add_workers(self, specs: list[WorkerSpec]) -> None:
-        """Register the workers that the settings name."""
+        """Register the workers that the settings name.
+
+        Raises:
+            SettingsError: two of them share an address or an event endpoint, or they are too many.
+        """
         for spec in specs:
-            self.registry.upsert(spec, now=self.clock())
+            try:
+                self.registry.upsert(spec, now=self.clock())
+            except RequestError as error:
+                raise SettingsError(f"worker {spec.worker_id!r}: {error.message}") from None
 
     async def housekeeping(self) -> None:
         """End leases and forget dead workers' blocks, now and then, for ever."""
         while True:
-            now = self.clock()
-            self.selection.expire(now)
-            self.registry.forget_dead(self.sources.connected())
+            try:
+                self.selection.expire(self.clock())
+                self.registry.forget_dead(self.sources.connected())
+            except Exception as error:  # noqa: BLE001 - supervised edge: one bug must not end the whole service
+                _report_bug("housekeeping", error)
             await asyncio.sleep(HOUSEKEEPING_SECONDS)
 
     def _fleet_changed(self) -> None:

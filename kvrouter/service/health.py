@@ -6,11 +6,14 @@ removing workers is only a matter of the registry. A check is `GET /health` (an 
 """
 
 import asyncio
-import json
+import logging
 import random
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import msgspec
+
+from kvrouter.service.logs import log_event
 from kvrouter.service.proxy import UpstreamError
 from kvrouter.service.workers import Worker, WorkerRegistry
 
@@ -20,7 +23,11 @@ STARTING_INTERVAL_SECONDS = 0.25
 STARTING_INTERVAL_GROWTH = 1.5
 JITTER_SHARE = 0.1
 MODELS_BYTES_MAX = 1024 * 1024
+MODEL_NAME_CHARACTERS_MAX = 512
+CARD_BRACKETS_MAX = 256
 _NO_HEALTH_ROUTE = frozenset({404, 405, 501})
+
+_log = logging.getLogger("kvrouter.health")
 
 
 class FetchedResponse(Protocol):
@@ -99,8 +106,13 @@ class HealthMonitor:
 
     async def _check(self, worker: Worker) -> None:
         generation = worker.spec
+        error: str | None
+        cards: list[dict[str, Any]] | None
         try:
             error, cards = await self._ask(worker)
+        except Exception as bug:  # noqa: BLE001 - supervised edge: one worker's answer must not end all checks
+            error, cards = f"the check failed: {type(bug).__name__}: {bug}", None
+            log_event(_log, logging.ERROR, "check_error", worker=worker.spec.worker_id, error=repr(bug))
         finally:
             self._checking.discard(worker.spec.worker_id)
             self._registry.check_due.set()
@@ -140,15 +152,37 @@ class HealthMonitor:
         return interval * self._jitter.uniform(1 - JITTER_SHARE, 1 + JITTER_SHARE)
 
 
+class _Listing(msgspec.Struct):
+    """The answer to `GET /v1/models`; its entries are read one by one."""
+
+    data: list[msgspec.Raw]
+
+
+_decode_listing = msgspec.json.Decoder(_Listing).decode
+
+
 def _cards(response: FetchedResponse) -> list[dict[str, Any]] | None:
-    """The entries of `/v1/models`, or None where the answer is not such a list."""
+    """The entries of `/v1/models`, or None where the answer is not such a list.
+
+    Entries are told on to our own clients. What could not be written again, or only just, is left out.
+    """
     if response.status != 200:
         return None
     try:
-        listing = json.loads(response.body)
-    except ValueError:
+        entries = _decode_listing(response.body).data
+    except (msgspec.MsgspecError, RecursionError, ValueError):
         return None
-    entries = listing.get("data") if isinstance(listing, dict) else None
-    if not isinstance(entries, list):
+    cards = (_card(bytes(entry)) for entry in entries)
+    return [card for card in cards if card is not None]
+
+
+def _card(entry: bytes) -> dict[str, Any] | None:
+    """One entry that names a model; None for any other, or one that is nested so deeply that it can only be hostile."""
+    if entry.count(b"[") + entry.count(b"{") > CARD_BRACKETS_MAX:
         return None
-    return [entry for entry in entries if isinstance(entry, dict)]
+    try:
+        card = msgspec.json.decode(entry)
+    except (msgspec.MsgspecError, ValueError):
+        return None
+    name = card.get("id") if isinstance(card, dict) else None
+    return card if isinstance(name, str) and 1 <= len(name) <= MODEL_NAME_CHARACTERS_MAX else None

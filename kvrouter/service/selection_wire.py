@@ -198,6 +198,8 @@ def _parse(decoder: "msgspec.json.Decoder[Any]", body: bytes) -> Any:
         if not body:
             raise RequestError("the body is empty; it must be a JSON object", code="invalid_json") from None
         raise RequestError(f"the body is not valid JSON: {error}", code="invalid_json") from None
+    except RecursionError:
+        raise RequestError("the body is nested too deeply", code="invalid_json") from None
 
 
 def _checked_words(raw: bytes) -> bytes:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from kvrouter.errors import RequestError
 from kvrouter.events import Source
+from kvrouter.index import RANKS_MAX
 from kvrouter.service.logs import log_event
 from kvrouter.service.worker_spec import WorkerSpec, parse_worker_spec, worker_spec_from_fields
 from kvrouter.service.worker_state import Worker
@@ -202,10 +203,10 @@ class WorkerRegistry:
         worker.last_error = error
         if worker.health in ("ready", "ejected") and worker.failures_in_row >= self._failures:
             self._move(worker, "unhealthy", error, now=now)
-
         elif worker.health == "starting" and worker.failures_in_row == 1:
             # Once: an engine that loads its weights may take minutes, and an address may be misspelt.
             log_event(_log, logging.WARNING, "worker_not_reached", worker=worker.spec.worker_id, error=error)
+
     def models_found(self, worker: Worker, cards: list[dict[str, Any]], *, now: float) -> None:
         """Take the entries of the worker's own `GET /v1/models`; names given at registration win."""
         cards = [card for card in cards if isinstance(card.get("id"), str)][:WORKERS_MAX]
@@ -277,8 +278,16 @@ class WorkerRegistry:
                     code="duplicate_event_endpoint",
                     param="kv_events_endpoint",
                 )
-        if spec.worker_id not in self.workers and len(self.workers) >= WORKERS_MAX:
+        others = [worker for worker in self.workers.values() if worker.spec.worker_id != spec.worker_id]
+        if len(others) >= WORKERS_MAX:
             raise RequestError(f"no more than {WORKERS_MAX} workers can be registered", status=422, code="fleet_full")
+        if sum(len(worker.ranks) for worker in others) + spec.ranks > RANKS_MAX:
+            raise RequestError(
+                f"{spec.ranks} more ranks would exceed the {RANKS_MAX} that one router serves",
+                status=422,
+                code="fleet_full",
+                param="data_parallel_size",
+            )
 
     def _add(self, spec: WorkerSpec, *, now: float) -> Worker:
         ranks = self._routing.add_worker(

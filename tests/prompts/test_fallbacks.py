@@ -1,6 +1,7 @@
 """No request fails for want of tokens: what cannot be tokenised is routed by its bytes, and counted."""
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,28 @@ def test_deep_messages_are_refused_or_fall_back(desk: Desk) -> None:
             refusals.add(error.message)
 
     assert refusals <= {"the request body is nested too deeply"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (RESPONSES, b'{"input": "\xff"}'),
+        (RESPONSES, b'{"input": "\\ud800"}'),
+        (CHAT, b'{"messages": [{"role": "user", "content": "\xff"}]}'),
+        (CHAT, b'{"messages": [{"role": "user", "content": "\\ud800"}]}'),
+        (CHAT, b'{"messages": [{"role": "user", "content": "x"}], "tools": ["\xff"]}'),
+    ],
+)
+@pytest.mark.parametrize("mode", ["tokenizer", "worker"])
+def test_bytes_that_are_no_text_are_refused_or_fall_back(folder: Path, path: str, body: bytes, mode: str) -> None:
+    """Neither a tokenizer here nor one behind a worker turns them into a crash."""
+    desk = Desk(worker=Worker({"tokens": [1, 2]}) if mode == "worker" else None)
+    if mode == "tokenizer":
+        desk.resolver.add_model("m", tokenizer=folder)
+
+    with suppress(RequestError):
+        assert desk.prompt(path, body) is not None
+    desk.resolver.close()
 
 
 @pytest.mark.parametrize(

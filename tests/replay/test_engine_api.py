@@ -234,6 +234,8 @@ def test_text_survives_tokenizing() -> None:
     ("path", "body", "status", "word"),
     [
         (COMPLETION, b"{not json", 400, "not JSON"),
+        (COMPLETION, b'{"prompt": "\xff\xfe"}', 400, "not JSON"),
+        (COMPLETION, b'{"prompt": ' + b"[" * 100_000, 400, "not JSON"),
         (COMPLETION, b"[]", 400, "object"),
         (COMPLETION, {"prompt": ""}, 400, "empty"),
         (COMPLETION, {}, 400, "prompt"),

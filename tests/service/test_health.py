@@ -98,7 +98,20 @@ def test_a_bad_answer_is_a_reason(service: InProcess, answers: dict[str, Any], s
     assert says in worker.reasons()[-1]
 
 
-@pytest.mark.parametrize("body", [b"nonsense", b"[]", b'{"data": 5}', b'{"data": [5, {"id": 7}]}'])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"nonsense",
+        b"[]",
+        b'{"data": 5}',
+        b'{"data": [5, {"id": 7}]}',
+        b'{"data": ' + b"[" * 100_000,
+        b'{"data": [{"id": "deep", "x": ' + b"[" * 900 + b"]" * 900 + b"}]}",
+        b'{"data": [{"id": "half a character \\ud800"}]}',
+        b'{"data": [{"id": "\xff"}]}',
+        b'{"data": [{"id": ""}, {"id": "' + b"x" * 1000 + b'"}]}',
+    ],
+)
 def test_an_unreadable_list_of_models_is_no_list(service: InProcess, body: bytes) -> None:
     """The worker lives, but nobody knows what it serves."""
     (worker,) = service.service.registry
@@ -107,6 +120,35 @@ def test_an_unreadable_list_of_models_is_no_list(service: InProcess, body: bytes
 
     assert worker.models == ()
     assert "no model known yet" in worker.reasons()[0]
+
+
+def test_one_entry_that_cannot_be_told_on_harms_no_other(service: InProcess) -> None:
+    """Readable entries are served, and everybody can be told of them."""
+    (worker,) = service.service.registry
+    deep = b'{"id": "deep", "x": ' + b"[" * 900 + b"]" * 900 + b"}"
+    body = b'{"data": [' + deep + b', {"id": "good", "created": 1' + b"0" * 40 + b"}]}"
+
+    _watch(service, Workers({"/health": 200, "/v1/models": (200, body)}), lambda: worker.health == "ready")
+
+    assert service.call("GET", "/v1/models")[1]["data"] == [{"id": "good", "created": 10**40}]
+    assert service.call("GET", "/readyz")[1]["models"]["good"]["schedulable_workers"] == 1
+
+
+def test_a_check_that_fails_by_a_bug_is_a_failed_check(service: InProcess) -> None:
+    """The other workers are checked on, and the next answer counts again."""
+    (worker,) = service.service.registry
+    workers = Workers({"/health": ZeroDivisionError("bug"), "/v1/models": (200, MODELS)})
+    reasons = []
+
+    def repaired() -> bool:
+        if worker.failures_in_row:
+            reasons.append(worker.reasons()[-1])
+            workers.answers["/health"] = 200
+        return worker.health == "ready"
+
+    _watch(service, workers, repaired)
+
+    assert "the check failed: ZeroDivisionError: bug" in reasons[0]
 
 
 def test_an_engine_without_a_health_route_is_judged_by_its_models(service: InProcess) -> None:

@@ -227,3 +227,20 @@ def test_a_gateways_worker_is_selectable_unseen_but_not_proxied_to(service: InPr
     assert registry.unproxied == {"1"}
     _pass(service, worker)
     assert registry.unproxied == frozenset()
+
+
+def test_ranks_beyond_what_the_router_serves_are_refused_and_lose_nobody(service: InProcess) -> None:
+    """A worker that cannot grow stays as it was."""
+    for number in range(15):
+        service.add(url=f"http://h:{number + 1}", id=str(number), ranks=256)
+    small = service.add(url="http://h:99", id="small", model="m")
+    service.add(url="http://h:98", id="last", ranks=255)
+
+    with pytest.raises(RequestError, match="more ranks would exceed the 4096") as grown:
+        service.add(url="http://h:99", id="small", model="m", ranks=2)
+    with pytest.raises(RequestError, match="more ranks would exceed the 4096"):
+        service.add(url="http://h:97", id="new")
+
+    assert grown.value.status == 422
+    assert service.service.registry.find("small") is small
+    assert _routable(service, small)

@@ -286,6 +286,7 @@ def test_taints_and_groups_keep_workers_apart(service: InProcess) -> None:
     [
         ("/select", b"{", 400, None),
         ("/select", b"[]", 400, None),
+        ("/select", b'{"x": ' + b"[" * 100_000 + b"]" * 100_000 + b', "token_ids": [1]}', 400, None),
         ("/select", {}, 400, "token_ids"),
         ("/select", {"token_ids": "x"}, 400, "token_ids"),
         ("/select", {"token_ids": [1.5]}, 400, "token_ids"),

@@ -210,7 +210,7 @@ class App:
 def _json(exchange: Exchange) -> dict[str, Any]:
     try:
         body = msgspec.json.decode(exchange.body)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RequestError(f"the body is not JSON: {error}") from error
     if not isinstance(body, dict):
         raise RequestError("the body must be a JSON object")

@@ -173,13 +173,13 @@ def decoded(raw: msgspec.Raw) -> Any:
     """Return a raw field's value; None where it was not given.
 
     Raises:
-        UnreadableConversationError: it is nested too deeply.
+        UnreadableConversationError: it is nested too deeply, or its text is not Unicode.
     """
     if not memoryview(raw).nbytes:
         return None
     try:
         return _decode_any(raw)
-    except RecursionError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise UnreadableConversationError("malformed_messages") from None
 
 

@@ -1,0 +1,80 @@
+"""Workers whose answers are meant to break whoever reads them: the router and everybody else go on."""
+
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import pytest
+
+from tests.service.processes import Processes, eventually
+
+QUICK = ("--health-interval-seconds", "0.2", "--health-timeout-seconds", "0.5", "--health-failures", "2")
+DEEP = b'{"data": ' + b"[" * 100_000
+HALF_CHARACTER = b'{"data": [{"id": "\\ud800"}]}'
+
+
+@contextmanager
+def _liar(models: bytes) -> Iterator[int]:
+    """Listen as a healthy worker that answers `GET /v1/models` with these bytes."""
+    answers = {b"/health": b"{}", b"/v1/models": models}
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.settimeout(0.05)
+    ended = threading.Event()
+
+    def serve() -> None:
+        while not ended.is_set():
+            try:
+                connection, _ = listener.accept()
+            except TimeoutError:
+                continue
+            with connection:
+                connection.settimeout(1)
+                try:
+                    asked = connection.recv(65_536)
+                    body = answers.get(asked.split(b" ")[1], b"")
+                    head = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
+                    connection.sendall(head + body)
+                except (OSError, IndexError):
+                    continue
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        ended.set()
+        thread.join()
+        listener.close()
+
+
+@pytest.mark.parametrize("models", [DEEP, HALF_CHARACTER], ids=["deep", "half-character"])
+def test_a_hostile_list_of_models_harms_only_its_worker(processes: Processes, models: bytes) -> None:
+    """The process lives, the good worker serves, and what is told of the fleet can still be told."""
+    engine = processes.engine()
+    with _liar(models) as port:
+        router = processes.router("--worker", f"{engine.spec},id=good", *QUICK, workers=1)
+        router.post("/workers", {"worker_id": "liar", "url": f"http://127.0.0.1:{port}"})
+        eventually(lambda: router.get("/workers/liar")["health"]["state"] == "ready")
+
+        served = router.post("/v1/completions", {"prompt": [1, 2, 3], "max_tokens": 1})
+        told = {path: httpx.get(router.url + path).status_code for path in ("/v1/models", "/readyz", "/workers")}
+
+        assert router.running
+        assert (served.status_code, served.headers["x-kvrouter-worker"]) == (200, "good")
+        assert set(told.values()) == {200}, told
+        assert router.get("/workers/liar")["lifecycle"] == "incomplete"
+
+
+def test_two_workers_with_one_event_endpoint_are_a_wrong_call() -> None:
+    """As two with one id are: one line that names it, and exit 2."""
+    workers = [f"--worker=http://127.0.0.1:{port},id=w{port},events=tcp://127.0.0.1:9000" for port in (1, 2)]
+    command = [sys.executable, "-m", "kvrouter", "serve", "--port=0", *workers]
+
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    assert ended.returncode == 2
+    assert "worker 'w2': event endpoint tcp://127.0.0.1:9000 already belongs to worker w1" in ended.stderr
