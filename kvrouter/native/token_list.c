@@ -2,19 +2,8 @@
 #include "module.h"
 #include "memory.h"
 
-static int read_token(PyObject *object, uint32_t *token)
+static int check_token(unsigned long value, uint32_t *token)
 {
-    unsigned long value;
-    if (PyLong_CheckExact(object)) {
-        value = PyLong_AsUnsignedLong(object);
-    } else {
-        /* May run any code, also such that changes the list: the caller looks at it anew for every item. */
-        PyObject *integer = PyNumber_Index(object);
-        if (integer == NULL)
-            return -1;
-        value = PyLong_AsUnsignedLong(integer);
-        Py_DECREF(integer);
-    }
     if (value == (unsigned long)-1 && PyErr_Occurred())
         return -1;
     if (value > UINT32_MAX) {
@@ -23,6 +12,20 @@ static int read_token(PyObject *object, uint32_t *token)
     }
     *token = (uint32_t)value;
     return 0;
+}
+
+/* For whatever can become an integer. This may run any code, also such that changes the list: the item is ours
+ * meanwhile, and the list is looked at anew for the next one. */
+static int read_any(PyObject *item, uint32_t *token)
+{
+    Py_INCREF(item);
+    PyObject *integer = PyNumber_Index(item);
+    Py_DECREF(item);
+    if (integer == NULL)
+        return -1;
+    unsigned long value = PyLong_AsUnsignedLong(integer);
+    Py_DECREF(integer);
+    return check_token(value, token);
 }
 
 static PyObject *tokens_to_words(PyObject *module, PyObject *tokens)
@@ -42,10 +45,7 @@ static PyObject *tokens_to_words(PyObject *module, PyObject *tokens)
         PyObject *item = PyList_GetItem(tokens, position); /* Checks the bounds. */
         if (item == NULL)
             goto failed;
-        Py_INCREF(item);
-        int wrong = read_token(item, &token);
-        Py_DECREF(item);
-        if (wrong)
+        if (PyLong_CheckExact(item) ? check_token(PyLong_AsUnsignedLong(item), &token) : read_any(item, &token))
             goto failed;
         kvr_store32(out + 4 * position, token);
     }
