@@ -116,17 +116,17 @@ class SelectionReader:
         first, end = begin + len(nodes) * PIECE_BYTES, body.find(b"]", begin + parent.resume)
         if first + PIECE_BYTES > end or not self._seen_before(parent, body[first : first + PIECE_BYTES]):
             return words
+        used = 0  # cut off once at the end: once per piece would copy long prompts again and again
         for at in range(first, end - PIECE_BYTES + 1, PIECE_BYTES):
             # Every comma ends one token; what follows the last one belongs to the next piece.
-            cut = 4 * body.count(b",", at, at + PIECE_BYTES)
-            resume = body.rfind(b",", at, at + PIECE_BYTES) + 1 - begin if cut else parent.resume
-            node = self._cache.add(parent, body[at : at + PIECE_BYTES], words[:cut], resume)
+            cut = used + 4 * body.count(b",", at, at + PIECE_BYTES)
+            resume = body.rfind(b",", at, at + PIECE_BYTES) + 1 - begin if cut > used else parent.resume
+            node = self._cache.add(parent, body[at : at + PIECE_BYTES], words[used:cut], resume)
             if node is None:
                 break
             nodes.append(node)
-            parent = node
-            words = words[cut:]
-        return words
+            parent, used = node, cut
+        return words[used:]
 
     def _seen_before(self, parent: PrefixNode, piece: bytes) -> bool:
         digest = xxh3_64_intdigest(piece, parent.digest)

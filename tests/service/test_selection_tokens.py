@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 from typing import Any
 
 import pytest
@@ -49,6 +50,23 @@ def test_conversations_read_piece_by_piece_are_what_reading_them_whole_gives(cac
         assert _hashes(reader, body) == sequence_hashes(asked, 16).tolist()
 
     assert cache.hits > 100
+
+
+def test_remembering_a_prompt_costs_in_proportion_to_its_length() -> None:
+    """A body at the size limit must not hold up everyone else for seconds."""
+
+    def seconds(tokens: int) -> float:
+        reader = SelectionReader(PrefixCache(1 << 30))
+        body = b'{"token_ids":[' + b"100000," * tokens + b"1]}"
+        reader.read(body)
+        before = time.perf_counter()
+        reader.read(body)
+        return time.perf_counter() - before
+
+    short = min(seconds(500_000) for _ in range(2))
+    long = min(seconds(4_000_000) for _ in range(2))
+
+    assert long < 24 * short  # 8 in proportion, 64 if every piece copied what is left
 
 
 def test_what_is_asked_once_is_not_remembered(cache: PrefixCache) -> None:

@@ -98,17 +98,17 @@ class TokenArrayReader(Generic[Fields]):
         """Remember the whole pieces among `words`, as further `nodes`; return the words that are left."""
         parent = nodes[-1] if nodes else self._root
         end = body.find(b"]", begin + parent.resume)
+        used = 0  # cut off once at the end: once per piece would copy long prompts again and again
         for at in range(begin + len(nodes) * PIECE_BYTES, end - PIECE_BYTES + 1, PIECE_BYTES):
             # Every comma ends one token; what follows the last one belongs to the next piece.
-            cut = 4 * body.count(b",", at, at + PIECE_BYTES)
-            resume = body.rfind(b",", at, at + PIECE_BYTES) + 1 - begin if cut else parent.resume
-            node = self._cache.add(parent, body[at : at + PIECE_BYTES], words[:cut], resume)
+            cut = used + 4 * body.count(b",", at, at + PIECE_BYTES)
+            resume = body.rfind(b",", at, at + PIECE_BYTES) + 1 - begin if cut > used else parent.resume
+            node = self._cache.add(parent, body[at : at + PIECE_BYTES], words[used:cut], resume)
             if node is None:
                 break
             nodes.append(node)
-            parent = node
-            words = words[cut:]
-        return words
+            parent, used = node, cut
+        return words[used:]
 
 
 def token_words(ids: list[Any], name: str, first: int = 0) -> bytes:
