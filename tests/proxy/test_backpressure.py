@@ -202,3 +202,20 @@ def _connections_possible(wanted: int) -> int:
         soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     return wanted if soft == resource.RLIM_INFINITY else min(wanted, (soft - 200) // 2)
+
+
+async def test_exchanges_leave_no_reference_cycles() -> None:
+    """What a request made is gone when it ends: nothing waits for the collector."""
+    async with worker(answering(OK)) as w, proxying(w.endpoint) as (server, _), connected(server) as client:
+        for _ in range(20):
+            await client.ask(post(b"z" * 700))
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(500):
+                await client.ask(post(b"z" * 700))
+            unreachable = gc.collect()
+        finally:
+            gc.enable()
+
+        assert unreachable < 50
