@@ -1,0 +1,50 @@
+"""Nothing that the core makes outlives its use, whether a call succeeds or fails."""
+
+import tracemalloc
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from kvrouter import native_core
+
+WORDS, TEXT = bytes(4096), b'{"prompt": [' + b"70000, " * 500 + b"1]}"
+CALLS: dict[str, Callable[[Any], object]] = {
+    "chained": lambda core: core.chain_hashes(7, WORDS, 16, 1337, 0),
+    "hashed": lambda core: core.block_hashes(WORDS, 16, 1337, 0),
+    "chained_blocks": lambda core: core.chain_block_hashes(None, WORDS),
+    "hashed_whole": lambda core: core.xxh3_64(WORDS, 1),
+    "packed": lambda core: core.tokens_to_words([70_000] * 1000),
+    "parsed": lambda core: core.parse_token_array(TEXT, 11),
+    "found": lambda core: core.find_token_array(TEXT, b'"prompt"'),
+    "no_such_size": lambda core: core.chain_hashes(7, WORDS, 0, 1337, 0),
+    "no_such_parent": lambda core: core.chain_hashes(2**64, WORDS, 16, 1337, 0),
+    "no_hashes": lambda core: core.chain_block_hashes(None, WORDS[:7]),
+    "no_token": lambda core: core.tokens_to_words([*[70_000] * 1000, 2**40]),
+    "no_integer": lambda core: core.tokens_to_words([*[70_000] * 1000, "text"]),
+    "no_array": lambda core: core.parse_token_array(TEXT[:-2] + b"x]", 11),
+    "no_key": lambda core: core.find_token_array(TEXT, 5),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_repeated_calls_leave_no_memory_behind(name: str) -> None:
+    """A thousand lost results would be megabytes."""
+    call, core = CALLS[name], native_core.native
+
+    def repeat() -> int:
+        for _ in range(1000):
+            with suppress(ValueError, TypeError, OverflowError):
+                call(core)
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        repeat()
+        before = repeat()
+        after = repeat()
+    finally:
+        tracemalloc.stop()
+
+    assert after - before < 20_000
