@@ -14,7 +14,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "simulated-engine.md").read_text(en
 
 def test_the_page_lists_every_fault_with_its_fields() -> None:
     """No more and no fewer, and only fields that a fault has."""
-    rows = dict(re.findall(r"^\| `([a-z_]+)` \| ([^|]*) \|", PAGE, re.MULTILINE))
+    rows = dict(re.findall(r"^\| `([a-z_]+)` \|([^|]*)\|", PAGE, re.MULTILINE))
     fields = {field.name for field in msgspec.structs.fields(Fault)}
 
     assert rows.keys() == KINDS.keys()
