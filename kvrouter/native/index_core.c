@@ -2,9 +2,9 @@
 #include "index_core.h"
 #include "index_memory.h"
 
-/* Slots looked at for stale ones: per changed block, and at once when a rank was cleared (about 0.2 ms). */
+/* Slots looked at for stale ones: per changed block, and at once when a rank was cleared (about 0.1 ms). */
 #define SWEPT_PER_BLOCK 2
-#define SWEPT_PER_CLEAR 65536
+#define SWEPT_PER_CLEAR 16384
 
 /* -- tiers -------------------------------------------------------------------------------------------------------- */
 

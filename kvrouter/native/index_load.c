@@ -125,36 +125,72 @@ static int has_tier(const struct kvr_index *index, uint32_t number, uint32_t tie
     return set->words > 0 && kvr_set_words(set)[set->words - 1].tier == tier;
 }
 
+/* The memory of one step to the next: neighbours often have one set. */
+struct last {
+    uint32_t before, mask, united;
+};
+
+static int load_block(struct kvr_index *index, const struct table *table, uint64_t at, struct last *last)
+{
+    uint64_t key = kvr_index_key(index, kvr_load64(table->hashes + 8 * at));
+    uint32_t mask = kvr_load32(table->ids + 4 * at);
+    struct kvr_slot *slot = kvr_table_find(&index->table, key);
+    uint32_t before = slot ? slot->value : 0;
+    if (mask >= table->sets)
+        return damaged("a block has no rank set");
+    if (before != 0 && has_tier(index, before, table->tier))
+        return damaged("a block appears twice");
+    if (before != last->before || mask != last->mask) {
+        last->before = before;
+        last->mask = mask;
+        last->united = unite(index, table, before, mask);
+        if (last->united == 0)
+            return no_memory();
+    }
+    if (slot == NULL) {
+        if (kvr_table_add(&index->table, key, last->united))
+            return no_memory();
+        kvr_sets_enter(&index->sets, last->united);
+    } else {
+        slot->value = last->united;
+        kvr_sets_enter(&index->sets, last->united);
+        kvr_sets_leave(&index->sets, before);
+    }
+    return 0;
+}
+
+/* A step that visits every one of `count` places, neighbours far apart: about the golden section of it. */
+static uint64_t find_stride(uint64_t count)
+{
+    uint64_t stride = count / 1000 * 618 + 1;
+    for (;; stride++) {
+        uint64_t a = count, b = stride;
+        while (b != 0) {
+            uint64_t rest = a % b;
+            a = b;
+            b = rest;
+        }
+        if (a == 1)
+            return stride;
+    }
+}
+
+/* Snapshots are written in the order of a table; blocks added in that order would crowd one end of every segment. */
 static int load_blocks(struct kvr_index *index, const struct table *table)
 {
-    uint32_t before = UINT32_MAX, mask = 0, united = 0;
-    for (uint64_t at = 0; at < table->blocks; at++) {
-        if (at + KVR_PREFETCH_BLOCKS < table->blocks)
-            kvr_index_prefetch(index, kvr_load64(table->hashes + 8 * (at + KVR_PREFETCH_BLOCKS)));
-        uint64_t key = kvr_index_key(index, kvr_load64(table->hashes + 8 * at));
-        uint32_t id = kvr_load32(table->ids + 4 * at);
-        struct kvr_slot *slot = kvr_table_find(&index->table, key);
-        uint32_t named = slot ? slot->value : 0;
-        if (id >= table->sets)
-            return damaged("a block has no rank set");
-        if (named != 0 && has_tier(index, named, table->tier))
-            return damaged("a block appears twice");
-        if (named != before || id != mask) {
-            before = named;
-            mask = id;
-            united = unite(index, table, named, id);
-            if (united == 0)
-                return no_memory();
-        }
-        if (slot == NULL) {
-            if (kvr_table_add(&index->table, key, united))
-                return no_memory();
-            kvr_sets_enter(&index->sets, united);
-        } else {
-            slot->value = united;
-            kvr_sets_enter(&index->sets, united);
-            kvr_sets_leave(&index->sets, named);
-        }
+    struct last last = {UINT32_MAX, 0, 0};
+    uint64_t count = table->blocks, stride = find_stride(count), at = 0;
+    uint64_t ahead = count ? KVR_PREFETCH_BLOCKS * stride % count : 0;
+    uint64_t far_ahead = count ? 2 * KVR_PREFETCH_BLOCKS * stride % count : 0;
+    for (uint64_t done = 0; done < count; done++) {
+        KVR_PREFETCH(table->hashes + 8 * far_ahead);
+        KVR_PREFETCH(table->ids + 4 * ahead);
+        kvr_index_prefetch(index, kvr_load64(table->hashes + 8 * ahead));
+        if (load_block(index, table, at, &last))
+            return -1;
+        at = (at + stride) % count;
+        ahead = (ahead + stride) % count;
+        far_ahead = (far_ahead + stride) % count;
     }
     return 0;
 }

@@ -2,32 +2,17 @@
  * every method does. */
 #include "index_arguments.h"
 #include "index_keys.h"
-#include "index_match.h"
+#include "index_object.h"
 #include "index_snapshot.h"
 #include "module.h"
 
-struct object {
-    PyObject_HEAD
-    struct kvr_index index;
-};
-
 typedef PyObject *method(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names);
-
-static struct kvr_index *index_of(PyObject *object)
-{
-    return &((struct object *)object)->index;
-}
 
 static PyObject *no_memory_or_none(int failed)
 {
     if (failed)
         return PyErr_NoMemory();
     Py_RETURN_NONE;
-}
-
-static int is_given(PyObject *argument)
-{
-    return argument != NULL && argument != Py_None;
 }
 
 /* -- changes ------------------------------------------------------------------------------------------------------ */
@@ -39,11 +24,11 @@ static int read_change(PyObject *self, PyObject **found, uint32_t *rank, struct 
         return -2;
     int tier;
     if (found[2] != NULL)
-        tier = is_new ? kvr_read_new_tier(index_of(self), found[2]) : kvr_read_tier(index_of(self), found[2]);
+        tier = is_new ? kvr_read_new_tier(kvr_index_of(self), found[2]) : kvr_read_tier(kvr_index_of(self), found[2]);
     else
-        tier = kvr_index_find_tier(index_of(self), "gpu", 3);
+        tier = kvr_index_find_tier(kvr_index_of(self), "gpu", 3);
     if (tier == -1 && is_new) {
-        tier = kvr_index_add_tier(index_of(self), "gpu", 3);
+        tier = kvr_index_add_tier(kvr_index_of(self), "gpu", 3);
         if (tier < 0) {
             (void)PyErr_NoMemory();
             return -2;
@@ -65,7 +50,7 @@ static PyObject *store(PyObject *self, PyObject *const *arguments, Py_ssize_t co
     int tier = read_change(self, found, &rank, &keys, 1);
     if (tier < 0)
         return NULL;
-    int failed = kvr_index_store(index_of(self), rank, keys.array, keys.count, (uint32_t)tier);
+    int failed = kvr_index_store(kvr_index_of(self), rank, keys.array, keys.count, (uint32_t)tier);
     kvr_keys_close(&keys);
     return no_memory_or_none(failed);
 }
@@ -81,7 +66,7 @@ static PyObject *remove_(PyObject *self, PyObject *const *arguments, Py_ssize_t 
     int tier = read_change(self, found, &rank, &keys, 0);
     if (tier < 0)
         return tier == -2 ? NULL : Py_NewRef(Py_None);
-    int failed = kvr_index_remove(index_of(self), rank, keys.array, keys.count, (uint32_t)tier);
+    int failed = kvr_index_remove(kvr_index_of(self), rank, keys.array, keys.count, (uint32_t)tier);
     kvr_keys_close(&keys);
     return no_memory_or_none(failed);
 }
@@ -93,167 +78,17 @@ static PyObject *clear(PyObject *self, PyObject *const *arguments, Py_ssize_t co
     uint32_t rank;
     if (kvr_read_arguments(&signature, arguments, count, names, found) || kvr_read_rank(found[0], &rank))
         return NULL;
-    if (!is_given(found[1])) {
-        for (uint32_t tier = 0; tier < index_of(self)->tier_count; tier++)
-            kvr_index_clear(index_of(self), rank, tier);
+    if (!kvr_is_given(found[1])) {
+        for (uint32_t tier = 0; tier < kvr_index_of(self)->tier_count; tier++)
+            kvr_index_clear(kvr_index_of(self), rank, tier);
         Py_RETURN_NONE;
     }
-    int tier = kvr_read_tier(index_of(self), found[1]);
+    int tier = kvr_read_tier(kvr_index_of(self), found[1]);
     if (tier == -2)
         return NULL;
     if (tier >= 0)
-        kvr_index_clear(index_of(self), rank, (uint32_t)tier);
+        kvr_index_clear(kvr_index_of(self), rank, (uint32_t)tier);
     Py_RETURN_NONE;
-}
-
-/* -- matching ----------------------------------------------------------------------------------------------------- */
-
-/* Which tiers count: `*selected` stays NULL if all do. 0, or -1 with an exception set. The caller frees it. */
-static int select_tiers(const struct kvr_index *index, PyObject *names, uint8_t **selected)
-{
-    *selected = NULL;
-    if (!is_given(names))
-        return 0;
-    PyObject *list = PySequence_List(names);
-    uint8_t *wanted = list ? PyMem_Calloc(index->tier_count + 1, 1) : NULL;
-    if (wanted == NULL) {
-        if (list != NULL)
-            (void)PyErr_NoMemory();
-        Py_XDECREF(list);
-        return -1;
-    }
-    uint32_t count = 0;
-    for (Py_ssize_t at = 0; at < PyList_Size(list); at++) {
-        int tier = kvr_read_tier(index, PyList_GetItem(list, at));
-        if (tier == -2) {
-            Py_DECREF(list);
-            PyMem_Free(wanted);
-            return -1;
-        }
-        if (tier >= 0 && !wanted[tier]) {
-            wanted[tier] = 1;
-            count++;
-        }
-    }
-    Py_DECREF(list);
-    if (count == index->tier_count) {
-        PyMem_Free(wanted);
-        return 0;
-    }
-    *selected = wanted;
-    return 0;
-}
-
-static int match_keys(const struct kvr_index *index, struct kvr_keys *keys, int exact, PyObject *tiers,
-                      struct kvr_overlap *overlap)
-{
-    uint8_t *selected;
-    int (*find)(const struct kvr_index *, const struct kvr_keys *, const uint8_t *, struct kvr_overlap *) =
-        exact ? kvr_match_exact : kvr_match_bisect;
-    if (select_tiers(index, tiers, &selected))
-        return -1;
-    int failed = find(index, keys, selected, overlap);
-    if (failed) {
-        PyMem_Free(selected);
-        /* Reading the rest may run any code, also such that changes the index: only then are tiers looked up anew. */
-        if (kvr_keys_fetch(keys) || select_tiers(index, tiers, &selected))
-            return -1;
-        failed = find(index, keys, selected, overlap);
-    }
-    PyMem_Free(selected);
-    return failed;
-}
-
-static int match(PyObject *self, PyObject *hashes, int exact, PyObject *tiers, struct kvr_overlap *overlap)
-{
-    struct kvr_keys keys;
-    if (kvr_keys_open_lazily(&keys, hashes))
-        return -1;
-    int failed = match_keys(index_of(self), &keys, exact, tiers, overlap);
-    kvr_keys_close(&keys);
-    return failed;
-}
-
-static int put_depth(PyObject *depths, uint32_t rank, uint32_t depth)
-{
-    PyObject *key = PyLong_FromUnsignedLong(rank), *value = PyLong_FromUnsignedLong(depth);
-    int failed = key == NULL || value == NULL || PyDict_SetItem(depths, key, value);
-    Py_XDECREF(key);
-    Py_XDECREF(value);
-    return failed;
-}
-
-static PyObject *match_depths(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names)
-{
-    static const struct kvr_signature signature = {"match_depths", 1, 2, {"hashes", "tiers"}};
-    PyObject *found[2];
-    struct kvr_overlap overlap;
-    if (kvr_read_arguments(&signature, arguments, count, names, found) || match(self, found[0], 1, found[1], &overlap))
-        return NULL;
-    PyObject *depths = PyDict_New();
-    for (uint32_t word = 0; depths != NULL && word < overlap.words; word++) {
-        for (uint64_t bits = overlap.ranks[word]; bits; bits &= bits - 1) {
-            uint32_t rank = word * 64 + (uint32_t)kvr_lowest_bit(bits);
-            if (put_depth(depths, rank, overlap.depths[rank])) {
-                Py_DECREF(depths);
-                return NULL;
-            }
-        }
-    }
-    return depths;
-}
-
-/* match_arrays(hashes, exact, tiers) -> ranks and depths, each the bytes of uint32 numbers */
-static PyObject *match_arrays(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names)
-{
-    static const struct kvr_signature signature = {"match_arrays", 3, 3, {"hashes", "exact", "tiers"}};
-    PyObject *found[3];
-    struct kvr_overlap overlap;
-    if (kvr_read_arguments(&signature, arguments, count, names, found))
-        return NULL;
-    int exact = PyObject_IsTrue(found[1]);
-    if (exact < 0 || match(self, found[0], exact, found[2], &overlap))
-        return NULL;
-    uint32_t ranks[KVR_RANKS_MAX], matched = 0;
-    for (uint32_t word = 0; word < overlap.words; word++) {
-        for (uint64_t bits = overlap.ranks[word]; bits; bits &= bits - 1) {
-            ranks[matched] = word * 64 + (uint32_t)kvr_lowest_bit(bits);
-            overlap.depths[matched] = overlap.depths[ranks[matched]];
-            matched++;
-        }
-    }
-    Py_ssize_t size = (Py_ssize_t)(matched * sizeof *ranks);
-    PyObject *first = PyByteArray_FromStringAndSize((const char *)ranks, size);
-    PyObject *second = first ? PyByteArray_FromStringAndSize((const char *)overlap.depths, size) : NULL;
-    PyObject *pair = second ? PyTuple_Pack(2, first, second) : NULL;
-    Py_XDECREF(first);
-    Py_XDECREF(second);
-    return pair;
-}
-
-/* holds_bytes(rank, hashes, tier) -> a byte 0 or 1 for each hash */
-static PyObject *holds_bytes(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names)
-{
-    static const struct kvr_signature signature = {"holds_bytes", 3, 3, {"rank", "hashes", "tier"}};
-    PyObject *found[3];
-    uint32_t rank;
-    struct kvr_keys keys;
-    if (kvr_read_arguments(&signature, arguments, count, names, found) || kvr_read_rank(found[0], &rank) ||
-        kvr_keys_open(&keys, found[1]))
-        return NULL;
-    const struct kvr_index *index = index_of(self);
-    int tier = is_given(found[2]) ? kvr_read_tier(index, found[2]) : -1;
-    PyObject *held = tier == -2 ? NULL : PyByteArray_FromStringAndSize(NULL, (Py_ssize_t)keys.count);
-    char *out = held ? PyByteArray_AsString(held) : NULL;
-    for (size_t at = 0; held != NULL && at < keys.count; at++) {
-        uint32_t set = kvr_index_holders(index, keys.array[at]);
-        out[at] = 0;
-        for (uint32_t number = 0; number < index->tier_count && !out[at]; number++)
-            if (!is_given(found[2]) || (int)number == tier)
-                out[at] = (char)kvr_sets_has(&index->sets, set, number, rank);
-    }
-    kvr_keys_close(&keys);
-    return held;
 }
 
 /* -- the rest ----------------------------------------------------------------------------------------------------- */
@@ -272,14 +107,14 @@ static PyObject *blocks(PyObject *self, PyObject *const *arguments, Py_ssize_t c
         return PyLong_FromLong(0);
     }
     size_t held = 0;
-    if (is_given(found[1])) {
-        int tier = kvr_read_tier(index_of(self), found[1]);
+    if (kvr_is_given(found[1])) {
+        int tier = kvr_read_tier(kvr_index_of(self), found[1]);
         if (tier == -2)
             return NULL;
-        held = tier >= 0 ? kvr_index_blocks(index_of(self), rank, (uint32_t)tier) : 0;
+        held = tier >= 0 ? kvr_index_blocks(kvr_index_of(self), rank, (uint32_t)tier) : 0;
     } else {
-        for (uint32_t tier = 0; tier < index_of(self)->tier_count; tier++)
-            held += kvr_index_blocks(index_of(self), rank, tier);
+        for (uint32_t tier = 0; tier < kvr_index_of(self)->tier_count; tier++)
+            held += kvr_index_blocks(kvr_index_of(self), rank, tier);
     }
     return PyLong_FromSsize_t((Py_ssize_t)held);
 }
@@ -287,7 +122,7 @@ static PyObject *blocks(PyObject *self, PyObject *const *arguments, Py_ssize_t c
 static PyObject *tiers(PyObject *object, PyObject *unused)
 {
     (void)unused;
-    const struct kvr_index *index = index_of(object);
+    const struct kvr_index *index = kvr_index_of(object);
     PyObject *names = PyTuple_New((Py_ssize_t)index->tier_count);
     for (uint32_t tier = 0; names != NULL && tier < index->tier_count; tier++) {
         PyObject *name = PyUnicode_FromStringAndSize(index->tiers[tier].name, (Py_ssize_t)index->tiers[tier].length);
@@ -302,13 +137,13 @@ static PyObject *tiers(PyObject *object, PyObject *unused)
 static PyObject *nbytes(PyObject *object, PyObject *unused)
 {
     (void)unused;
-    return PyLong_FromSsize_t((Py_ssize_t)(sizeof(struct object) + index_of(object)->bytes));
+    return PyLong_FromSsize_t((Py_ssize_t)(sizeof(struct kvr_index_object) + kvr_index_of(object)->bytes));
 }
 
 static PyObject *dump(PyObject *object, PyObject *unused)
 {
     (void)unused;
-    return kvr_index_dump(index_of(object));
+    return kvr_index_dump(kvr_index_of(object));
 }
 
 /* load(tables, tiers): fill a new index from what `dump` returned */
@@ -322,13 +157,13 @@ static PyObject *load(PyObject *self, PyObject *const *arguments, Py_ssize_t cou
     unsigned long tier_count = PyLong_AsUnsignedLong(found[1]);
     if (PyErr_Occurred())
         return NULL;
-    if (index_of(self)->tier_count) {
+    if (kvr_index_of(self)->tier_count) {
         PyErr_SetString(PyExc_RuntimeError, "only a new index can be loaded");
         return NULL;
     }
     if (PyObject_GetBuffer(found[0], &view, PyBUF_SIMPLE))
         return NULL;
-    int failed = kvr_index_load(index_of(self), view.buf, (size_t)view.len, (uint32_t)tier_count);
+    int failed = kvr_index_load(kvr_index_of(self), view.buf, (size_t)view.len, (uint32_t)tier_count);
     PyBuffer_Release(&view);
     if (failed)
         return NULL;
@@ -337,7 +172,7 @@ static PyObject *load(PyObject *self, PyObject *const *arguments, Py_ssize_t cou
 
 static Py_ssize_t length(PyObject *object)
 {
-    return (Py_ssize_t)kvr_index_distinct(index_of(object));
+    return (Py_ssize_t)kvr_index_distinct(kvr_index_of(object));
 }
 
 /* Python's own secret of this process, so that PYTHONHASHSEED makes every run alike. */
@@ -360,7 +195,7 @@ static PyObject *new(PyTypeObject *type, PyObject *arguments, PyObject *names)
         return NULL;
     allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
     PyObject *self = allocate(type, 0);
-    if (self != NULL && kvr_index_open(index_of(self), secret)) {
+    if (self != NULL && kvr_index_open(kvr_index_of(self), secret)) {
         Py_DECREF(self);
         return PyErr_NoMemory();
     }
@@ -370,7 +205,7 @@ static PyObject *new(PyTypeObject *type, PyObject *arguments, PyObject *names)
 static void dealloc(PyObject *object)
 {
     PyTypeObject *type = Py_TYPE(object);
-    kvr_index_close(index_of(object));
+    kvr_index_close(kvr_index_of(object));
     ((freefunc)PyType_GetSlot(type, Py_tp_free))(object);
     Py_DECREF(type);
 }
@@ -381,9 +216,9 @@ static PyMethodDef methods[] = {
     FAST("store", store),
     FAST("remove", remove_),
     FAST("clear", clear),
-    FAST("match_depths", match_depths),
-    FAST("match_arrays", match_arrays),
-    FAST("holds_bytes", holds_bytes),
+    FAST("match_depths", kvr_match_depths),
+    FAST("match_arrays", kvr_match_arrays),
+    FAST("holds_bytes", kvr_holds_bytes),
     FAST("blocks", blocks),
     FAST("load", load),
     {"tiers", tiers, METH_NOARGS, NULL},
@@ -404,7 +239,7 @@ static PyType_Slot slots[] = {
 
 static PyType_Spec spec = {
     .name = "kvrouter._native.PrefixIndex",
-    .basicsize = sizeof(struct object),
+    .basicsize = sizeof(struct kvr_index_object),
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
     .slots = slots,
 };

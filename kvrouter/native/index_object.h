@@ -1,0 +1,27 @@
+/* An index as a Python object, for the files that hold its methods. */
+#ifndef KVR_INDEX_OBJECT_H
+#define KVR_INDEX_OBJECT_H
+
+#include "index_core.h"
+#include "python_abi.h"
+
+struct kvr_index_object {
+    PyObject_HEAD
+    struct kvr_index index;
+};
+
+KVR_INLINE struct kvr_index *kvr_index_of(PyObject *object)
+{
+    return &((struct kvr_index_object *)(void *)object)->index;
+}
+
+KVR_INLINE int kvr_is_given(PyObject *argument)
+{
+    return argument != NULL && argument != Py_None;
+}
+
+PyObject *kvr_match_depths(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names);
+PyObject *kvr_match_arrays(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names);
+PyObject *kvr_holds_bytes(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names);
+
+#endif
