@@ -4,6 +4,7 @@ It reads and hands over; gaps, duplicates and restarts are the sink's to judge.
 """
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -124,8 +125,8 @@ class Link:
         self.socket = self.monitor = self._lost_at = None
         self._peers = self._failed_handshakes = 0
 
-    def drain(self) -> bool:
-        """Read a burst; returns whether there may be more. Never raises."""
+    def drain(self, deadline: float) -> bool:
+        """Read a burst, but nothing more after `deadline`; returns whether there may be more. Never raises."""
         if self.socket is None or self.monitor is None:
             return False
         self._read_monitor(self.monitor)
@@ -136,6 +137,8 @@ class Link:
             except zmq.Again:
                 return False
             self._take(frames)
+            if time.perf_counter() >= deadline:  # batches may be large: a burst of them would hold up requests
+                break
         return True
 
     def rest(self) -> None:

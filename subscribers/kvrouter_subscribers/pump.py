@@ -20,7 +20,7 @@ __all__ = ["Pump"]
 class _Reader:
     __slots__ = ("descriptors", "drain", "queued", "watched")
 
-    def __init__(self, drain: Callable[[], bool], descriptors: tuple[int, ...]) -> None:
+    def __init__(self, drain: Callable[[float], bool], descriptors: tuple[int, ...]) -> None:
         self.drain, self.descriptors = drain, descriptors
         self.queued, self.watched = False, True
 
@@ -34,11 +34,12 @@ class Pump:
         self._queue: deque[_Reader] = deque()
         self._scheduled = False
 
-    def watch(self, *sockets: zmq.Socket[bytes], drain: Callable[[], bool]) -> None:
+    def watch(self, *sockets: zmq.Socket[bytes], drain: Callable[[float], bool]) -> None:
         """Call `drain` whenever one of `sockets` may have something to read.
 
-        `drain` reads a bounded number of messages and returns whether it stopped before the sockets were empty.
-        It must not raise. `unwatch(sockets[0])` ends it; that is needed before the sockets are closed.
+        `drain` reads a bounded number of messages, at least one and none after the time that it is given (of
+        `time.perf_counter`), and returns whether it stopped before the sockets were empty. It must not raise.
+        `unwatch(sockets[0])` ends it; that is needed before the sockets are closed.
         """
         reader = _Reader(drain, tuple(int(socket.getsockopt(zmq.FD)) for socket in sockets))
         self._readers[sockets[0]] = reader
@@ -74,15 +75,15 @@ class Pump:
         deadline = time.perf_counter() + self._turn_seconds
         try:
             while self._queue:
-                self._read(self._queue.popleft())
+                self._read(self._queue.popleft(), deadline)
                 if time.perf_counter() >= deadline:
                     break
         finally:
             if self._queue:
                 self._schedule()
 
-    def _read(self, reader: _Reader) -> None:
+    def _read(self, reader: _Reader, deadline: float) -> None:
         reader.queued = False
-        if reader.drain() and reader.watched and not reader.queued:
+        if reader.drain(deadline) and reader.watched and not reader.queued:
             reader.queued = True
             self._queue.append(reader)

@@ -7,6 +7,7 @@ engines drops what a slow reader does not take, in the middle and without a word
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable
 
 import zmq
@@ -84,7 +85,7 @@ class Replay:
                 return
         self.error = f"replay from {self.start}: no end within {self._limits.replay_seconds_max:g} s"
 
-    def _drain(self) -> bool:
+    def _drain(self, deadline: float) -> bool:
         if self._socket is None or not self._reading:
             return False
         receive = self._socket.recv_multipart
@@ -95,6 +96,8 @@ class Replay:
                 return False
             if not self._take(frames):
                 return False
+            if time.perf_counter() >= deadline:  # as in `Link.drain`
+                break
         return True
 
     def _take(self, frames: list[bytes]) -> bool:
