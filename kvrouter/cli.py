@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any, NoReturn
 
 from kvrouter import __version__
 from kvrouter.errors import KvrouterError, MissingExtraError, SettingsError
@@ -26,6 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand and return its exit code."""
     try:
         parser, commands = _parser()
+        if not (sys.argv[1:] if arguments is None else arguments):
+            parser.print_help(sys.stderr)
+            return 2
         parsed, unknown = parser.parse_known_args(arguments)
         if unknown:
             return _fail(_unknown_argument(unknown[0], parsed.command, commands), 2)
@@ -43,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> tuple[argparse.ArgumentParser, "argparse._SubParsersAction[argparse.ArgumentParser]"]:
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = _OneLineParser(
         prog="kvrouter",
         description="Routes LLM requests to the worker whose KV cache already holds their prefix.",
         epilog="Begin with `kvrouter demo`; then `kvrouter serve --worker http://HOST:8000,events=tcp://HOST:5557`.",
@@ -53,6 +57,16 @@ def _parser() -> tuple[argparse.ArgumentParser, "argparse._SubParsersAction[argp
     for name in _COMMANDS:
         _module(name).add_parser(subparsers)
     return parser, subparsers
+
+
+class _OneLineParser(argparse.ArgumentParser):
+    """Says in one line what is wrong, instead of a usage of fifty; takes no abbreviations, which later flags break."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **options})
+
+    def error(self, message: str) -> NoReturn:
+        raise SettingsError(f"{message}; see {self.prog} --help")
 
 
 def _unknown_argument(

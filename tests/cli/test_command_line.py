@@ -30,6 +30,14 @@ def test_help_lists_every_command() -> None:
     assert "Begin with" in answer.stdout
 
 
+def test_the_bare_command_helps() -> None:
+    """It is a wrong call, and the first one of everybody."""
+    answer = kvrouter()
+
+    assert answer.returncode == 2
+    assert "Begin with" in answer.stderr
+
+
 @pytest.mark.parametrize("command", [["demo"], ["serve"], ["events", "tail"]])
 def test_every_command_explains_itself(command: list[str]) -> None:
     """--help works without a worker, a file or a network."""
@@ -51,7 +59,12 @@ def test_every_command_explains_itself(command: list[str]) -> None:
         (["serve", "--tokenizer", "model=absent.json"], {}, "absent.json"),
         (["serve", "--wroker", "http://127.0.0.1:9"], {}, "serve: unknown argument --wroker; did you mean --worker?"),
         (["serve", "surplus"], {}, "see kvrouter serve --help"),
+        (["serve", "--work", "http://127.0.0.1:9"], {}, "did you mean --worker?"),
+        (["serve", "--config"], {}, "--config: expected one argument; see kvrouter serve --help"),
+        (["demo", "--engines", "0"], {}, "--engines: must be between 1 and 32, got 0"),
+        (["events", "tail"], {}, "ENDPOINT; see kvrouter events tail --help"),
         (["events", "tail", "tcp://127.0.0.1:9", "--frob"], {}, "unknown argument --frob"),
+        (["sreve"], {}, "'sreve'"),
     ],
 )
 def test_a_wrong_call_ends_with_one_line(arguments: list[str], environment: dict[str, str], named: str) -> None:
