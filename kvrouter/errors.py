@@ -27,6 +27,10 @@ __all__ = [
     "WireError",
 ]
 
+# Clients choose names and fleets have many: an error that repeats them all would be as long as they like.
+_NAME_CHARACTERS_MAX = 256
+_NAMES_LISTED_MAX = 64
+
 
 class KvrouterError(Exception):
     """The root of the tree."""
@@ -65,8 +69,11 @@ class UnknownModelError(RoutingError):
 
     def __init__(self, model: str, known: Iterable[str]) -> None:
         self.model, self.known = model, tuple(sorted(known))
-        listing = ", ".join(self.known) or "none yet"
-        super().__init__(f"model {model!r} is not served here; known models: {listing}")
+        named = model if len(model) <= _NAME_CHARACTERS_MAX else model[:_NAME_CHARACTERS_MAX] + "..."
+        listing = ", ".join(self.known[:_NAMES_LISTED_MAX]) or "none yet"
+        if len(self.known) > _NAMES_LISTED_MAX:
+            listing += f" and {len(self.known) - _NAMES_LISTED_MAX} more"
+        super().__init__(f"model {named!r} is not served here; known models: {listing}")
 
 
 class NoWorkerError(RoutingError):

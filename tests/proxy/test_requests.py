@@ -177,6 +177,26 @@ async def test_errors_of_the_dispatcher_become_replies() -> None:
         assert (bad.status, _error(bad)["param"]) == (400, "body")
 
 
+async def test_an_error_never_repeats_megabytes_of_what_was_sent() -> None:
+    """The name that nobody knows is cut before those that somebody does."""
+
+    class Failing(Fleet):
+        error: Exception = UnknownModelError("x" * 10_000_000, ["b", "a", *(f"m{n:04}" for n in range(4000))])
+
+        def route(self, request: Request, excluded: object) -> Reply:
+            raise self.error
+
+    fleet = Failing()
+    async with proxying(fleet=fleet) as (server, _), connected(server) as client:
+        unknown = _error(await client.ask(post()))
+        fleet.error = RequestError("y" * 10_000_000, param="z" * 10_000_000)
+        quoted = await client.ask(post())
+
+    assert "xxx...' is not served here; known models: a, b, m0000" in str(unknown["message"])
+    assert str(unknown["message"]).endswith(" and 3938 more")
+    assert len(quoted.body) < 5000
+
+
 @pytest.mark.parametrize("call", ["admit", "try_local", "first_byte", "first_token", "finished"])
 async def test_a_bug_in_the_dispatcher_harms_one_request_at_most(call: str) -> None:
     """Before the answer it is a 500, after that the answer still arrives; it is counted, reported, and over."""

@@ -17,6 +17,9 @@ from .messages import Outcome, Reply
 __all__ = ["CONTINUE", "UpstreamError", "error_object", "error_reply", "render_reply"]
 
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_MESSAGE_CHARACTERS_MAX: Final = 4096
+"""Errors may quote what clients sent; nobody gets megabytes of it back."""
+_PARAM_CHARACTERS_MAX: Final = 256
 _JSON: Final = (b"content-type", b"application/json")
 _STATUS_LINES: Final = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}".encode() for status in HTTPStatus if status.value >= 200
@@ -94,4 +97,13 @@ def _describe(error: KvrouterError) -> tuple[int, dict[str, str | None]]:
 
 
 def _shape(message: str, kind: str, code: str | None, param: str | None = None) -> dict[str, str | None]:
-    return {"message": message, "type": kind, "param": param, "code": code}
+    return {
+        "message": _cut(message, _MESSAGE_CHARACTERS_MAX),
+        "type": kind,
+        "param": param and _cut(param, _PARAM_CHARACTERS_MAX),
+        "code": code,
+    }
+
+
+def _cut(text: str, characters: int) -> str:
+    return text if len(text) <= characters else text[:characters] + "..."
