@@ -143,7 +143,7 @@ class SelectionRoutes:
     def _overlap(self, prompt: Prompt, decision: Decision, block_size: int) -> dict[str, Any]:
         """Tokens of whole cached blocks; unlike usable tokens, these may include the prompt's last token."""
         rank, matched = decision.dense_rank, decision.overlap_tokens
-        hashes = prompt.hash_list(block_size)
+        hashes = prompt.hashes(block_size)
         if matched == (len(hashes) - 1) * block_size and bool(self._index.holds(rank, hashes[-1:], "gpu")[0]):
             matched += block_size
         cpu = disk = matched

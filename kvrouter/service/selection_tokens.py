@@ -1,4 +1,7 @@
-"""Reads selection requests whose prompt continues one that was asked about before: only what is new is read.
+"""Reads selection requests; without the native core, of prompts that continue others only what is new.
+
+The native core reads a whole array of token ids in less time than it takes to recognise its pieces, so with it nothing
+is remembered. The rest of this is for those who have to do without.
 
 A gateway asks about every turn of a conversation, and each turn repeats the whole of it. The bytes of the array of
 token ids are compared, in pieces of 2 KiB, with remembered ones; the JSON reader then sees one marker number in the
@@ -14,6 +17,7 @@ from collections.abc import Sequence
 
 from xxhash import xxh3_64_intdigest
 
+from kvrouter import native_core
 from kvrouter.blocks import Prompt
 from kvrouter.errors import RequestError
 from kvrouter.service.prompts import PrefixCache
@@ -70,6 +74,8 @@ class SelectionReader:
         Raises:
             RequestError: 400, it is not JSON or a field has the wrong type; `param` names the field.
         """
+        if native_core.present:
+            return self._read_at_once(body) or AskedSelection(self._cache, parse_selection(body))
         at = body.find(_KEY) if len(body) > 2 * PIECE_BYTES else -1
         opening = _opening(body, at + len(_KEY)) if at >= 0 else None
         if opening is None:
@@ -77,6 +83,19 @@ class SelectionReader:
         begin = opening.end()
         nodes = self._walk(body, begin)
         return (self._read_rest(body, begin, nodes) if nodes else None) or self._read_whole(body, begin)
+
+    def _read_at_once(self, body: bytes) -> AskedSelection | None:
+        """Read the array apart from the rest; None if it is not the prompt, or if something is wrong with it."""
+        found = native_core.native.find_token_array(body, _KEY)
+        if found is None or not found[0]:
+            return None
+        words, start, end = found
+        array = b"[%b]" % self._marker[:-1]
+        try:
+            fields = parse_selection(b"".join((body[:start], array, body[end:])))
+        except RequestError:
+            return None  # the whole body says what is wrong, and where
+        return AskedSelection(self._cache, fields, (), words) if bytes(fields.token_ids) == array else None
 
     def _walk(self, body: bytes, begin: int) -> list[PrefixNode]:
         self._cache.begin()
