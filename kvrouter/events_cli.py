@@ -110,6 +110,7 @@ class Tail:
         *,
         now: float,  # noqa: ARG002 - as above
         replayed: bool = False,
+        incarnation: int | None = None,  # noqa: ARG002 - as above; the wires that are tailed name none
     ) -> _Answer:
         """Describe one batch, and what its number says about those before it."""
         if self._held is None or replayed:

@@ -65,13 +65,26 @@ class Ingest:
         self.doubtful.discard(rank)
         self._lookup.remove(rank)
 
-    def receive(self, source: Source, sequence: int, payload: bytes, *, now: float, replayed: bool = False) -> Receipt:
-        """Take one batch as it arrives; never raises on what is in it."""
+    def receive(
+        self,
+        source: Source,
+        sequence: int,
+        payload: bytes,
+        *,
+        now: float,
+        replayed: bool = False,
+        incarnation: int | None = None,
+    ) -> Receipt:
+        """Take one batch as it arrives; never raises on what is in it.
+
+        `incarnation` names the publisher's life where its wire does (`kvrouter.events.envelope`): a source then has it
+        in every batch. None, as on the engines' own wires: lives are told apart by what their batches say.
+        """
         followed = self._followed.get(source)
         if followed is None:
             return _UNKNOWN_SOURCE
         followed.now = now
-        receipt = followed.sequencer.receive(sequence, payload, replayed=replayed)
+        receipt = followed.sequencer.receive(sequence, payload, replayed=replayed, incarnation=incarnation)
         self._note_state(followed)
         return receipt
 

@@ -1,13 +1,15 @@
 """Puts one source's batches in order: each is applied once, gaps are replayed, a new life is noticed.
 
-Sequence numbers count from 0 in each life of an engine, and nothing on the wire names the life. So
-the digest of every recent batch is kept: the same number with the same bytes is a duplicate, with
-other bytes it is another life. After a reconnection nothing is applied before the publisher has
-repeated our last batch, because a new life may have counted past the old one's end; where it cannot
-be asked, the source is in doubt until it can.
+Sequence numbers count from 0 in each life of an engine. Our own publishers name the life (the
+incarnation of `kvrouter.events.envelope`), so nothing has to be guessed: see `_receive_named`. On the
+engines' own wires nothing names it. There the digest of every recent batch is kept: the same number
+with the same bytes is a duplicate, with other bytes it is another life. After a reconnection nothing
+is applied before the publisher has repeated our last batch, because a new life may have counted past
+the old one's end; where it cannot be asked, the source is in doubt until it can.
 """
 
 from array import array
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -21,6 +23,7 @@ __all__ = ["Feed", "Sequencer"]
 
 _DIGESTS: Final = 4096
 _CLOCK_STEP_SECONDS: Final = 1.0  # Engines stamp with the wall clock, which may be set back a little.
+_LIVES_LEFT_MAX: Final = 64
 _SKIPPED: Final = 0  # In place of a digest: this number was given up, whatever it carried.
 
 
@@ -53,6 +56,8 @@ class Sequencer:
         "_digests",
         "_doubted_from",
         "_feed",
+        "_left",
+        "_life",
         "_limits",
         "_replay",
         "_waiting",
@@ -74,6 +79,8 @@ class Sequencer:
         self._feed = feed
         self._limits = limits
         self._digests = array("Q", bytes(8 * _DIGESTS))
+        self._life: int | None = None  # Its incarnation, if the publisher names it.
+        self._left: OrderedDict[int, int] = OrderedDict()  # Incarnations followed before: the first number unseen.
         self._replay: _Replay | None = None
         self._waiting: dict[int, bytes] = {}
         self._waiting_bytes = 0
@@ -111,26 +118,20 @@ class Sequencer:
         self._replay = None
         self._forget_waiting()
 
-    def receive(self, sequence: int, payload: bytes, *, replayed: bool) -> Receipt:
-        """Take one batch, live or replayed, in whatever order they come."""
-        replay = self._replay
-        first_of_replay = replayed and replay is not None and not replay.began
-        if replay is not None and replayed:
-            replay.began = True
+    def receive(self, sequence: int, payload: bytes, *, replayed: bool, incarnation: int | None = None) -> Receipt:
+        """Take one batch, live or replayed, in whatever order they come; `incarnation` names the publisher's life."""
+        if incarnation is not None:
+            return self._receive_named(incarnation, sequence, payload, replayed=replayed)
+        first_of_replay = self._begins_replay(replayed=replayed)
         if sequence < self.expected:
             return self._receive_again(sequence, payload, replayed=replayed)
+        replay = self._replay
         if replay is not None and replay.unverified:
             if not replayed:
                 return self._wait(sequence, payload, "buffered")
             # The publisher no longer has our last batch: it cannot be told whether this is still the same life.
             self._restart(_Replay(replay.start, began=True))
-        if sequence > self.expected:
-            if not first_of_replay:
-                return self._receive_ahead(sequence, payload, replayed=replayed)
-            # A replay begins with the oldest batch that is left, so the ones before are gone for good.
-            self._wait(sequence, payload, "buffered")
-            return Receipt(self._give_up())
-        return Receipt(self._advance(payload))
+        return self._receive_next(sequence, payload, replayed=replayed, first_of_replay=first_of_replay)
 
     def replay_finished(self, *, complete: bool) -> Receipt:
         """The replay that was asked for is over; `complete` if the publisher said so."""
@@ -153,6 +154,65 @@ class Sequencer:
             return Receipt("gap", self.expected)
         return Receipt(self._give_up())
 
+    def _receive_named(self, incarnation: int, sequence: int, payload: bytes, *, replayed: bool) -> Receipt:
+        """Take a batch whose life is known: within it numbers alone decide, another life starts over.
+
+        Lives have no order of their own. What a life that we left repeats is a late duplicate; what is news of it,
+        or what a replay says, is not: then it was the other one that came late.
+        """
+        if incarnation != self._life:
+            if not replayed and sequence < self._left.get(incarnation, 0):
+                self.duplicates += 1
+                return Receipt("duplicate")
+            if not self._follow(incarnation, replayed=replayed):
+                return self._receive_first(sequence, payload)
+        first_of_replay = self._begins_replay(replayed=replayed)
+        self._verified()
+        if sequence < self.expected:
+            self.duplicates += 1
+            return Receipt("duplicate")
+        return self._receive_next(sequence, payload, replayed=replayed, first_of_replay=first_of_replay)
+
+    def _follow(self, incarnation: int, *, replayed: bool) -> bool:
+        """Follow that life from now on; returns whether what is missing of it was asked for already, or never came."""
+        replay = self._replay
+        fresh = self._life is None and not self.expected
+        covered = replayed and replay is not None and not replay.start
+        if fresh:
+            if self._waiting:  # Of a wire that names no lives: nobody can tell whether they are of this one.
+                self._forget_waiting()
+        else:
+            self._restart(_Replay(0))
+            self._forget_waiting()
+        self._life = incarnation
+        self._left.pop(incarnation, None)
+        return fresh or covered
+
+    def _receive_first(self, sequence: int, payload: bytes) -> Receipt:
+        """Take the first batch of a new life, which need not be its number 0, and ask for those before it."""
+        if sequence:
+            self._wait(sequence, payload, "buffered")
+        else:
+            self._advance(payload)
+        return Receipt("restarted", 0)
+
+    def _begins_replay(self, *, replayed: bool) -> bool:
+        replay = self._replay
+        if replay is None or not replayed or replay.began:
+            return False
+        replay.began = True
+        return True
+
+    def _receive_next(self, sequence: int, payload: bytes, *, replayed: bool, first_of_replay: bool) -> Receipt:
+        """Take a batch of the life that we follow that was not seen before."""
+        if sequence > self.expected:
+            if not first_of_replay:
+                return self._receive_ahead(sequence, payload, replayed=replayed)
+            # A replay begins with the oldest batch that is left, so the ones before are gone for good.
+            self._wait(sequence, payload, "buffered")
+            return Receipt(self._give_up())
+        return Receipt(self._advance(payload))
+
     def _receive_again(self, sequence: int, payload: bytes, *, replayed: bool) -> Receipt:
         known = self._known_digest(sequence)
         if known == _digest(payload) or (known == _SKIPPED and replayed):
@@ -162,11 +222,7 @@ class Sequencer:
             return Receipt("duplicate")
         self._restart(_Replay(0))
         self._forget_waiting()
-        if sequence:
-            self._wait(sequence, payload, "buffered")
-        else:
-            self._advance(payload)
-        return Receipt("restarted", 0)
+        return self._receive_first(sequence, payload)
 
     def _verified(self) -> None:
         """The publisher repeated a batch that we know: it is the life that we follow."""
@@ -207,7 +263,7 @@ class Sequencer:
 
     def _advance(self, payload: bytes) -> Outcome:
         understood = self._take(payload)
-        if self._waiting:
+        if self._waiting and self._life is None:
             self._forget_older_than(payload)
         self._drain()
         return "applied" if understood else "quarantined"
@@ -223,7 +279,8 @@ class Sequencer:
 
     def _take(self, payload: bytes) -> bool:
         """Apply one batch. The cursor moves even past one that nobody understands, or nothing would ever follow it."""
-        self._digests[self.expected % _DIGESTS] = _digest(payload)
+        if self._life is None:
+            self._digests[self.expected % _DIGESTS] = _digest(payload)
         self.expected += 1
         self.applied += 1
         return self._feed.apply(payload)
@@ -261,10 +318,20 @@ class Sequencer:
         self._replay = replay
 
     def _begin_life(self) -> None:
+        self._leave()
         self.incarnation += 1
         self.expected = 0
         self._doubted_from = None
         self._digests = array("Q", bytes(8 * _DIGESTS))
+
+    def _leave(self) -> None:
+        """Remember how far the life that we leave had come, so that what is late of it is not taken for news."""
+        if self._life is None:
+            return
+        self._left[self._life] = self.expected + self.lag
+        self._life = None
+        if len(self._left) > _LIVES_LEFT_MAX:
+            self._left.popitem(last=False)
 
 
 def _digest(payload: bytes) -> int:

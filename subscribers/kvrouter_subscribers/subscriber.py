@@ -38,8 +38,21 @@ class EventSink(Protocol):
         """The source's live connection was lost."""
         ...
 
-    def receive(self, source: Source, sequence: int, payload: bytes, *, now: float, replayed: bool = False) -> Receipt:
-        """Take one batch. Live batches go on arriving while a replay is in progress."""
+    def receive(
+        self,
+        source: Source,
+        sequence: int,
+        payload: bytes,
+        *,
+        now: float,
+        replayed: bool = False,
+        incarnation: int | None = None,
+    ) -> Receipt:
+        """Take one batch. Live batches go on arriving while a replay is in progress.
+
+        `incarnation` is the publisher's life as its wire names it; None where the wire names none. When the answer
+        is `restarted`, a replay that is under way belongs to another life: nothing more of it may be handed over.
+        """
         ...
 
     def replay_finished(self, source: Source, *, now: float, complete: bool) -> Receipt:

@@ -2,6 +2,7 @@
 
 At every moment a trusted source claims only blocks that the publisher held after the batch that ingest applied last.
 When the channel heals, and the publisher still remembers everything, ingest claims exactly what is held.
+All of it holds for publishers that name their lives, where batches of past lives may come late as well.
 """
 
 from collections import Counter
@@ -28,6 +29,8 @@ KEYS = {
     for block, key in zip(path, sequence_hashes([t for b in path for t in TOKENS[b]], SIZE), strict=True)
 }
 REPLAY_ROUNDS_MAX = 20
+GOLDEN_RATIO = 0x9E3779B97F4A7C15
+"""Makes 64-bit incarnations of small numbers, in no order of theirs."""
 
 
 @dataclass
@@ -35,6 +38,7 @@ class Publisher:
     """An engine's cache and its event stream; `ring` is what it can replay of this life."""
 
     ring_batches: int
+    named: bool = False
     life: int = 0
     copies: Counter[int] = field(default_factory=Counter)
     announced: set[int] = field(default_factory=set)
@@ -45,6 +49,11 @@ class Publisher:
     def hash_of(self, block: int) -> int:
         """Every life has its own seed."""
         return self.life * 1_000_003 + block + 17
+
+    @property
+    def incarnation(self) -> int | None:
+        """What this life is called, where lives have names."""
+        return self.life * GOLDEN_RATIO % 2**64 if self.named else None
 
     def publish(self, *events: Event) -> tuple[int, bytes]:
         """Number and remember one batch."""
@@ -69,6 +78,7 @@ class Channel(RuleBasedStateMachine):
     """The publisher forgets nothing that it may have to repeat."""
 
     ring_batches = 10_000
+    named = False
 
     @initialize()
     def open(self) -> None:
@@ -76,8 +86,9 @@ class Channel(RuleBasedStateMachine):
         self.index = PrefixIndex()
         self.ingest = Ingest(self.index, limits=IngestLimits(buffered_batches_max=50))
         self.ingest.open(SOURCE, RANK, block_size=SIZE, now=0.0)
-        self.publisher = Publisher(self.ring_batches)
+        self.publisher = Publisher(self.ring_batches, self.named)
         self.flying: list[tuple[int, bytes]] = []
+        self.past: list[tuple[int, bytes, int | None]] = []
         self.wanted: int | None = None
 
     @rule(path=st.sampled_from(PATHS), start=st.integers(0, 3), length=st.integers(1, 4))
@@ -115,15 +126,18 @@ class Channel(RuleBasedStateMachine):
     @rule()
     def restart(self) -> None:
         """A new life, over a new connection; what flew is lost with the old one."""
-        self.publisher.restart()
+        self._end_life()
         self.reconnect()
 
     @rule()
     def restart_unseen(self) -> None:
         """A new life that the transport does not tell of, as behind a broker; its first batch arrives."""
-        self.publisher.restart()
+        self._end_life()
         self.flying.clear()
-        self._note(self.ingest.receive(SOURCE, *self.publisher.publish(CLEARED), now=0.0))
+        self._arrive(*self.publisher.publish(CLEARED))
+
+        if self.named:
+            assert self.claims() == set()
 
     @rule()
     def reconnect(self) -> None:
@@ -136,7 +150,7 @@ class Channel(RuleBasedStateMachine):
     def deliver(self, count: int) -> None:
         """Batches arrive in order."""
         for sequence, message in self.flying[:count]:
-            self._note(self.ingest.receive(SOURCE, sequence, message, now=0.0))
+            self._arrive(sequence, message)
         del self.flying[:count]
 
     @rule()
@@ -149,14 +163,14 @@ class Channel(RuleBasedStateMachine):
         """A later batch overtakes."""
         if position < len(self.flying):
             sequence, message = self.flying.pop(position)
-            self._note(self.ingest.receive(SOURCE, sequence, message, now=0.0))
+            self._arrive(sequence, message)
 
     @rule()
     def repeat(self) -> None:
         """A batch arrives and will arrive once more."""
         if self.flying:
             sequence, message = self.flying[0]
-            self._note(self.ingest.receive(SOURCE, sequence, message, now=0.0))
+            self._arrive(sequence, message)
 
     @rule(complete=st.booleans(), share=st.integers(0, 4))
     def replay(self, complete: bool, share: int) -> None:
@@ -166,7 +180,8 @@ class Channel(RuleBasedStateMachine):
         wanted, self.wanted = self.wanted, None
         batches = [item for item in sorted(self.publisher.ring.items()) if item[0] >= wanted]
         for sequence, message in batches if complete else batches[: len(batches) * share // 4]:
-            self._note(self.ingest.receive(SOURCE, sequence, message, now=0.0, replayed=True))
+            if self._arrive(sequence, message, replayed=True).outcome == "restarted":
+                return  # The subscriber hands over no more of a replay that was asked of another life.
         self._note(self.ingest.replay_finished(SOURCE, now=0.0, complete=complete))
 
     @rule()
@@ -190,7 +205,7 @@ class Channel(RuleBasedStateMachine):
     def claims_only_what_was_held(self) -> None:
         """In the life that it follows, after the batch that it applied last."""
         (status,) = self.ingest.status(now=0.0)
-        if status.state == "suspect":
+        if status.state == "suspect" and not self.named:
             return  # A replay ended before it showed whose life it is; the state says not to trust it.
         if status.applied_sequence is None:
             assert self.claims() == set()
@@ -203,6 +218,17 @@ class Channel(RuleBasedStateMachine):
         """Blocks that the index attributes to the rank."""
         held = self.index.holds(RANK, list(KEYS.values()), "gpu")
         return {block for block, here in zip(KEYS, held.tolist(), strict=True) if here}
+
+    def _end_life(self) -> None:
+        publisher = self.publisher
+        self.past += [(*item, publisher.incarnation) for item in publisher.ring.items()]
+        publisher.restart()
+
+    def _arrive(self, sequence: int, message: bytes, *, replayed: bool = False) -> Receipt:
+        incarnation = self.publisher.incarnation
+        receipt = self.ingest.receive(SOURCE, sequence, message, now=0.0, replayed=replayed, incarnation=incarnation)
+        self._note(receipt)
+        return receipt
 
     def _note(self, receipt: Receipt) -> None:
         if receipt.replay_from is not None:
@@ -219,6 +245,29 @@ class ForgetfulChannel(Channel):
         assert self.claims() <= set(+self.publisher.copies)
 
 
+class NamedChannel(Channel):
+    """The publisher names its lives. Whatever comes late of past ones, no life is taken for another."""
+
+    named = True
+
+    @rule(data=st.data())
+    def deliver_of_a_past_life(self, data: st.DataObject) -> None:
+        """A broker repeats what it has not seen acknowledged."""
+        if self.past:
+            sequence, message, incarnation = data.draw(st.sampled_from(self.past))
+            self._note(self.ingest.receive(SOURCE, sequence, message, now=0.0, incarnation=incarnation))
+
+
+class ForgetfulNamedChannel(NamedChannel):
+    """As above, and what is lost for good is never claimed."""
+
+    ring_batches = 3
+
+    def check_healed(self) -> None:
+        """Nothing beyond what is held."""
+        assert self.claims() <= set(+self.publisher.copies)
+
+
 _SETTINGS = settings(
     max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -226,3 +275,7 @@ TestChannel = Channel.TestCase
 TestChannel.settings = _SETTINGS
 TestForgetfulChannel = ForgetfulChannel.TestCase
 TestForgetfulChannel.settings = _SETTINGS
+TestNamedChannel = NamedChannel.TestCase
+TestNamedChannel.settings = _SETTINGS
+TestForgetfulNamedChannel = ForgetfulNamedChannel.TestCase
+TestForgetfulNamedChannel.settings = _SETTINGS

@@ -76,9 +76,18 @@ class RecordingSink:
         self.calls.append(("disconnected", source))
         self.ingest.disconnected(source, now=now)
 
-    def receive(self, source: Source, sequence: int, payload: bytes, *, now: float, replayed: bool = False) -> Receipt:
+    def receive(
+        self,
+        source: Source,
+        sequence: int,
+        payload: bytes,
+        *,
+        now: float,
+        replayed: bool = False,
+        incarnation: int | None = None,
+    ) -> Receipt:
         self._fail("receive")
-        receipt = self.ingest.receive(source, sequence, payload, now=now, replayed=replayed)
+        receipt = self.ingest.receive(source, sequence, payload, now=now, replayed=replayed, incarnation=incarnation)
         self.receipts.append(("replayed" if replayed else "live", sequence, receipt.outcome))
         return receipt
 
