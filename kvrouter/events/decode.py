@@ -87,7 +87,7 @@ _POOL_FIELDS: Final = frozenset(
 _STORED_KEYS: Final = (
     frozenset(_STORED_FIELDS)
     | _POOL_FIELDS
-    | {"locality", "ownership", "session_id", "cache_salt", "lookahead_token_ids", "mm_keys"}
+    | {"locality", "ownership", "session_id", "cache_salt", "lookahead_token_ids", "mm_keys", "sequence_hashes"}
 )
 _REMOVED_KEYS: Final = (
     frozenset(_REMOVED_FIELDS) | _POOL_FIELDS | {"locality", "ownership", "block_size", "lora_name", "token_ids"}
@@ -212,6 +212,7 @@ def _stored(fields: _Fields, skipped: Counter[str]) -> BlockStored:
         lookahead_token_ids=lookahead,
         mm_keys=_per_block(get("mm_keys"), len(hashes)),
         bigram=following is not None,
+        sequence_hashes=_sequence_hashes(get("sequence_hashes"), len(hashes)),
         pool=pool,
     )
 
@@ -365,6 +366,17 @@ def _per_block(value: object, blocks: int) -> tuple[ExtraKey, ...] | None:
     if not isinstance(value, tuple) or len(value) != blocks:
         raise _SkipEventError("bad_extra_keys")
     return tuple(item if item is None or isinstance(item, tuple) else (item,) for item in value)
+
+
+def _sequence_hashes(value: object, blocks: int) -> tuple[int | None, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, tuple) or len(value) != blocks:
+        raise _SkipEventError("bad_sequence_hashes")
+    for item in value:
+        if item is not None and (not isinstance(item, int) or isinstance(item, bool) or not 0 <= item <= _UINT64):
+            raise _SkipEventError("bad_sequence_hashes")
+    return value
 
 
 def _pool(fields: _Fields) -> PoolObject | None:

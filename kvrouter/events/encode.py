@@ -25,6 +25,7 @@ _STORED_OPTIONAL: Final = (
     "session_id",
     "cache_salt",
     "mm_keys",
+    "sequence_hashes",
 )
 _REMOVED_OPTIONAL: Final = ("group_idx", "locality", "ownership")
 

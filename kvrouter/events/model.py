@@ -58,6 +58,10 @@ class BlockStored:
 
     `lookahead_token_ids` has one entry per hash: tokens after the block that its
     hash covers as well. With `bigram` they came as overlapping token pairs.
+
+    `sequence_hashes`, which no engine sends, has one entry per hash as well: our own
+    sequence hash of the block, so that no tokens are needed (None: not known). See
+    `kvrouter.ingest.hash_only`.
     """
 
     block_hashes: tuple[int, ...]
@@ -78,6 +82,7 @@ class BlockStored:
     lookahead_token_ids: tuple[tuple[int, ...], ...] | None = None
     mm_keys: tuple[ExtraKey, ...] | None = None
     bigram: bool = False
+    sequence_hashes: tuple[int | None, ...] | None = None
     pool: PoolObject | None = None
 
 

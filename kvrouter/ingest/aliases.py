@@ -65,6 +65,18 @@ class AliasMap:
         """Learn what `event` says and what waited for it; returns the engine hashes that were not known before."""
         return self._learn_all(deque([event]), unit)
 
+    def learn_stated(self, hashes: Sequence[int], stated: Sequence[int | None], unit: int) -> list[int]:
+        """Learn the sequence hashes that a publisher states itself; returns the hashes that were not known before."""
+        keys = self.keys
+        new: list[int] = []
+        for engine_hash, key in zip(hashes, stated, strict=True):
+            if key is not None and engine_hash not in keys:
+                keys[engine_hash] = key
+                new.append(engine_hash)
+        if new and self._orphans:
+            new += self._learn_all(deque(stored for parent in list(new) for stored in self._adopt(parent)), unit)
+        return new
+
     def place_before_known(self, hashes: Sequence[int], unit: int) -> list[int]:
         """Name hashes that lie directly before a known, larger block of another group; returns those.
 

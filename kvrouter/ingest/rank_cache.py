@@ -115,7 +115,9 @@ class RankCache:
         tier = self._place(event)
         if tier is None or not event.block_hashes:
             return
-        if event.token_ids:
+        if event.sequence_hashes is not None:
+            self._learn_stated(event, event.sequence_hashes)
+        elif event.token_ids:
             self._learn(event, tier)
         hashes = event.block_hashes
         group = event.group_idx or 0
@@ -181,6 +183,17 @@ class RankCache:
             learnt += aliases.learn(event, unit)
         elif not aliases.knows_all(event.block_hashes):
             self.orphans_dropped += aliases.wait_for_parent(event, self._limits.orphan_blocks_max)
+        if others_wait:
+            self._settle(learnt)
+        return None
+
+    def _learn_stated(self, event: BlockStored, stated: Sequence[int | None]) -> None:
+        """The publisher names the blocks by our own hashes, which say something for our size of blocks only."""
+        unit, aliases = self.profile.shape.unit, self._aliases
+        if event.block_size != unit:
+            return self._ignore("odd_block_size")
+        others_wait = self._unresolved or aliases.orphan_blocks
+        learnt = aliases.learn_stated(event.block_hashes, stated, unit)
         if others_wait:
             self._settle(learnt)
         return None

@@ -35,6 +35,9 @@ def _stores(draw: st.DrawFn) -> BlockStored:
         lora_id=draw(st.none() | st.integers(-1, 2)),
         cache_salt=draw(st.sampled_from([None, "", "t"])),
         extra_keys=draw(st.none() | st.just((("t",),) * per_hash) | st.just((None,) * per_hash)),
+        sequence_hashes=draw(
+            st.none() | st.lists(st.none() | st.integers(0, 9), min_size=per_hash, max_size=per_hash).map(tuple)
+        ),
         lookahead_token_ids=draw(st.none() | st.just(((1,),) * per_hash) | st.just(((1, 2, 3, 4, 5),) * per_hash)),
     )
 
