@@ -18,6 +18,7 @@ from kvrouter.service.admin import AdminServer, GuardedApplication, WorkerRecord
 from kvrouter.service.auth import Authenticator
 from kvrouter.service.decisions import DecisionRing
 from kvrouter.service.dispatcher import ModelRoutes, RequestDispatcher
+from kvrouter.service.event_watch import EventWatch
 from kvrouter.service.fleet_view import FleetViews
 from kvrouter.service.health import HealthMonitor
 from kvrouter.service.listening import listen
@@ -68,6 +69,7 @@ class Service:
             # With keys of our own, a client's token is ours: workers get theirs from `api_key=` or none.
             default_authorization=b"" if settings.auth.api_keys else None,
         )
+        self.event_watch = EventWatch(self.registry)
         self.views = FleetViews(self.registry)
         self.decisions = DecisionRing(settings.routing.decisions_kept)
         self.traffic = TrafficCounters()
@@ -154,11 +156,13 @@ class Service:
                 raise SettingsError(f"worker {spec.worker_id!r}: {error.message}") from None
 
     async def housekeeping(self) -> None:
-        """End leases and forget dead workers' blocks, now and then, for ever."""
+        """End leases, forget dead workers' blocks and tell of missing events, now and then, for ever."""
         while True:
             try:
-                self.selection.expire(self.clock())
-                self.registry.forget_dead(self.sources.connected())
+                now, connected = self.clock(), self.sources.connected()
+                self.selection.expire(now)
+                self.registry.forget_dead(connected)
+                self.event_watch.look(connected, now=now)
             except Exception as error:  # noqa: BLE001 - supervised edge: one bug must not end the whole service
                 _report_bug("housekeeping", error)
             await asyncio.sleep(HOUSEKEEPING_SECONDS)
