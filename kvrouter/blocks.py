@@ -238,7 +238,10 @@ class Prompt:
         if tokens < len(hashes) * block_size:
             raise ValueError(f"{len(hashes)} hashes of {block_size} tokens are more than the prompt's {tokens} tokens")
         prompt = cls(b"", salt=salt, lora=lora)
-        prompt._lists[block_size] = hashes.tolist() if isinstance(hashes, np.ndarray) else list(hashes)
+        if isinstance(hashes, np.ndarray):
+            prompt._packed[block_size] = hashes.astype(np.uint64, copy=False).tobytes()
+        else:
+            prompt._lists[block_size] = list(hashes)
         prompt.tokens, prompt.block_size, prompt.exact = tokens, block_size, exact
         return prompt
 
@@ -252,7 +255,10 @@ class Prompt:
         found = self._lists.get(block_size)
         if found is not None:
             return found
-        found = array("Q", self.hash_bytes(block_size)).tolist() if native_core.present else self._chain(block_size)
+        if native_core.present or block_size in self._packed:
+            found = array("Q", self.hash_bytes(block_size)).tolist()
+        else:
+            found = self._chain(block_size)
         self._lists[block_size] = found
         return found
 

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from kvrouter.blocks import TOKEN_ID_MAX, Prompt, sequence_hashes, token_bytes
+from kvrouter.blocks import TOKEN_ID_MAX, HashArray, Prompt, sequence_hashes, token_bytes
 from kvrouter.errors import RequestError
 
 __all__ = [
@@ -236,14 +236,14 @@ def _length(raw: bytes) -> int:
     return raw.count(b",") + 1 if len(raw) > 2 and raw[1:-1].strip() else 0
 
 
-def _unsigned(hashes: list[int]) -> list[int]:
+def _unsigned(hashes: list[int]) -> HashArray:
     """Hashes as we keep them; Dynamo's clients write them signed, others unsigned."""
     try:
-        return memoryview(array("q", hashes)).cast("B").cast("Q").tolist()
+        return np.frombuffer(array("q", hashes), np.uint64)
     except OverflowError:
         if min(hashes) < -(2**63) or max(hashes) > _MASK:
             raise
-        return [each & _MASK for each in hashes]
+        return np.frombuffer(array("Q", [each & _MASK for each in hashes]), np.uint64)
 
 
 def _multimodal_prompt(
