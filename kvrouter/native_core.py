@@ -6,6 +6,7 @@ it, whose `absence` then says what to do.
 """
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 __all__ = ["PURE_VARIABLE", "absence", "implementation", "native", "present"]
@@ -15,6 +16,12 @@ PURE_VARIABLE = "KVROUTER_PURE"
 
 def _forced_pure() -> bool:
     return os.environ.get(PURE_VARIABLE, "").strip().lower() in {"1", "true", "yes", "on"}
+
+
+def _is_stale(library: str) -> bool:
+    """Whether a checkout's sources have changed since its core was built; an installed package has no sources."""
+    built = Path(library).stat().st_mtime
+    return any(source.stat().st_mtime > built for source in Path(__file__).with_name("native").glob("*.[ch]"))
 
 
 absence: str | None = None
@@ -32,6 +39,10 @@ else:
             None,
             f"the native core is not installed ({error}); `pip install -v` says why it was not built",
         )
+    else:
+        if _is_stale(native.__file__):
+            # An older core may lack what the Python beside it calls: slow is better than wrong.
+            native, absence = None, "the native core is older than its sources; build it with: python hatch_build.py"
 
 present: bool = native is not None
 implementation: Literal["native", "reference"] = "native" if present else "reference"

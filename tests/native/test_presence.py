@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,19 @@ def test_a_variable_forces_the_reference() -> None:
 
     assert forced[:4] == ["reference", False, "KVROUTER_PURE asks for the reference implementation", False]
     assert forced[4] == usual[4]
+
+
+def test_a_core_older_than_its_sources_is_not_used(tmp_path: Path) -> None:
+    """After an update of a checkout, what the Python code calls may not be in it yet."""
+    shutil.copytree(CHECKOUT / "kvrouter", tmp_path / "kvrouter", ignore=shutil.ignore_patterns("__pycache__"))
+    for library in (tmp_path / "kvrouter").glob("_native*"):
+        os.utime(library, (1, 1))
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {_REPORT}"
+
+    implementation, present, absence, *_ = _in_a_process(code)
+
+    assert (implementation, present) == ("reference", False)
+    assert "python hatch_build.py" in str(absence)
 
 
 def test_the_variable_can_also_say_no() -> None:
