@@ -63,9 +63,12 @@ KVR_INLINE uint32_t kvr_index_holders(const struct kvr_index *index, uint64_t ha
     return slot == NULL ? 0 : kvr_sets_resolve(&index->sets, slot->value);
 }
 
+/* Ask for what a change of a block will touch: its slot, and the neighbours that make room or move up. */
 KVR_INLINE void kvr_index_prefetch(const struct kvr_index *index, uint64_t hash)
 {
-    KVR_PREFETCH(kvr_table_home(&index->table, kvr_index_key(index, hash)));
+    uintptr_t home = (uintptr_t)kvr_table_home(&index->table, kvr_index_key(index, hash));
+    KVR_PREFETCH((const void *)home);
+    KVR_PREFETCH((const void *)(home + 64));
 }
 
 #endif

@@ -1,0 +1,192 @@
+"""The prefix index beside Dynamo's, on the cache events and lookups of a replayed trace: `python -m benchmarks.index`.
+
+The same stream goes to each implementation, alone in its process: ours in C, ours in Python (`-reference`), and
+Dynamo's `RadixTree`. Their answers to the same prompts are compared. Nobody's encoding is timed; Dynamo's reading of
+its JSON is, because there is no other way into it from Python. Which fleet and trace: `index_workload`; what is timed
+and how: `index_side`.
+"""
+
+import json
+import marshal
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from benchmarks.index_workload import BLOCK_SIZE, Fleet, Request, load_trace, synthetic_trace
+from benchmarks.peers import PeerEnvironment, add_peers_option
+from benchmarks.report import Report, argument_parser
+from kvrouter import native_core
+from kvrouter.blocks import sequence_hashes
+
+__all__ = ["main"]
+
+_SIDE = Path(__file__).with_name("index_side.py")
+_DYNAMO = "dynamo RadixTree"
+_PACKAGE = "ai-dynamo-runtime"
+_HASH_DYNAMO = """
+import json, statistics, sys, time
+from dynamo._core import compute_block_hash_for_seq
+tokens = [number * 7919 % 128000 for number in range(int(sys.argv[1]))]
+times = []
+for _ in range(15):
+    began = time.perf_counter()
+    compute_block_hash_for_seq(tokens, int(sys.argv[2]))
+    times.append(time.perf_counter() - began)
+print(statistics.median(times))
+"""
+
+Result = dict[str, Any]
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argument_parser("index", __doc__.splitlines()[0])
+    add_peers_option(parser)
+    parser.add_argument("trace", nargs="?", type=Path, help="a trace in Mooncake's form (default: a synthetic one)")
+    parser.add_argument("--ranks", type=int, default=64)
+    parser.add_argument("--pairs", type=int, help="resident (block, rank) pairs to reach (default: 2.5 M; quick 0.3 M)")
+    arguments = parser.parse_args()
+    pairs = arguments.pairs or (300_000 if arguments.quick else 2_500_000)
+    peers = PeerEnvironment.find(arguments.peers_python)
+    report = Report("index", packages=["numpy", "xxhash"])
+    report.versions |= {_PACKAGE: peers.versions[_PACKAGE]} if _PACKAGE in peers.versions else {}
+    copies, requests = (1, 4000) if arguments.quick else (2, 40_000)
+    trace = load_trace(arguments.trace, copies=copies)[:requests] if arguments.trace else synthetic_trace(requests)
+    with tempfile.TemporaryDirectory() as folder:
+        scale = 8 if arguments.quick else 1
+        resident = _write_workload(
+            trace, Path(folder), ranks=arguments.ranks, pairs=pairs, queries=2000 // scale, wire_blocks=480_000 // scale
+        )
+        report.conditions |= {"ranks": arguments.ranks, "resident_pairs": resident, "requests": len(trace)}
+        report.conditions["trace"] = arguments.trace.name if arguments.trace else "synthetic"
+        results = _run_sides(Path(folder), peers)
+    _report(report, results, resident, peers)
+    report.emit(arguments.json)
+
+
+def _write_workload(
+    trace: list[Request], folder: Path, *, ranks: int, pairs: int, queries: int, wire_blocks: int
+) -> int:
+    """Write the stream in each form, as lists of events that end with None; returns the pairs held at its end."""
+    fleet = Fleet(ranks=ranks, blocks_max=pairs // ranks)
+    wanted = iter(trace[:-queries])
+    number = 0
+    with (
+        (folder / "hashes").open("wb") as hashes,
+        (folder / "dynamo").open("wb") as dynamo,
+        (folder / "vllm").open("wb") as vllm,
+    ):
+        while requests := list(islice(wanted, 50)):
+            changes = [change for request in requests for change in fleet.serve(request)]
+            marshal.dump([(each.rank, bool(len(each.tokens)), each.hashes.tobytes()) for each in changes], hashes)
+            marshal.dump(
+                [(each.rank, None, each.dynamo(number + at), len(each.hashes)) for at, each in enumerate(changes)],
+                dynamo,
+            )
+            number += len(changes)
+            if wire_blocks > 0:
+                wire_blocks -= sum(len(each.hashes) for each in changes)
+                marshal.dump([(each.rank, None, each.vllm(0.0), len(each.hashes)) for each in changes], vllm)
+        for stream in (hashes, dynamo, vllm):
+            marshal.dump(None, stream)
+    with (folder / "queries").open("wb") as stream:
+        marshal.dump([tuple(part.tobytes() for part in fleet.prompt(request)) for request in trace[-queries:]], stream)
+    return fleet.pairs()
+
+
+def _run_sides(folder: Path, peers: PeerEnvironment) -> dict[str, Result]:
+    sides = {"reference": Path(sys.executable), "ingest": Path(sys.executable)}
+    if native_core.present:
+        sides["native"] = Path(sys.executable)
+    if _PACKAGE in peers.versions:
+        sides["dynamo"] = peers.python
+    results = {}
+    for kind, python in sides.items():
+        done = subprocess.run(
+            [python, _SIDE, kind, folder],
+            capture_output=True,
+            text=True,
+            timeout=1800,
+            check=False,
+            cwd=_SIDE.parents[1],
+        )
+        if done.returncode:
+            raise SystemExit(f"{kind} failed:\n{done.stderr}")
+        results[kind] = json.loads(done.stdout)
+    return results
+
+
+def _report(report: Report, results: dict[str, Result], resident: int, peers: PeerEnvironment) -> None:
+    dynamo = results.get("dynamo")
+    digests = {kind: result["digest"] for kind, result in results.items() if "digest" in result}
+    report.conditions["answers_agree"] = len(set(digests.values())) == 1
+    report.conditions["stream"] = {key: results["reference"][key] for key in ("events", "blocks")}
+
+    def row(name: str, unit: str, ours: float | None, key: str | None = None, *, scale: float = 1.0) -> None:
+        peer = dynamo[key] * scale if dynamo is not None and key is not None else None
+        less = not unit.endswith("/s")
+        reason = peers.missing(_PACKAGE) if dynamo is None and key is not None else None
+        report.row(name, unit, ours, peer, _DYNAMO if key else None, reason=reason, less_is_better=less)
+
+    for kind, suffix in (("native", ""), ("reference", "-reference")):
+        result = results.get(kind)
+        if result is None:
+            report.row("match-p50", "us", None, reason=native_core.absence)
+            continue
+        row(f"match-p50{suffix}", "us", result["match_array_p50_us"], "match_list_p50_us")
+        row(f"match-p99{suffix}", "us", result["match_array_p99_us"], "match_list_p99_us")
+        row(f"match-list-p50{suffix}", "us", result["match_list_p50_us"], "match_list_p50_us")
+        row(f"match-list-p99{suffix}", "us", result["match_list_p99_us"], "match_list_p99_us")
+        row(f"match-bisect-deepest{suffix}", "us", result["match_bisect_us"])
+        row(f"apply-hashes{suffix}", "blocks/s", result["blocks_per_second"], "blocks_per_second")
+        row(f"worst-apply-pause{suffix}", "ms", result["worst_pause_ms"], "worst_pause_ms")
+        row(
+            f"bytes-per-pair{suffix}",
+            "bytes",
+            result["resident_bytes"] / resident,
+            "resident_bytes",
+            scale=1 / resident,
+        )
+        if "nbytes" in result:
+            row("bytes-per-pair-accounted", "bytes", result["nbytes"] / resident)
+        row(f"clear-rank{suffix}", "ms", result["clear_ms"])
+        row(f"snapshot{suffix}", "ms", result["snapshot_ms"])
+        row(f"restore{suffix}", "ms", result["restore_ms"])
+    row("apply-engine-bytes", "blocks/s", results["ingest"]["blocks_per_second"], "blocks_per_second")
+    tokens = 32_768
+    theirs = _hash_dynamo(tokens, peers) if dynamo is not None else None
+    ids = [number * 7919 % 128_000 for number in range(tokens)]
+    ours = tokens / _median(lambda: sequence_hashes(ids, BLOCK_SIZE))
+    report.row(
+        "hash-tokens-list",
+        "tokens/s",
+        ours,
+        theirs,
+        "dynamo compute_block_hash_for_seq",
+        reason=None if theirs else peers.missing(_PACKAGE),
+    )
+
+
+def _hash_dynamo(tokens: int, peers: PeerEnvironment) -> float:
+    command = [str(peers.python), "-c", _HASH_DYNAMO, str(tokens), str(BLOCK_SIZE)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    return tokens / float(done.stdout)
+
+
+def _median(call: Callable[[], object]) -> float:
+    times = []
+    for _ in range(15):
+        began = perf_counter()
+        call()
+        times.append(perf_counter() - began)
+    return statistics.median(times)
+
+
+if __name__ == "__main__":
+    main()
