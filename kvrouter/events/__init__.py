@@ -6,6 +6,7 @@ here loads more than the standard library and msgpack.
 
 from kvrouter.events.decode import decode_batch, peek_timestamp
 from kvrouter.events.encode import encode_batch
+from kvrouter.events.envelope import Envelope, decode_envelope, encode_envelope, is_envelope
 from kvrouter.events.frames import ReplayData, ReplayEnd, parse_live, parse_replay
 from kvrouter.events.model import (
     AllBlocksCleared,
@@ -25,6 +26,7 @@ __all__ = [
     "BlockNamespaces",
     "BlockRemoved",
     "BlockStored",
+    "Envelope",
     "Event",
     "EventBatch",
     "Namespace",
@@ -34,7 +36,10 @@ __all__ = [
     "Source",
     "block_namespaces",
     "decode_batch",
+    "decode_envelope",
     "encode_batch",
+    "encode_envelope",
+    "is_envelope",
     "parse_live",
     "parse_replay",
     "peek_timestamp",
