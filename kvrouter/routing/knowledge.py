@@ -10,7 +10,7 @@ import msgspec
 
 from kvrouter.blocks import Prompt
 from kvrouter.events import Source
-from kvrouter.routing.landmarks import landmark_depth, landmarks, landmarks_within
+from kvrouter.routing.landmarks import landmark_depth, landmarks, landmarks_known, landmarks_within
 from kvrouter.routing.predictions import PredictedBlocks
 from kvrouter.routing.settings import RoutingSettings
 
@@ -131,7 +131,7 @@ class Knowledge:
             until = predictions.deadline(rank, hashes[known - 1])
             if until is not None and until - now > lifetime * (1 - _REFRESH_SHARE):
                 begin = known
-        predictions.store(rank, [*hashes[begin:]], now + _PATIENCE * cost + lifetime)
+        predictions.store(rank, tuple(hashes[begin:]), now + _PATIENCE * cost + lifetime)
 
     def expire(self, now: float) -> None:
         """End the predictions whose time is over."""
@@ -176,8 +176,7 @@ def _with_predicted(
     """The tokens of a prompt that ranks have, with those that are predicted to follow the confirmed ones."""
     if not predictions:
         return confirmed
-    known = {rank: landmarks_within(tokens // block_size) for rank, tokens in confirmed.items()}
-    depths = predictions.match(_landmarks(prompt, block_size), known)
+    depths = predictions.match(_landmarks(prompt, block_size), landmarks_known(confirmed, block_size))
     if not depths:
         return confirmed
     # An engine computes at least the last token itself, to have something to continue from.

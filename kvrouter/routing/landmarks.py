@@ -6,10 +6,10 @@ beyond. What is predicted for the few seconds until events tell may well be a li
 fraction of the work and of the memory.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
-__all__ = ["landmark_depth", "landmarks", "landmarks_within"]
+__all__ = ["landmark_depth", "landmarks", "landmarks_known", "landmarks_within"]
 
 # Up to this many blocks every block is a landmark, then every 8th, then every 32nd.
 _DENSE: Final = 64
@@ -36,6 +36,14 @@ def landmarks_within(blocks: int) -> int:
     if blocks <= _MIDDLE:
         return _DENSE + (blocks - _DENSE) // _MIDDLE_STEP
     return _MIDDLE_COUNT + (blocks - _MIDDLE) // _FAR_STEP
+
+
+def landmarks_known(tokens: Mapping[int, int], block_size: int) -> dict[int, int]:
+    """The same for the prefix of each rank, given in tokens."""
+    return {
+        rank: blocks if (blocks := known // block_size) <= _DENSE else landmarks_within(blocks)
+        for rank, known in tokens.items()
+    }
 
 
 def landmark_depth(count: int) -> int:

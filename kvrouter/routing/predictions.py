@@ -14,16 +14,17 @@ from heapq import heappop, heappush
 from math import inf
 from typing import TypeAlias
 
+import msgspec
+
 __all__ = ["PredictedBlocks"]
 
 
-class _Note:
-    """What one decision wrote for a rank, and until when it holds."""
+class _Note(msgspec.Struct, eq=False, frozen=True, gc=False):
+    """What one decision wrote for a rank, and until when it holds. There are very many: the collector skips them."""
 
-    __slots__ = ("bit", "deadline", "hashes")
-
-    def __init__(self, bit: int, deadline: float, hashes: Sequence[int]) -> None:
-        self.bit, self.deadline, self.hashes = bit, deadline, hashes
+    bit: int
+    deadline: float
+    hashes: Sequence[int]
 
 
 # The latest note that has a block: of the one rank that is predicted to hold it, as nearly always, or of each.

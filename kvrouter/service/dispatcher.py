@@ -71,6 +71,7 @@ class RequestDispatcher:
         self._registry, self._router, self._views = registry, router, views
         self._reader, self._resolver = reader, resolver
         self._authenticator, self._decisions, self._traffic = authenticator, decisions, traffic
+        self._asks_for_keys = not authenticator.is_open
         self._local, self._admin, self._clock = local, admin, clock
         self._bookings = count(1)
         self._wall_offset = time.time() - clock()
@@ -79,7 +80,7 @@ class RequestDispatcher:
 
     def admit(self, request: Request) -> Reply | None:
         """Check the key, before the body is read."""
-        if not self._authenticator.is_open:
+        if self._asks_for_keys:
             self._authenticator.check(request.method, request.path, request.header(b"authorization"))
         return None
 
