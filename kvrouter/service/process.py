@@ -4,6 +4,7 @@ On the first SIGTERM or SIGINT: not ready, then draining, then closed, exit code
 """
 
 import asyncio
+import gc
 import logging
 import os
 import resource
@@ -84,6 +85,8 @@ async def _running(
         )
         if not len(service.registry):
             log_event(_log, logging.WARNING, "no_workers", hint="give --worker, or register some with POST /workers")
+        gc.collect()
+        gc.freeze()  # what is here now stays: the collector need not look at it while requests wait
         yield
         # Requests have ended or were cut by `_drain`; what is left only served them.
         await service.proxy.close()
