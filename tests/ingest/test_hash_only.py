@@ -3,10 +3,13 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from benchmarks.accuracy import replay_recording
 from kvrouter.events import BlockStored, Event, Source, decode_batch, encode_batch
@@ -40,6 +43,58 @@ def test_recorded_engines_are_known_as_exactly_without_tokens(path: Path, monkey
     assert result.misses == []
     assert result.lookups == result.exact > 80
     assert result.dumps == result.dumps_exact
+
+
+_prompts = st.lists(st.sampled_from([(1, 2, 3, 4), (5, 6, 7, 8), (1, 1, 1, 1)]), min_size=1, max_size=4)
+_steps = st.lists(
+    st.tuples(
+        st.sampled_from(["store", "store", "remove", "clear"]), _prompts, st.integers(0, 3), st.sampled_from("ab")
+    ),
+    max_size=25,
+)
+
+
+def _engine_hash(path: Sequence[tuple[int, ...]], salt: str) -> int:
+    return int.from_bytes(blake2b(repr((path, salt)).encode(), digest_size=8).digest(), "big")
+
+
+def _step(kind: str, path: Sequence[tuple[int, ...]], start: int, salt: str) -> Event:
+    """What an engine would say: stores begin anywhere in a prompt, and only a prompt's beginning states its salt."""
+    start = min(start, len(path) - 1)
+    if kind == "clear":
+        return CLEARED
+    if kind == "remove":
+        return removed(_engine_hash(path, salt))
+    return stored(
+        [_engine_hash(path[: end + 1], salt) for end in range(start, len(path))],
+        [token for block in path[start:] for token in block],
+        parent=_engine_hash(path[:start], salt) if start else None,
+        cache_salt=None if start else salt,
+    )
+
+
+@settings(max_examples=300, deadline=None)
+@given(_steps, st.integers(0, 5))
+def test_never_more_is_claimed_than_with_tokens_and_as_much_where_parents_were_seen(
+    steps: Sequence[tuple[str, list[tuple[int, ...]], int, str]], missed: int
+) -> None:
+    """Also where the publishing side came late and knows fewer parents than the engine has blocks."""
+    events = [_step(*step) for step in steps]
+    with_tokens, hash_only, late = Rank(), Rank(), Rank()
+    form, late_form, orphaned = HashOnly(), HashOnly(), False
+
+    for number, event in enumerate(events):
+        with_tokens.send(event)
+        orphaned = orphaned or with_tokens.status.orphans > 0
+        send(hash_only, form, event)
+        send(late, late_form, event) if number >= missed else late.send(event)
+        for rank in (hash_only, late):
+            for path, salt in {(tuple(step[1]), step[3]) for step in steps}:
+                prompt = [token for block in path for token in block]
+                truth = with_tokens.usable(prompt, salt=salt.encode())
+                claimed = rank.usable(prompt, salt=salt.encode())
+                assert claimed <= truth
+                assert rank is late or orphaned or claimed == truth
 
 
 def test_nothing_of_a_prompt_leaves() -> None:
