@@ -183,6 +183,7 @@ class _Followed:
         self.sequencer = Sequencer(self, limits)
         self.now = 0.0
         self.connected: bool | None = None  # None: nobody ever told, as where batches come from a file.
+        self.announced_rank: int | None = None
         self.quarantined = 0
         self.skipped: dict[str, int] = {}
         self.last_error: str | None = None
@@ -200,6 +201,7 @@ class _Followed:
             self.last_error = f"batch {self.sequencer.expected - 1}: {error}"
             self._doubtful = True  # It may have removed blocks that we go on believing in.
             return False
+        self.announced_rank = batch.data_parallel_rank
         for reason, count in batch.skipped.items():
             self.skipped[reason] = self.skipped.get(reason, 0) + count
         if self._doubtful and any(isinstance(event, AllBlocksCleared) for event in batch.events):
@@ -232,6 +234,7 @@ class _Followed:
         return SourceStatus(
             worker_id=self.source.worker_id,
             rank=self.source.rank,
+            announced_rank=self.announced_rank,
             dense_rank=cache.rank,
             state=self.state(),
             connected=bool(self.connected),

@@ -32,10 +32,13 @@ class SourceStatus:
 
     `lag` is how many batches are known to exist beyond the applied ones. `gaps_lost` are gaps that could not be
     filled, so that the rank's blocks were forgotten. `orphans` wait for their parent, `unresolved` for their tokens.
+    `announced_rank` is the data-parallel rank that the last batch named, None if it named none: where a worker has
+    several ranks and this is not `rank`, their endpoints are mixed up.
     """
 
     worker_id: str
     rank: int
+    announced_rank: int | None
     dense_rank: int
     state: SourceState
     connected: bool

@@ -47,6 +47,13 @@ class SourceReport:
         transport = self._transport.status(Source(status.worker_id, status.rank))
         row = dataclasses.asdict(status)
         row["worker_id"] = status.worker_id if worker is None else worker.spec.public_id
+        if worker is not None and worker.spec.ranks > 1 and status.announced_rank not in {None, status.rank}:
+            # Requests name the rank that they are for, so another one's cache attracts them in vain. A worker of one
+            # rank may well be a slice of an engine that counts more.
+            row["last_error"] = (
+                f"batches say that they are of data-parallel rank {status.announced_rank}: "
+                "are the event endpoints in the order of the ranks?"
+            )
         if transport is None:
             row.update(transport=None, endpoint=None, connected=False)
             return row
