@@ -11,6 +11,7 @@ the old one's end; where it cannot be asked, the source is in doubt until it can
 from array import array
 from collections import OrderedDict
 from dataclasses import dataclass
+from math import inf
 from typing import Final, Protocol
 
 from xxhash import xxh3_64_intdigest
@@ -62,6 +63,7 @@ class Sequencer:
         "_replay",
         "_waiting",
         "_waiting_bytes",
+        "_waiting_since",
         "applied",
         "duplicates",
         "expected",
@@ -84,6 +86,7 @@ class Sequencer:
         self._replay: _Replay | None = None
         self._waiting: dict[int, bytes] = {}
         self._waiting_bytes = 0
+        self._waiting_since = inf  # No batch that waits has an earlier stamp.
 
     @property
     def replaying(self) -> bool:
@@ -252,6 +255,9 @@ class Sequencer:
         if sequence not in self._waiting:
             self._waiting[sequence] = payload
             self._waiting_bytes += len(payload)
+            stamp = peek_timestamp(payload)
+            if stamp is not None and stamp < self._waiting_since:
+                self._waiting_since = stamp
         limits = self._limits
         if len(self._waiting) > limits.buffered_batches_max or self._waiting_bytes > limits.buffered_bytes_max:
             return Receipt(self._give_up())
@@ -260,6 +266,7 @@ class Sequencer:
     def _forget_waiting(self) -> None:
         self._waiting.clear()
         self._waiting_bytes = 0
+        self._waiting_since = inf
 
     def _advance(self, payload: bytes) -> Outcome:
         understood = self._take(payload)
@@ -271,11 +278,15 @@ class Sequencer:
     def _forget_older_than(self, payload: bytes) -> None:
         """Batches that wait for this one are not older than it, unless they are of an earlier life."""
         stamp = peek_timestamp(payload)
-        if stamp is None:
-            return
+        if stamp is None or self._waiting_since >= stamp - _CLOCK_STEP_SECONDS:
+            return  # Looking at each one again for every batch of a long replay would take longer than the replay.
+        self._waiting_since = inf
         for sequence, waiting in list(self._waiting.items()):
-            if (peek_timestamp(waiting) or stamp) < stamp - _CLOCK_STEP_SECONDS:
+            since = peek_timestamp(waiting)
+            if since is not None and since < stamp - _CLOCK_STEP_SECONDS:
                 self._waiting_bytes -= len(self._waiting.pop(sequence))
+            elif since is not None and since < self._waiting_since:
+                self._waiting_since = since
 
     def _take(self, payload: bytes) -> bool:
         """Apply one batch. The cursor moves even past one that nobody understands, or nothing would ever follow it."""

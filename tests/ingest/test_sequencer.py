@@ -1,10 +1,12 @@
 """Order, loss and restarts of one source: what is applied, what is asked for, what is given up."""
 
+import time
+
 import pytest
 
 from kvrouter.events import Source
 from kvrouter.ingest import IngestLimits, Receipt
-from tests.ingest.engines import CLEARED, RANK, SOURCE, Rank, removed, stored, tokens
+from tests.ingest.engines import CLEARED, RANK, SOURCE, Rank, payload, removed, stored, tokens
 
 
 @pytest.fixture
@@ -301,3 +303,22 @@ def test_the_age_of_the_last_event_is_told(rank: Rank) -> None:
     assert silent is None
     assert rank.status.last_event_age == 1000.0
     assert rank.status.dense_rank == RANK
+
+
+def test_a_long_replay_does_not_look_at_all_that_waits_for_every_batch() -> None:
+    """Thousands of live batches wait while thousands are replayed; their product would be minutes."""
+
+    def seconds(waiting: int) -> float:
+        rank, batch = Rank(), payload(CLEARED, stamp=5.0)
+        rank.receive(0, stored([11], tokens(1)))
+        for number in range(waiting):
+            rank.ingest.receive(SOURCE, 2000 + number, batch, now=0.0)
+        before = time.perf_counter()
+        for number in range(1, 1500):
+            rank.ingest.receive(SOURCE, number, batch, now=0.0, replayed=True)
+        return time.perf_counter() - before
+
+    few = min(seconds(100) for _ in range(3))
+    many = min(seconds(10_000) for _ in range(3))
+
+    assert many < 15 * few  # about equal; 60 times as long if each one was looked at
