@@ -46,13 +46,14 @@ async def run_service(settings: Settings) -> int:
     refuse_open_bind(settings.server.host, api_keys=settings.auth.api_keys, insecure=settings.auth.insecure)
     specs = _worker_specs(settings.workers)
     certificate = _tls_context(settings)
+    # Before anything that a signal would leave behind: from here on it is a request, not the end.
+    stop = _Stop(exit_with_parent=settings.server.exit_with_parent)
     with tempfile.TemporaryDirectory(prefix="kvrouter-") as folder:
         admin_socket = None if settings.server.admin_port else str(Path(folder) / "admin.sock")
         listener = listen(settings.server.host, settings.server.port)
         service = Service(settings, admin_socket=admin_socket)
         service.load_tokenizers()
         service.add_workers(specs)
-        stop = _Stop(exit_with_parent=settings.server.exit_with_parent)
         async with _running(service, listener, certificate):
             await stop.asked.wait()
             await _drain(service, stop.at_once)
