@@ -36,8 +36,10 @@ class _Ours:
         self.index: Any = self._make()
 
     def prepare(self, event: Any) -> Any:
-        rank, stores, hashes = event
-        return rank, stores, self._np.frombuffer(hashes, self._np.uint64)
+        rank, stores, packed = event
+        hashes = self._np.frombuffer(packed, self._np.uint64)
+        memoryview(hashes)  # numpy keeps a note with every array that was ever looked into; not the index's memory.
+        return rank, stores, hashes
 
     def apply(self, event: Any) -> None:
         rank, stores, hashes = event
