@@ -38,7 +38,7 @@ class _Ours:
     def prepare(self, event: Any) -> Any:
         rank, stores, packed = event
         hashes = self._np.frombuffer(packed, self._np.uint64)
-        memoryview(hashes)  # numpy keeps a note with every array that was ever looked into; not the index's memory.
+        hashes.data  # noqa: B018 - numpy keeps a note with every array that was ever looked into; not the index's memory.
         return rank, stores, hashes
 
     def apply(self, event: Any) -> None:
