@@ -57,6 +57,7 @@ class Sequencer:
         "_digests",
         "_doubted_from",
         "_feed",
+        "_given_up_below",
         "_left",
         "_life",
         "_limits",
@@ -79,6 +80,7 @@ class Sequencer:
         self.applied = self.duplicates = self.gaps = self.gaps_lost = self.restarts = 0
         self._doubted_from: int | None = None  # Batches from here on may be of another life than those before.
         self._feed = feed
+        self._given_up_below = 0  # Batches below were given up, which the publisher may still have.
         self._limits = limits
         self._digests = array("Q", bytes(8 * _DIGESTS))
         self._life: int | None = None  # Its incarnation, if the publisher names it.
@@ -112,7 +114,9 @@ class Sequencer:
         """A connection was made. What was published before it may be missed, and the engine may be another."""
         self._forget_waiting()
         known = self._known_below()
-        self._replay = _Replay(max(0, known - 1), unverified=known > 0)
+        # What was given up for want of an answer may be had now, unless that is longer ago than our digests reach.
+        again = self._given_up_below > 0 and self.expected - self._given_up_below <= _DIGESTS
+        self._replay = _Replay(0 if again else max(0, known - 1), unverified=known > 0)
         return Receipt("connected", self._replay.start)
 
     def reset(self) -> None:
@@ -126,6 +130,8 @@ class Sequencer:
         if incarnation is not None:
             return self._receive_named(incarnation, sequence, payload, replayed=replayed)
         first_of_replay = self._begins_replay(replayed=replayed)
+        if first_of_replay and sequence < self._given_up_below:
+            self._begin_again()
         if sequence < self.expected:
             return self._receive_again(sequence, payload, replayed=replayed)
         replay = self._replay
@@ -155,6 +161,7 @@ class Sequencer:
         if complete and attempts <= self._limits.replay_attempts_max:
             self._replay = _Replay(self.expected, attempts=attempts)
             return Receipt("gap", self.expected)
+        self._given_up_below = min(self._waiting)
         return Receipt(self._give_up())
 
     def _receive_named(self, incarnation: int, sequence: int, payload: bytes, *, replayed: bool) -> Receipt:
@@ -170,6 +177,8 @@ class Sequencer:
             if not self._follow(incarnation, replayed=replayed):
                 return self._receive_first(sequence, payload)
         first_of_replay = self._begins_replay(replayed=replayed)
+        if first_of_replay and sequence < self._given_up_below:
+            self._begin_again()
         self._verified()
         if sequence < self.expected:
             self.duplicates += 1
@@ -260,6 +269,7 @@ class Sequencer:
                 self._waiting_since = stamp
         limits = self._limits
         if len(self._waiting) > limits.buffered_batches_max or self._waiting_bytes > limits.buffered_bytes_max:
+            self._given_up_below = min(self._waiting)
             return Receipt(self._give_up())
         return Receipt(outcome)
 
@@ -322,6 +332,13 @@ class Sequencer:
         self._drain()
         return "applied"
 
+    def _begin_again(self) -> None:
+        """The publisher has what was given up after all: follow its life anew, from the beginning of this replay."""
+        assert self._replay is not None
+        self._replay.unverified = False
+        self._feed.forget(restarted=False)
+        self._start_counting()
+
     def _restart(self, replay: _Replay) -> None:
         self.restarts += 1
         self._begin_life()
@@ -331,7 +348,10 @@ class Sequencer:
     def _begin_life(self) -> None:
         self._leave()
         self.incarnation += 1
-        self.expected = 0
+        self._start_counting()
+
+    def _start_counting(self) -> None:
+        self.expected = self._given_up_below = 0
         self._doubted_from = None
         self._digests = array("Q", bytes(8 * _DIGESTS))
 

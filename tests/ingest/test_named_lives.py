@@ -118,6 +118,21 @@ def test_a_replay_that_lost_our_last_batch_does_not_look_like_a_restart(rank: Na
     assert (rank.holds(0), rank.holds(8)) == (False, True)
 
 
+def test_what_was_given_up_unanswered_is_asked_for_again(rank: NamedRank) -> None:
+    """Over a new connection, in the same life, without a restart."""
+    rank.store_of(FIRST, [0, 2])
+    rank.ingest.replay_finished(SOURCE, now=0.0, complete=False)
+    given_up = rank.holds(0)
+
+    asked = rank.ingest.connected(SOURCE, now=0.0)
+    rank.store_of(FIRST, [0, 1, 2], replayed=True)
+    rank.ingest.replay_finished(SOURCE, now=0.0, complete=True)
+
+    assert (given_up, asked) == (False, Receipt("connected", 0))
+    assert all(rank.holds(number) for number in range(3))
+    assert (rank.status.restarts, rank.status.state) == (0, "live")
+
+
 def test_what_comes_late_of_a_past_life_is_a_duplicate(rank: NamedRank) -> None:
     """A broker delivers again what was not acknowledged; it must not bring the dead life back."""
     rank.store_of(FIRST, [0, 1])

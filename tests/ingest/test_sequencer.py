@@ -69,6 +69,50 @@ def test_a_gap_that_cannot_be_filled_costs_the_ranks_blocks(rank: Rank) -> None:
     assert (rank.status.gaps_lost, rank.status.applied_sequence, rank.status.state) == (1, 2, "live")
 
 
+def test_what_was_given_up_unanswered_is_asked_for_again_over_a_new_connection(rank: Rank) -> None:
+    """The publisher had it all the time, and could not be asked; the rank is followed anew from the beginning."""
+    rank.receive(0, stored([11], tokens(1)))
+    rank.receive(2, stored([30], tokens(1, start=5)))
+    rank.ingest.replay_finished(SOURCE, now=0.0, complete=False)
+
+    asked = rank.ingest.connected(SOURCE, now=0.0)
+    rank.receive(0, stored([11], tokens(1)), replayed=True)
+    rank.receive(1, stored([12], tokens(1, start=1), parent=11), replayed=True)
+    rank.receive(2, stored([30], tokens(1, start=5)), replayed=True)
+    resolved = rank.ingest.replay_finished(SOURCE, now=0.0, complete=True)
+
+    assert (asked, resolved) == (Receipt("connected", 0), Receipt("resolved"))
+    assert (rank.usable(tokens(2)), rank.usable(tokens(1, start=5))) == (8, 4)
+    assert (rank.status.restarts, rank.status.state) == (0, "live")
+    assert rank.ingest.connected(SOURCE, now=0.0) == Receipt("connected", 2)
+
+
+def test_a_publisher_that_lacks_what_was_given_up_costs_nothing_more(rank: Rank) -> None:
+    """Its oldest batch is known to us: the rank goes on as it is."""
+    rank.receive(0, stored([11], tokens(1)))
+    rank.receive(2, stored([30], tokens(1, start=5)))
+    rank.ingest.replay_finished(SOURCE, now=0.0, complete=False)
+
+    rank.ingest.connected(SOURCE, now=0.0)
+    receipt = rank.receive(2, stored([30], tokens(1, start=5)), replayed=True)
+    rank.ingest.replay_finished(SOURCE, now=0.0, complete=True)
+
+    assert receipt == Receipt("duplicate")
+    assert rank.usable(tokens(1, start=5)) == 4
+    assert (rank.status.restarts, rank.status.state) == (0, "live")
+
+
+def test_what_was_given_up_long_ago_is_not_asked_for_again() -> None:
+    """Our digests no longer tell which life such a replay would be of."""
+    rank = Rank()
+    rank.receive(2, stored([30], tokens(1, start=5)))
+    rank.ingest.replay_finished(SOURCE, now=0.0, complete=False)
+    for sequence in range(3, 4200):
+        rank.receive(sequence, removed(5))
+
+    assert rank.ingest.connected(SOURCE, now=0.0) == Receipt("connected", 4199)
+
+
 def test_a_replay_that_begins_too_late_costs_the_ranks_blocks(rank: Rank) -> None:
     """The publisher's ring is shorter than our absence."""
     rank.receive(0, stored([11], tokens(1)))
