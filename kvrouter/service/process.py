@@ -21,6 +21,7 @@ from pathlib import Path
 from kvrouter.errors import SettingsError
 from kvrouter.service.app import Service
 from kvrouter.service.auth import refuse_open_bind
+from kvrouter.service.collector import set_survivors_aside
 from kvrouter.service.listening import listen
 from kvrouter.service.logs import configure_logging, log_event
 from kvrouter.service.workers import WorkerSpec, parse_worker_spec
@@ -71,6 +72,7 @@ async def _running(
         subscriber = tasks.create_task(service.subscriber.run(), name="events")
         health = tasks.create_task(service.health.run(), name="health")
         housekeeping = tasks.create_task(service.housekeeping(), name="housekeeping")
+        collector = tasks.create_task(set_survivors_aside(), name="collector")
         admin = tasks.create_task(service.admin.run(), name="admin")
         await service.admin.started()
         await service.proxy.start(ssl=certificate, sock=listener)
@@ -95,6 +97,7 @@ async def _running(
         await admin
         health.cancel()
         housekeeping.cancel()
+        collector.cancel()
         await service.subscriber.close()
         await subscriber
         service.resolver.close()
