@@ -188,8 +188,8 @@ def stopped(process: Process) -> Iterator[None]:
 
 
 @contextmanager
-def raw_server(answer: bytes) -> Iterator[int]:
-    """Listen on a port whose every connection gets `answer`, whatever was asked."""
+def raw_server(answer: bytes | Callable[[bytes], bytes]) -> Iterator[int]:
+    """Listen on a port whose every connection gets `answer`: always the same, or made from what was asked."""
     listener = socket.create_server(("127.0.0.1", 0))
     listener.settimeout(0.05)
     ended = threading.Event()
@@ -203,8 +203,8 @@ def raw_server(answer: bytes) -> Iterator[int]:
             with connection:
                 connection.settimeout(1)
                 try:
-                    connection.recv(65_536)
-                    connection.sendall(answer)
+                    asked = connection.recv(65_536)
+                    connection.sendall(answer if isinstance(answer, bytes) else answer(asked))
                 except OSError:
                     continue
 

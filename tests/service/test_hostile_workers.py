@@ -1,61 +1,35 @@
 """Workers whose answers are meant to break whoever reads them: the router and everybody else go on."""
 
-import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import httpx
 import pytest
 
-from tests.service.processes import Processes, eventually
+from tests.service.processes import Processes, eventually, raw_server
 
 QUICK = ("--health-interval-seconds", "0.2", "--health-timeout-seconds", "0.5", "--health-failures", "2")
 DEEP = b'{"data": ' + b"[" * 100_000
 HALF_CHARACTER = b'{"data": [{"id": "\\ud800"}]}'
 
 
-@contextmanager
-def _liar(models: bytes) -> Iterator[int]:
-    """Listen as a healthy worker that answers `GET /v1/models` with these bytes."""
+def _liar(models: bytes) -> Callable[[bytes], bytes]:
+    """Answer as a healthy worker whose `GET /v1/models` gives these bytes."""
     answers = {b"/health": b"{}", b"/v1/models": models}
-    listener = socket.create_server(("127.0.0.1", 0))
-    listener.settimeout(0.05)
-    ended = threading.Event()
 
-    def serve() -> None:
-        while not ended.is_set():
-            try:
-                connection, _ = listener.accept()
-            except TimeoutError:
-                continue
-            with connection:
-                connection.settimeout(1)
-                try:
-                    asked = connection.recv(65_536)
-                    body = answers.get(asked.split(b" ")[1], b"")
-                    head = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
-                    connection.sendall(head + body)
-                except (OSError, IndexError):
-                    continue
+    def answer(asked: bytes) -> bytes:
+        body = answers.get(asked.partition(b" ")[2].partition(b" ")[0], b"")
+        return b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body) + body
 
-    thread = threading.Thread(target=serve)
-    thread.start()
-    try:
-        yield listener.getsockname()[1]
-    finally:
-        ended.set()
-        thread.join()
-        listener.close()
+    return answer
 
 
 @pytest.mark.parametrize("models", [DEEP, HALF_CHARACTER], ids=["deep", "half-character"])
 def test_a_hostile_list_of_models_harms_only_its_worker(processes: Processes, models: bytes) -> None:
     """The process lives, the good worker serves, and what is told of the fleet can still be told."""
     engine = processes.engine()
-    with _liar(models) as port:
+    with raw_server(_liar(models)) as port:
         router = processes.router("--worker", f"{engine.spec},id=good", *QUICK, workers=1)
         router.post("/workers", {"worker_id": "liar", "url": f"http://127.0.0.1:{port}"})
         eventually(lambda: router.get("/workers/liar")["health"]["state"] == "ready")
