@@ -4,17 +4,16 @@ Pure: no sockets, no clocks. A subscriber hands over what arrives and does what 
 `sequencer` orders a source's batches, `rank_cache` applies them, `lookup` answers.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from kvrouter.blocks import Prompt
-from kvrouter.errors import WireError
-from kvrouter.events import AllBlocksCleared, Source, decode_batch
+from kvrouter.events import Source
 from kvrouter.index import PrefixIndex
+from kvrouter.ingest.followed import Followed
 from kvrouter.ingest.limits import IngestLimits
 from kvrouter.ingest.lookup import Lookup, TierOverlap
 from kvrouter.ingest.rank_cache import RankCache
 from kvrouter.ingest.receipts import Receipt, SourceState, SourceStatus
-from kvrouter.ingest.sequencer import Sequencer
 
 __all__ = ["Ingest"]
 
@@ -34,8 +33,8 @@ class Ingest:
         self._index = index
         self._limits = limits
         self._lookup = Lookup(index)
-        self._followed: dict[Source, _Followed] = {}
-        self._by_rank: dict[int, _Followed] = {}
+        self._followed: dict[Source, Followed] = {}
+        self._by_rank: dict[int, Followed] = {}
         self._states: dict[int, SourceState] = {}
         self.doubtful: set[int] = set()
         """Dense ranks whose source is not live; read for every request, so kept instead of derived."""
@@ -48,7 +47,7 @@ class Ingest:
         self.close(source)
         if rank in self._by_rank:
             self.close(self._by_rank[rank].source)
-        followed = _Followed(source, RankCache(self._index, rank, self._limits, block_size), self._lookup, self._limits)
+        followed = Followed(source, RankCache(self._index, rank, self._limits, block_size), self._lookup, self._limits)
         followed.now = now
         self._followed[source] = self._by_rank[rank] = followed
         self._note_state(followed)
@@ -74,6 +73,7 @@ class Ingest:
         now: float,
         replayed: bool = False,
         incarnation: int | None = None,
+        digest: Sequence[tuple[str | None, int, int, int]] | None = None,  # noqa: ARG002 - compared in a later step
     ) -> Receipt:
         """Take one batch as it arrives; never raises on what is in it.
 
@@ -165,97 +165,10 @@ class Ingest:
         """Every source, in the order in which they were opened."""
         return [followed.status(self._index, now) for followed in self._followed.values()]
 
-    def _note_state(self, followed: "_Followed") -> None:
+    def _note_state(self, followed: Followed) -> None:
         rank, state = followed.cache.rank, followed.state()
         self._states[rank] = state
         if state == "live":
             self.doubtful.discard(rank)
         else:
             self.doubtful.add(rank)
-
-
-class _Followed:
-    """One source: its cursor, its rank's cache, and what went wrong."""
-
-    def __init__(self, source: Source, cache: RankCache, lookup: Lookup, limits: IngestLimits) -> None:
-        self.source = source
-        self.cache = cache
-        self.sequencer = Sequencer(self, limits)
-        self.now = 0.0
-        self.connected: bool | None = None  # None: nobody ever told, as where batches come from a file.
-        self.announced_rank: int | None = None
-        self.quarantined = 0
-        self.skipped: dict[str, int] = {}
-        self.last_error: str | None = None
-        self._doubtful = False
-        self._last_event_at: float | None = None
-        self._lookup = lookup
-
-    def apply(self, payload: bytes) -> bool:
-        """Apply the next batch in order."""
-        self._last_event_at = self.now
-        try:
-            batch = decode_batch(payload)
-        except WireError as error:
-            self.quarantined += 1
-            self.last_error = f"batch {self.sequencer.expected - 1}: {error}"
-            self._doubtful = True  # It may have removed blocks that we go on believing in.
-            return False
-        self.announced_rank = batch.data_parallel_rank
-        for reason, count in batch.skipped.items():
-            self.skipped[reason] = self.skipped.get(reason, 0) + count
-        if self._doubtful and any(isinstance(event, AllBlocksCleared) for event in batch.events):
-            self._doubtful = False
-        if self.cache.apply(batch.events):
-            self._lookup.place(self.cache)
-        return True
-
-    def forget(self, *, restarted: bool) -> None:
-        """Drop what earlier batches said."""
-        self._doubtful = False
-        if restarted:
-            self.cache.restart()
-            self._lookup.place(self.cache)
-        else:
-            self.cache.drop()
-
-    def state(self) -> SourceState:
-        """Say the worst that is true."""
-        sequencer = self.sequencer
-        if not self.connected and not sequencer.applied:
-            return "predicted"
-        if self.connected is False or self._doubtful or sequencer.unverified:
-            return "suspect"
-        return "replaying" if sequencer.replaying else "live"
-
-    def status(self, index: PrefixIndex, now: float) -> SourceStatus:
-        sequencer, cache = self.sequencer, self.cache
-        shape = cache.profile.shape
-        return SourceStatus(
-            worker_id=self.source.worker_id,
-            rank=self.source.rank,
-            announced_rank=self.announced_rank,
-            dense_rank=cache.rank,
-            state=self.state(),
-            connected=bool(self.connected),
-            incarnation=sequencer.incarnation,
-            block_size=shape.unit * shape.stride,
-            blocks=index.blocks(cache.rank, "gpu"),
-            applied_sequence=sequencer.expected - 1 if sequencer.expected else None,
-            applied_batches=sequencer.applied,
-            lag=sequencer.lag,
-            gaps=sequencer.gaps,
-            gaps_lost=sequencer.gaps_lost,
-            duplicates=sequencer.duplicates,
-            restarts=sequencer.restarts,
-            quarantined=self.quarantined,
-            orphans=cache.orphans,
-            orphans_dropped=cache.orphans_dropped,
-            unresolved=cache.unresolved,
-            unresolved_dropped=cache.unresolved_dropped,
-            buffered_batches=sequencer.waiting,
-            skipped=dict(self.skipped),
-            ignored=dict(cache.ignored),
-            last_event_age=None if self._last_event_at is None else max(0.0, now - self._last_event_at),
-            last_error=self.last_error,
-        )

@@ -20,10 +20,14 @@ wrong that a replay cannot tell. `predicted`: no event ever came, all there is a
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What became of something that arrived; with `replay_from`, batches from there on are wanted."""
+    """What became of something that arrived.
+
+    With `replay_from`, batches from there on are wanted; with `snapshot_wanted`, the publisher's whole state.
+    """
 
     outcome: Outcome
     replay_from: int | None = None
+    snapshot_wanted: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

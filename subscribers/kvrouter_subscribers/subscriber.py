@@ -1,11 +1,15 @@
 """What a subscriber gives and needs, whatever transport carries the events."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from kvrouter.events import Source
 
-__all__ = ["EventSink", "EventSubscriber", "Receipt", "TransportStatus"]
+__all__ = ["DigestRows", "EventSink", "EventSubscriber", "Receipt", "TransportStatus"]
+
+DigestRows: TypeAlias = Sequence[tuple[str | None, int, int, int]]
+"""What a publisher holds after a batch, in few numbers: medium, group, count and xor of `kvrouter.events.digest`."""
 
 
 class Receipt(Protocol):
@@ -19,6 +23,15 @@ class Receipt(Protocol):
     @property
     def replay_from(self) -> int | None:
         """The sequence number from which the sink wants a replay; None when it needs none."""
+        ...
+
+    @property
+    def snapshot_wanted(self) -> bool:
+        """Whether the sink wants the publisher's whole state, because no replay can bring what is missing.
+
+        Beside `replay_from` the replay is still wanted where there are no snapshots. A transport that has none
+        ignores it.
+        """
         ...
 
 
@@ -47,16 +60,35 @@ class EventSink(Protocol):
         now: float,
         replayed: bool = False,
         incarnation: int | None = None,
+        digest: DigestRows | None = None,
     ) -> Receipt:
         """Take one batch. Live batches go on arriving while a replay is in progress.
 
-        `incarnation` is the publisher's life as its wire names it; None where the wire names none. When the answer
-        is `restarted`, a replay that is under way belongs to another life: nothing more of it may be handed over.
+        `incarnation` is the publisher's life as its wire names it; None where the wire names none. `digest` is what
+        the publisher holds after this batch, if it said so. When the answer is `restarted`, a replay that is under
+        way belongs to another life: nothing more of it may be handed over.
+
+        A transport that acknowledges does so after this has returned: the index has been changed then, or the batch
+        is remembered until it can be.
         """
         ...
 
     def replay_finished(self, source: Source, *, now: float, complete: bool) -> Receipt:
         """Close a replay that this sink asked for. It is `complete` only if its end marker was seen."""
+        ...
+
+    def snapshot(
+        self, source: Source, batches: Sequence[bytes], *, sequence: int, incarnation: int | None, now: float
+    ) -> Receipt:
+        """Take the whole state of the source after batch `sequence` of that life; it replaces what is known at once.
+
+        `batches` are all parts, in order; the sink judges whether they can be used. One that is older than what
+        is known already changes nothing.
+        """
+        ...
+
+    def snapshot_failed(self, source: Source, *, now: float) -> None:
+        """Tell that a snapshot that was wanted cannot be had; the source goes on without."""
         ...
 
 
@@ -82,6 +114,8 @@ class TransportStatus:
     probes: int
     tail_losses: int
     last_error: str | None
+    snapshots: int = 0
+    snapshots_failed: int = 0
 
 
 class EventSubscriber(Protocol):
@@ -89,11 +123,19 @@ class EventSubscriber(Protocol):
 
     Guarantee: every batch that arrives is handed over in the order of arrival of its source. Loss is the
     transport's nature; the subscriber finds it (gaps are reported by the sink, lost tails by asking idle sources)
-    and asks for replays until the sink is content. Nothing that arrives ends the subscriber: bad bytes and errors
-    are counted per source and shown by `status`.
+    and asks for replays, and for snapshots where the transport has them, until the sink is content. Nothing that
+    arrives ends the subscriber: bad bytes and errors are counted per source and shown by `status`.
 
-    Threading: everything happens on the event loop that runs `run`; `add`, `remove` and `status` are called there.
+    Threading: everything happens on the event loop that runs `run`; all other methods are called there.
     """
+
+    def add(self, source: Source, endpoint: str, *, replay_endpoint: str | None = None, topic: str = "") -> None:
+        """Listen to `source`; an earlier address of it is replaced.
+
+        Raises:
+            SettingsError: the address is malformed. One that merely does not answer is tried again for ever.
+        """
+        ...
 
     def remove(self, source: Source) -> None:
         """Stop listening to `source` at once; unknown sources are ignored."""
@@ -109,4 +151,8 @@ class EventSubscriber(Protocol):
 
     def status(self, source: Source) -> TransportStatus | None:
         """Return the state of one source, or None if it is unknown."""
+        ...
+
+    def resync(self, source: Source) -> bool:
+        """Get the source's whole state anew, by a snapshot or else a whole replay; False if it cannot be asked."""
         ...
