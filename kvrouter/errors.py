@@ -5,6 +5,7 @@ KvrouterError
 ├── MissingExtraError        an optional dependency is not installed
 ├── WireError                a frame or batch from a peer cannot be understood
 ├── SnapshotError            a saved index is damaged or of another version
+├── StoreError               an object or key cannot be stored or had back; `reason` says why
 ├── RoutingError             no worker can be chosen
 │   ├── UnknownModelError    no worker serves the model
 │   ├── NoWorkerError        workers exist, none may take the request now
@@ -23,6 +24,7 @@ __all__ = [
     "RoutingError",
     "SettingsError",
     "SnapshotError",
+    "StoreError",
     "UnknownModelError",
     "WireError",
 ]
@@ -58,6 +60,18 @@ class WireError(KvrouterError):
 
 class SnapshotError(KvrouterError):
     """A snapshot is damaged, truncated or of a version that we do not read."""
+
+
+class StoreError(KvrouterError):
+    """An object or key cannot be stored or had back; `reason` is a short label for a counter.
+
+    `missing` and `corrupt` tell what was found; `bad_name`, `too_large` and `unsupported` are the caller's to change;
+    after `unavailable` the same call may succeed later.
+    """
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class RoutingError(KvrouterError):
