@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from kvrouter import __version__
 from kvrouter.errors import KvrouterError, RequestError
+from kvrouter.events.endpoints import without_password
 from kvrouter.service.auth import Authenticator, refuse_foreign_page
 from kvrouter.service.decisions import DecisionRing
 from kvrouter.service.logs import log_event
@@ -76,7 +77,7 @@ class WorkerRecords:
             "endpoint": spec.address,
             "url": spec.url,
             "block_size": self._router.ingest.block_size(worker.ranks[0]) or spec.block_size,
-            "kv_events_endpoints": {str(rank): endpoint for rank, endpoint in spec.events.items()},
+            "kv_events_endpoints": {str(rank): without_password(endpoint) for rank, endpoint in spec.events.items()},
             "replay_endpoints": {str(rank): endpoint for rank, endpoint in spec.replay.items()},
             "replay_endpoint": spec.fields.get("replay_endpoint"),
             "topic": spec.topic,

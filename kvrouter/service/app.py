@@ -18,6 +18,7 @@ from kvrouter.service.admin import AdminServer, GuardedApplication, WorkerRecord
 from kvrouter.service.auth import Authenticator
 from kvrouter.service.decisions import DecisionRing
 from kvrouter.service.dispatcher import ModelRoutes, RequestDispatcher
+from kvrouter.service.event_transports import event_subscriber
 from kvrouter.service.event_watch import EventWatch
 from kvrouter.service.fleet_view import FleetViews
 from kvrouter.service.health import HealthMonitor
@@ -36,7 +37,6 @@ from kvrouter.service.sources import SourceReport
 from kvrouter.service.traffic import TrafficCounters
 from kvrouter.service.workers import Worker, WorkerRegistry, WorkerSpec
 from kvrouter.settings import LimitSettings, Settings
-from kvrouter_subscribers import ZmqEventSubscriber, ZmqLimits
 
 __all__ = ["Service"]
 
@@ -58,7 +58,7 @@ class Service:
         self.router = Router(
             policy=settings.routing.policy, index=index, ingest=self.ingest, settings=_routing_settings(settings)
         )
-        self.subscriber = ZmqEventSubscriber(self.ingest, clock=clock, limits=_zmq_limits(settings))
+        self.subscriber = event_subscriber(self.ingest, settings, clock=clock)
         self.registry = WorkerRegistry(
             routing=self.router,
             events=self.subscriber,
@@ -259,14 +259,6 @@ def _routing_settings(settings: Settings) -> RoutingSettings:
         predicted_seconds_live=settings.routing.predicted_seconds_live,
         lease_seconds=settings.routing.reservation_seconds,
         block_size=settings.tokens.block_size,
-    )
-
-
-def _zmq_limits(settings: Settings) -> ZmqLimits:
-    return ZmqLimits(
-        frame_bytes_max=settings.events.frame_bytes_max,
-        replay_silence_seconds=settings.events.replay_seconds,
-        probe_seconds=settings.events.idle_probe_seconds,
     )
 
 

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Mapping
 
 from kvrouter.events import Source
+from kvrouter.events.endpoints import without_password
 from kvrouter.service.logs import log_event
 from kvrouter.service.workers import Worker, WorkerRegistry
 
@@ -50,6 +51,6 @@ class EventWatch:
                 "events_not_connected",
                 worker=source.worker_id,
                 rank=source.rank,
-                endpoint=endpoint,
+                endpoint=without_password(endpoint),
                 hint="the worker answers, but its event endpoint does not; routing goes by load and memory",
             )

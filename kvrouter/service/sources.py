@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from kvrouter.events import Source
+from kvrouter.events.endpoints import without_password
 from kvrouter.ingest import Ingest, SourceStatus
 from kvrouter.service.workers import WorkerRegistry
 from kvrouter_subscribers import TransportStatus
@@ -59,6 +60,6 @@ class SourceReport:
             return row
         carried = dataclasses.asdict(transport)
         transport_error = carried.pop("last_error")
-        row.update(carried)
+        row.update(carried, endpoint=without_password(transport.endpoint))
         row["last_error"] = row["last_error"] or transport_error
         return row

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from urllib.parse import SplitResult, urlsplit
 
 from kvrouter.errors import RequestError, SettingsError
-from kvrouter.events.endpoints import check_endpoint, is_wildcard, rank_endpoint
+from kvrouter.events.endpoints import check_endpoint, check_source, is_wildcard, rank_endpoint
 
 __all__ = ["WorkerSpec", "parse_worker_spec", "worker_spec_from_fields"]
 
@@ -339,8 +339,9 @@ def _per_rank(fields: _Fields, name: str, first_rank: int, ranks: int) -> Mappin
     if name not in fields:
         return {}
     called = fields.called(name)
-    base = _event_endpoint(fields[name], called)
-    if name == "replay_endpoint" and is_wildcard(base):
+    replays = name == "replay_endpoint"  # Only ZeroMQ needs another address for them.
+    base = _event_endpoint(fields[name], called, check_endpoint if replays else check_source)
+    if replays and is_wildcard(base):
         raise _unconnectable(base, called)
     return {
         rank: _checked_endpoint(partial(rank_endpoint, base, rank), called)
@@ -348,10 +349,10 @@ def _per_rank(fields: _Fields, name: str, first_rank: int, ranks: int) -> Mappin
     }
 
 
-def _event_endpoint(value: object, name: str) -> str:
+def _event_endpoint(value: object, name: str, check: Callable[[str], str] = check_source) -> str:
     if not isinstance(value, str):
         raise RequestError(f"{name} must be text such as tcp://host:5557", param=name)
-    endpoint = _checked_endpoint(partial(check_endpoint, value), name)
+    endpoint = _checked_endpoint(partial(check, value), name)
     # A wildcard for events means that engines connect to us; nobody can connect to one, or to an unknown port.
     if endpoint.endswith((":0", ":*")):
         raise _unconnectable(endpoint, name)

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from kvrouter.errors import RequestError
 from kvrouter.events import Source
+from kvrouter.events.endpoints import transport_of, without_password
 from kvrouter.index import RANKS_MAX
 from kvrouter.service.logs import log_event
 from kvrouter.service.worker_spec import WorkerSpec, parse_worker_spec, worker_spec_from_fields
@@ -76,6 +77,10 @@ class EventIntake(Protocol):
         """Stop following it."""
         ...
 
+    def refusal(self, endpoint: str) -> str | None:
+        """Say why an endpoint cannot be followed here, or return None."""
+        ...
+
 
 class WorkerRegistry:
     """All workers by id. Lives on the event loop; every method is synchronous and cheap."""
@@ -134,6 +139,7 @@ class WorkerRegistry:
             RequestError: the address belongs to another worker (409), or the fleet is full (422).
         """
         self._refuse_conflict(spec)
+        self._refuse_transport(spec)
         worker = self.workers.get(spec.worker_id)
         if worker is not None and (worker.spec.ranks, worker.spec.first_rank, worker.spec.block_size) != (
             spec.ranks,
@@ -270,7 +276,11 @@ class WorkerRegistry:
                     code="duplicate_url",
                     param="url",
                 )
-            shared = set(spec.events.values()) & set(other.spec.events.values())
+            shared = {
+                endpoint
+                for endpoint in set(spec.events.values()) & set(other.spec.events.values())
+                if transport_of(endpoint) == "zmq"  # Elsewhere each batch says whose it is.
+            }
             if shared and spec.topic == other.spec.topic:
                 raise RequestError(
                     f"event endpoint {min(shared)} already belongs to worker {other.spec.worker_id}",
@@ -288,6 +298,17 @@ class WorkerRegistry:
                 code="fleet_full",
                 param="data_parallel_size",
             )
+
+    def _refuse_transport(self, spec: WorkerSpec) -> None:
+        for endpoint in spec.events.values():
+            reason = self._events.refusal(endpoint)
+            if reason is not None:
+                raise RequestError(
+                    f"{without_password(endpoint)}: {reason}",
+                    status=422,
+                    code="transport_not_installed",
+                    param="kv_events_endpoint",
+                )
 
     def _add(self, spec: WorkerSpec, *, now: float) -> Worker:
         ranks = self._routing.add_worker(
@@ -311,7 +332,7 @@ class WorkerRegistry:
             worker=spec.worker_id,
             address=spec.address,
             ranks=spec.ranks,
-            events=list(spec.events.values()),
+            events=[without_password(endpoint) for endpoint in spec.events.values()],
         )
         return worker
 

@@ -10,11 +10,13 @@ business. Names are imported on first use, so that each transport's client is lo
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from kvrouter_subscribers.any_subscriber import AnyEventSubscriber
     from kvrouter_subscribers.limits import CurveKeys, ZmqLimits
     from kvrouter_subscribers.subscriber import EventSink, EventSubscriber, Receipt, TransportStatus
     from kvrouter_subscribers.zmq_subscriber import ZmqEventSubscriber
 
 __all__ = [
+    "AnyEventSubscriber",
     "CurveKeys",
     "EventSink",
     "EventSubscriber",
@@ -25,6 +27,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AnyEventSubscriber": "kvrouter_subscribers.any_subscriber",
     "CurveKeys": "kvrouter_subscribers.limits",
     "EventSink": "kvrouter_subscribers.subscriber",
     "EventSubscriber": "kvrouter_subscribers.subscriber",
