@@ -15,7 +15,8 @@ import pytest
 from kvrouter import events_cli
 from kvrouter.errors import SettingsError
 from kvrouter.events import AllBlocksCleared, BlockRemoved, BlockStored, Event, Source
-from kvrouter.events_cli import Tail
+from kvrouter.events_cli import tail as tail_command
+from kvrouter.events_cli.tail import Tail
 from kvrouter_publishers import ZmqEventPublisher
 from tests.subscribers.scene import ANY_TCP, payload, stored
 
@@ -125,7 +126,7 @@ def test_a_malformed_endpoint_is_a_wrong_call() -> None:
     events_cli.add_parser(parser.add_subparsers())
 
     with pytest.raises(SettingsError, match=r"10\.0\.0\.5:5557"):
-        events_cli.run(parser.parse_args(["events", "tail", "10.0.0.5:5557"]))
+        tail_command.run(parser.parse_args(["events", "tail", "10.0.0.5:5557"]))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -245,7 +246,7 @@ def test_every_kind_of_record_has_a_line_for_people() -> None:
         {"kind": "batch", "sequence": 1, "replayed": False, "rank": None, "events": [], "skipped": {"unknown_tag": 2}},
     ]
 
-    lines = [events_cli._line(record) for record in kinds]
+    lines = [tail_command._line(record) for record in kinds]
 
     assert lines[1].split() == ["gap", "expected", "1,", "received", "3"]
     assert not any("{" in line or "None" in line for line in lines)
@@ -258,5 +259,5 @@ def test_the_command_is_known_to_the_parser() -> None:
 
     arguments = parser.parse_args(["events", "tail", "tcp://127.0.0.1:1", "--count", "3"])
 
-    assert arguments.run is events_cli.run
+    assert arguments.run is tail_command.run
     assert arguments.count == 3

@@ -10,7 +10,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kvrouter.errors import SettingsError, WireError
@@ -24,10 +24,8 @@ _HASHES_SHOWN = 2
 _HELD_MAX = 10_000
 
 
-def add_parser(subparsers: Any) -> None:
-    """Add `events` and its subcommand `tail`."""
-    events = subparsers.add_parser("events", help="look at engines' KV-cache events")
-    commands = events.add_subparsers(title="commands", metavar="COMMAND", required=True)
+def add_parser(commands: Any) -> None:
+    """Add `tail` to the commands of `events`."""
     tail = commands.add_parser(
         "tail",
         help="print the events of one publisher as they arrive",
@@ -70,6 +68,7 @@ def _whole_number(least: int) -> Callable[[str], int]:
 class _Answer(NamedTuple):
     outcome: str
     replay_from: int | None = None
+    snapshot_wanted: bool = False
 
 
 class Tail:
@@ -79,6 +78,7 @@ class Tail:
         self._emit, self._replay, self._next = emit, replay, start
         self._seen_any = self._may_restart = False
         self._held: list[tuple[int, bytes]] | None = None
+        self._incarnation: int | None = None
         self.batches = self.events = self.blocks_stored = self.blocks_removed = self.clears = 0
         self.gaps = self.duplicates = self.quarantined = self.restarts = 0
 
@@ -110,15 +110,39 @@ class Tail:
         *,
         now: float,  # noqa: ARG002 - as above
         replayed: bool = False,
-        incarnation: int | None = None,  # noqa: ARG002 - as above; the wires that are tailed name none
+        incarnation: int | None = None,
+        digest: object = None,  # noqa: ARG002 - as above
     ) -> _Answer:
         """Describe one batch, and what its number says about those before it."""
+        if incarnation is not None and incarnation != self._incarnation:
+            if self._incarnation is not None:
+                self.restarts += 1
+                self._emit({"kind": "restarted"})
+                self._seen_any = False
+            self._incarnation = incarnation
         if self._held is None or replayed:
             return self._take(sequence, payload, replayed=replayed)
         self._held.append((sequence, payload))
         if len(self._held) >= _HELD_MAX:
             self._release()
         return _Answer("buffered")
+
+    def snapshot(
+        self,
+        source: Source,  # noqa: ARG002 - as above
+        batches: Sequence[bytes],
+        *,
+        sequence: int,
+        incarnation: int | None,  # noqa: ARG002 - as above
+        now: float,  # noqa: ARG002 - as above
+    ) -> _Answer:
+        """Say that one came; nobody asks for them here."""
+        self._emit({"kind": "snapshot", "sequence": sequence, "batches": len(batches)})
+        return _Answer("applied")
+
+    def snapshot_failed(self, source: Source, *, now: float) -> None:  # noqa: ARG002 - as above
+        """Say so."""
+        self._emit({"kind": "snapshot failed"})
 
     def _release(self) -> None:
         held, self._held = self._held or [], None
