@@ -13,17 +13,21 @@ import msgpack
 
 from kvrouter.errors import WireError
 from kvrouter.events.decode import PAYLOAD_BYTES_MAX
+from kvrouter.events.digest import DigestRow
 from kvrouter.events.frames import END_SEQUENCE
 from kvrouter.events.model import Source
 
 __all__ = [
+    "DIGEST_ROWS_MAX",
     "ENVELOPE_BYTES_MAX",
     "ENVELOPE_VERSION",
     "HEADER_BYTES_MAX",
     "HEADER_FIELDS_MAX",
     "INCARNATION_MAX",
+    "MEDIUM_BYTES_MAX",
     "RANK_MAX",
     "SEQUENCE_MAX",
+    "SNAPSHOT_PARTS_MAX",
     "TIME_SECONDS_MAX",
     "WORKER_ID_BYTES_MAX",
     "Envelope",
@@ -32,7 +36,7 @@ __all__ = [
     "is_envelope",
 ]
 
-ENVELOPE_VERSION: Final = (1, 0)
+ENVELOPE_VERSION: Final = (1, 1)
 """Major and minor version that is written. A reader takes every minor version of its major one, and no other major."""
 
 HEADER_BYTES_MAX: Final = 4096
@@ -43,10 +47,17 @@ INCARNATION_MAX: Final = 2**64 - 1
 SEQUENCE_MAX: Final = END_SEQUENCE - 1
 TIME_SECONDS_MAX: Final = 2**53
 VERSION_NUMBER_MAX: Final = 65535
+SNAPSHOT_PARTS_MAX: Final = 65536
+DIGEST_ROWS_MAX: Final = 64
+MEDIUM_BYTES_MAX: Final = 32
+GROUP_MAX: Final = 2**32 - 1
+COUNT_MAX: Final = 2**63
 ENVELOPE_BYTES_MAX: Final = HEADER_BYTES_MAX + PAYLOAD_BYTES_MAX
 
 _MAGIC: Final = b"\xa8kvrouter"  # The first key of every header, as msgpack writes it.
-_KNOWN: Final = frozenset(["kvrouter", "worker", "rank", "incarnation", "sequence", "time", "bytes"])
+_KNOWN: Final = frozenset(
+    ["kvrouter", "worker", "rank", "incarnation", "sequence", "time", "bytes", "snapshot", "digest"]
+)
 
 _Fields = Mapping[object, object]
 
@@ -58,6 +69,9 @@ class Envelope:
     `incarnation` is drawn at random once in a publisher's life; `sequence` counts from 0 in it. `timestamp` is when
     the batch was published, in seconds since the epoch; `payload` is the batch, for `decode_batch`. `version` is the
     writer's; `unknown_fields` is how many fields of a header were newer than this build.
+
+    With `snapshot`, (part, parts), this is no batch of the stream but a part of the whole state of the source after
+    batch `sequence`. `digest` describes that state; a place without a row is empty.
     """
 
     source: Source
@@ -65,6 +79,8 @@ class Envelope:
     sequence: int
     timestamp: float
     payload: bytes
+    snapshot: tuple[int, int] | None = None
+    digest: tuple[DigestRow, ...] | None = None
     version: tuple[int, int] = ENVELOPE_VERSION
     unknown_fields: int = 0
 
@@ -75,7 +91,7 @@ def encode_envelope(envelope: Envelope) -> bytes:
     Raises:
         WireError: a field is out of bounds, so that no reader would take the frame.
     """
-    fields = {
+    fields: dict[str, object] = {
         "kvrouter": ENVELOPE_VERSION,
         "worker": envelope.source.worker_id,
         "rank": envelope.source.rank,
@@ -84,9 +100,14 @@ def encode_envelope(envelope: Envelope) -> bytes:
         "time": envelope.timestamp,
         "bytes": len(envelope.payload),
     }
+    if envelope.snapshot is not None:
+        fields["snapshot"] = envelope.snapshot
+    if envelope.digest is not None:
+        fields["digest"] = envelope.digest
     _read_header(cast("_Fields", fields), envelope.payload)
-    header = msgpack.packb(fields | {"time": float(envelope.timestamp)})
-    return cast("bytes", header) + envelope.payload
+    header = cast("bytes", msgpack.packb(fields | {"time": float(envelope.timestamp)}))
+    assert len(header) <= HEADER_BYTES_MAX, "the bounds of the fields see to that"
+    return header + envelope.payload
 
 
 def decode_envelope(frame: bytes) -> Envelope:
@@ -151,6 +172,8 @@ def _read_header(fields: _Fields, payload: bytes) -> Envelope:
         sequence=_number(fields, "sequence", SEQUENCE_MAX),
         timestamp=_time(fields.get("time")),
         payload=payload,
+        snapshot=_snapshot(fields["snapshot"]) if "snapshot" in fields else None,
+        digest=_digest(fields["digest"]) if "digest" in fields else None,
         version=version,
         unknown_fields=len(fields.keys() - _KNOWN),
     )
@@ -206,3 +229,37 @@ def _time(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= TIME_SECONDS_MAX:
         raise WireError(f"`time` is a number of seconds from 0 to {TIME_SECONDS_MAX}", reason="bad_time")
     return float(value)
+
+
+def _snapshot(value: object) -> tuple[int, int]:
+    match value:
+        case (int(part), int(parts)) if _is_number(parts, SNAPSHOT_PARTS_MAX) and _is_number(part, parts - 1):
+            return part, parts
+        case _:
+            raise WireError("`snapshot` is an array of a part's number and the number of parts", reason="bad_snapshot")
+
+
+def _digest(value: object) -> tuple[DigestRow, ...]:
+    if not isinstance(value, tuple) or len(value) > DIGEST_ROWS_MAX:
+        raise WireError(f"`digest` is an array of at most {DIGEST_ROWS_MAX} rows", reason="bad_digest")
+    rows = tuple(map(_digest_row, value))
+    if len({row[:2] for row in rows}) != len(rows):
+        raise WireError("`digest` describes a place twice", reason="bad_digest")
+    return rows
+
+
+def _digest_row(value: object) -> DigestRow:
+    match value:
+        case (str() | None as medium, int(group), int(count), int(xor)) if (
+            _is_number(group, GROUP_MAX) and _is_number(count, COUNT_MAX) and _is_number(xor, 2**64 - 1)
+        ):
+            if medium is None or _is_short(medium):
+                return DigestRow(medium, group, count, xor)
+    raise WireError("a row of `digest` is a medium or nil, a group, a count and a number", reason="bad_digest")
+
+
+def _is_short(medium: str) -> bool:
+    try:
+        return len(medium.encode()) <= MEDIUM_BYTES_MAX
+    except UnicodeEncodeError:
+        return False

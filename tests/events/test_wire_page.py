@@ -9,7 +9,7 @@ from kvrouter.blocks import sequence_hashes
 from kvrouter.errors import WireError
 from kvrouter.events import BlockStored, decode, decode_batch, envelope
 from kvrouter.events.envelope import decode_envelope
-from tests.events.native_vectors import ACCEPTED, REFUSED, envelope_of
+from tests.events.native_vectors import ACCEPTED, OLD, REFUSED, WRITTEN, envelope_of
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 PAGE = (CHECKOUT / "docs" / "wire.md").read_text(encoding="utf-8")
@@ -30,7 +30,7 @@ def _table(heading: str) -> dict[str, str]:
 @pytest.mark.parametrize(("name", "block"), [(name, block) for kind, name, block in BLOCKS if kind == "vector"])
 def test_the_vectors_of_the_page_mean_what_it_says(name: str, block: str) -> None:
     """They are the golden ones, byte for byte."""
-    frame, stated = ACCEPTED[name]
+    frame, stated = (ACCEPTED | {key.removeprefix("1.0 "): vector for key, vector in OLD.items()} | WRITTEN)[name]
 
     assert _bytes(block) == frame
     assert decode_envelope(_bytes(block)) == envelope_of(stated)
@@ -50,7 +50,7 @@ def test_the_refusals_of_the_page_are_refused(name: str, block: str) -> None:
 
 def test_the_page_shows_both_kinds() -> None:
     """The pattern that finds its vectors finds them."""
-    assert [kind for kind, _, _ in BLOCKS].count("vector") == 4
+    assert [kind for kind, _, _ in BLOCKS].count("vector") == 6
     assert [kind for kind, _, _ in BLOCKS].count("refused") == 1
 
 
@@ -82,6 +82,8 @@ def test_the_bounds_of_the_page_are_the_codes() -> None:
         f"1 to {decode.PAYLOAD_BYTES_MAX}",
         f"exceeds {envelope.ENVELOPE_BYTES_MAX} bytes",
         f"more than {envelope.HEADER_FIELDS_MAX} fields",
+        f"parts 1 to {envelope.SNAPSHOT_PARTS_MAX} ",
+        f"at most {envelope.DIGEST_ROWS_MAX} rows",
     ):
         assert sentence in PAGE
     assert (envelope.RANK_MAX, envelope.INCARNATION_MAX) == (2**32 - 1, 2**64 - 1)
@@ -90,11 +92,11 @@ def test_the_bounds_of_the_page_are_the_codes() -> None:
 
 def test_the_fields_of_the_page_are_the_headers() -> None:
     """In the order in which they are written."""
-    frame, _ = ACCEPTED["stored"]
+    frame, _ = ACCEPTED["snapshot-part"]
     positions = [frame.index(field.strip("`").encode()) for field in _table("Header")]
 
     assert positions == sorted(positions)
-    assert len(positions) == 7
+    assert len(positions) == 9
 
 
 def test_the_hash_only_vector_has_the_hashes_of_its_prompt() -> None:
