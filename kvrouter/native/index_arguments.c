@@ -97,3 +97,13 @@ int kvr_read_new_tier(struct kvr_index *index, PyObject *name)
     }
     return tier;
 }
+
+int kvr_read_secret(uint64_t *secret)
+{
+    PyObject *bytes = PyBytes_FromStringAndSize("kvrouter", 8);
+    if (bytes == NULL)
+        return -1;
+    *secret = (uint64_t)PyObject_Hash(bytes);
+    Py_DECREF(bytes);
+    return 0;
+}

@@ -5,7 +5,7 @@
 #include "python_abi.h"
 #include "index_core.h"
 
-#define KVR_ARGUMENTS_MAX 4
+#define KVR_ARGUMENTS_MAX 8
 
 struct kvr_signature {
     const char *function;
@@ -25,5 +25,8 @@ int kvr_read_tier(const struct kvr_index *index, PyObject *name);
 
 /* The same for storing: an unknown tier becomes known, if its name is sensible. -2 with an exception set. */
 int kvr_read_new_tier(struct kvr_index *index, PyObject *name);
+
+/* Python's own secret of this process, so that PYTHONHASHSEED makes every run alike. 0, or -1 with an exception set. */
+int kvr_read_secret(uint64_t *secret);
 
 #endif

@@ -175,23 +175,12 @@ static Py_ssize_t length(PyObject *object)
     return (Py_ssize_t)kvr_index_distinct(kvr_index_of(object));
 }
 
-/* Python's own secret of this process, so that PYTHONHASHSEED makes every run alike. */
-static int read_secret(uint64_t *secret)
-{
-    PyObject *bytes = PyBytes_FromStringAndSize("kvrouter", 8);
-    if (bytes == NULL)
-        return -1;
-    *secret = (uint64_t)PyObject_Hash(bytes);
-    Py_DECREF(bytes);
-    return 0;
-}
-
 static PyObject *new(PyTypeObject *type, PyObject *arguments, PyObject *names)
 {
     (void)arguments;
     (void)names;
     uint64_t secret;
-    if (read_secret(&secret))
+    if (kvr_read_secret(&secret))
         return NULL;
     allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
     PyObject *self = allocate(type, 0);

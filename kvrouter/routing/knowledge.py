@@ -3,16 +3,20 @@
 The truth is `kvrouter.ingest`'s; the predictions are written here, by the router's own decisions.
 """
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
+from kvrouter import native_core
 from kvrouter.blocks import Prompt
 from kvrouter.events import Source
-from kvrouter.routing.landmarks import landmark_depth, landmarks, landmarks_known, landmarks_within
-from kvrouter.routing.predictions import PredictedBlocks
 from kvrouter.routing.settings import RoutingSettings
+
+if TYPE_CHECKING or not native_core.present:
+    from kvrouter.routing.predictions import PredictedBlocks
+else:
+    PredictedBlocks = native_core.native.PredictedBlocks
 
 __all__ = ["NO_OVERLAPS", "CacheTruth", "Knowledge", "Overlaps"]
 
@@ -20,7 +24,7 @@ __all__ = ["NO_OVERLAPS", "CacheTruth", "Knowledge", "Overlaps"]
 _REFRESH_SHARE = 0.25
 # How many times longer than predicted a prompt's computation may take before its blocks are no longer expected.
 _PATIENCE = 4.0
-_NOTHING: Mapping[int, int] = {}
+_NOTHING: dict[int, int] = {}
 
 
 class CacheTruth(Protocol):
@@ -39,7 +43,7 @@ class CacheTruth(Protocol):
         """Forget a source and everything it holds."""
         ...
 
-    def usable_tokens(self, prompt: Prompt) -> Mapping[int, int]:
+    def usable_tokens(self, prompt: Prompt) -> dict[int, int]:
         """Per dense rank the leading prompt tokens that its engine can use from its cache; zero is absent."""
         ...
 
@@ -70,10 +74,11 @@ NO_OVERLAPS = Overlaps(_NOTHING, _NOTHING, _NOTHING)
 class Knowledge:
     """Joins the truth with predictions, for every way of hashing in use."""
 
-    __slots__ = ("_confirmable", "_predicted", "_settings", "_truth")
+    __slots__ = ("_confirmable", "_confirmed", "_predicted", "_settings", "_state_of", "_truth")
 
     def __init__(self, truth: CacheTruth, settings: RoutingSettings) -> None:
         self._truth = truth
+        self._confirmed, self._state_of = truth.usable_tokens, truth.is_trusted
         self._settings = settings
         # By block size, and by whether events speak of such hashes at all (`Prompt.exact`).
         self._predicted: dict[tuple[int, bool], PredictedBlocks] = {}
@@ -86,13 +91,13 @@ class Knowledge:
 
     def overlaps(self, prompt: Prompt, now: float) -> Overlaps:
         """What every rank has of a prompt."""
-        confirmed = self._truth.usable_tokens(prompt) if prompt.exact else _NOTHING
+        is_exact = prompt.exact
+        confirmed = self._confirmed(prompt) if is_exact else _NOTHING
         promised = confirmed
         for (block_size, exact), predictions in self._predicted.items():
-            if predictions.due <= now:
-                predictions.expire(now)
-            if exact is prompt.exact and prompt.block_size in (None, block_size):
-                promised = _with_predicted(promised, predictions, prompt, block_size)
+            predictions.expire(now)
+            if exact is is_exact and prompt.block_size in (None, block_size):
+                promised = predictions.promised(promised, prompt.hash_bytes(block_size), block_size, prompt.tokens)
         if not promised:
             return NO_OVERLAPS
         doubtful = self._truth.doubtful
@@ -113,25 +118,25 @@ class Knowledge:
 
         The blocks appear when the prompt has been computed, in about `cost` seconds; the lifetime comes on top.
         """
-        hashes = _landmarks(prompt, block_size)
         settings = self._settings
         lifetime = settings.predicted_seconds_unconfirmed
-        if prompt.exact and self._follow(rank):
-            lifetime = settings.predicted_seconds_live
-        if not hashes or not lifetime:
+        if prompt.exact:
+            is_live = self._state_of(rank) == "live"
+            if self._confirmable.get(rank) is not is_live:
+                self._begin_anew(rank, is_live)
+            if is_live:
+                lifetime = settings.predicted_seconds_live
+        if not lifetime or prompt.tokens < block_size:
             return
         predictions = self._predicted.get((block_size, prompt.exact))
         if predictions is None:
             predictions = self._predicted[block_size, prompt.exact] = PredictedBlocks(
                 blocks_max=settings.predicted_blocks_max, total_max=settings.predicted_total_max
             )
-        begin, known = landmarks_within(confirmed // block_size), landmarks_within(promised // block_size)
-        if known > begin:
-            # The part that is predicted already is written again only when it is getting old.
-            until = predictions.deadline(rank, hashes[known - 1])
-            if until is not None and until - now > lifetime * (1 - _REFRESH_SHARE):
-                begin = known
-        predictions.store(rank, tuple(hashes[begin:]), now + _PATIENCE * cost + lifetime)
+        # The part that is predicted already is written again only when it is getting old.
+        fresh = now + lifetime * (1 - _REFRESH_SHARE)
+        deadline = now + _PATIENCE * cost + lifetime
+        predictions.predict(rank, prompt.hash_bytes(block_size), block_size, confirmed, promised, deadline, fresh)
 
     def expire(self, now: float) -> None:
         """End the predictions whose time is over."""
@@ -144,15 +149,12 @@ class Knowledge:
         for predictions in self._predicted.values():
             predictions.drop(rank)
 
-    def _follow(self, rank: int) -> bool:
-        """Whether events of the rank will confirm predictions; what was predicted when they did not is dropped."""
-        live = self._truth.is_trusted(rank) == "live"
-        if self._confirmable.get(rank) is not live:
-            self._confirmable[rank] = live
-            for (_, exact), predictions in self._predicted.items():
-                if exact:
-                    predictions.drop(rank)
-        return live
+    def _begin_anew(self, rank: int, is_live: bool) -> None:  # noqa: FBT001 - the state itself
+        """Drop what was predicted for a rank while its events were of another use than now."""
+        self._confirmable[rank] = is_live
+        for (_, exact), predictions in self._predicted.items():
+            if exact:
+                predictions.drop(rank)
 
     def _credited(self, confirmed: Mapping[int, int], promised: Mapping[int, int]) -> Mapping[int, int]:
         """What a source in doubt confirmed counts only in part."""
@@ -164,26 +166,3 @@ class Knowledge:
         for rank, share in doubted.items():
             credited[rank] -= round(confirmed[rank] * (1.0 - share))
         return credited
-
-
-def _landmarks(prompt: Prompt, block_size: int) -> Sequence[int]:
-    return landmarks(memoryview(prompt.hash_bytes(block_size)).cast("Q"))
-
-
-def _with_predicted(
-    confirmed: Mapping[int, int], predictions: PredictedBlocks, prompt: Prompt, block_size: int
-) -> Mapping[int, int]:
-    """The tokens of a prompt that ranks have, with those that are predicted to follow the confirmed ones."""
-    if not predictions:
-        return confirmed
-    depths = predictions.match(_landmarks(prompt, block_size), landmarks_known(confirmed, block_size))
-    if not depths:
-        return confirmed
-    # An engine computes at least the last token itself, to have something to continue from.
-    limit = (prompt.tokens - 1) // block_size
-    promised = dict(confirmed)
-    for rank, marks in depths.items():
-        tokens = min(landmark_depth(marks), limit) * block_size
-        if tokens > promised.get(rank, 0):
-            promised[rank] = tokens
-    return promised

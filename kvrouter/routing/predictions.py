@@ -6,15 +6,19 @@ without live events this is all there is to know: the approximate mode.
 
 Only blocks beyond the known prefix need to be written. A match therefore continues, rank by rank, where confirmed
 blocks end. Nothing here is believed over an event: a rank's overlap is the longer of the two.
+
+This is the reference implementation; the native core has one with the same contract, in which a decision costs about
+a fortieth. `knowledge.py` takes the core's where it is present.
 """
 
 from collections import deque
 from collections.abc import Mapping, Sequence
 from heapq import heappop, heappush
-from math import inf
 from typing import TypeAlias
 
 import msgspec
+
+from kvrouter.routing.landmarks import landmark_depth, landmarks, landmarks_known, landmarks_within
 
 __all__ = ["PredictedBlocks"]
 
@@ -51,18 +55,16 @@ class PredictedBlocks:
     from the front. Memory is bounded by `blocks_max` blocks written per rank and `total_max` over all.
     """
 
-    __slots__ = ("_due", "_latest", "_queued", "_ranks", "_written", "blocks_max", "due", "total_max")
+    __slots__ = ("_blocks_max", "_due", "_latest", "_queued", "_ranks", "_total_max", "_written")
 
     def __init__(self, *, blocks_max: int = 65_536, total_max: int = 4_194_304) -> None:
-        self.blocks_max, self.total_max = blocks_max, total_max
+        self._blocks_max, self._total_max = blocks_max, total_max
         self._latest: dict[int, _Latest] = {}
         self._ranks: dict[int, _RankNotes] = {}
         self._written = 0
         # Each rank that has notes is here once, under a time before which none of them is due. Numbers break ties.
         self._due: list[tuple[float, int, _RankNotes]] = []
         self._queued = 0
-        self.due = inf
-        """Before this time `expire` finds nothing to do."""
 
     def __len__(self) -> int:
         """Blocks written and not ended, over all ranks; at most `total_max`."""
@@ -78,6 +80,49 @@ class PredictedBlocks:
         note = _of_rank(self._latest.get(key), 1 << rank)
         return note.deadline if note is not None else None
 
+    def promised(self, confirmed: dict[int, int], hashes: bytes, block_size: int, tokens: int) -> dict[int, int]:
+        """The tokens of a prompt that ranks have, with those that are predicted to follow the `confirmed` ones.
+
+        `hashes` are all of the prompt's, as 64-bit integers in the machine's byte order, and `tokens` its length.
+        Returns `confirmed` itself where nothing is predicted.
+        """
+        if not self._written:
+            return confirmed
+        depths = self.match(_landmarks(hashes), landmarks_known(confirmed, block_size))
+        # An engine computes at least the last token itself, to have something to continue from.
+        limit = (tokens - 1) // block_size
+        promised = confirmed
+        for rank, marks in depths.items():
+            predicted = min(landmark_depth(marks), limit) * block_size
+            if predicted > confirmed.get(rank, 0):
+                if promised is confirmed:
+                    promised = dict(confirmed)
+                promised[rank] = predicted
+        return promised
+
+    def predict(  # noqa: PLR0917 - by position: this is called for every request
+        self,
+        rank: int,
+        hashes: bytes,
+        block_size: int,
+        confirmed: int,
+        promised: int,
+        deadline: float,
+        fresh: float,
+    ) -> None:
+        """Predict until `deadline` that a rank holds a prompt, of which it has `confirmed` tokens for certain.
+
+        What is `promised` beyond them is written again only if its own deadline is not after `fresh`.
+        """
+        marks = _landmarks(hashes)
+        begin = landmarks_within(confirmed // block_size)
+        known = min(landmarks_within(promised // block_size), len(marks))
+        if known > begin:
+            until = self.deadline(rank, marks[known - 1])
+            if until is not None and until > fresh:
+                begin = known
+        self.store(rank, tuple(marks[begin:]), deadline)
+
     def store(self, rank: int, hashes: Sequence[int], deadline: float) -> None:
         """Predict that `rank` holds these blocks, a run of one prompt, until `deadline`.
 
@@ -90,15 +135,15 @@ class PredictedBlocks:
             own = self._ranks[rank] = _RankNotes(rank)
         if own.notes:
             deadline = max(deadline, own.notes[-1].deadline)
-        hashes = hashes[: min(self.blocks_max, self.total_max)]
+        hashes = hashes[: min(self._blocks_max, self._total_max)]
         note = _Note(own.bit, deadline, hashes)
         self._note_latest(own, note)
         own.notes.append(note)
         own.written += len(hashes)
         self._written += len(hashes)
-        while own.written > self.blocks_max or (self._written > self.total_max and len(own.notes) > 1):
+        while own.written > self._blocks_max or (self._written > self._total_max and len(own.notes) > 1):
             self._end_oldest(own)
-        if self._written > self.total_max:
+        if self._written > self._total_max:
             self._end_oldest_of_longest()
         if own.notes and not own.queued:
             self._queue(own)
@@ -137,7 +182,7 @@ class PredictedBlocks:
         return found
 
     def expire(self, now: float) -> None:
-        """End what is over. Costs nothing when nothing is due."""
+        """End what is over. Costs nothing when nothing is due; is asked for at every request."""
         while self._due and self._due[0][0] <= now:
             own = heappop(self._due)[2]
             own.queued = False
@@ -145,7 +190,6 @@ class PredictedBlocks:
                 self._end_oldest(own)
             if own.notes:
                 self._queue(own)
-        self.due = self._due[0][0] if self._due else inf
 
     def drop(self, rank: int) -> None:
         """Forget a rank."""
@@ -173,15 +217,14 @@ class PredictedBlocks:
 
     def _end_oldest_of_longest(self) -> None:
         """Make room when all ranks together have too much: the rank that has most gives."""
-        while self._written > self.total_max:
-            rank = max(self._ranks, key=lambda each: self._ranks[each].written)
+        while self._written > self._total_max:
+            rank = max(self._ranks, key=lambda each: (self._ranks[each].written, -each))
             self._end_oldest(self._ranks[rank])
 
     def _queue(self, own: _RankNotes) -> None:
         own.queued = True
         self._queued += 1
         heappush(self._due, (own.notes[0].deadline, self._queued, own))
-        self.due = self._due[0][0]
 
     def _note_latest(self, own: _RankNotes, note: _Note) -> None:
         """Make `note` the latest of its blocks for its rank."""
@@ -217,6 +260,10 @@ class PredictedBlocks:
                 latest[key] = after
                 left += 1
         own.distinct -= size - len(latest) + left
+
+
+def _landmarks(hashes: bytes) -> Sequence[int]:
+    return landmarks(memoryview(hashes).cast("Q"))
 
 
 def _holders(latest: _Latest | None) -> int:

@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kvrouter.settings_reference": {"kvrouter.errors", "kvrouter.settings", "kvrouter.settings_sources"},
     "kvrouter.index": {"kvrouter.errors", "kvrouter.events", "kvrouter.blocks", CORE},
     "kvrouter.ingest": {"kvrouter.errors", "kvrouter.events", "kvrouter.blocks", "kvrouter.index", CORE},
-    "kvrouter.routing": {"kvrouter.errors", "kvrouter.events", "kvrouter.blocks", "kvrouter.index", "kvrouter.ingest"},
+    "kvrouter.routing": FOUNDATION - {"kvrouter"} | {"kvrouter.blocks", "kvrouter.index", "kvrouter.ingest", CORE},
     "kvrouter_publishers": {"kvrouter.errors", "kvrouter.events"},
     "kvrouter_subscribers": {"kvrouter.errors", "kvrouter.events"},
     "kvrouter.service": PURE
