@@ -1,0 +1,70 @@
+"""Which backend a store's URL means, and where in it. Pure string rules; nothing is opened."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from kvrouter.errors import SettingsError
+
+__all__ = ["StoreAddress", "parse_store_url"]
+
+_PREFIX = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_REDIS_PATH = re.compile(r"/([0-9]{1,4})/([A-Za-z0-9_-]{1,64})")
+_FORMS = "file:///directory, nats://host:port/PREFIX or redis://host:port/database/PREFIX"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreAddress:
+    """`server` is a URL for the backend's client, with password; `prefix` our part of it, or the directory."""
+
+    kind: Literal["file", "nats", "redis"]
+    server: str
+    prefix: str
+
+    def __repr__(self) -> str:
+        return f"StoreAddress(kind={self.kind!r}, prefix={self.prefix!r})"  # `server` may hold a password.
+
+
+def parse_store_url(url: str) -> StoreAddress:
+    """Read the URL of a store.
+
+    Raises:
+        SettingsError: it has none of the known forms.
+    """
+    try:
+        parts = urlsplit(url)
+        address = _read(url, parts)
+    except ValueError:
+        address = None
+    if address is None:
+        raise SettingsError(f"store {re.sub(r'//[^/@]*@', '//***@', url)!r} must look like {_FORMS}")
+    return address
+
+
+def _read(url: str, parts: SplitResult) -> StoreAddress | None:
+    if parts.query or parts.fragment:
+        return None
+    match parts.scheme:
+        case "":
+            return StoreAddress(kind="file", server="", prefix=url) if url else None
+        case "file":
+            local = parts.netloc in ("", "localhost") and parts.path.startswith("/")
+            return StoreAddress(kind="file", server="", prefix=unquote(parts.path)) if local else None
+        case "nats" | "tls":
+            prefix = parts.path.removeprefix("/")
+            if not _names_server(parts) or _PREFIX.fullmatch(prefix) is None:
+                return None
+            return StoreAddress(kind="nats", server=f"{parts.scheme}://{parts.netloc}", prefix=prefix)
+        case "redis" | "rediss":
+            path = _REDIS_PATH.fullmatch(parts.path)
+            if not _names_server(parts) or path is None:
+                return None
+            server = f"{parts.scheme}://{parts.netloc}/{path[1]}"
+            return StoreAddress(kind="redis", server=server, prefix=path[2])
+        case _:
+            return None
+
+
+def _names_server(parts: SplitResult) -> bool:
+    return bool(parts.hostname) and parts.port != 0

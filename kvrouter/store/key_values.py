@@ -1,0 +1,126 @@
+"""What a key-value store promises: small values, each with a revision, changed only by who knows the last one.
+
+For pointers, locks and records of a few kilobytes. Not for whole snapshots: those are in `objects`.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, Self
+
+from kvrouter.errors import StoreError
+from kvrouter.store.addresses import parse_store_url
+
+__all__ = [
+    "VALUE_BYTES_MAX",
+    "Conflict",
+    "Entry",
+    "Exists",
+    "KeyValueBucket",
+    "KeyValueStore",
+    "check_value",
+    "open_key_value_store",
+]
+
+VALUE_BYTES_MAX = 256 << 10
+
+
+class Entry(NamedTuple):
+    """A value and the revision under which it was written."""
+
+    value: bytes
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Exists:
+    """Nothing was created: the key has a value of this `revision`."""
+
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """Nothing was changed: the key has the revision `current`, None if it has no value."""
+
+    current: int | None
+
+
+class KeyValueBucket(Protocol):
+    """Keys of one purpose, with the names of `kvrouter.store.names`; values up to `VALUE_BYTES_MAX` bytes.
+
+    Guarantee: each change is one step; of several at once on one key, exactly one finds the revision that it expects.
+    A revision is never given twice in a bucket, not even after a key was deleted and created again. With
+    `ttl_seconds` a value is gone so long after it was last written; it may be seen up to a second longer.
+
+    Every method raises `StoreError`: `unavailable` (then a change may have been made or not: read before trying
+    again), `bad_name`, `too_large`, `unsupported` where the server is too old for `ttl_seconds`.
+    """
+
+    async def get(self, key: str) -> Entry | None:
+        """Return the value now, None if there is none."""
+        ...
+
+    async def create(self, key: str, value: bytes, *, ttl_seconds: float | None = None) -> int | Exists:
+        """Write a value where there is none; returns its revision."""
+        ...
+
+    async def update(
+        self, key: str, value: bytes, *, expected: int, ttl_seconds: float | None = None
+    ) -> int | Conflict:
+        """Replace the value of revision `expected`, and its lifetime with it; returns the new revision."""
+        ...
+
+    async def delete(self, key: str, *, expected: int | None = None) -> Conflict | None:
+        """Remove a value, or only that of revision `expected`. What is not there is gone already."""
+        ...
+
+
+class KeyValueStore(Protocol):
+    """Buckets on one backend. A connection is made with the first call, and made again after it was lost."""
+
+    def bucket(self, name: str) -> KeyValueBucket:
+        """Return a bucket, which comes into being with its first key.
+
+        Raises:
+            StoreError: `bad_name`.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Close the connection, if there is one. May be called again."""
+        ...
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+
+def open_key_value_store(url: str) -> KeyValueStore:
+    """Return the store that `url` means, by the rules of `open_object_store`; both may share a URL.
+
+    Raises:
+        SettingsError: the URL has no known form.
+        MissingExtraError: the backend's client is not installed.
+    """
+    address = parse_store_url(url)
+    if address.kind == "file":
+        from kvrouter.store.local_keys import LocalKeyValueStore  # noqa: PLC0415 - only the chosen backend is loaded
+
+        return LocalKeyValueStore(address.prefix)
+    if address.kind == "nats":
+        from kvrouter.store.nats_keys import NatsKeyValueStore  # noqa: PLC0415 - as above
+
+        return NatsKeyValueStore(address.server, prefix=address.prefix)
+    from kvrouter.store.redis_keys import RedisKeyValueStore  # noqa: PLC0415 - as above
+
+    return RedisKeyValueStore(address.server, prefix=address.prefix)
+
+
+def check_value(value: bytes) -> bytes:
+    """Return `value` if it is short enough for a key-value store.
+
+    Raises:
+        StoreError: it is not (`too_large`).
+    """
+    if len(value) > VALUE_BYTES_MAX:
+        raise StoreError(f"a value of {len(value)} bytes exceeds {VALUE_BYTES_MAX}", reason="too_large")
+    return value

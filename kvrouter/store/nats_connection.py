@@ -1,0 +1,70 @@
+"""One connection to a NATS server for a store: made with the first call, kept up by the client, with our errors."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from kvrouter.errors import MissingExtraError, StoreError
+
+try:
+    import nats
+    from nats.aio.client import Client
+    from nats.errors import Error as NatsError
+    from nats.js import JetStreamContext, api, errors
+    from nats.nuid import NUID
+except ImportError as error:
+    raise MissingExtraError("a store on NATS", "nats") from error
+
+__all__ = ["JetStreamContext", "NatsConnection", "api", "errors"]
+
+_CONNECT_SECONDS = 5.0
+_ANSWER_SECONDS = 15.0
+_CLOSE_SECONDS = 2.0
+
+
+class NatsConnection:
+    """A JetStream context when one is needed; lives on the event loop of its first use."""
+
+    def __init__(self, server: str) -> None:
+        self._server = server
+        self._client: Client | None = None
+        self._opening = asyncio.Lock()
+        self._numbers = NUID()
+
+    def unique(self) -> str:
+        """Return a name that nobody else has, as NATS clients make them."""
+        return self._numbers.next().decode()
+
+    @contextlib.asynccontextmanager
+    async def jetstream(self) -> AsyncIterator[JetStreamContext]:
+        """Give a JetStream context; what fails inside is a `StoreError`, unless it was handled."""
+        try:
+            async with self._opening:
+                if self._client is None or self._client.is_closed:
+                    self._client = await self._connect()
+            yield self._client.jetstream(timeout=_ANSWER_SECONDS)
+        except (NatsError, OSError, TimeoutError) as error:
+            raise StoreError(f"NATS: {type(error).__name__}: {error}", reason="unavailable") from error
+
+    async def close(self) -> None:
+        """Close the connection, if there is one. May be called again."""
+        client, self._client = self._client, None
+        if client is not None and not client.is_closed:
+            with contextlib.suppress(TimeoutError, NatsError, OSError):
+                async with asyncio.timeout(_CLOSE_SECONDS):
+                    await client.close()
+
+    async def _connect(self) -> Client:
+        async with asyncio.timeout(_CONNECT_SECONDS):
+            return await nats.connect(
+                self._server,
+                name="kvrouter-store",
+                connect_timeout=_CONNECT_SECONDS,
+                reconnect_time_wait=0.2,
+                max_reconnect_attempts=-1,
+                error_cb=_ignore,
+            )
+
+
+async def _ignore(_: Exception) -> None:
+    """Do nothing: each call tells its own failure; the client logs what it hears here otherwise."""

@@ -1,0 +1,134 @@
+"""The three places where a store can keep things, each with a way to damage what it keeps behind the store's back."""
+
+import base64
+import json
+import secrets
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import nats
+from redis.asyncio import Redis
+
+from tests.servers import NatsServer, RedisServer
+
+__all__ = ["Backend", "LocalBackend", "NatsBackend", "RedisBackend"]
+
+
+class Backend(ABC):
+    """One place; `url` opens a store on it, as often as one likes."""
+
+    url: str
+
+    @abstractmethod
+    async def flip_byte(self, bucket: str, name: str) -> None:
+        """Change one byte in the middle of an object's data."""
+
+    @abstractmethod
+    async def lose_piece(self, bucket: str, name: str) -> None:
+        """Lose part of an object's data."""
+
+    @abstractmethod
+    async def leftovers(self, bucket: str) -> int:
+        """Count what is stored of objects that no name means."""
+
+
+class LocalBackend(Backend):
+    """A directory."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / secrets.token_hex(4)
+        self.url = self.folder.as_uri()
+
+    def file(self, bucket: str, name: str) -> Path:
+        """The file of an object."""
+        return self.folder / bucket / name.replace("/", "%")
+
+    async def flip_byte(self, bucket: str, name: str) -> None:
+        content = bytearray(self.file(bucket, name).read_bytes())
+        content[len(content) // 3] ^= 1
+        self.file(bucket, name).write_bytes(content)
+
+    async def lose_piece(self, bucket: str, name: str) -> None:
+        content = self.file(bucket, name).read_bytes()
+        self.file(bucket, name).write_bytes(content[: len(content) // 2])
+
+    async def leftovers(self, bucket: str) -> int:
+        return len(list((self.folder / bucket).glob(".half-*")))
+
+
+class NatsBackend(Backend):
+    """A prefix on a nats-server."""
+
+    def __init__(self, server: NatsServer) -> None:
+        self.server, self.prefix = server, f"test{secrets.token_hex(4)}"
+        self.url = f"{server.url}/{self.prefix}"
+
+    async def flip_byte(self, bucket: str, name: str) -> None:
+        await self._rewrite(bucket, name, lose=False)
+
+    async def lose_piece(self, bucket: str, name: str) -> None:
+        await self._rewrite(bucket, name, lose=True)
+
+    async def leftovers(self, bucket: str) -> int:
+        client = await nats.connect(self.server.url)
+        stream = f"OBJ_{self.prefix}-{bucket}"
+        jetstream = client.jetstream()
+        chunks = await jetstream.stream_info(stream, subjects_filter=f"$O.{self.prefix}-{bucket}.C.>")
+        named = set()
+        records = await jetstream.stream_info(stream, subjects_filter=f"$O.{self.prefix}-{bucket}.M.>")
+        for subject in records.state.subjects or ():
+            message = await jetstream.get_last_msg(stream, subject)
+            named.add(json.loads(message.data or b"{}")["nuid"])
+        await client.close()
+        return sum(subject.rpartition(".")[2] not in named for subject in chunks.state.subjects or ())
+
+    async def _rewrite(self, bucket: str, name: str, *, lose: bool) -> None:
+        client = await nats.connect(self.server.url)
+        jetstream, full = client.jetstream(), f"{self.prefix}-{bucket}"
+        record = f"$O.{full}.M.{base64.urlsafe_b64encode(name.encode()).decode()}"
+        version = json.loads((await jetstream.get_last_msg(f"OBJ_{full}", record)).data or b"")["nuid"]
+        chunk = bytearray((await jetstream.get_last_msg(f"OBJ_{full}", f"$O.{full}.C.{version}")).data or b"")
+        chunk[len(chunk) // 2] ^= 1
+        await jetstream.purge_stream(f"OBJ_{full}", subject=f"$O.{full}.C.{version}")
+        if not lose:
+            await jetstream.publish(f"$O.{full}.C.{version}", bytes(chunk))
+        await client.close()
+
+
+class RedisBackend(Backend):
+    """A prefix on a redis-server."""
+
+    def __init__(self, server: RedisServer) -> None:
+        self.server, self.prefix = server, f"test{secrets.token_hex(4)}"
+        self.url = f"{server.url}/0/{self.prefix}"
+
+    async def flip_byte(self, bucket: str, name: str) -> None:
+        async with Redis.from_url(self.server.url) as redis:
+            key = await self._chunks(redis, bucket, name)
+            chunk = bytearray(as_bytes(await redis.hget(key, "1")))
+            chunk[len(chunk) // 2] ^= 1
+            await redis.hset(key, "1", bytes(chunk))
+
+    async def lose_piece(self, bucket: str, name: str) -> None:
+        async with Redis.from_url(self.server.url) as redis:
+            await redis.hdel(await self._chunks(redis, bucket, name), "1")
+
+    async def leftovers(self, bucket: str) -> int:
+        """Count what will never expire."""
+        async with Redis.from_url(self.server.url) as redis:
+            tag = f"{{{self.prefix}:{bucket}}}"
+            records = await redis.hvals(f"{tag}:objects")
+            named = {f"{tag}:chunks:{as_bytes(record)[:32].decode()}" for record in records}
+            keys = [as_bytes(key).decode() async for key in redis.scan_iter(f"{tag}:chunks:*")]
+            return sum([key not in named and await redis.ttl(key) < 0 for key in keys])
+
+    async def _chunks(self, redis: "Redis", bucket: str, name: str) -> str:
+        tag = f"{{{self.prefix}:{bucket}}}"
+        record = as_bytes(await redis.hget(f"{tag}:objects", name))
+        return f"{tag}:chunks:{record[:32].decode()}"
+
+
+def as_bytes(value: bytes | str | None) -> bytes:
+    """What a client without decoding returns is bytes."""
+    assert isinstance(value, bytes)
+    return value

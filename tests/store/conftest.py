@@ -1,0 +1,51 @@
+"""Each backend in turn, on servers that a module of tests shares."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.servers import NatsServer, RedisServer, nats_server, redis_server
+from tests.store.backends import Backend, LocalBackend, NatsBackend, RedisBackend
+
+Run = Callable[[Coroutine[Any, Any, None]], None]
+
+
+@pytest.fixture(scope="module")
+def nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
+    """A nats-server for one module."""
+    with nats_server(tmp_path_factory.mktemp("nats")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A redis-server for one module."""
+    with redis_server(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture(params=["local", "nats", "redis"])
+def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
+    """An empty place to store things, one for each kind of backend."""
+    if request.param == "local":
+        return LocalBackend(tmp_path)
+    if request.param == "nats":
+        return NatsBackend(request.getfixturevalue("nats"))
+    return RedisBackend(request.getfixturevalue("redis"))
+
+
+@pytest.fixture
+def run() -> Run:
+    """Run one test's story, with a bound on its time."""
+
+    def bounded(scenario: Coroutine[Any, Any, None]) -> None:
+        async def main() -> None:
+            async with asyncio.timeout(60):
+                await scenario
+
+        asyncio.run(main())
+
+    return bounded
