@@ -16,6 +16,7 @@ from kvrouter.events import BlockStored, Event, EventBatch, Source, encode_batch
 from kvrouter.index import PrefixIndex
 from kvrouter.ingest import Ingest
 from kvrouter_subscribers import CurveKeys, Receipt, TransportStatus, ZmqEventSubscriber, ZmqLimits
+from kvrouter_subscribers.subscriber import DigestRows
 
 WAIT_SECONDS = 20.0
 ANY_TCP = "tcp://127.0.0.1:*"
@@ -85,9 +86,12 @@ class RecordingSink:
         now: float,
         replayed: bool = False,
         incarnation: int | None = None,
+        digest: DigestRows | None = None,
     ) -> Receipt:
         self._fail("receive")
-        receipt = self.ingest.receive(source, sequence, payload, now=now, replayed=replayed, incarnation=incarnation)
+        receipt = self.ingest.receive(
+            source, sequence, payload, now=now, replayed=replayed, incarnation=incarnation, digest=digest
+        )
         self.receipts.append(("replayed" if replayed else "live", sequence, receipt.outcome))
         return receipt
 
@@ -95,6 +99,18 @@ class RecordingSink:
         self._fail("replay_finished")
         self.finished.append(complete)
         return self.ingest.replay_finished(source, now=now, complete=complete)
+
+    def snapshot(
+        self, source: Source, batches: Sequence[bytes], *, sequence: int, incarnation: int | None, now: float
+    ) -> Receipt:
+        self._fail("snapshot")
+        self.calls.append(("snapshot", source))
+        return self.ingest.snapshot(source, batches, sequence=sequence, incarnation=incarnation, now=now)
+
+    def snapshot_failed(self, source: Source, *, now: float) -> None:
+        self._fail("snapshot_failed")
+        self.calls.append(("snapshot_failed", source))
+        self.ingest.snapshot_failed(source, now=now)
 
     def applied(self, source: Source = WORKER) -> int:
         """The sequence number of the last applied batch, -1 before the first."""
