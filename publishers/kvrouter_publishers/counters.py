@@ -18,6 +18,8 @@ class Counters:
     events_dropped_not_running: int = 0
     events_dropped_forked: int = 0
     losses_announced: int = 0
+    digests_published: int = 0
+    snapshots_taken: int = 0
     replays_served: int = 0
     replays_abandoned: int = 0
     replays_refused: int = 0

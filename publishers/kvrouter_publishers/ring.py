@@ -26,6 +26,10 @@ class ReplayRing:
         while len(self._batches) > self._batches_max or self.bytes > self._bytes_max:
             self.bytes -= len(self._batches.popleft()[1])
 
+    def oldest_sequence(self) -> int | None:
+        """Return the number of the oldest kept batch, None if there is none."""
+        return self._batches[0][0] if self._batches else None
+
     def since(self, sequence: int) -> list[tuple[int, bytes]]:
         """Return the kept batches from `sequence` on, oldest first; it may begin above what was asked for."""
         newest_first = list(takewhile(lambda batch: batch[0] >= sequence, reversed(self._batches)))

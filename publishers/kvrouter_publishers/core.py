@@ -1,0 +1,365 @@
+"""What every publisher does, whatever carries its events: numbers batches, remembers them, knows what the cache holds.
+
+No sockets, no threads, no clock but the stamp of each batch. A transport takes frames and sends them; `threaded` is the
+thread in which it does.
+"""
+
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple, cast
+
+from kvrouter.errors import SettingsError, WireError
+from kvrouter.events import (
+    AllBlocksCleared,
+    BlockRemoved,
+    BlockStored,
+    Envelope,
+    Event,
+    EventBatch,
+    Source,
+    encode_batch,
+    encode_envelope,
+)
+from kvrouter.events.decode import EVENTS_PER_BATCH_MAX, PAYLOAD_BYTES_MAX
+from kvrouter.events.digest import DigestRow
+from kvrouter.events.encode import Encoding
+from kvrouter_publishers.counters import Counters
+from kvrouter_publishers.outbox import Outbox, Parcel
+from kvrouter_publishers.resident_set import ResidentSet
+from kvrouter_publishers.ring import ReplayRing
+from kvrouter_publishers.split import halves
+
+__all__ = ["Frame", "PublisherCore"]
+
+_log = logging.getLogger("kvrouter_publishers")
+
+BATCH_BYTES_MIN: Final = 1024
+SNAPSHOT_PART_BYTES: Final = 1 << 20
+_UNREADABLE = cast("tuple[Event, ...]", (None,))
+"""Stands for a step whose events could not even be listed."""
+
+
+class Frame(NamedTuple):
+    """One batch of the stream, as it is sent: its number, its bytes, and how many events are in it."""
+
+    sequence: int
+    payload: bytes
+    events: int
+
+
+class PublisherCore:
+    """One rank's stream of events, from the engine's steps to the frames of a transport.
+
+    Args:
+        worker_id: who publishes; part of every native frame, unused without `native`.
+        rank: data-parallel rank; part of every batch.
+        native: whether frames are envelopes (docs/wire.md) or bare batches, as engines send them.
+        encoding: how events are written in a batch; `kvrouter.events.encode`.
+        buffer_steps: frames kept for `since`.
+        buffer_bytes: bytes kept for `since`; whichever bound is reached first counts.
+        max_queue_size: engine steps that wait for `take`.
+        batch_bytes_max: no batch is larger: steps are divided if they must be. A native frame is a batch and at most
+            4096 bytes. None is the wire's own bound, 64 MiB.
+        digest_seconds: how often a native frame says what the cache holds; None never.
+        snapshots: whether to follow what the cache holds, for `snapshot` and digests: about 300 bytes a block.
+
+    Threading: the engine's thread calls `put`; one other thread, the transport's, everything else. `counters` may be
+    read anywhere.
+
+    The first frame of a native stream has no event. It tells consumers of the new life at once, which before its
+    first event is as empty as it says.
+
+    Raises:
+        SettingsError: a setting is out of its bounds.
+    """
+
+    def __init__(
+        self,
+        *,
+        worker_id: str,
+        rank: int,
+        native: bool = True,
+        encoding: Encoding = "map",
+        buffer_steps: int = 10_000,
+        buffer_bytes: int = 256 << 20,
+        max_queue_size: int = 100_000,
+        batch_bytes_max: int | None = None,
+        digest_seconds: float | None = 30.0,
+        snapshots: bool = True,
+    ) -> None:
+        if batch_bytes_max is not None and batch_bytes_max < BATCH_BYTES_MIN:
+            raise SettingsError(f"batch_bytes_max is {batch_bytes_max}; it must be at least {BATCH_BYTES_MIN}")
+        if digest_seconds is not None and not digest_seconds > 0:
+            raise SettingsError(f"digest_seconds is {digest_seconds}; it must be above 0, or None")
+        if max_queue_size < 1:
+            raise SettingsError(f"max_queue_size is {max_queue_size}; it must be at least 1")
+        self.source = Source(worker_id, rank)
+        self.incarnation = int.from_bytes(os.urandom(8))
+        self.counters = Counters()
+        self.next_sequence = 0
+        self._native, self._encoding = native, encoding
+        self._batch_bytes_max = min(batch_bytes_max or PAYLOAD_BYTES_MAX, PAYLOAD_BYTES_MAX)
+        self._digest_seconds = digest_seconds if native and snapshots else None
+        self._digest_due = float("-inf")
+        self._outbox = Outbox(max_queue_size)
+        self._ring = ReplayRing(batches_max=buffer_steps, bytes_max=buffer_bytes)
+        self._resident = ResidentSet() if snapshots else None
+        self._ready: deque[Frame] = deque()
+        if native:
+            self._check_source()
+
+    def put(self, events: Sequence[Event]) -> None:
+        """Add the events of one engine step; an empty one adds nothing. Never waits, never raises."""
+        try:
+            batch = tuple(events)
+        except Exception:  # noqa: BLE001 - a guest never raises into its host; `take` counts it and states a loss
+            batch = _UNREADABLE
+        if batch:
+            self._outbox.put(time.time(), batch)
+
+    def take(self, now: float) -> Frame | None:
+        """Return the next frame to send, None if there is none; `now` is monotonic seconds.
+
+        It is remembered already: `since` and `snapshot` include it. So a transport that could not send it may
+        forget it and ask `since` later.
+        """
+        if not self._ready:
+            self._refill(now)
+        return self._ready.popleft() if self._ready else None
+
+    def pending(self, now: float | None = None) -> bool:
+        """Whether `take` has something; a digest may be due at `now`, which is this moment unless it is given."""
+        return self.has_batches() or self.idle_seconds(now) <= 0.0
+
+    def has_batches(self) -> bool:
+        """Whether `take` has events, as opposed to a digest; what a publisher that closes still has to send."""
+        return bool(self._ready or self._outbox)
+
+    def idle_seconds(self, now: float | None = None) -> float:
+        """Return how long `take` has nothing unless something is put; infinity if for ever."""
+        if self._native and not self.next_sequence:
+            return 0.0
+        if self._digest_seconds is None:
+            return float("inf")
+        return max(0.0, self._digest_due - (time.monotonic() if now is None else now))
+
+    def since(self, sequence: int) -> list[tuple[int, bytes]]:
+        """Return the kept frames from number `sequence` on, oldest first; they may begin above it."""
+        return self._ring.since(sequence)
+
+    def oldest_sequence(self) -> int | None:
+        """Return the number of the oldest kept frame, None if there is none."""
+        return self._ring.oldest_sequence()
+
+    def snapshot(self, *, part_bytes_max: int = SNAPSHOT_PART_BYTES) -> list[bytes]:
+        """Return the frames of a snapshot: the whole state after batch `next_sequence - 1`.
+
+        No batch in them is larger than `part_bytes_max`, but for events that cannot be divided. The list is empty
+        before the first frame was taken, and where there are no snapshots: without `snapshots` or `native`.
+        """
+        if self._resident is None or not self._native or not self.next_sequence:
+            return []
+        batches = list(self._snapshot_batches(self._resident, part_bytes_max))
+        self.counters.snapshots_taken += 1
+        digest = self._resident.digest()
+        return [
+            self._envelope(
+                self.next_sequence - 1,
+                batch,
+                snapshot=(part, len(batches)),
+                digest=digest if part == len(batches) - 1 else None,
+            )
+            for part, batch in enumerate(batches)
+        ]
+
+    def statistics(self) -> dict[str, int]:
+        """Return the state now, as plain integers; counts are in `counters`."""
+        return {
+            "outbox_batches": len(self._outbox) + len(self._ready),
+            "replayable_batches": len(self._ring),
+            "replayable_bytes": self._ring.bytes,
+            "resident_blocks": 0 if self._resident is None else len(self._resident),
+            "next_sequence": self.next_sequence,
+        }
+
+    def _check_source(self) -> None:
+        try:
+            self._envelope(0, b"\x92\x00\x90")
+        except WireError as error:
+            raise SettingsError(f"cannot publish as worker {self.source.worker_id!r}: {error}") from error
+
+    def _refill(self, now: float) -> None:
+        if self._native and not self.next_sequence:
+            self._send(self._encode(time.time(), ()), 0, self._digest_at(now))
+            return
+        parcel = self._outbox.take()
+        if parcel is not None:
+            self._publish(parcel, now)
+        elif self._digest_seconds is not None and now >= self._digest_due:
+            self._send(self._encode(time.time(), ()), 0, self._digest_at(now))
+
+    def _publish(self, parcel: Parcel, now: float) -> None:
+        if parcel.lost_batches:
+            self.counters.batches_dropped += parcel.lost_batches
+            self.counters.events_dropped_outbox_full += parcel.lost_events
+            self._announce_loss(parcel.timestamp, f"outbox full, {parcel.lost_batches} batches dropped")
+        events, payload = self._readable(parcel)
+        parts = list(self._parts(parcel.timestamp, events, payload, self._batch_bytes_max)) if events else []
+        for number, (part, count) in enumerate(parts, 1):
+            self._send(part, count, self._digest_at(now) if number == len(parts) else None)
+
+    def _readable(self, parcel: Parcel) -> tuple[Sequence[Event], bytes]:
+        """Return what of a step can be published, and its bytes; the resident set has followed it."""
+        events, stamp = parcel.events, parcel.timestamp
+        bad = self._resident.apply(events) if self._resident is not None else []
+        try:
+            if not bad:
+                return events, self._encode(stamp, events)
+        except Exception:  # noqa: BLE001 - whatever an engine hands us must not end the stream; it is counted below
+            bad = []
+        good = self._salvage(stamp, events, bad)
+        return good, self._encode(stamp, good)
+
+    def _salvage(self, timestamp: float, events: Sequence[Event], bad: Sequence[Event]) -> list[Event]:
+        """Return what can be published of a step that cannot be published as it is.
+
+        A store that we drop makes consumers believe in less than there is. Any other event that we drop would
+        make them believe in more, so the loss is stated.
+        """
+        good: list[Event] = []
+        claims_too_much = False
+        for event in events:
+            unread = any(event is other for other in bad)
+            if not unread and self._is_encodable(timestamp, event):
+                good.append(event)
+                continue
+            self.counters.events_dropped_unencodable += 1
+            if not isinstance(event, BlockStored):
+                claims_too_much = True
+            elif not unread:
+                self._take_back(event)
+        if claims_too_much:
+            self._announce_loss(timestamp, "an event could not be encoded")
+            if self._resident is not None:
+                self._resident.apply(good)
+        return good
+
+    def _is_encodable(self, timestamp: float, event: Event) -> bool:
+        try:
+            self._encode(timestamp, (event,))
+        except Exception:  # noqa: BLE001 - as in `_readable`
+            return False
+        return True
+
+    def _take_back(self, event: BlockStored) -> None:
+        """The resident set has followed a store that is not published after all."""
+        if self._resident is not None:
+            self._resident.apply(
+                [BlockRemoved(block_hashes=event.block_hashes, medium=event.medium, group_idx=event.group_idx)]
+            )
+
+    def _parts(
+        self, timestamp: float, events: Sequence[Event], payload: bytes, bytes_max: int
+    ) -> Iterator[tuple[bytes, int]]:
+        """Return `payload`, the encoded `events`, in parts of at most `bytes_max`, each with its number of events."""
+        if len(payload) <= bytes_max and len(events) <= EVENTS_PER_BATCH_MAX:
+            yield payload, len(events)
+            return
+        if len(events) > 1:
+            middle = len(events) // 2
+            divided: Sequence[Sequence[Event]] = (events[:middle], events[middle:])
+        else:
+            pair = halves(events[0])
+            if pair is None:
+                self.counters.events_dropped_unencodable += 1
+                assert isinstance(events[0], BlockStored), "all others can be divided, or are small"
+                self._take_back(events[0])
+                return
+            divided = ((pair[0],), (pair[1],))
+        for half in divided:
+            yield from self._parts(timestamp, half, self._encode(timestamp, half), bytes_max)
+
+    def _announce_loss(self, timestamp: float, reason: str) -> None:
+        """Make every kind of consumer forget what may no longer be true.
+
+        The skipped number shows careful consumers that something is missing (their replay cannot fill it, so they
+        drop the rank's state and count it). `AllBlocksCleared` tells those that never look at numbers.
+        """
+        self.next_sequence += 1
+        if self._resident is not None:
+            self._resident.forget()
+        self._send(self._encode(timestamp, [AllBlocksCleared()]), 1, None)
+        self.counters.losses_announced += 1
+        losses = self.counters.losses_announced
+        if losses & (losses - 1) == 0:  # The 1st, 2nd, 4th, 8th, ...: a guest does not flood its host's log.
+            _log.warning("kvrouter_publisher_lost_events: %s; subscribers forget this rank (loss %d)", reason, losses)
+
+    def _send(self, batch: bytes, events: int, digest: tuple[DigestRow, ...] | None) -> None:
+        sequence = self.next_sequence
+        payload = self._envelope(sequence, batch, digest=digest) if self._native else batch
+        self.next_sequence = sequence + 1
+        self._ring.add(sequence, payload)
+        self._ready.append(Frame(sequence, payload, events))
+        counters = self.counters
+        counters.batches_published += 1
+        counters.events_published += events
+        counters.bytes_published += len(payload)
+        counters.digests_published += digest is not None
+
+    def _digest_at(self, now: float) -> tuple[DigestRow, ...] | None:
+        """Return the digest if one is due; the next is due later."""
+        if self._digest_seconds is None or self._resident is None or now < self._digest_due:
+            return None
+        self._digest_due = now + self._digest_seconds
+        return self._resident.digest()
+
+    def _envelope(
+        self,
+        sequence: int,
+        batch: bytes,
+        *,
+        snapshot: tuple[int, int] | None = None,
+        digest: tuple[DigestRow, ...] | None = None,
+    ) -> bytes:
+        return encode_envelope(
+            Envelope(
+                source=self.source,
+                incarnation=self.incarnation,
+                sequence=sequence,
+                timestamp=time.time(),
+                payload=batch,
+                snapshot=snapshot,
+                digest=digest,
+            )
+        )
+
+    def _snapshot_batches(self, resident: ResidentSet, bytes_max: int) -> Iterator[bytes]:
+        """Return the batches of a snapshot, filled by the most that their events can take."""
+        now = time.time()
+        events: list[Event] = []
+        estimate = 0
+        for event in resident.snapshot():
+            size = _bytes_at_most(event)
+            if events and estimate + size > bytes_max:
+                yield from (part for part, _ in self._parts(now, events, self._encode(now, events), bytes_max))
+                events, estimate = [], 0
+            events.append(event)
+            estimate += size
+        yield from (part for part, _ in self._parts(now, events, self._encode(now, events), bytes_max))
+
+    def _encode(self, timestamp: float, events: Sequence[Event]) -> bytes:
+        batch = EventBatch(timestamp=timestamp, events=tuple(events), data_parallel_rank=self.source.rank, skipped={})
+        return encode_batch(batch, encoding=self._encoding)
+
+
+def _bytes_at_most(event: Event) -> int:
+    """Return a bound on an ordinary event's bytes in a batch, without encoding it."""
+    size = 256
+    if not isinstance(event, AllBlocksCleared):
+        size += 9 * len(event.block_hashes)
+    if isinstance(event, BlockStored):
+        size += 5 * len(event.token_ids)
+    return size

@@ -1,0 +1,110 @@
+"""Where a rank's blocks lie, and how its cache is divided, as its events tell; judged exactly as consumers judge it.
+
+The rules are those of `kvrouter.ingest`, which is too heavy for an engine's process: a block counts per tier and group
+of layers, and one kind of event names blocks without a new copy. Nothing here holds blocks.
+"""
+
+from collections.abc import Container
+from dataclasses import dataclass
+from typing import Final
+
+from kvrouter.events import BlockRemoved, BlockStored, tier_of
+
+__all__ = ["Layout", "Place", "Places"]
+
+Place = tuple[str, int]
+"""Tier and group of layers."""
+
+_GROUPS_MAX: Final = 256
+_HOST_MEDIUM: Final = "CPU_PINNED"
+_FULL_KINDS: Final = frozenset(["full_attention", "mla_attention", "sink_full_attention", "chunked_local_attention"])
+
+
+class Places:
+    """Sorts events by place, and remembers what their media are called."""
+
+    __slots__ = ("clears_all_tiers", "media")
+
+    def __init__(self) -> None:
+        self.media: dict[Place, str | None] = {}
+        self.clears_all_tiers = False
+
+    def place(self, event: BlockStored | BlockRemoved) -> Place | None:
+        """Return where the blocks of `event` are; None if consumers do not count them."""
+        group = event.group_idx or 0
+        tier = tier_of(event.medium)
+        if event.locality == "REMOTE" or not 0 <= group < _GROUPS_MAX or tier is None:
+            return None
+        place = (tier, group)
+        if event.medium == _HOST_MEDIUM:
+            self.clears_all_tiers = True  # SGLang's name for its host tier, which a reset of its tree empties too.
+            self.media[place] = _HOST_MEDIUM
+        else:
+            self.media.setdefault(place, event.medium)
+        return place
+
+    def is_cleared(self, place: Place) -> bool:
+        """Whether `AllBlocksCleared` empties `place`: vLLM means its GPU blocks, SGLang its whole tree."""
+        return self.clears_all_tiers or place[0] == "gpu"
+
+    def marker(self) -> BlockStored | None:
+        """Return an event without blocks that tells consumers what `clears_all_tiers` says; None if nothing does."""
+        return BlockStored(block_hashes=(), medium=_HOST_MEDIUM) if self.clears_all_tiers else None
+
+
+@dataclass(slots=True)
+class _Group:
+    kind: str | None
+    block_size: int
+    window: int | None
+
+
+class Layout:
+    """The groups of layers that stores on the GPU have shown."""
+
+    __slots__ = ("_groups", "_repeats")
+
+    def __init__(self) -> None:
+        self._groups: dict[int, _Group] = {}
+        self._repeats = False
+
+    def observe(self, event: BlockStored, place: Place | None) -> None:
+        """Learn from one store."""
+        if place is None or place[0] != "gpu" or not event.block_size:
+            return
+        kind, size, window = event.kv_cache_spec_kind, event.block_size, event.kv_cache_spec_sliding_window
+        known = self._groups.get(place[1])
+        if known is None:
+            self._groups[place[1]] = _Group(kind, size, window)
+        elif known.kind is None and kind is not None:
+            known.kind, known.window, known.block_size = kind, window, max(size, known.block_size)
+        elif size > known.block_size:
+            known.block_size = size
+
+    def markers(self) -> list[BlockStored]:
+        """Return events without blocks that tell the layout before any block is named."""
+        return [
+            BlockStored(
+                block_hashes=(),
+                block_size=group.block_size,
+                medium="GPU",
+                group_idx=index or None,
+                kv_cache_spec_kind=group.kind,
+                kv_cache_spec_sliding_window=group.window,
+            )
+            for index, group in sorted(self._groups.items())
+        ]
+
+    def is_repetition(self, event: BlockStored, held: Container[int]) -> bool:
+        """Whether vLLM repeats what it holds because a request asked for `kv_cache_report_mode: full`.
+
+        No copy is made then. With full attention alone a real store never begins at the root and names only blocks
+        that are all there; one block alone does, so it counts as a repetition once longer ones were seen.
+        """
+        if event.parent_block_hash is not None or event.kv_cache_spec_kind is None or len(self._groups) != 1:
+            return False
+        (group,) = self._groups.values()
+        if group.kind not in _FULL_KINDS or not all(block in held for block in event.block_hashes):
+            return False
+        self._repeats = self._repeats or len(event.block_hashes) > 1
+        return self._repeats
