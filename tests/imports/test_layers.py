@@ -28,10 +28,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kvrouter.index": {"kvrouter.errors", "kvrouter.events", "kvrouter.blocks", CORE},
     "kvrouter.ingest": {"kvrouter.errors", "kvrouter.events", "kvrouter.blocks", "kvrouter.index", CORE},
     "kvrouter.routing": FOUNDATION - {"kvrouter"} | {"kvrouter.blocks", "kvrouter.index", "kvrouter.ingest", CORE},
+    "kvrouter.store": {"kvrouter.errors"},
     "kvrouter_publishers": {"kvrouter.errors", "kvrouter.events"},
     "kvrouter_subscribers": {"kvrouter.errors", "kvrouter.events"},
     "kvrouter.service": PURE
-    | {"kvrouter.settings", "kvrouter.settings_sources", "kvrouter_subscribers"}
+    | {"kvrouter.settings", "kvrouter.settings_sources", "kvrouter.store", "kvrouter_subscribers"}
     | {"kvrouter.service.proxy", "kvrouter.service.prompts"},
     "kvrouter.service.proxy": {"kvrouter", "kvrouter.errors"},
     "kvrouter.service.prompts": {"kvrouter.errors", "kvrouter.blocks", CORE},
