@@ -1,7 +1,7 @@
 """Publish KV-cache events from inside an engine process.
 
 An engine is our host: importing this package loads the standard library only, and each publisher loads its
-transport on first use. `ZmqEventPublisher` needs pyzmq and msgpack, nothing else.
+transport on first use. `ZmqEventPublisher` needs pyzmq and msgpack, `HttpEventPublisher` msgpack alone.
 
     from kvrouter_publishers import ZmqEventPublisher
 
@@ -12,13 +12,19 @@ transport on first use. `ZmqEventPublisher` needs pyzmq and msgpack, nothing els
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from kvrouter_publishers.http_asgi import EventsApplication
+    from kvrouter_publishers.http_host import HttpEventServer
+    from kvrouter_publishers.http_publisher import HttpEventPublisher
     from kvrouter_publishers.publisher import EventPublisher
     from kvrouter_publishers.zmq_publisher import ZmqEventPublisher
 
-__all__ = ["EventPublisher", "ZmqEventPublisher"]
+__all__ = ["EventPublisher", "EventsApplication", "HttpEventPublisher", "HttpEventServer", "ZmqEventPublisher"]
 
 _HOMES = {
     "EventPublisher": "kvrouter_publishers.publisher",
+    "EventsApplication": "kvrouter_publishers.http_asgi",
+    "HttpEventPublisher": "kvrouter_publishers.http_publisher",
+    "HttpEventServer": "kvrouter_publishers.http_host",
     "ZmqEventPublisher": "kvrouter_publishers.zmq_publisher",
 }
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from kvrouter_subscribers.any_subscriber import AnyEventSubscriber
+    from kvrouter_subscribers.http_limits import HttpLimits
+    from kvrouter_subscribers.http_subscriber import HttpEventSubscriber
     from kvrouter_subscribers.limits import CurveKeys, ZmqLimits
     from kvrouter_subscribers.subscriber import EventSink, EventSubscriber, Receipt, TransportStatus
     from kvrouter_subscribers.zmq_subscriber import ZmqEventSubscriber
@@ -20,6 +22,8 @@ __all__ = [
     "CurveKeys",
     "EventSink",
     "EventSubscriber",
+    "HttpEventSubscriber",
+    "HttpLimits",
     "Receipt",
     "TransportStatus",
     "ZmqEventSubscriber",
@@ -31,6 +35,8 @@ _HOMES = {
     "CurveKeys": "kvrouter_subscribers.limits",
     "EventSink": "kvrouter_subscribers.subscriber",
     "EventSubscriber": "kvrouter_subscribers.subscriber",
+    "HttpEventSubscriber": "kvrouter_subscribers.http_subscriber",
+    "HttpLimits": "kvrouter_subscribers.http_limits",
     "Receipt": "kvrouter_subscribers.subscriber",
     "TransportStatus": "kvrouter_subscribers.subscriber",
     "ZmqEventSubscriber": "kvrouter_subscribers.zmq_subscriber",

@@ -1,0 +1,247 @@
+"""Asks workers how busy they are: their own Prometheus page, or a publisher's `/kv_metrics` where there is none.
+
+Keeps the newest `LoadReport` of every rank and how old it is; what the figures are for is others' to decide. One task
+looks at who is due and asks each as a child task, as `health.py` does. Reports that come over an event plane are
+handed to `take` and count like asked ones. The names on engines' pages are `prometheus_load.py`.
+"""
+
+import asyncio
+import dataclasses
+import json
+import logging
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any, Final, NamedTuple
+
+from kvrouter.errors import WireError
+from kvrouter.events import Source
+from kvrouter.events.load import LoadReport, load_from_record
+from kvrouter.service.health import Fetch, FetchedResponse
+from kvrouter.service.logs import log_event
+from kvrouter.service.prometheus_load import RankCounters, RankFigures, read_page
+from kvrouter.service.proxy import UpstreamError
+from kvrouter.service.workers import Worker, WorkerRegistry
+
+__all__ = ["LoadReports", "LoadRow"]
+
+PAGE_BYTES_MAX: Final = 8 * 1024 * 1024
+"""An engine with many adapters and histograms shows a megabyte."""
+REPORTS_MAX: Final = 1024
+JITTER_SHARE: Final = 0.1
+SLOWER_MOST: Final = 16.0
+"""A worker that cannot be asked is asked ever more seldom, down to every so many intervals."""
+_NOT_THERE: Final = frozenset({404, 405, 501})
+
+_log = logging.getLogger("kvrouter.loads")
+
+
+class LoadRow(NamedTuple):
+    """A report and how many seconds ago it came."""
+
+    report: LoadReport
+    age: float
+
+
+class _Asked:
+    """What is remembered of one worker between two questions."""
+
+    __slots__ = ("counters", "due", "failures_in_row", "path")
+
+    def __init__(self, due: float) -> None:
+        self.due = due
+        self.path = "/metrics"
+        self.failures_in_row = 0
+        self.counters: dict[int, RankCounters] = {}
+
+
+class LoadReports:
+    """The newest report of every rank. `run` never returns by itself; cancel it. All else is plain and cheap.
+
+    Args:
+        registry: who there is; workers come and go without our being told.
+        get: a small GET to a worker, bounded in time and size; raises UpstreamError.
+        interval_seconds: between two questions to one worker, give or take a tenth.
+    """
+
+    def __init__(
+        self,
+        registry: WorkerRegistry,
+        get: Fetch,
+        *,
+        interval_seconds: float,
+        timeout_seconds: float,
+        clock: Callable[[], float],
+        jitter: random.Random,
+    ) -> None:
+        self._registry, self._get = registry, get
+        self._interval, self._timeout = interval_seconds, timeout_seconds
+        self._clock, self._jitter = clock, jitter
+        self._asked: dict[str, _Asked] = {}
+        self._asking: set[str] = set()
+        self._reports: dict[Source, tuple[float, LoadReport]] = {}
+        self.polls = self.taken = self.refused = 0
+        self.failures: Counter[str] = Counter()
+        """By reason: `unreachable`, `status`, `too_large_or_garbled`, `no_load`, `bug`."""
+
+    def latest(self, source: Source) -> LoadReport | None:
+        """Return the newest report of a rank, however old."""
+        known = self._reports.get(source)
+        return None if known is None else known[1]
+
+    def age(self, source: Source) -> float | None:
+        """Return how many seconds ago the newest report of a rank came."""
+        known = self._reports.get(source)
+        return None if known is None else max(0.0, self._clock() - known[0])
+
+    def rows(self) -> Iterator[LoadRow]:
+        """Yield the newest report of every rank that has one."""
+        now = self._clock()
+        for came, report in self._reports.values():
+            yield LoadRow(report, max(0.0, now - came))
+
+    def as_json(self) -> list[dict[str, Any]]:
+        """Return what an admin API shows: one row per rank, with the age of what it says."""
+        return [{**dataclasses.asdict(report), "age_seconds": age} for report, age in self.rows()]
+
+    def take(self, report: LoadReport) -> None:
+        """Take a report that came over an event plane; those of ranks that nobody has are refused and counted."""
+        worker = self._registry.get(report.worker_id)
+        if worker is None or not 0 <= report.rank - worker.spec.first_rank < worker.spec.ranks:
+            self.refused += 1
+            return
+        self.taken += 1
+        self._reports[report.source] = (self._clock(), report)
+
+    async def run(self) -> None:
+        """Ask whoever is due, then rest, for ever."""
+        async with asyncio.TaskGroup() as asking:
+            while True:
+                now = self._clock()
+                self._forget_absent()
+                for worker in self._due(now):
+                    self._asking.add(worker.spec.worker_id)
+                    asking.create_task(self._ask(worker), name=f"load {worker.spec.worker_id}")
+                await asyncio.sleep(self._interval / 4)
+
+    def _due(self, now: float) -> list[Worker]:
+        due = []
+        for worker in self._registry:
+            name = worker.spec.worker_id
+            # The first question comes at any time within an interval: a fleet that starts at once is not asked at once.
+            asked = self._asked.setdefault(name, _Asked(now + self._jitter.random() * self._interval))
+            if (
+                worker.endpoint is not None
+                and worker.health == "ready"
+                and asked.due <= now
+                and name not in self._asking
+            ):
+                due.append(worker)
+        return due
+
+    def _forget_absent(self) -> None:
+        """What a worker said goes with it, as do ranks that it no longer has."""
+        for name in [name for name in self._asked if self._registry.get(name) is None]:
+            del self._asked[name]
+        for source in list(self._reports):
+            worker = self._registry.get(source.worker_id)
+            if worker is None or not 0 <= source.rank - worker.spec.first_rank < worker.spec.ranks:
+                del self._reports[source]
+
+    async def _ask(self, worker: Worker) -> None:
+        name = worker.spec.worker_id
+        asked = self._asked[name]
+        self.polls += 1
+        reason: str | None = "bug"
+        try:
+            reason = await self._question(worker, asked)
+        except Exception as bug:  # noqa: BLE001 - supervised edge: one worker's page must not end all questions
+            log_event(_log, logging.ERROR, "load_report_error", worker=name, error=repr(bug))
+        finally:
+            self._asking.discard(name)
+        if reason is None:
+            asked.failures_in_row = 0
+        else:
+            self.failures[reason] += 1
+            asked.failures_in_row += 1
+        slower = min(SLOWER_MOST, 2.0 ** min(asked.failures_in_row, 16))
+        pause = self._interval * slower * self._jitter.uniform(1 - JITTER_SHARE, 1 + JITTER_SHARE)
+        asked.due = self._clock() + pause
+
+    async def _question(self, worker: Worker, asked: _Asked) -> str | None:
+        """Ask a worker once; returns why there is no report, or None."""
+        try:
+            answer = await self._get(worker, asked.path, timeout_seconds=self._timeout, max_bytes=PAGE_BYTES_MAX)
+        except UpstreamError:
+            return "unreachable"
+        if self._registry.get(worker.spec.worker_id) is not worker:
+            return None  # removed or replaced meanwhile: the answer is about something else
+        reports = self._reports_of(worker, asked, answer)
+        if reports:
+            now = self._clock()
+            for report in reports:
+                self._reports[report.source] = (now, report)
+            return None
+        # An engine may have either page, and none at first: both are tried in turn.
+        asked.path = "/kv_metrics" if asked.path == "/metrics" else "/metrics"
+        if answer.status == 200 or answer.status in _NOT_THERE:
+            return "no_load"
+        return "status"
+
+    def _reports_of(self, worker: Worker, asked: _Asked, answer: FetchedResponse) -> list[LoadReport]:
+        if answer.status != 200:
+            return []
+        if asked.path == "/kv_metrics":
+            return _own_reports(worker, answer.body)
+        first, ranks = worker.spec.first_rank, worker.spec.ranks
+        reports = []
+        for number, figures in read_page(answer.body).items():
+            rank = first if ranks == 1 else number if first <= number < first + ranks else first + number
+            if not first <= rank < first + ranks:
+                continue
+            reports.append(_report(worker, rank, figures, asked.counters))
+        return [report for report in reports if report.says_anything]
+
+
+def _report(worker: Worker, rank: int, figures: RankFigures, counters: dict[int, RankCounters]) -> LoadReport:
+    """Make a report of one rank's figures; its hit rate is that since the last question, which the engine counts on."""
+    hit_rate = figures.hit_rate
+    if hit_rate is None and figures.counters is not None:
+        hit_rate = figures.counters.hit_rate_since(counters.get(rank))
+        counters[rank] = figures.counters
+    usage, total = figures.usage, figures.total_blocks
+    active = figures.active_blocks
+    if active is None and usage is not None and total is not None:
+        active = round(usage * total)
+    return LoadReport(
+        worker_id=worker.spec.worker_id,
+        rank=rank,
+        request_active_slots=figures.running,
+        num_requests_waiting=figures.waiting,
+        kv_active_blocks=active,
+        kv_total_blocks=total,
+        gpu_cache_usage_perc=usage,
+        gpu_prefix_cache_hit_rate=hit_rate,
+    )
+
+
+def _own_reports(worker: Worker, body: bytes) -> list[LoadReport]:
+    """Read a publisher's `/kv_metrics`; what is not of this worker's ranks is left out."""
+    try:
+        record = json.loads(body)
+    except (ValueError, RecursionError):
+        return []
+    records = record.get("reports") if isinstance(record, dict) else None
+    if not isinstance(records, list):
+        return []
+    reports = []
+    for each in records[:REPORTS_MAX]:
+        try:
+            report = load_from_record(each)
+        except WireError:
+            continue
+        # The publisher may know itself by another name; whom we asked is what counts.
+        report = dataclasses.replace(report, worker_id=worker.spec.worker_id)
+        if report.says_anything and 0 <= report.rank - worker.spec.first_rank < worker.spec.ranks:
+            reports.append(report)
+    return reports
