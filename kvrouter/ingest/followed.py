@@ -1,77 +1,218 @@
 """One source as ingest follows it: its cursor, its rank's cache, and what went wrong.
 
-`sequencer` says which batch comes next and `rank_cache` what it means; here they meet.
+`sequencer` says which batch comes next and `rank_cache` what it means; here they meet, and here it is decided whether
+what is known can be believed. Where it cannot, or is known to be not all, the publisher's snapshot is wanted.
 """
 
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
 from kvrouter.errors import WireError
-from kvrouter.events import AllBlocksCleared, Source, decode_batch
+from kvrouter.events import TIERS, AllBlocksCleared, EventBatch, Source, decode_batch
 from kvrouter.index import PrefixIndex
+from kvrouter.ingest.digests import agrees
 from kvrouter.ingest.limits import IngestLimits
 from kvrouter.ingest.lookup import Lookup
 from kvrouter.ingest.rank_cache import RankCache
-from kvrouter.ingest.receipts import SourceState, SourceStatus
+from kvrouter.ingest.receipts import Receipt, SourceState, SourceStatus
 from kvrouter.ingest.sequencer import Sequencer
+from kvrouter.ingest.waiting import DigestRows, Journal
 
 __all__ = ["Followed"]
 
+_HARMLESS = frozenset(["unknown_field"])  # What a decoder skips without losing an event.
+
 
 class Followed:
-    """The `Feed` of its own sequencer."""
+    """The `Feed` of its own sequencer.
 
-    def __init__(self, source: Source, cache: RankCache, lookup: Lookup, limits: IngestLimits) -> None:
+    `doubt` says why something that is believed may be wrong, None if nothing speaks against it. `incomplete` says
+    that blocks may be held which we were never told of: that only costs hits.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        cache: RankCache,
+        *,
+        index: PrefixIndex,
+        lookup: Lookup,
+        limits: IngestLimits,
+        drain_bytes: int | None = None,
+    ) -> None:
         self.source = source
         self.cache = cache
-        self.sequencer = Sequencer(self, limits)
+        self.sequencer = Sequencer(self, limits, drain_bytes=drain_bytes)
         self.now = 0.0
         self.connected: bool | None = None  # None: nobody ever told, as where batches come from a file.
         self.announced_rank: int | None = None
-        self.quarantined = 0
-        self.skipped: dict[str, int] = {}
+        self.adapters: dict[int, str] = {}
+        self.doubt: str | None = None
+        self.incomplete = False
+        self.restored = False  # Whether all that is known comes from a saved state, and nobody confirmed it yet.
         self.last_error: str | None = None
-        self._doubtful = False
+        self.counts: Counter[str] = Counter()
+        """By the names of `SourceStatus`: what is counted here, and what caches that were replaced had counted."""
+        self.skipped: dict[str, int] = {}
+        self._ignored: Counter[str] = Counter()
+        self._asking = False  # Whether the next receipt shall ask for a snapshot.
+        self._journal: Journal | None = None  # Of what was applied since a snapshot was wanted; there while one is.
+        self._wanted_since = 0.0
         self._last_event_at: float | None = None
-        self._lookup = lookup
+        self._index, self._limits, self._lookup = index, limits, lookup
+        self._disproved = False  # Whether the doubt is a proof.
+        self._miscounted = False  # Whether copies may be miscounted, of which no digest tells.
+
+    @property
+    def awaiting(self) -> bool:
+        """Whether a snapshot is wanted, and neither came nor failed."""
+        return self._journal is not None
 
     def apply(self, payload: bytes) -> bool:
         """Apply the next batch in order."""
         self._last_event_at = self.now
+        sequence = self.sequencer.expected - 1
+        if self._journal is not None:
+            self._journal.add(sequence, payload)
         try:
             batch = decode_batch(payload)
         except WireError as error:
-            self.quarantined += 1
-            self.last_error = f"batch {self.sequencer.expected - 1}: {error}"
-            self._doubtful = True  # It may have removed blocks that we go on believing in.
+            self.counts["quarantined"] += 1
+            self.last_error = f"batch {sequence}: {error}"
+            self._miscounted = True
+            self.suspect("a batch was not understood")  # It may have removed blocks that we go on believing in.
             return False
         self.announced_rank = batch.data_parallel_rank
         for reason, count in batch.skipped.items():
             self.skipped[reason] = self.skipped.get(reason, 0) + count
-        if self._doubtful and any(isinstance(event, AllBlocksCleared) for event in batch.events):
-            self._doubtful = False
+        if self.doubt and any(isinstance(event, AllBlocksCleared) for event in batch.events):
+            self._trust()
+            if not self.incomplete:
+                self._want_no_more()
         if self.cache.apply(batch.events):
             self._lookup.place(self.cache)
         return True
 
     def forget(self, *, restarted: bool) -> None:
         """Drop what earlier batches said."""
-        self._doubtful = False
+        self._trust()
+        self.incomplete = self.restored = self._miscounted = False
+        self._want_no_more()
         if restarted:
             self.cache.restart()
             self._lookup.place(self.cache)
         else:
             self.cache.drop()
 
+    def miss(self) -> None:
+        """Batches are lost for good: the publisher may hold blocks that we do not know of."""
+        self.incomplete = True
+        self.want()
+
+    def compare(self, digest: DigestRows) -> None:
+        """Compare what is believed with what the publisher says."""
+        if agrees(self.cache, digest):
+            self.counts["digests_matched"] += 1
+            self._trust()
+            self.incomplete = False
+            if not self._miscounted:
+                self._want_no_more()
+        elif self.incomplete:
+            self.want()  # No news: less is known than there is.
+        else:
+            self.counts["digest_mismatches"] += 1
+            self.last_error = f"batch {self.sequencer.expected - 1}: its digest is not that of the blocks believed in"
+            self.suspect(self.last_error)
+            self._disproved = True
+
+    def suspect(self, reason: str) -> None:
+        """Doubt what is believed, and want the truth."""
+        self.doubt = reason
+        self.sequencer.replay_welcome = True
+        self.want()
+
+    def want(self) -> None:
+        """Want a snapshot, if none is awaited already."""
+        if self._journal is None:
+            self._journal = Journal(self._limits, self.sequencer.expected)
+            self._wanted_since = self.now
+            self._asking = True
+
+    def want_again(self) -> None:
+        """A connection is new: what was asked over the last one will not be answered."""
+        self._want_no_more()
+        if self.doubt or self.incomplete or self._miscounted:
+            self.want()
+
+    def answer(self, receipt: Receipt) -> Receipt:
+        """Add to a receipt what else is wanted."""
+        if not self._asking:
+            return receipt
+        self._asking = False
+        return replace(receipt, snapshot_wanted=True)
+
+    def snapshot(self, batches: Sequence[bytes], *, sequence: int, incarnation: int | None) -> Receipt:
+        """Take the publisher's whole state after batch `sequence` in place of what is known."""
+        sequencer, journal = self.sequencer, self._journal
+        kept_from = sequencer.expected if journal is None else min(journal.start, sequencer.expected)
+        outcome = sequencer.judge(sequence, incarnation, kept_from=kept_from)
+        if outcome == "duplicate":
+            sequencer.duplicates += 1
+            self._asking = self.awaiting
+            return Receipt("duplicate")
+        try:
+            parts = _read(batches)
+        except WireError as error:
+            self.counts["snapshots_refused"] += 1
+            self.last_error = f"snapshot after batch {sequence}: {error}"
+            self.go_without()
+            return Receipt("quarantined")
+        restarted = outcome == "restarted"
+        newer = [] if journal is None or restarted else list(journal.after(sequence))
+        self._last_event_at = self.now
+        self.counts["snapshots_applied"] += 1
+        self._want_no_more()
+        self._trust()
+        self.incomplete = self.restored = self._miscounted = False
+        self._replace_cache(parts, newer)
+        return sequencer.jump(sequence, incarnation, parts[0].timestamp or None, restarted=restarted)
+
+    def go_without(self) -> None:
+        """A snapshot that is wanted cannot be had: what is known to be wrong is dropped, as after a lost gap."""
+        if self._journal is None:
+            return
+        self._want_no_more()
+        if self._disproved:
+            self._trust()
+            self.cache.drop()
+            self._miscounted, self.incomplete = False, True
+
+    def expire(self) -> None:
+        """Wait no longer for a snapshot that was wanted long ago."""
+        if self._journal is not None and self.now - self._wanted_since > self._limits.snapshot_seconds_max:
+            self.counts["snapshots_missed"] += 1
+            self.go_without()
+
+    def name_adapter(self, lora_id: int, name: str) -> None:
+        """Say which adapter an engine means that sends numbers instead of names."""
+        self.adapters[lora_id] = name
+        self.cache.name_adapter(lora_id, name)
+
     def state(self) -> SourceState:
         """Say the worst that is true."""
         sequencer = self.sequencer
-        if not self.connected and not sequencer.applied:
+        if not self.connected and not sequencer.applied and not self.restored and not self.counts["snapshots_applied"]:
             return "predicted"
-        if self.connected is False or self._doubtful or sequencer.unverified:
+        if self.connected is False or self.doubt or sequencer.unverified:
             return "suspect"
-        return "replaying" if sequencer.replaying else "live"
+        # Where lives have names there are snapshots to come; on an engine's own wire nobody may have any.
+        waits = self.awaiting and sequencer.names_lives
+        return "replaying" if sequencer.replaying or sequencer.backlog or waits else "live"
 
-    def status(self, index: PrefixIndex, now: float) -> SourceStatus:
+    def status(self, now: float) -> SourceStatus:
         """Everything that people and metrics may want to know."""
-        sequencer, cache = self.sequencer, self.cache
+        sequencer, cache, counts = self.sequencer, self.cache, self.counts
         shape = cache.profile.shape
         return SourceStatus(
             worker_id=self.source.worker_id,
@@ -82,7 +223,7 @@ class Followed:
             connected=bool(self.connected),
             incarnation=sequencer.incarnation,
             block_size=shape.unit * shape.stride,
-            blocks=index.blocks(cache.rank, "gpu"),
+            blocks=self._index.blocks(cache.rank, "gpu"),
             applied_sequence=sequencer.expected - 1 if sequencer.expected else None,
             applied_batches=sequencer.applied,
             lag=sequencer.lag,
@@ -90,14 +231,68 @@ class Followed:
             gaps_lost=sequencer.gaps_lost,
             duplicates=sequencer.duplicates,
             restarts=sequencer.restarts,
-            quarantined=self.quarantined,
+            quarantined=counts["quarantined"],
+            snapshot_awaited=self.awaiting,
+            incomplete=self.incomplete,
+            doubt=self.doubt,
+            snapshots_applied=counts["snapshots_applied"],
+            snapshots_refused=counts["snapshots_refused"],
+            snapshots_missed=counts["snapshots_missed"],
+            digests_matched=counts["digests_matched"],
+            digest_mismatches=counts["digest_mismatches"],
             orphans=cache.orphans,
-            orphans_dropped=cache.orphans_dropped,
+            orphans_dropped=counts["orphans_dropped"] + cache.orphans_dropped,
             unresolved=cache.unresolved,
-            unresolved_dropped=cache.unresolved_dropped,
+            unresolved_dropped=counts["unresolved_dropped"] + cache.unresolved_dropped,
             buffered_batches=sequencer.waiting,
             skipped=dict(self.skipped),
-            ignored=dict(cache.ignored),
+            ignored=dict(self._ignored + Counter(cache.ignored)),
             last_event_age=None if self._last_event_at is None else max(0.0, now - self._last_event_at),
             last_error=self.last_error,
         )
+
+    def _trust(self) -> None:
+        self.doubt = None
+        self._disproved = self.sequencer.replay_welcome = False
+
+    def _want_no_more(self) -> None:
+        self._journal = None
+        self._asking = False
+
+    def _replace_cache(self, parts: Sequence[EventBatch], newer: Sequence[bytes]) -> None:
+        """Build the cache anew under the same rank: blocks that stay never leave the index, all others do."""
+        old, index = self.cache, self._index
+        shape = old.profile.shape
+        fresh = RankCache(index, old.rank, self._limits, shape.unit * shape.stride)
+        for lora_id, name in self.adapters.items():
+            fresh.name_adapter(lora_id, name)
+        for batch in parts:
+            fresh.apply(batch.events)
+        for payload in newer:
+            try:
+                fresh.apply(decode_batch(payload).events)
+            except WireError:
+                self._miscounted = True
+                self.suspect("a batch was not understood")
+        for tier in TIERS:
+            kept = fresh.blocks(tier)
+            index.remove(old.rank, [key for key in old.blocks(tier) if key not in kept], tier)
+        self.counts.update(orphans_dropped=old.orphans_dropped, unresolved_dropped=old.unresolved_dropped)
+        self._ignored.update(old.ignored)
+        self.cache = fresh
+        self._lookup.place(fresh)
+
+
+def _read(batches: Sequence[bytes]) -> list[EventBatch]:
+    """Decode a snapshot's batches; one that lacks an event is no snapshot.
+
+    Raises:
+        WireError: it cannot be used.
+    """
+    parts = [decode_batch(payload) for payload in batches]
+    if not parts:
+        raise WireError("a snapshot without a part", reason="bad_snapshot")
+    for part in parts:
+        if part.skipped.keys() - _HARMLESS:
+            raise WireError(f"events that are not understood: {', '.join(part.skipped)}", reason="bad_snapshot")
+    return parts

@@ -4,7 +4,8 @@ Pure: no sockets, no clocks. A subscriber hands over what arrives and does what 
 `sequencer` orders a source's batches, `rank_cache` applies them, `lookup` answers.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from typing import Final
 
 from kvrouter.blocks import Prompt
 from kvrouter.events import Source
@@ -14,24 +15,38 @@ from kvrouter.ingest.limits import IngestLimits
 from kvrouter.ingest.lookup import Lookup, TierOverlap
 from kvrouter.ingest.rank_cache import RankCache
 from kvrouter.ingest.receipts import Receipt, SourceState, SourceStatus
+from kvrouter.ingest.waiting import Batch, DigestRows
 
 __all__ = ["Ingest"]
 
 _UNKNOWN_SOURCE = Receipt("unknown_source")
 _DEFAULT_LIMITS = IngestLimits()
+_WORK_BYTES: Final = 256 << 10
 
 
 class Ingest:
     """Keeps `index` true to what the opened sources say.
 
     Delivery may be at least once and out of order; every batch is applied once and in order. The index never
-    keeps a block that an applied batch removed, and forgets a rank when batches between are lost for good.
+    keeps a block that an applied batch removed, and forgets a rank when batches between are lost for good. A snapshot
+    brings back what was forgotten, and what is doubted is compared with the publisher's digests.
     Not thread-safe; lives on one event loop. `now` is any steady clock, in seconds.
+
+    Batches that waited for an earlier one are all applied when it comes. With `on_backlog` only some of them are, and
+    it is called when a backlog begins: the owner then calls `work`, between other things, until it returns False.
     """
 
-    def __init__(self, index: PrefixIndex, *, limits: IngestLimits = _DEFAULT_LIMITS) -> None:
+    def __init__(
+        self,
+        index: PrefixIndex,
+        *,
+        limits: IngestLimits = _DEFAULT_LIMITS,
+        on_backlog: Callable[[], None] | None = None,
+    ) -> None:
         self._index = index
         self._limits = limits
+        self._on_backlog = on_backlog
+        self._backlogged: dict[Source, None] = {}
         self._lookup = Lookup(index)
         self._followed: dict[Source, Followed] = {}
         self._by_rank: dict[int, Followed] = {}
@@ -47,7 +62,14 @@ class Ingest:
         self.close(source)
         if rank in self._by_rank:
             self.close(self._by_rank[rank].source)
-        followed = Followed(source, RankCache(self._index, rank, self._limits, block_size), self._lookup, self._limits)
+        followed = Followed(
+            source,
+            RankCache(self._index, rank, self._limits, block_size),
+            index=self._index,
+            lookup=self._lookup,
+            limits=self._limits,
+            drain_bytes=None if self._on_backlog is None else _WORK_BYTES,
+        )
         followed.now = now
         self._followed[source] = self._by_rank[rank] = followed
         self._note_state(followed)
@@ -62,6 +84,7 @@ class Ingest:
         rank = followed.cache.rank
         del self._by_rank[rank], self._states[rank]
         self.doubtful.discard(rank)
+        self._backlogged.pop(source, None)
         self._lookup.remove(rank)
 
     def receive(
@@ -73,20 +96,21 @@ class Ingest:
         now: float,
         replayed: bool = False,
         incarnation: int | None = None,
-        digest: Sequence[tuple[str | None, int, int, int]] | None = None,  # noqa: ARG002 - compared in a later step
+        digest: DigestRows | None = None,
     ) -> Receipt:
         """Take one batch as it arrives; never raises on what is in it.
 
         `incarnation` names the publisher's life where its wire does (`kvrouter.events.envelope`): a source then has it
-        in every batch. None, as on the engines' own wires: lives are told apart by what their batches say.
+        in every batch. None, as on the engines' own wires: lives are told apart by what their batches say. `digest`
+        is what the publisher holds after this batch; what we believe then is compared with it.
         """
         followed = self._followed.get(source)
         if followed is None:
             return _UNKNOWN_SOURCE
         followed.now = now
-        receipt = followed.sequencer.receive(sequence, payload, replayed=replayed, incarnation=incarnation)
-        self._note_state(followed)
-        return receipt
+        batch = Batch(payload, digest)
+        receipt = followed.sequencer.receive(sequence, batch, replayed=replayed, incarnation=incarnation)
+        return self._answer(followed, receipt)
 
     def replay_finished(self, source: Source, *, now: float, complete: bool) -> Receipt:
         """Close a replay that a receipt asked for; the answer may ask for another."""
@@ -94,9 +118,55 @@ class Ingest:
         if followed is None:
             return _UNKNOWN_SOURCE
         followed.now = now
-        receipt = followed.sequencer.replay_finished(complete=complete)
-        self._note_state(followed)
-        return receipt
+        return self._answer(followed, followed.sequencer.replay_finished(complete=complete))
+
+    def snapshot(
+        self, source: Source, batches: Sequence[bytes], *, sequence: int, incarnation: int | None, now: float
+    ) -> Receipt:
+        """Take the whole state of `source` after batch `sequence` of that life, in place of what is known.
+
+        Nothing is in between: no block that stays is ever out of the index, and batches that were applied since
+        the snapshot was wanted count as well. What is older than that is a duplicate; a snapshot with anything in it
+        that is not understood is refused. The work grows with the blocks: about as for their batches.
+        """
+        followed = self._followed.get(source)
+        if followed is None:
+            return _UNKNOWN_SOURCE
+        followed.now = now
+        return self._answer(followed, followed.snapshot(batches, sequence=sequence, incarnation=incarnation))
+
+    def snapshot_failed(self, source: Source, *, now: float) -> None:
+        """A snapshot that was wanted cannot be had: what is known to be wrong is forgotten, the source goes on."""
+        followed = self._followed.get(source)
+        if followed is not None:
+            followed.now = now
+            followed.counts["snapshots_missed"] += followed.awaiting
+            followed.go_without()
+            self._note_state(followed)
+
+    def doubt(self, source: Source, *, reason: str, now: float) -> None:
+        """Mark what is believed of `source` as maybe wrong, for a reason that its events do not show.
+
+        Its next receipt wants a snapshot. A digest that matches, a snapshot, or a replay from number 0 clears the
+        doubt. Where no batch was applied yet there is nothing to doubt.
+        """
+        followed = self._followed.get(source)
+        if followed is not None and followed.sequencer.expected:
+            followed.now = now
+            followed.last_error = reason
+            followed.suspect(reason)
+            self._note_state(followed)
+
+    def work(self, *, now: float) -> bool:
+        """Apply a bounded part of what waits for nothing but its turn; returns whether there is more."""
+        for source in list(self._backlogged):
+            followed = self._followed[source]
+            followed.now = now
+            followed.sequencer.work()
+            if not followed.sequencer.backlog:
+                del self._backlogged[source]
+            self._note_state(followed)
+        return bool(self._backlogged)
 
     def connected(self, source: Source, *, now: float) -> Receipt:
         """The source's connection was made, for the first time or again; asks for what may have been missed."""
@@ -106,8 +176,8 @@ class Ingest:
         followed.now = now
         followed.connected = True
         receipt = followed.sequencer.connected()
-        self._note_state(followed)
-        return receipt
+        followed.want_again()
+        return self._answer(followed, receipt)
 
     def disconnected(self, source: Source, *, now: float) -> None:
         """The source's connection was lost. Its blocks stay: a stopped process keeps its cache."""
@@ -131,7 +201,7 @@ class Ingest:
         """Tell which LoRA adapter `lora_id` is, for engines (vLLM up to 0.13) whose events name no adapters."""
         followed = self._followed.get(source)
         if followed is not None:
-            followed.cache.name_adapter(lora_id, name)
+            followed.name_adapter(lora_id, name)
 
     def usable_tokens(self, prompt: Prompt, tiers: Collection[str] = ("gpu",)) -> dict[int, int]:
         """Per dense rank the tokens of `prompt` that it could use now; ranks without any are absent.
@@ -163,7 +233,17 @@ class Ingest:
 
     def status(self, *, now: float) -> list[SourceStatus]:
         """Every source, in the order in which they were opened."""
-        return [followed.status(self._index, now) for followed in self._followed.values()]
+        return [followed.status(now) for followed in self._followed.values()]
+
+    def _answer(self, followed: Followed, receipt: Receipt) -> Receipt:
+        followed.expire()
+        if followed.sequencer.backlog and followed.source not in self._backlogged:
+            begins = not self._backlogged
+            self._backlogged[followed.source] = None
+            if begins and self._on_backlog is not None:
+                self._on_backlog()
+        self._note_state(followed)
+        return followed.answer(receipt)
 
     def _note_state(self, followed: Followed) -> None:
         rank, state = followed.cache.rank, followed.state()

@@ -13,6 +13,7 @@ class IngestLimits:
     `orphan_blocks_max`: blocks that wait for a parent nobody announced yet.
     `unresolved_hashes_max`: blocks known by hash alone, whose tokens were not announced yet.
     `buffered_batches_max`, `buffered_bytes_max`: live batches that wait for a replay to fill a gap.
+    `snapshot_seconds_max`: how long a snapshot that was asked for is awaited before the source goes on without.
     `block_size`: tokens per block assumed where neither the worker's description nor an event says.
     """
 
@@ -22,4 +23,5 @@ class IngestLimits:
     buffered_batches_max: int = 20_000
     buffered_bytes_max: int = 256 << 20
     replay_attempts_max: int = 3
+    snapshot_seconds_max: float = 30.0
     block_size: int = 16

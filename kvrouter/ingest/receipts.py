@@ -13,8 +13,8 @@ Outcome = Literal[
 SourceState = Literal["live", "replaying", "suspect", "predicted"]
 """How far the index can be trusted about a rank.
 
-`live`: it follows the events. `replaying`: batches are missing and were asked for. `suspect`: something may be
-wrong that a replay cannot tell. `predicted`: no event ever came, all there is are the router's own guesses.
+`live`: it follows the events. `replaying`: batches, or a snapshot, are missing and were asked for. `suspect`: something
+may be wrong that a replay cannot tell. `predicted`: no event ever came, all there is are the router's own guesses.
 """
 
 
@@ -35,7 +35,10 @@ class SourceStatus:
     """One source. Counters count since it was opened; `applied_sequence` is None before the first batch.
 
     `lag` is how many batches are known to exist beyond the applied ones. `gaps_lost` are gaps that could not be
-    filled, so that the rank's blocks were forgotten. `orphans` wait for their parent, `unresolved` for their tokens.
+    filled, so that the rank's blocks were forgotten. `incomplete`: since then, or since it was joined late, the rank
+    may hold more than is known. `doubt` says why less may be held, None if nothing speaks for it. `snapshots_missed`
+    were wanted and could not be had; `snapshots_refused` could not be used. `digests_matched` confirmed the belief,
+    `digest_mismatches` disproved it. `orphans` wait for their parent, `unresolved` for their tokens.
     `announced_rank` is the data-parallel rank that the last batch named, None if it named none: where a worker has
     several ranks and this is not `rank`, their endpoints are mixed up.
     """
@@ -57,6 +60,14 @@ class SourceStatus:
     duplicates: int
     restarts: int
     quarantined: int
+    snapshot_awaited: bool
+    incomplete: bool
+    doubt: str | None
+    snapshots_applied: int
+    snapshots_refused: int
+    snapshots_missed: int
+    digests_matched: int
+    digest_mismatches: int
     orphans: int
     orphans_dropped: int
     unresolved: int

@@ -6,12 +6,13 @@ engines' own wires nothing names it. There the digest of every recent batch is k
 with the same bytes is a duplicate, with other bytes it is another life. After a reconnection nothing
 is applied before the publisher has repeated our last batch, because a new life may have counted past
 the old one's end; where it cannot be asked, the source is in doubt until it can.
+
+A snapshot is the publisher's whole state after one of its batches: the cursor jumps behind it.
 """
 
 from array import array
 from collections import OrderedDict
 from dataclasses import dataclass
-from math import inf
 from typing import Final, Protocol
 
 from xxhash import xxh3_64_intdigest
@@ -19,6 +20,7 @@ from xxhash import xxh3_64_intdigest
 from kvrouter.events import peek_timestamp
 from kvrouter.ingest.limits import IngestLimits
 from kvrouter.ingest.receipts import Outcome, Receipt
+from kvrouter.ingest.waiting import Batch, DigestRows, Waiting
 
 __all__ = ["Feed", "Sequencer"]
 
@@ -26,6 +28,7 @@ _DIGESTS: Final = 4096
 _CLOCK_STEP_SECONDS: Final = 1.0  # Engines stamp with the wall clock, which may be set back a little.
 _LIVES_LEFT_MAX: Final = 64
 _SKIPPED: Final = 0  # In place of a digest: this number was given up, whatever it carried.
+_COVERED: Final = 1  # In place of a digest: a snapshot says what this number and those before it brought about.
 
 
 class Feed(Protocol):
@@ -36,7 +39,15 @@ class Feed(Protocol):
         ...
 
     def forget(self, *, restarted: bool) -> None:
-        """Drop what earlier batches said: batches are lost, or another life has begun."""
+        """Drop what earlier batches said: they are lost or come again, or another life has begun."""
+        ...
+
+    def miss(self) -> None:
+        """Batches are lost for good, so that not all is known that the publisher holds."""
+        ...
+
+    def compare(self, digest: DigestRows) -> None:
+        """Compare what is known after the last applied batch with what the publisher says that it holds."""
         ...
 
 
@@ -54,8 +65,10 @@ class Sequencer:
     """The cursor of one source. `receive` is idempotent per sequence number and bytes."""
 
     __slots__ = (
+        "_covered_at",
         "_digests",
         "_doubted_from",
+        "_drain_bytes",
         "_feed",
         "_given_up_below",
         "_left",
@@ -63,22 +76,25 @@ class Sequencer:
         "_limits",
         "_replay",
         "_waiting",
-        "_waiting_bytes",
-        "_waiting_since",
         "applied",
         "duplicates",
         "expected",
         "gaps",
         "gaps_lost",
         "incarnation",
+        "replay_welcome",
         "restarts",
     )
 
-    def __init__(self, feed: Feed, limits: IngestLimits) -> None:
+    def __init__(self, feed: Feed, limits: IngestLimits, *, drain_bytes: int | None = None) -> None:
         self.expected = 0
         self.incarnation = 0
+        self.replay_welcome = False
+        """Whether a replay from number 0, whoever asked for it, begins this life anew: what is known is in doubt."""
         self.applied = self.duplicates = self.gaps = self.gaps_lost = self.restarts = 0
+        self._covered_at: float | None = None  # When the last snapshot was made.
         self._doubted_from: int | None = None  # Batches from here on may be of another life than those before.
+        self._drain_bytes = drain_bytes  # Of what waited, about so much is applied at once; None: all of it.
         self._feed = feed
         self._given_up_below = 0  # Batches below were given up, which the publisher may still have.
         self._limits = limits
@@ -86,9 +102,7 @@ class Sequencer:
         self._life: int | None = None  # Its incarnation, if the publisher names it.
         self._left: OrderedDict[int, int] = OrderedDict()  # Incarnations followed before: the first number unseen.
         self._replay: _Replay | None = None
-        self._waiting: dict[int, bytes] = {}
-        self._waiting_bytes = 0
-        self._waiting_since = inf  # No batch that waits has an earlier stamp.
+        self._waiting = Waiting(limits)
 
     @property
     def replaying(self) -> bool:
@@ -101,6 +115,16 @@ class Sequencer:
         return self._doubted_from is not None
 
     @property
+    def names_lives(self) -> bool:
+        """Whether the publisher says which life its batches are of."""
+        return self._life is not None
+
+    @property
+    def backlog(self) -> bool:
+        """Whether batches wait for nothing but their turn: `work` applies them."""
+        return self.expected in self._waiting and not self._held
+
+    @property
     def waiting(self) -> int:
         """Batches that wait for those before them."""
         return len(self._waiting)
@@ -108,11 +132,11 @@ class Sequencer:
     @property
     def lag(self) -> int:
         """Batches known to exist after the last applied one."""
-        return max(self._waiting) + 1 - self.expected if self._waiting else 0
+        return self._waiting.highest + 1 - self.expected if self._waiting else 0
 
     def connected(self) -> Receipt:
         """A connection was made. What was published before it may be missed, and the engine may be another."""
-        self._forget_waiting()
+        self._waiting.clear()
         known = self._known_below()
         # What was given up for want of an answer may be had now, unless that is longer ago than our digests reach.
         again = self._given_up_below > 0 and self.expected - self._given_up_below <= _DIGESTS
@@ -123,24 +147,32 @@ class Sequencer:
         """Forget the life that was followed; the next batch begins another."""
         self._begin_life()
         self._replay = None
-        self._forget_waiting()
+        self._waiting.clear()
 
-    def receive(self, sequence: int, payload: bytes, *, replayed: bool, incarnation: int | None = None) -> Receipt:
+    def work(self) -> None:
+        """Apply some of the backlog."""
+        self._drain()
+
+    def receive(self, sequence: int, batch: Batch, *, replayed: bool, incarnation: int | None = None) -> Receipt:
         """Take one batch, live or replayed, in whatever order they come; `incarnation` names the publisher's life."""
         if incarnation is not None:
-            return self._receive_named(incarnation, sequence, payload, replayed=replayed)
+            return self._receive_named(incarnation, sequence, batch, replayed=replayed)
+        if self._life is not None:
+            self._life = None  # Named by a snapshot only.
+        if self.replay_welcome and replayed and not sequence and self._may_be_known(batch):
+            self._begin_again()
         first_of_replay = self._begins_replay(replayed=replayed)
         if first_of_replay and sequence < self._given_up_below:
             self._begin_again()
         if sequence < self.expected:
-            return self._receive_again(sequence, payload, replayed=replayed)
+            return self._receive_again(sequence, batch, replayed=replayed)
         replay = self._replay
         if replay is not None and replay.unverified:
             if not replayed:
-                return self._wait(sequence, payload, "buffered")
+                return self._wait(sequence, batch, "buffered")
             # The publisher no longer has our last batch: it cannot be told whether this is still the same life.
             self._restart(_Replay(replay.start, began=True))
-        return self._receive_next(sequence, payload, replayed=replayed, first_of_replay=first_of_replay)
+        return self._receive_next(sequence, batch, replayed=replayed, first_of_replay=first_of_replay)
 
     def replay_finished(self, *, complete: bool) -> Receipt:
         """The replay that was asked for is over; `complete` if the publisher said so."""
@@ -154,17 +186,67 @@ class Sequencer:
                 return Receipt("restarted", 0)
             self._doubted_from = self._known_below()
         self._drain()
-        if not self._waiting:
+        missing = self._waiting.first_missing(self.expected)
+        if not self._waiting or missing > self._waiting.highest:
             return Receipt("resolved")
         # Under steady loss every replay leaves a later gap; only one that brought nothing counts against the source.
         attempts = 1 if self.expected > replay.start else replay.attempts + 1
         if complete and attempts <= self._limits.replay_attempts_max:
-            self._replay = _Replay(self.expected, attempts=attempts)
-            return Receipt("gap", self.expected)
-        self._given_up_below = min(self._waiting)
+            self._replay = _Replay(missing, attempts=attempts)
+            return Receipt("gap", missing)
+        self._drain_all()
+        self._given_up_below = self._waiting.lowest
         return Receipt(self._give_up())
 
-    def _receive_named(self, incarnation: int, sequence: int, payload: bytes, *, replayed: bool) -> Receipt:
+    def judge(self, sequence: int, incarnation: int | None, *, kept_from: int) -> Outcome:
+        """Tell what a snapshot after batch `sequence` of that life is: applied, restarted, or a duplicate.
+
+        `kept_from`: applied batches from this number on can be applied once more on top of it.
+        """
+        if incarnation is not None and incarnation != self._life and (self._life is not None or not self.expected):
+            if sequence < self._left.get(incarnation, 0):
+                return "duplicate"
+            return "applied" if self._life is None else "restarted"
+        return "duplicate" if sequence + 1 < min(kept_from, self.expected) else "applied"
+
+    def jump(self, sequence: int, incarnation: int | None, stamp: float | None, *, restarted: bool) -> Receipt:
+        """Go on after batch `sequence`, as `judge` allowed: the feed knows all that this and earlier batches said.
+
+        `stamp` is when the publisher said so. A wire whose batches name no life goes on so, whatever names its
+        snapshots.
+        """
+        if restarted:
+            self.restarts += 1
+            self._begin_life()
+            self._waiting.clear()
+            self._replay = None
+        if incarnation is not None and (self._life is not None or not self.expected):
+            if self._life is None:
+                self._waiting.clear()
+            self._life = incarnation
+            self._left.pop(incarnation, None)
+            self._doubted_from = None
+            if self._replay is not None:
+                self._replay.unverified = False
+        for covered in range(max(self.expected, sequence + 1 - _DIGESTS), sequence + 1):
+            self._digests[covered % _DIGESTS] = _COVERED
+        self.expected = max(self.expected, sequence + 1)
+        self._covered_at, self._given_up_below, self.replay_welcome = stamp, 0, False
+        self._waiting.forget_below(self.expected)
+        self._drain()
+        return self._ask_after_jump(restarted=restarted)
+
+    def _ask_after_jump(self, *, restarted: bool) -> Receipt:
+        outcome: Outcome = "restarted" if restarted else "applied"
+        missing = self._waiting.first_missing(self.expected)
+        hole = bool(self._waiting) and missing <= self._waiting.highest
+        if self._replay is not None or not (hole or restarted):
+            return Receipt(outcome)
+        self.gaps += hole
+        self._replay = _Replay(missing)
+        return Receipt(outcome, missing)
+
+    def _receive_named(self, incarnation: int, sequence: int, batch: Batch, *, replayed: bool) -> Receipt:
         """Take a batch whose life is known: within it numbers alone decide, another life starts over.
 
         Lives have no order of their own. What a life that we left repeats is a late duplicate; what is news of it,
@@ -175,7 +257,9 @@ class Sequencer:
                 self.duplicates += 1
                 return Receipt("duplicate")
             if not self._follow(incarnation, replayed=replayed):
-                return self._receive_first(sequence, payload)
+                return self._receive_first(sequence, batch)
+        if self.replay_welcome and replayed and not sequence:
+            self._begin_again()
         first_of_replay = self._begins_replay(replayed=replayed)
         if first_of_replay and sequence < self._given_up_below:
             self._begin_again()
@@ -183,7 +267,7 @@ class Sequencer:
         if sequence < self.expected:
             self.duplicates += 1
             return Receipt("duplicate")
-        return self._receive_next(sequence, payload, replayed=replayed, first_of_replay=first_of_replay)
+        return self._receive_next(sequence, batch, replayed=replayed, first_of_replay=first_of_replay)
 
     def _follow(self, incarnation: int, *, replayed: bool) -> bool:
         """Follow that life from now on; returns whether what is missing of it was asked for already, or never came."""
@@ -192,20 +276,20 @@ class Sequencer:
         covered = replayed and replay is not None and not replay.start
         if fresh:
             if self._waiting:  # Of a wire that names no lives: nobody can tell whether they are of this one.
-                self._forget_waiting()
+                self._waiting.clear()
         else:
             self._restart(_Replay(0))
-            self._forget_waiting()
+            self._waiting.clear()
         self._life = incarnation
         self._left.pop(incarnation, None)
         return fresh or covered
 
-    def _receive_first(self, sequence: int, payload: bytes) -> Receipt:
+    def _receive_first(self, sequence: int, batch: Batch) -> Receipt:
         """Take the first batch of a new life, which need not be its number 0, and ask for those before it."""
         if sequence:
-            self._wait(sequence, payload, "buffered")
+            self._wait(sequence, batch, "buffered")
         else:
-            self._advance(payload)
+            self._advance(sequence, batch)
         return Receipt("restarted", 0)
 
     def _begins_replay(self, *, replayed: bool) -> bool:
@@ -215,26 +299,39 @@ class Sequencer:
         replay.began = True
         return True
 
-    def _receive_next(self, sequence: int, payload: bytes, *, replayed: bool, first_of_replay: bool) -> Receipt:
+    def _receive_next(self, sequence: int, batch: Batch, *, replayed: bool, first_of_replay: bool) -> Receipt:
         """Take a batch of the life that we follow that was not seen before."""
         if sequence > self.expected:
             if not first_of_replay:
-                return self._receive_ahead(sequence, payload, replayed=replayed)
+                return self._receive_ahead(sequence, batch, replayed=replayed)
             # A replay begins with the oldest batch that is left, so the ones before are gone for good.
-            self._wait(sequence, payload, "buffered")
+            self._waiting.add(sequence, batch)
             return Receipt(self._give_up())
-        return Receipt(self._advance(payload))
+        return Receipt(self._advance(sequence, batch))
 
-    def _receive_again(self, sequence: int, payload: bytes, *, replayed: bool) -> Receipt:
+    def _receive_again(self, sequence: int, batch: Batch, *, replayed: bool) -> Receipt:
         known = self._known_digest(sequence)
-        if known == _digest(payload) or (known == _SKIPPED and replayed):
+        same = known == _digest(batch.payload) or (known == _COVERED and self._is_covered(batch))
+        if same or (known == _SKIPPED and replayed):
             self.duplicates += 1
-            if known != _SKIPPED and sequence < self._known_below():
+            if same and sequence < self._known_below():
                 self._verified()
             return Receipt("duplicate")
         self._restart(_Replay(0))
-        self._forget_waiting()
-        return self._receive_first(sequence, payload)
+        self._waiting.clear()
+        return self._receive_first(sequence, batch)
+
+    def _is_covered(self, batch: Batch) -> bool:
+        """Whether a batch whose number a snapshot covers is no newer than that, as one of another life would be."""
+        stamp = peek_timestamp(batch.payload)
+        if stamp is None or self._covered_at is None:
+            return True
+        return stamp <= self._covered_at + _CLOCK_STEP_SECONDS
+
+    def _may_be_known(self, batch: Batch) -> bool:
+        """Whether nothing speaks against it that a number 0 is of the life that we follow."""
+        known = self._known_digest(0)
+        return known in {None, _SKIPPED, _COVERED} or known == _digest(batch.payload)
 
     def _verified(self) -> None:
         """The publisher repeated a batch that we know: it is the life that we follow."""
@@ -243,13 +340,14 @@ class Sequencer:
             self._replay.unverified = False
             self._drain()
 
-    def _receive_ahead(self, sequence: int, payload: bytes, *, replayed: bool) -> Receipt:
-        if self._replay is not None or replayed:
-            return self._wait(sequence, payload, "buffered")
+    def _receive_ahead(self, sequence: int, batch: Batch, *, replayed: bool) -> Receipt:
+        if self._replay is not None or replayed or (self.backlog and sequence - 1 in self._waiting):
+            return self._wait(sequence, batch, "buffered")
+        missing = self._waiting.first_missing(self.expected)
         self.gaps += 1
-        self._replay = _Replay(self.expected)
-        receipt = self._wait(sequence, payload, "gap")
-        return Receipt("gap", self.expected) if receipt.outcome == "gap" else receipt
+        self._replay = _Replay(missing)
+        receipt = self._wait(sequence, batch, "gap")
+        return Receipt("gap", missing) if receipt.outcome == "gap" else receipt
 
     def _known_below(self) -> int:
         """Batches below this one are certainly of the life that we follow."""
@@ -260,70 +358,70 @@ class Sequencer:
             return None
         return self._digests[sequence % _DIGESTS]
 
-    def _wait(self, sequence: int, payload: bytes, outcome: Outcome) -> Receipt:
-        if sequence not in self._waiting:
-            self._waiting[sequence] = payload
-            self._waiting_bytes += len(payload)
-            stamp = peek_timestamp(payload)
-            if stamp is not None and stamp < self._waiting_since:
-                self._waiting_since = stamp
-        limits = self._limits
-        if len(self._waiting) > limits.buffered_batches_max or self._waiting_bytes > limits.buffered_bytes_max:
-            self._given_up_below = min(self._waiting)
+    def _wait(self, sequence: int, batch: Batch, outcome: Outcome) -> Receipt:
+        waiting = self._waiting
+        waiting.add(sequence, batch)
+        if self.backlog:
+            self._drain()
+        if waiting.full and self.backlog:
+            self._drain_all()
+        if waiting.full:
+            self._given_up_below = waiting.lowest
             return Receipt(self._give_up())
         return Receipt(outcome)
 
-    def _forget_waiting(self) -> None:
-        self._waiting.clear()
-        self._waiting_bytes = 0
-        self._waiting_since = inf
-
-    def _advance(self, payload: bytes) -> Outcome:
-        understood = self._take(payload)
+    def _advance(self, sequence: int, batch: Batch) -> Outcome:
+        self._waiting.take(sequence)
+        understood = self._take(batch)
         if self._waiting and self._life is None:
-            self._forget_older_than(payload)
+            # Batches that wait for this one are not older than it, unless they are of an earlier life.
+            stamp = peek_timestamp(batch.payload)
+            if stamp is not None:
+                self._waiting.forget_before(stamp - _CLOCK_STEP_SECONDS)
         self._drain()
         return "applied" if understood else "quarantined"
 
-    def _forget_older_than(self, payload: bytes) -> None:
-        """Batches that wait for this one are not older than it, unless they are of an earlier life."""
-        stamp = peek_timestamp(payload)
-        if stamp is None or self._waiting_since >= stamp - _CLOCK_STEP_SECONDS:
-            return  # Looking at each one again for every batch of a long replay would take longer than the replay.
-        self._waiting_since = inf
-        for sequence, waiting in list(self._waiting.items()):
-            since = peek_timestamp(waiting)
-            if since is not None and since < stamp - _CLOCK_STEP_SECONDS:
-                self._waiting_bytes -= len(self._waiting.pop(sequence))
-            elif since is not None and since < self._waiting_since:
-                self._waiting_since = since
-
-    def _take(self, payload: bytes) -> bool:
+    def _take(self, batch: Batch) -> bool:
         """Apply one batch. The cursor moves even past one that nobody understands, or nothing would ever follow it."""
         if self._life is None:
-            self._digests[self.expected % _DIGESTS] = _digest(payload)
+            self._digests[self.expected % _DIGESTS] = _digest(batch.payload)
         self.expected += 1
         self.applied += 1
-        return self._feed.apply(payload)
+        understood = self._feed.apply(batch.payload)
+        if batch.digest is not None:
+            self._feed.compare(batch.digest)
+        return understood
+
+    @property
+    def _held(self) -> bool:
+        """Whether nothing may be applied before the publisher has shown that it is the one we know."""
+        return self._replay is not None and self._replay.unverified
 
     def _drain(self) -> None:
-        if self._replay is not None and self._replay.unverified:
-            return
-        waiting = self._waiting
-        while waiting:
-            payload = waiting.pop(self.expected, None)
-            if payload is None:
+        """Apply what waited for nothing but its turn, up to the bound of one go."""
+        left = self._drain_bytes
+        while not self._held:
+            batch = self._waiting.take(self.expected)
+            if batch is None:
                 return
-            self._waiting_bytes -= len(payload)
-            self._take(payload)
+            self._take(batch)
+            if left is not None:
+                left -= len(batch.payload)
+                if left <= 0:
+                    return
+
+    def _drain_all(self) -> None:
+        while self.backlog:
+            self._drain()
 
     def _give_up(self) -> Outcome:
         """Go on without what is missing. A removal may be among it, so nothing that was known can be kept."""
-        lowest = min(self._waiting)
+        lowest = self._waiting.lowest
         if self.expected:
             self.gaps_lost += 1
             self._doubted_from = None
             self._feed.forget(restarted=False)
+        self._feed.miss()
         for skipped in range(max(self.expected, lowest - _DIGESTS), lowest):
             self._digests[skipped % _DIGESTS] = _SKIPPED
         self.expected = lowest
@@ -334,7 +432,8 @@ class Sequencer:
 
     def _begin_again(self) -> None:
         """The publisher has what was given up after all: follow its life anew, from the beginning of this replay."""
-        assert self._replay is not None
+        if self._replay is None:
+            self._replay = _Replay(0)
         self._replay.unverified = False
         self._feed.forget(restarted=False)
         self._start_counting()
@@ -352,7 +451,8 @@ class Sequencer:
 
     def _start_counting(self) -> None:
         self.expected = self._given_up_below = 0
-        self._doubted_from = None
+        self._doubted_from = self._covered_at = None
+        self.replay_welcome = False
         self._digests = array("Q", bytes(8 * _DIGESTS))
 
     def _leave(self) -> None:
@@ -366,4 +466,4 @@ class Sequencer:
 
 
 def _digest(payload: bytes) -> int:
-    return int(xxh3_64_intdigest(payload)) or 1
+    return max(int(xxh3_64_intdigest(payload)), _COVERED + 1)

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from kvrouter.events import Source
+from kvrouter.events.digest import DigestRow
 
 __all__ = ["DigestRows", "EventSink", "EventSubscriber", "Receipt", "TransportStatus"]
 
-DigestRows: TypeAlias = Sequence[tuple[str | None, int, int, int]]
-"""What a publisher holds after a batch, in few numbers: medium, group, count and xor of `kvrouter.events.digest`."""
+DigestRows: TypeAlias = Sequence[DigestRow]
+"""What a publisher holds after a batch, in few numbers."""
 
 
 class Receipt(Protocol):

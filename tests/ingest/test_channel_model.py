@@ -2,10 +2,12 @@
 
 At every moment a trusted source claims only blocks that the publisher held after the batch that ingest applied last.
 When the channel heals, and the publisher still remembers everything, ingest claims exactly what is held.
-All of it holds for publishers that name their lives, where batches of past lives may come late as well.
+All of it holds for publishers that name their lives, where batches of past lives may come late as well. Those have
+snapshots and digests: after healing the claims are exact whatever was forgotten, and damaged batches heal too.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from hypothesis import HealthCheck, settings
@@ -16,6 +18,8 @@ from kvrouter.blocks import sequence_hashes
 from kvrouter.events import Event
 from kvrouter.index import PrefixIndex
 from kvrouter.ingest import Ingest, IngestLimits, Receipt
+from kvrouter.ingest.waiting import DigestRows
+from kvrouter_publishers.resident_set import ResidentSet
 from tests.ingest.engines import CLEARED, RANK, SOURCE, payload, removed, stored
 
 SIZE = 4
@@ -32,6 +36,9 @@ REPLAY_ROUNDS_MAX = 20
 GOLDEN_RATIO = 0x9E3779B97F4A7C15
 """Makes 64-bit incarnations of small numbers, in no order of theirs."""
 
+Message = tuple[int, bytes, DigestRows | None]
+Snapshot = tuple[Sequence[bytes], int, int | None]
+
 
 @dataclass
 class Publisher:
@@ -42,7 +49,8 @@ class Publisher:
     life: int = 0
     copies: Counter[int] = field(default_factory=Counter)
     announced: set[int] = field(default_factory=set)
-    ring: dict[int, bytes] = field(default_factory=dict)
+    resident: ResidentSet = field(default_factory=ResidentSet)
+    ring: dict[int, Message] = field(default_factory=dict)
     sequence: int = 0
     held_after: dict[tuple[int, int], frozenset[int]] = field(default_factory=dict)
 
@@ -50,20 +58,39 @@ class Publisher:
         """Every life has its own seed."""
         return self.life * 1_000_003 + block + 17
 
+    def may_continue(self, block: int) -> bool:
+        """Whether stores may begin after `block`: snapshots do not describe what is gone and continued by nothing."""
+        return self.copies[block] > 0 if self.named else block in self.announced
+
     @property
     def incarnation(self) -> int | None:
         """What this life is called, where lives have names."""
         return self.life * GOLDEN_RATIO % 2**64 if self.named else None
 
-    def publish(self, *events: Event) -> tuple[int, bytes]:
-        """Number and remember one batch."""
-        message = self.sequence, payload(*events, stamp=self.life * 1000.0 + self.sequence)
+    @property
+    def stamp(self) -> float:
+        """The engine's clock."""
+        return self.life * 1000.0 + self.sequence
+
+    def publish(self, *events: Event) -> Message:
+        """Number and remember one batch; every second one has a digest, where lives have names."""
+        self.resident.apply(events)
+        digest = self.resident.digest() if self.named and self.sequence % 2 else None
+        message = self.sequence, payload(*events, stamp=self.stamp), digest
         self.held_after[self.life, self.sequence] = frozenset(+self.copies)
-        self.ring[self.sequence] = message[1]
+        self.ring[self.sequence] = message
         while len(self.ring) > self.ring_batches:
             del self.ring[min(self.ring)]
         self.sequence += 1
         return message
+
+    def snapshot(self) -> Snapshot | None:
+        """The whole state after the last batch, in parts of one event; None before the first batch."""
+        if not self.sequence:
+            return None
+        events = list(self.resident.snapshot())
+        parts = [payload(event, stamp=self.stamp) for event in events] or [payload(stamp=self.stamp)]
+        return parts, self.sequence - 1, self.incarnation
 
     def restart(self) -> None:
         """Everything is gone but the memory of the test."""
@@ -72,6 +99,7 @@ class Publisher:
         self.copies.clear()
         self.announced.clear()
         self.ring.clear()
+        self.resident.forget()
 
 
 class Channel(RuleBasedStateMachine):
@@ -87,15 +115,17 @@ class Channel(RuleBasedStateMachine):
         self.ingest = Ingest(self.index, limits=IngestLimits(buffered_batches_max=50))
         self.ingest.open(SOURCE, RANK, block_size=SIZE, now=0.0)
         self.publisher = Publisher(self.ring_batches, self.named)
-        self.flying: list[tuple[int, bytes]] = []
-        self.past: list[tuple[int, bytes, int | None]] = []
+        self.flying: list[Message] = []
+        self.past: list[tuple[Message, int | None]] = []
         self.wanted: int | None = None
+        self.snapshot_wanted = False
+        self.damaged = False
 
     @rule(path=st.sampled_from(PATHS), start=st.integers(0, 3), length=st.integers(1, 4))
     def store(self, path: tuple[int, ...], start: int, length: int) -> None:
-        """Cache a stretch of a prompt whose beginning was announced before."""
+        """Cache a stretch of a prompt whose beginning is known."""
         publisher = self.publisher
-        while start and path[start - 1] not in publisher.announced:
+        while start and not publisher.may_continue(path[start - 1]):
             start -= 1
         blocks = path[start : start + length]
         publisher.copies.update(blocks)
@@ -134,7 +164,7 @@ class Channel(RuleBasedStateMachine):
         """A new life that the transport does not tell of, as behind a broker; its first batch arrives."""
         self._end_life()
         self.flying.clear()
-        self._arrive(*self.publisher.publish(CLEARED))
+        self._arrive(self.publisher.publish(CLEARED))
 
         if self.named:
             assert self.claims() == set()
@@ -149,8 +179,8 @@ class Channel(RuleBasedStateMachine):
     @rule(count=st.integers(1, 5))
     def deliver(self, count: int) -> None:
         """Batches arrive in order."""
-        for sequence, message in self.flying[:count]:
-            self._arrive(sequence, message)
+        for message in self.flying[:count]:
+            self._arrive(message)
         del self.flying[:count]
 
     @rule()
@@ -162,15 +192,13 @@ class Channel(RuleBasedStateMachine):
     def deliver_out_of_order(self, position: int) -> None:
         """A later batch overtakes."""
         if position < len(self.flying):
-            sequence, message = self.flying.pop(position)
-            self._arrive(sequence, message)
+            self._arrive(self.flying.pop(position))
 
     @rule()
     def repeat(self) -> None:
         """A batch arrives and will arrive once more."""
         if self.flying:
-            sequence, message = self.flying[0]
-            self._arrive(sequence, message)
+            self._arrive(self.flying[0])
 
     @rule(complete=st.booleans(), share=st.integers(0, 4))
     def replay(self, complete: bool, share: int) -> None:
@@ -178,9 +206,9 @@ class Channel(RuleBasedStateMachine):
         if self.wanted is None:
             return
         wanted, self.wanted = self.wanted, None
-        batches = [item for item in sorted(self.publisher.ring.items()) if item[0] >= wanted]
-        for sequence, message in batches if complete else batches[: len(batches) * share // 4]:
-            if self._arrive(sequence, message, replayed=True).outcome == "restarted":
+        batches = [self.publisher.ring[number] for number in sorted(self.publisher.ring) if number >= wanted]
+        for message in batches if complete else batches[: len(batches) * share // 4]:
+            if self._arrive(message, replayed=True).outcome == "restarted":
                 return  # The subscriber hands over no more of a replay that was asked of another life.
         self._note(self.ingest.replay_finished(SOURCE, now=0.0, complete=complete))
 
@@ -189,23 +217,32 @@ class Channel(RuleBasedStateMachine):
         """Reconnect, answer every wish, and the claims are the truth."""
         self.reconnect()
         for _ in range(REPLAY_ROUNDS_MAX):
-            if self.wanted is None:
+            if not self.answer():
                 break
-            self.replay(complete=True, share=4)
 
         assert self.wanted is None
         assert self.ingest.is_trusted(RANK) == "live"
         self.check_healed()
 
+    def answer(self) -> bool:
+        """Give what is wanted; returns whether anything was."""
+        wanted = self.wanted is not None
+        self.replay(complete=True, share=4)
+        return wanted
+
     def check_healed(self) -> None:
-        """Exactly what is held."""
-        assert self.claims() == set(+self.publisher.copies)
+        """Exactly what is held, copy by copy."""
+        publisher = self.publisher
+        assert self.claims() == set(+publisher.copies)
+        copies = {publisher.hash_of(block): count for block, count in (+publisher.copies).items()}
+        assert self.ingest.copies(SOURCE).get(("gpu", 0), {}) == copies
 
     @invariant()
     def claims_only_what_was_held(self) -> None:
         """In the life that it follows, after the batch that it applied last."""
         (status,) = self.ingest.status(now=0.0)
-        if status.state == "suspect" and not self.named:
+        assert self.damaged or not status.digest_mismatches
+        if status.doubt or (status.state == "suspect" and not self.named):
             return  # A replay ended before it showed whose life it is; the state says not to trust it.
         if status.applied_sequence is None:
             assert self.claims() == set()
@@ -221,18 +258,24 @@ class Channel(RuleBasedStateMachine):
 
     def _end_life(self) -> None:
         publisher = self.publisher
-        self.past += [(*item, publisher.incarnation) for item in publisher.ring.items()]
+        self.past += [(message, publisher.incarnation) for message in publisher.ring.values()]
         publisher.restart()
 
-    def _arrive(self, sequence: int, message: bytes, *, replayed: bool = False) -> Receipt:
-        incarnation = self.publisher.incarnation
-        receipt = self.ingest.receive(SOURCE, sequence, message, now=0.0, replayed=replayed, incarnation=incarnation)
+    def _arrive(self, message: Message, *, replayed: bool = False) -> Receipt:
+        return self._hand_over(message, self.publisher.incarnation, replayed=replayed)
+
+    def _hand_over(self, message: Message, incarnation: int | None, *, replayed: bool = False) -> Receipt:
+        sequence, batch, digest = message
+        receipt = self.ingest.receive(
+            SOURCE, sequence, batch, now=0.0, replayed=replayed, incarnation=incarnation, digest=digest
+        )
         self._note(receipt)
         return receipt
 
     def _note(self, receipt: Receipt) -> None:
         if receipt.replay_from is not None:
             self.wanted = receipt.replay_from
+        self.snapshot_wanted |= receipt.snapshot_wanted
 
 
 class ForgetfulChannel(Channel):
@@ -250,22 +293,79 @@ class NamedChannel(Channel):
 
     named = True
 
+    @initialize()
+    def open(self) -> None:
+        """Snapshots fly on their own."""
+        super().open()
+        self.snapshots: list[Snapshot] = []
+
     @rule(data=st.data())
     def deliver_of_a_past_life(self, data: st.DataObject) -> None:
         """A broker repeats what it has not seen acknowledged."""
         if self.past:
-            sequence, message, incarnation = data.draw(st.sampled_from(self.past))
-            self._note(self.ingest.receive(SOURCE, sequence, message, now=0.0, incarnation=incarnation))
+            self._hand_over(*data.draw(st.sampled_from(self.past)))
+
+    @rule()
+    def damage(self) -> None:
+        """The oldest batch arrives, and nobody can read it."""
+        if self.flying:
+            sequence, batch, digest = self.flying.pop(0)
+            self.damaged = True
+            self._arrive((sequence, b"\xc1" + batch, digest))
+
+    @rule()
+    def make_snapshot(self) -> None:
+        """The publisher answers, wanted or not; the answer takes its time."""
+        made = self.publisher.snapshot()
+        if made is not None:
+            self.snapshots.append(made)
+
+    @rule(data=st.data())
+    def deliver_snapshot(self, data: st.DataObject) -> None:
+        """An answer arrives, maybe not for the first time, maybe of a past life."""
+        if self.snapshots:
+            self._hand_over_snapshot(data.draw(st.sampled_from(self.snapshots)))
+
+    @rule(data=st.data())
+    def deliver_torn_snapshot(self, data: st.DataObject) -> None:
+        """A part is damaged; the others must change nothing."""
+        if self.snapshots:
+            parts, sequence, incarnation = data.draw(st.sampled_from(self.snapshots))
+            before = self.claims()
+            torn = data.draw(st.integers(0, len(parts) - 1))
+            self._hand_over_snapshot(([*parts[:torn], parts[torn][:-1], *parts[torn + 1 :]], sequence, incarnation))
+            assert self.claims() <= before
+
+    @rule()
+    def fail_snapshot(self) -> None:
+        """It cannot be had now."""
+        self.snapshot_wanted = False
+        self.ingest.snapshot_failed(SOURCE, now=0.0)
+
+    @rule()
+    def doubt(self) -> None:
+        """Somebody has a reason."""
+        self.ingest.doubt(SOURCE, reason="a test says so", now=0.0)
+
+    def answer(self) -> bool:
+        """Replays, then a snapshot."""
+        wanted = super().answer()
+        made = self.publisher.snapshot()
+        if self.snapshot_wanted and made is not None:
+            self.snapshot_wanted = False
+            self._hand_over_snapshot(made)
+            return True
+        return wanted
+
+    def _hand_over_snapshot(self, snapshot: Snapshot) -> None:
+        parts, sequence, incarnation = snapshot
+        self._note(self.ingest.snapshot(SOURCE, parts, sequence=sequence, incarnation=incarnation, now=0.0))
 
 
 class ForgetfulNamedChannel(NamedChannel):
-    """As above, and what is lost for good is never claimed."""
+    """As above: what a short memory cannot repeat, a snapshot brings."""
 
     ring_batches = 3
-
-    def check_healed(self) -> None:
-        """Nothing beyond what is held."""
-        assert self.claims() <= set(+self.publisher.copies)
 
 
 _SETTINGS = settings(

@@ -128,7 +128,7 @@ def test_what_was_given_up_unanswered_is_asked_for_again(rank: NamedRank) -> Non
     rank.store_of(FIRST, [0, 1, 2], replayed=True)
     rank.ingest.replay_finished(SOURCE, now=0.0, complete=True)
 
-    assert (given_up, asked) == (False, Receipt("connected", 0))
+    assert (given_up, asked) == (False, Receipt("connected", 0, snapshot_wanted=True))
     assert all(rank.holds(number) for number in range(3))
     assert (rank.status.restarts, rank.status.state) == (0, "live")
 
@@ -250,7 +250,7 @@ def test_garbage_in_a_named_life_is_quarantined() -> None:
 
     receipt = rank.ingest.receive(SOURCE, 0, b"\xc1", now=0.0, incarnation=FIRST)
 
-    assert receipt == Receipt("quarantined")
+    assert receipt == Receipt("quarantined", snapshot_wanted=True)
     assert rank.store_of(FIRST, [1]) == [Receipt("applied")]
 
 

@@ -81,7 +81,7 @@ def test_what_was_given_up_unanswered_is_asked_for_again_over_a_new_connection(r
     rank.receive(2, stored([30], tokens(1, start=5)), replayed=True)
     resolved = rank.ingest.replay_finished(SOURCE, now=0.0, complete=True)
 
-    assert (asked, resolved) == (Receipt("connected", 0), Receipt("resolved"))
+    assert (asked, resolved) == (Receipt("connected", 0, snapshot_wanted=True), Receipt("resolved"))
     assert (rank.usable(tokens(2)), rank.usable(tokens(1, start=5))) == (8, 4)
     assert (rank.status.restarts, rank.status.state) == (0, "live")
     assert rank.ingest.connected(SOURCE, now=0.0) == Receipt("connected", 2)
@@ -110,7 +110,7 @@ def test_what_was_given_up_long_ago_is_not_asked_for_again() -> None:
     for sequence in range(3, 4200):
         rank.receive(sequence, removed(5))
 
-    assert rank.ingest.connected(SOURCE, now=0.0) == Receipt("connected", 4199)
+    assert rank.ingest.connected(SOURCE, now=0.0) == Receipt("connected", 4199, snapshot_wanted=True)
 
 
 def test_a_replay_that_begins_too_late_costs_the_ranks_blocks(rank: Rank) -> None:
@@ -292,7 +292,7 @@ def test_garbage_is_quarantined_and_the_stream_goes_on(rank: Rank) -> None:
     rank.send(stored([12], tokens(1, start=1), parent=11))
     doubtful = rank.status
 
-    assert receipt == Receipt("quarantined")
+    assert receipt == Receipt("quarantined", snapshot_wanted=True)
     assert rank.usable(tokens(2)) == 8
     assert (doubtful.state, doubtful.quarantined, doubtful.applied_sequence) == ("suspect", 1, 2)
     assert doubtful.last_error is not None
