@@ -15,13 +15,22 @@ if TYPE_CHECKING:
     from kvrouter_publishers.http_asgi import EventsApplication
     from kvrouter_publishers.http_host import HttpEventServer
     from kvrouter_publishers.http_publisher import HttpEventPublisher
+    from kvrouter_publishers.jetstream_publisher import JetStreamEventPublisher
     from kvrouter_publishers.publisher import EventPublisher
     from kvrouter_publishers.zmq_publisher import ZmqEventPublisher
 
-__all__ = ["EventPublisher", "EventsApplication", "HttpEventPublisher", "HttpEventServer", "ZmqEventPublisher"]
+__all__ = [
+    "EventPublisher",
+    "EventsApplication",
+    "HttpEventPublisher",
+    "HttpEventServer",
+    "JetStreamEventPublisher",
+    "ZmqEventPublisher",
+]
 
 _HOMES = {
     "EventPublisher": "kvrouter_publishers.publisher",
+    "JetStreamEventPublisher": "kvrouter_publishers.jetstream_publisher",
     "EventsApplication": "kvrouter_publishers.http_asgi",
     "HttpEventPublisher": "kvrouter_publishers.http_publisher",
     "HttpEventServer": "kvrouter_publishers.http_host",

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from kvrouter_subscribers.any_subscriber import AnyEventSubscriber
     from kvrouter_subscribers.http_limits import HttpLimits
     from kvrouter_subscribers.http_subscriber import HttpEventSubscriber
+    from kvrouter_subscribers.jetstream_admin import StreamAdministration
+    from kvrouter_subscribers.jetstream_limits import JetStreamLimits
+    from kvrouter_subscribers.jetstream_subscriber import JetStreamEventSubscriber
     from kvrouter_subscribers.limits import CurveKeys, ZmqLimits
     from kvrouter_subscribers.subscriber import EventSink, EventSubscriber, Receipt, TransportStatus
     from kvrouter_subscribers.zmq_subscriber import ZmqEventSubscriber
@@ -24,7 +27,10 @@ __all__ = [
     "EventSubscriber",
     "HttpEventSubscriber",
     "HttpLimits",
+    "JetStreamEventSubscriber",
+    "JetStreamLimits",
     "Receipt",
+    "StreamAdministration",
     "TransportStatus",
     "ZmqEventSubscriber",
     "ZmqLimits",
@@ -37,7 +43,10 @@ _HOMES = {
     "EventSubscriber": "kvrouter_subscribers.subscriber",
     "HttpEventSubscriber": "kvrouter_subscribers.http_subscriber",
     "HttpLimits": "kvrouter_subscribers.http_limits",
+    "JetStreamEventSubscriber": "kvrouter_subscribers.jetstream_subscriber",
+    "JetStreamLimits": "kvrouter_subscribers.jetstream_limits",
     "Receipt": "kvrouter_subscribers.subscriber",
+    "StreamAdministration": "kvrouter_subscribers.jetstream_admin",
     "TransportStatus": "kvrouter_subscribers.subscriber",
     "ZmqEventSubscriber": "kvrouter_subscribers.zmq_subscriber",
     "ZmqLimits": "kvrouter_subscribers.limits",

@@ -1,0 +1,296 @@
+"""Reads one stream of one server for all sources on it: one connection, one durable pull consumer.
+
+Messages are taken strictly in the stream's order, and acknowledged after the sink has them. After every loss of the
+connection the consumer is made anew behind the last message that was handed over, so that nothing has to be
+delivered again to be complete. Messages that the stream dropped before we read them are noticed here; what they mean
+for each source is found out by `jetstream_recovery`.
+"""
+
+import asyncio
+import contextlib
+import time
+
+from nats.aio.client import Client
+from nats.errors import Error
+from nats.js import JetStreamContext
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, StreamInfo
+from nats.js.errors import NotFoundError
+
+from kvrouter.errors import WireError
+from kvrouter.events import Source, decode_envelope
+from kvrouter.events.nats_names import NatsEndpoint
+from kvrouter_subscribers.jetstream_connection import NatsConnection, connection
+from kvrouter_subscribers.jetstream_limits import JetStreamLimits
+from kvrouter_subscribers.jetstream_pull import Place, Puller
+from kvrouter_subscribers.jetstream_recovery import Recovery
+from kvrouter_subscribers.jetstream_source import FollowedSource
+from kvrouter_subscribers.jetstream_status import Mode, NatsAccess, StreamStatus
+
+__all__ = ["StreamReader"]
+
+_TICK_SECONDS = 0.25
+
+
+class StreamReader:
+    """Reads until its task is cancelled. `sources` may change at any time through `follow` and `leave`."""
+
+    def __init__(
+        self,
+        endpoint: NatsEndpoint,
+        access: NatsAccess,
+        *,
+        consumer: str,
+        mode: Mode,
+        start_after: int,
+        limits: JetStreamLimits,
+    ) -> None:
+        self.endpoint = endpoint
+        self.sources: dict[Source, FollowedSource] = {}
+        self.connected = False
+        self._access, self._consumer, self._mode, self._limits = access, consumer, mode, limits
+        self._recovery: Recovery | None = None
+        self._client: Client | None = None
+        self._position = self._acknowledged = start_after
+        self._catch_up_to = 0
+        self._created: object = None
+        self._unacknowledged = self._pending = 0
+        self._messages = self._unknown = self._malformed = self._redelivered = self._missed = 0
+        self._connects = self.looks = 0
+        self.last_error: str | None = None
+
+    @property
+    def position(self) -> int:
+        """The last message that was handed over and acknowledged; to be stored with what was made of it."""
+        return self._acknowledged
+
+    def follow(self, followed: FollowedSource) -> None:
+        """Hand over what comes of a source."""
+        self.sources[followed.source] = followed
+        if self.connected:
+            self._greet(followed, whole=True)
+
+    def leave(self, source: Source) -> None:
+        """Hand over nothing more of a source."""
+        if self.sources.pop(source, None) is not None and self._recovery is not None:
+            self._recovery.cancel(source)
+
+    def resync(self, source: Source) -> bool:
+        """Get a source's whole state anew; False if it cannot be asked now."""
+        if self._recovery is None or self._mode != "broadcast" or source not in self.sources:
+            return False
+        self._recovery.want_snapshot(self.sources[source])
+        return True
+
+    def status(self) -> StreamStatus:
+        """Return what is known about the stream."""
+        return StreamStatus(
+            endpoint=str(self.endpoint),
+            consumer=self._consumer,
+            connected=self.connected,
+            position=self._position,
+            acknowledged=self._acknowledged,
+            pending=self._pending,
+            messages=self._messages,
+            unknown=self._unknown,
+            malformed=self._malformed,
+            redelivered=self._redelivered,
+            missed=self._missed,
+            connects=self._connects,
+            looks=self.looks,
+            last_error=self.last_error,
+        )
+
+    async def run(self, tasks: asyncio.TaskGroup) -> None:
+        """Read the stream over one connection after the other; `tasks` owns what is done beside."""
+        limits = self._limits
+        pause = limits.reconnect_seconds
+        while True:
+            connects = self._connects
+            try:
+                async with connection(self.endpoint, self._access) as made:
+                    reason = await self._session(made, tasks)
+                    self.last_error = f"{self.endpoint}: {made.error or reason}"
+            except (Error, OSError, TimeoutError) as error:
+                self.last_error = f"{self.endpoint}: {type(error).__name__}: {error}".rstrip(": ")
+            if self._connects > connects:
+                pause = limits.reconnect_seconds
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, limits.reconnect_seconds_max)
+
+    async def _session(self, made: NatsConnection, tasks: asyncio.TaskGroup) -> str:
+        """Read until the connection is lost or the consumer is gone; returns why."""
+        client, stream, limits = made.client, self.endpoint.stream, self._limits
+        jetstream = client.jetstream(timeout=limits.request_seconds)
+        info = await jetstream.stream_info(stream)
+        whole = self._compare(info)
+        await self._open_consumer(jetstream)
+        puller = Puller(client, stream=stream, consumer=self._consumer, limits=limits, take=self._take)
+        recovery = Recovery(client, stream, limits=limits, tasks=tasks, position=lambda: self._position)
+        self._client, self._recovery = client, recovery
+        self._up(info, whole=whole)
+        try:
+            await puller.open()
+            return await self._watch(made, puller)
+        finally:
+            self._down()
+            recovery.close()
+            with contextlib.suppress(Error, OSError):
+                await puller.close()
+
+    def _compare(self, info: StreamInfo) -> bool:
+        """Compare the stream with what was read of it; returns whether nothing is missing between."""
+        state, position = info.state, self._position
+        renewed = self._created not in (None, info.created) or state.last_seq < position
+        self._created = info.created
+        if renewed:  # The server lost its data, or somebody made the stream anew: its numbers mean something else now.
+            self._position = self._acknowledged = 0
+            return False
+        missed = max(0, state.first_seq - position - 1) if position else 0
+        self._missed += missed
+        return not missed
+
+    async def _open_consumer(self, jetstream: JetStreamContext) -> None:
+        """Make our consumer anew behind the last message that was handed over; join the group's if it is shared."""
+        limits, shared = self._limits, self._mode == "worker-group"
+        behind = self._position + 1 if self._position else None
+        config = ConsumerConfig(
+            durable_name=self._consumer,
+            ack_policy=AckPolicy.EXPLICIT if shared else AckPolicy.ALL,
+            ack_wait=limits.ack_wait_seconds,
+            max_ack_pending=limits.unacknowledged_messages_max,
+            inactive_threshold=limits.inactive_seconds,
+            deliver_policy=DeliverPolicy.BY_START_SEQUENCE if behind else DeliverPolicy.ALL,
+            opt_start_seq=behind,
+        )
+        with contextlib.suppress(NotFoundError):
+            if shared:
+                await jetstream.consumer_info(self.endpoint.stream, self._consumer)
+                return
+            await jetstream.delete_consumer(self.endpoint.stream, self._consumer)
+        await jetstream.add_consumer(self.endpoint.stream, config)
+
+    def _up(self, info: StreamInfo, *, whole: bool) -> None:
+        """Tell every source's sink, and repeat what proves that nothing was missed."""
+        self.connected, self.last_error = True, None
+        self._connects += 1
+        self._unacknowledged = 0
+        self._catch_up_to = info.state.last_seq
+        for followed in list(self.sources.values()):
+            self._greet(followed, whole=whole)
+        self._catch_up()
+
+    def _down(self) -> None:
+        if self.connected:
+            self.connected, self._recovery, self._client = False, None, None
+            for followed in list(self.sources.values()):
+                followed.disconnected()
+
+    def _greet(self, followed: FollowedSource, *, whole: bool) -> None:
+        """Announce the connection to a source's sink; what it asks for is what is read next."""
+        receipt, recovery = followed.connected(), self._recovery
+        if receipt is None or recovery is None:
+            return
+        if self._mode == "worker-group":  # Each member sees a part; what is missing here others have.
+            if receipt.replay_from is not None:
+                followed.replay_finished(complete=False)
+            return
+        followed.catching_up, followed.found = receipt.replay_from, 0
+        recovery.answer(followed, receipt)
+        if not whole:
+            recovery.want_snapshot(followed)
+        elif followed.last is not None and receipt.replay_from is not None:
+            # The stream goes on where we left it, so no other life of the publisher can have begun between.
+            recovery.answer(followed, followed.receive(followed.last, replayed=True))
+
+    def _catch_up(self) -> None:
+        """Tell the sinks that what was in the stream when the connection was made has been read."""
+        if self._recovery is None or self._position < self._catch_up_to:
+            return
+        self._catch_up_to = 0
+        for followed in list(self.sources.values()):
+            start, followed.catching_up = followed.catching_up, None
+            if start is None:
+                continue
+            if followed.found:
+                self._recovery.answer(followed, followed.replay_finished(complete=True))
+            else:  # Nothing of it is in the stream, so the publisher alone can tell what it holds.
+                self._recovery.want_snapshot(followed, instead_of=start)
+
+    async def _take(self, data: bytes, place: Place, acknowledge: str) -> None:
+        """Hand over one message, then acknowledge it."""
+        self._messages += 1
+        self._pending = place.pending
+        self._redelivered += place.deliveries > 1
+        shared, position, sequence = self._mode == "worker-group", self._position, place.stream_sequence
+        if shared or sequence > position:
+            if position and sequence > position + 1 and not shared:
+                self._miss(sequence - position - 1)
+            self._hand_over(data, sequence)
+            self._position = max(position, sequence)
+            if self._catch_up_to:
+                self._catch_up()
+        self._unacknowledged += 1
+        if shared or not place.pending or self._unacknowledged >= self._limits.acknowledge_messages:
+            await self._acknowledge(acknowledge)
+
+    async def _acknowledge(self, subject: str) -> None:
+        self._unacknowledged = 0
+        if self._client is not None:
+            with contextlib.suppress(Error):  # Lost with the connection: the next one begins behind our position.
+                await self._client.publish(subject)
+                self._acknowledged = self._position
+
+    def _hand_over(self, data: bytes, place: int) -> None:
+        try:
+            envelope = decode_envelope(data)
+        except WireError as error:
+            self._malformed += 1
+            self.last_error = f"{self.endpoint}: message {place}: {error}"
+            return
+        followed = self.sources.get(envelope.source)
+        if followed is None:
+            self._unknown += 1
+        elif envelope.snapshot is not None:
+            followed.reject(f"message {place}: a part of a snapshot stands among the events")
+        else:
+            receipt = followed.arrived(envelope, place, replayed=followed.catching_up is not None)
+            if self._recovery is not None and self._mode == "broadcast":
+                self._recovery.answer(followed, receipt)
+
+    def _miss(self, messages: int) -> None:
+        """The stream dropped messages that we had not read; nobody knows whose they were."""
+        self._missed += messages
+        if self._recovery is not None:
+            for followed in list(self.sources.values()):
+                self._recovery.want_snapshot(followed)
+
+    async def _watch(self, made: NatsConnection, puller: Puller) -> str:
+        """Wait for the end of the connection or consumer, and look at the stream while it is silent."""
+        jetstream = made.client.jetstream(timeout=self._limits.request_seconds)
+        ends = [asyncio.ensure_future(event.wait()) for event in (made.lost, puller.failed)]
+        messages, silent_since = self._messages, time.monotonic()
+        try:
+            while True:
+                ended, _ = await asyncio.wait(ends, timeout=_TICK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                if ended:
+                    return puller.reason or "the connection was lost"
+                puller.check_silence()
+                now = time.monotonic()
+                if messages != self._messages:
+                    messages, silent_since = self._messages, now
+                elif now - silent_since >= self._limits.look_seconds:
+                    silent_since = now
+                    await self._look(jetstream)
+        finally:
+            for end in ends:
+                end.cancel()
+
+    async def _look(self, jetstream: JetStreamContext) -> None:
+        """Ask whether the stream dropped messages at its end that nothing follows."""
+        self.looks += 1
+        messages = self._messages
+        state = (await jetstream.stream_info(self.endpoint.stream)).state
+        missed = state.first_seq - self._position - 1
+        if self._mode == "broadcast" and self._position and missed > 0 and messages == self._messages:
+            self._position = state.first_seq - 1
+            self._miss(missed)
