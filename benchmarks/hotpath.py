@@ -153,7 +153,8 @@ def _answer_many(watch: Stopwatch, workload: Workload, *, requests: int) -> None
     answer = _answer()
 
     def exchange(request: bytes) -> None:
-        client.data_received(request)
+        client.get_buffer(-1)[: len(request)] = request
+        client.buffer_updated(len(request))
         asked = workers.asked.pop()
         assert asked.protocol is not None
         asked.protocol.data_received(answer)

@@ -4,10 +4,13 @@ Words are token ids as little-endian 32-bit integers; hashes are 64-bit integers
 """
 
 from collections.abc import Collection
+from typing import TypeVar
 
 from typing_extensions import Buffer
 
 from kvrouter.index.reference import Hashes
+
+Head = TypeVar("Head")
 
 SOURCES: str
 """Digest of the C sources that it was built from."""
@@ -37,6 +40,9 @@ class PrefixIndex:
     def dump(self) -> bytes: ...
     def load(self, tables: Buffer, tiers: int) -> None: ...
 
+def recall_head(data: Buffer, size: int, known: dict[bytes, Head], /) -> tuple[Head, int, int] | None: ...
+def skip_chunks(data: Buffer, start: int, /) -> int: ...
+def find_usage(tail: Buffer, /) -> tuple[int | None, int | None, int | None] | None: ...
 def find_token_array(text: Buffer, key: Buffer, /) -> tuple[bytes, int, int] | None: ...
 
 class PredictedBlocks:

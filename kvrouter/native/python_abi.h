@@ -225,6 +225,7 @@ KVR_IMPORT int PyList_SetItem(PyObject *, Py_ssize_t, PyObject *);
 KVR_IMPORT int PyList_Append(PyObject *, PyObject *);
 KVR_IMPORT PyObject *PySequence_List(PyObject *);
 KVR_IMPORT PyObject *PyDict_New(void);
+KVR_IMPORT PyObject *PyDict_GetItemWithError(PyObject *, PyObject *);
 KVR_IMPORT int PyDict_SetItem(PyObject *, PyObject *, PyObject *);
 KVR_IMPORT PyObject *PyDict_Copy(PyObject *);
 KVR_IMPORT PyObject *PyDict_GetItemWithError(PyObject *, PyObject *);

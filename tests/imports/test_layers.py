@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kvrouter.service": PURE
     | {"kvrouter.settings", "kvrouter.settings_sources", "kvrouter.store", "kvrouter_subscribers"}
     | {"kvrouter.service.proxy", "kvrouter.service.prompts"},
-    "kvrouter.service.proxy": {"kvrouter", "kvrouter.errors"},
+    "kvrouter.service.proxy": {"kvrouter", "kvrouter.errors", CORE},
     "kvrouter.service.prompts": {"kvrouter.errors", "kvrouter.blocks", CORE},
 }
 # The pure core has no sockets, clocks, logging or settings.

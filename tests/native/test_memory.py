@@ -10,6 +10,10 @@ import pytest
 from kvrouter import native_core
 
 WORDS, TEXT = bytes(4096), b'{"prompt": [' + b"70000, " * 500 + b"1]}"
+HEAD, USAGE = (
+    b"GET / HTTP/1.1\r\nContent-Length: 70000\r\n\r\n",
+    b'"usage": {"prompt_tokens": 70000, "cached_tokens": 9000}',
+)
 CALLS: dict[str, Callable[[Any], object]] = {
     "chained": lambda core: core.chain_hashes(7, WORDS, 16, 1337, 0),
     "hashed": lambda core: core.block_hashes(WORDS, 16, 1337, 0),
@@ -18,12 +22,19 @@ CALLS: dict[str, Callable[[Any], object]] = {
     "packed": lambda core: core.tokens_to_words([70_000] * 1000),
     "parsed": lambda core: core.parse_token_array(TEXT, 11),
     "found": lambda core: core.find_token_array(TEXT, b'"prompt"'),
+    "recalled": lambda core: core.recall_head(HEAD, len(HEAD), {HEAD[:14]: WORDS}),
+    "skipped": lambda core: core.skip_chunks(b"5\r\nhello\r\n" * 100, 0),
+    "priced": lambda core: core.find_usage(USAGE),
     "no_such_size": lambda core: core.chain_hashes(7, WORDS, 0, 1337, 0),
     "no_such_parent": lambda core: core.chain_hashes(2**64, WORDS, 16, 1337, 0),
     "no_hashes": lambda core: core.chain_block_hashes(None, WORDS[:7]),
     "no_token": lambda core: core.tokens_to_words([*[70_000] * 1000, 2**40]),
     "no_integer": lambda core: core.tokens_to_words([*[70_000] * 1000, "text"]),
     "no_array": lambda core: core.parse_token_array(TEXT[:-2] + b"x]", 11),
+    "no_head": lambda core: core.recall_head(HEAD, len(HEAD), {}),
+    "no_memory": lambda core: core.recall_head(HEAD, 5, {}),
+    "no_start": lambda core: core.skip_chunks(WORDS, 2**20),
+    "no_usage": lambda core: core.find_usage(WORDS),
     "no_key": lambda core: core.find_token_array(TEXT, 5),
 }
 

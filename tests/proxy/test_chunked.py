@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from kvrouter.errors import WireError
 from kvrouter.service.proxy.chunked import ChunkedBody
 
+pytestmark = pytest.mark.usefixtures("http_core")
+
 _payloads = st.lists(st.binary(min_size=1, max_size=40), max_size=6)
 
 

@@ -19,6 +19,8 @@ from .wire import (
     worker,
 )
 
+pytestmark = pytest.mark.usefixtures("http_core")
+
 EVENT = b'data: {"choices":[{"text":"a"}]}\n\n'
 
 

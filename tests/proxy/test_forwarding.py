@@ -2,6 +2,7 @@
 
 import h11
 import httptools
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,6 +13,8 @@ from kvrouter.service.proxy.messages import Endpoint
 from kvrouter.service.proxy.request_head import RequestHeads
 from kvrouter.service.proxy.request_parser import RequestParser
 from kvrouter.service.proxy.response_head import ResponseHeads
+
+pytestmark = pytest.mark.usefixtures("http_core")
 
 LIMITS = ProxyLimits()
 ENDPOINT = Endpoint("engine", 8000, path_prefix=b"/base")
@@ -90,7 +93,8 @@ def test_a_worker_sees_exactly_the_request_that_we_judged(data: bytes) -> None:
     if head is None or body is None:
         return
 
-    sent = render_request(head, ENDPOINT, request_id="r", extra_headers=b"X-Rank: 1\r\n", body_bytes=len(body)) + body
+    length = len(body) if head.chunked else parser.length
+    sent = render_request(head, ENDPOINT, request_id="r", extra_headers=b"X-Rank: 1\r\n", length=length) + body
 
     assert _as_h11(sent) == (b"/base/v1/completions?a=1", body)
     assert _as_httptools(sent) == [body]
@@ -103,8 +107,8 @@ def test_a_client_sees_exactly_the_answer_that_we_framed(data: bytes, keep_alive
     end = data.find(b"\r\n\r\n")
     sink: list[bytes] = []
     try:
-        head = ResponseHeads().parse(data[:end])
-        framing = head.body("POST", sink)
+        head, length = ResponseHeads().parse(data[:end])
+        framing = head.body("POST", length, sink)
         used = framing.feed(data[end + 4 :])
     except WireError:
         return
@@ -113,7 +117,10 @@ def test_a_client_sees_exactly_the_answer_that_we_framed(data: bytes, keep_alive
     raw = data[end + 4 : end + 4 + used]
     expected = b"".join(sink) if head.chunked else raw
 
-    sent = render_response(head, request_id="r", route_lines=b"", keep_alive=keep_alive, http10=False) + raw
+    rendered = render_response(
+        head, length=length, request_id="r", route_lines=b"", keep_alive=keep_alive, http10=False
+    )
+    sent = rendered + raw
 
     connection = h11.Connection(h11.CLIENT)
     connection.send(h11.Request(method="POST", target="/", headers=[("Host", "a")]))
@@ -131,13 +138,13 @@ def test_a_client_sees_exactly_the_answer_that_we_framed(data: bytes, keep_alive
 
 def test_extra_headers_replace_lines_of_the_same_name() -> None:
     """Whatever their case, and nothing else is touched."""
-    head = RequestHeads(LIMITS).parse(
+    head, length = RequestHeads(LIMITS).parse(
         b"POST / HTTP/1.1\r\nHost: a\r\nX-RANK: 9\r\nX-Rank-Other: 8\r\nContent-Length: 0"
     )
 
-    sent = render_request(head, ENDPOINT, request_id="r", extra_headers=b"x-rank: 1\r\n", body_bytes=0)
+    sent = render_request(head, ENDPOINT, request_id="r", extra_headers=b"x-rank: 1\r\n", length=length)
 
     assert sent == (
-        b"POST /base/ HTTP/1.1\r\nhost: engine:8000\r\nX-Rank-Other: 8\r\nContent-Length: 0\r\n"
+        b"POST /base/ HTTP/1.1\r\nhost: engine:8000\r\nX-Rank-Other: 8\r\ncontent-length: 0\r\n"
         b"x-request-id: r\r\nx-rank: 1\r\n\r\n"
     )

@@ -25,6 +25,8 @@ from .wire import (
     worker,
 )
 
+pytestmark = pytest.mark.usefixtures("http_core")
+
 
 def _lines(head: bytes) -> dict[bytes, bytes]:
     pairs = [line.partition(b":") for line in head.split(b"\r\n")[1:] if line]

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -9,6 +10,8 @@ from kvrouter.errors import RequestError
 from kvrouter.service.proxy.limits import ProxyLimits
 from kvrouter.service.proxy.request_head import RequestHeads
 from kvrouter.service.proxy.request_parser import RequestParser
+
+pytestmark = pytest.mark.usefixtures("http_core")
 
 LIMITS = ProxyLimits(header_bytes_max=1024, target_bytes_max=256, body_bytes_max=4096)
 

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from kvrouter.service.proxy.usage import Tail, find_usage
 
+pytestmark = pytest.mark.usefixtures("http_core")
+
 USAGE = {
     "prompt_tokens": 19,
     "completion_tokens": 4,

@@ -5,6 +5,7 @@ Sans I/O and shared by both sides: requests are decoded, answers are passed on a
 
 from typing import Final
 
+from kvrouter import native_core
 from kvrouter.errors import WireError
 
 from .header_lines import HeaderLines
@@ -18,6 +19,9 @@ _SIZE_DIGITS_MAX: Final = 15
 _SIZE_LINE_MAX: Final = 1024
 _EXTENSION_BYTES_MAX: Final = 16 * 1024
 _TRAILER_BYTES_MAX: Final = 16 * 1024
+
+_skip: Final = native_core.native.skip_chunks if native_core.present else None
+"""Steps over chunks that are plain and whole, as most are."""
 
 
 class ChunkedBody:
@@ -41,6 +45,8 @@ class ChunkedBody:
             WireError: a bad size, a bad line end, an extension or trailer section that is too long.
         """
         position, end = start, len(data)
+        if _skip is not None and self._state == _SIZE and not self._partial and self._sink is None:
+            position = _skip(data, start)
         while position < end and not self.done:
             if self._state == _DATA:
                 stop = min(end, position + self._remaining)

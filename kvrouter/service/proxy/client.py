@@ -23,7 +23,7 @@ __all__ = ["ClientConnection"]
 _IDLE, _HEAD, _BODY, _BUSY, _CLOSING = range(5)
 
 
-class ClientConnection(asyncio.Protocol):
+class ClientConnection(asyncio.BufferedProtocol):
     """The server side of one connection."""
 
     __slots__ = (
@@ -92,12 +92,23 @@ class ClientConnection(asyncio.Protocol):
         if self._state == _BUSY and self._transport is not None:
             self._transport.abort()
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Lend the memory that all connections are read into; `buffer_updated` follows before the next one is read."""
+        del sizehint
+        return self._plane.receive_buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
         """Take bytes; while an answer is under way they wait, after the last answer nobody reads them."""
-        if self._state == _CLOSING:
+        received, state = self._plane.receive_buffer, self._state
+        if state == _CLOSING:
             return
-        self._parser.feed(data)
-        if self._state == _BUSY or self.write_paused:
+        if state == _IDLE and not self.write_paused:
+            whole = self._parser.take_whole(received, nbytes)
+            if whole is not None:
+                self._take(*whole)
+                return
+        self._parser.feed(bytes(received[:nbytes]))
+        if state == _BUSY or self.write_paused:
             self._pause_reading()
         else:
             self._advance()
@@ -227,6 +238,14 @@ class ClientConnection(asyncio.Protocol):
         if self._paused and not self.write_paused:
             self._resume_reading()
 
+    def _take(self, head: RequestHead, body: bytes) -> None:
+        """Go all the way with a request that came in one piece, as most do."""
+        try:
+            if self._admit(head):
+                self._begin(body)
+        except RequestError as error:
+            self._refuse(error, error.code or "bad_request")
+
     def _step(self) -> bool:
         """Take one step; False when more bytes are needed or an answer is under way."""
         parser = self._parser
@@ -273,12 +292,11 @@ class ClientConnection(asyncio.Protocol):
         except Exception as error:  # noqa: BLE001 - supervised edge: our errors are replies, others are counted
             refusal = error_reply(plane.failed("admit", error))
         if refusal is None:
-            self._reserve(max(head.content_length, 0))
+            self._reserve(max(self._parser.length, 0))
             return True
-        if head.chunked or head.content_length > 0:
+        if head.chunked or self._parser.length > 0:
             self._last_reply(refusal)
         else:
-            self._parser.read_body()
             self.reply(refusal)
         return False
 
@@ -317,8 +335,9 @@ class ClientConnection(asyncio.Protocol):
         if reply is not None:
             self.reply(reply)
             return
-        self._exchange = Exchange(self._plane, self, head, request)
-        self._exchange.start()
+        length = len(body) if head.chunked else self._parser.length
+        exchange = self._exchange = Exchange(self._plane, self, head, request, length)
+        exchange.start()
 
     def _request_over(self) -> None:
         """Forget the current request."""

@@ -13,7 +13,7 @@ from typing import Final, Protocol
 from kvrouter.errors import KvrouterError, RoutingError
 
 from .forwarding import render_request
-from .messages import Outcome, Reply, Request, Route, Usage
+from .messages import Reply, Request, Route
 from .plane import DataPlane
 from .relay import Client, Relay
 from .replies import UpstreamError, error_reply
@@ -32,38 +32,23 @@ class ReplyingClient(Client, Protocol):
         """Send a whole answer."""
         ...
 
-    def body_done(self) -> None:
-        """Let go of the request's body."""
-        ...
 
+class Exchange(Relay):
+    """One request between one client and the workers tried for it; `length` as in `render_request`."""
 
-class Exchange:
-    """One request between one client and the workers tried for it."""
+    __slots__ = ("_attempts", "_excluded", "_failure", "_length", "_task")
 
-    __slots__ = (
-        "_attempts",
-        "_client",
-        "_excluded",
-        "_failure",
-        "_head",
-        "_plane",
-        "_relay",
-        "_request",
-        "_route",
-        "_task",
-        "_upstream",
-    )
+    _client: ReplyingClient
 
-    def __init__(self, plane: DataPlane, client: ReplyingClient, head: RequestHead, request: Request) -> None:
-        self._plane, self._client, self._head, self._request = plane, client, head, request
+    def __init__(
+        self, plane: DataPlane, client: ReplyingClient, head: RequestHead, request: Request, length: int
+    ) -> None:
+        super().__init__(plane, client, head, request)
+        self._length = length
         self._attempts = 0
         self._excluded: set[str] | tuple[()] = ()
         self._failure: UpstreamError | None = None
         """Why the latest attempt failed."""
-        self._route: Route | None = None
-        """The attempt that `Dispatcher.finished` has not been told of yet."""
-        self._upstream: UpstreamConnection | None = None
-        self._relay: Relay | None = None
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -84,41 +69,20 @@ class Exchange:
     def cancel(self) -> None:
         """The client is gone; nobody is told but the dispatcher."""
         self._drop()
-        self.settled("client_gone", None)
+        self._settled("client_gone", None)
 
     def expired(self) -> None:
         """The deadline that `start` or the relay set has passed."""
         limits = self._plane.limits
-        if self._relay is not None:
-            self._relay.fail(UpstreamError("the worker has been silent for too long", outcome="timeout"))
+        if self._upstream is not None:
+            self._fail(UpstreamError("the worker has been silent for too long", outcome="timeout"))
             return
         self._drop()
-        self.settled("timeout", None)
+        self._settled("timeout", None)
         late = UpstreamError(f"no worker was found within {limits.first_byte_seconds:g} s", outcome="timeout")
         self._client.reply(error_reply(late))
 
-    def pause(self) -> None:
-        """The client reads slowly."""
-        if self._relay is not None:
-            self._relay.pause()
-
-    def resume(self) -> None:
-        """The client has caught up."""
-        self._client.deadline = self._plane.now + self._plane.limits.idle_seconds
-        if self._relay is not None:
-            self._relay.resume()
-
-    def answering(self) -> None:
-        """The worker has begun: nothing will be sent again, so the body need not be kept."""
-        self._client.body_done()
-
-    def settled(self, outcome: Outcome, usage: Usage | None) -> None:
-        """Tell the dispatcher, once, how the attempt ended."""
-        route, self._route, self._relay, self._upstream = self._route, None, None, None
-        if route is not None:
-            self._plane.finished(route, outcome, usage)
-
-    def unanswered(self, error: UpstreamError, *, silent: bool) -> None:
+    def _unanswered(self, error: UpstreamError, *, silent: bool) -> None:
         """Try again where that is safe, else give the client the error."""
         upstream, route = self._upstream, self._route
         assert upstream is not None
@@ -126,7 +90,7 @@ class Exchange:
         lost = silent and error.outcome == "upstream_lost" and self._repeatable(route)
         if lost and upstream.used:
             self._plane.statistics.stale_retries += 1
-            self._upstream = self._relay = None
+            self._upstream = None
             self._task = self._plane.spawn(self._connect(route))
             return
         self._attempt_failed(route, error, repeat=lost)
@@ -142,20 +106,18 @@ class Exchange:
             self._send(route, upstream)
 
     def _send(self, route: Route, upstream: UpstreamConnection) -> None:
-        request = self._request
-        self._upstream = upstream
-        self._relay = upstream.consumer = Relay(
-            self._plane, self._client, self, self._head, request.id, route, upstream
-        )
+        request, plane = self._request, self._plane
+        assert self._silent  # nothing is tried again after a byte was answered
+        self._upstream, upstream.consumer = upstream, self
         head = render_request(
             self._head,
             route.endpoint,
             request_id=request.id,
             extra_headers=route.extra_headers,
-            body_bytes=len(request.body),
+            length=self._length,
         )
         upstream.send(head, request.body)
-        self._client.deadline = self._plane.now + self._plane.limits.first_byte_seconds
+        self._client.deadline = plane.now + plane.limits.first_byte_seconds
 
     def _repeatable(self, route: Route) -> bool:
         return route.is_inference or self._request.method in _IDEMPOTENT
@@ -164,7 +126,7 @@ class Exchange:
         who = f"worker {route.worker_id}" if route.worker_id else "the service behind this path"
         self._failure = UpstreamError(f"{who}: {error}", outcome=error.outcome)
         self._excluded = {*self._excluded, route.worker_id}
-        self.settled(error.outcome, None)
+        self._settled(error.outcome, None)
         if repeat and self._attempts < self._plane.limits.attempts_max:
             self._plane.statistics.retries += 1
             self.start()
@@ -215,5 +177,5 @@ class Exchange:
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
-        if self._relay is not None:
-            self._relay.abandon()
+        if self._upstream is not None:
+            self._upstream.abort()

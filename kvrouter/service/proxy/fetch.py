@@ -118,10 +118,10 @@ class _Question:
                     raise WireError("the head is too long", reason="head_bytes")
                 return
             heads, block = ResponseHeads(), self._buffer[:end]
-            head = heads.parse(block)
+            head, length = heads.parse(block)
             self._buffer, data = b"", self._buffer[end + 4 :]
             if head.status >= 200:
-                self._head, self._framing = head, head.body(self._method, self._pieces)
+                self._head, self._framing = head, head.body(self._method, length, self._pieces)
                 self._headers = heads.pairs(block)
         self._read_body(self._framing, data)
 

@@ -23,7 +23,6 @@ __all__ = [
     "HeaderLine",
     "HeaderLines",
     "connection_options",
-    "split_length",
     "without_names",
 ]
 
@@ -69,7 +68,6 @@ _LENGTH_DIGITS_MAX: Final = 18
 # Two linear steps; one expression for a whole line would backtrack quadratically over blanks.
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _FORBIDDEN = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
-_LENGTH_LINE = re.compile(rb"\r\n[Cc]ontent-[Ll]ength:[ \t]*([0-9]{1,18})[ \t]*(?=\r\n|\Z)")
 _HOST = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+,;=:\[\]]*")
 
 
@@ -110,19 +108,6 @@ class HeaderLines:
 def connection_options(value: bytes) -> set[bytes]:
     """Return the lower-case options of a Connection header."""
     return {each.strip(b" \t") for each in value.lower().split(b",")} - {b""}
-
-
-def split_length(block: bytes) -> tuple[bytes, bytes, int]:
-    """Return a head without its first plain Content-Length line, that line with the CRLF before it, and its number.
-
-    What is left is the same for most requests of a client and most answers of a worker, so it can be remembered whole.
-    Without such a line the head is returned as it is, with an empty line and -1.
-    """
-    match = _LENGTH_LINE.search(block)
-    if match is None:
-        return block, b"", -1
-    start, end = match.span()
-    return block[:start] + block[end:], match[0], int(match[1])
 
 
 def without_names(lines: bytes, names: set[bytes]) -> bytes:

@@ -21,6 +21,7 @@ ErrorHook = Callable[[str, Exception], None]
 """Told of exceptions that the dispatcher should not have raised: where, and what."""
 
 _ROUTE_LINES_KEPT: Final = 4096
+_RECEIVE_BYTES: Final = 256 * 1024
 
 
 class DataPlane:
@@ -38,6 +39,8 @@ class DataPlane:
         self.dispatcher, self.limits, self.pool, self.clock = dispatcher, limits, pool, clock
         self.statistics = ProxyStatistics()
         self.request_heads, self.response_heads = RequestHeads(limits), ResponseHeads()
+        self.receive_buffer = memoryview(bytearray(_RECEIVE_BYTES))
+        """What clients send arrives here, and is taken out before anything else is read: one memory for all of them."""
         self.draining = False
         self.now = clock()
         """The clock as of the last `tick`; good enough for deadlines."""

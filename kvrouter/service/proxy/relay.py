@@ -5,13 +5,14 @@ the answer so that the client can tell: an event stream gets an error event as i
 other body just ends before its announced end.
 """
 
+from abc import abstractmethod
 from typing import Protocol
 
 from kvrouter.errors import WireError
 
 from .chunked import ChunkedBody
 from .forwarding import render_response
-from .messages import Outcome, Route, Usage
+from .messages import Outcome, Request, Route, Usage
 from .plane import DataPlane
 from .replies import UpstreamError, error_object
 from .request_head import RequestHead
@@ -19,7 +20,7 @@ from .response_head import LengthBody, ResponseHead, UntilCloseBody
 from .upstream import UpstreamConnection
 from .usage import TAIL_BYTES, Tail, find_usage, without_framing
 
-__all__ = ["Client", "Relay", "RelayOwner"]
+__all__ = ["Client", "Relay"]
 
 
 class Client(Protocol):
@@ -32,6 +33,10 @@ class Client(Protocol):
         """Send bytes."""
         ...
 
+    def body_done(self) -> None:
+        """Let go of the request's body."""
+        ...
+
     def answered(self, *, keep_alive: bool) -> None:
         """The answer is whole."""
         ...
@@ -41,24 +46,11 @@ class Client(Protocol):
         ...
 
 
-class RelayOwner(Protocol):
-    """Who started the attempt."""
-
-    def answering(self) -> None:
-        """The worker's first byte is here."""
-        ...
-
-    def settled(self, outcome: Outcome, usage: Usage | None) -> None:
-        """The attempt is over and the client has been told all there is."""
-        ...
-
-    def unanswered(self, error: UpstreamError, *, silent: bool) -> None:
-        """The attempt failed before the client saw anything; `silent`: the worker sent no byte at all."""
-        ...
-
-
 class Relay:
-    """The answer to one attempt; the consumer of its upstream connection."""
+    """The answer's side of an exchange; the consumer of its upstream connection.
+
+    One object with the exchange, because both live as long as the request and share most of what they know.
+    """
 
     __slots__ = (
         "_body",
@@ -66,10 +58,9 @@ class Relay:
         "_client",
         "_head",
         "_keep_alive",
-        "_owner",
         "_plane",
         "_request",
-        "_request_id",
+        "_response",
         "_route",
         "_silent",
         "_sink",
@@ -78,27 +69,24 @@ class Relay:
         "_upstream",
     )
 
-    def __init__(  # noqa: PLR0917 - built once per request, and keywords cost
-        self,
-        plane: DataPlane,
-        client: Client,
-        owner: RelayOwner,
-        request: RequestHead,
-        request_id: str,
-        route: Route,
-        upstream: UpstreamConnection,
-    ) -> None:
-        self._plane, self._client, self._owner = plane, client, owner
-        self._request, self._request_id, self._route, self._upstream = request, request_id, route, upstream
+    def __init__(self, plane: DataPlane, client: Client, head: RequestHead, request: Request) -> None:
+        self._plane, self._client, self._head, self._request = plane, client, head, request
+        self._route: Route | None = None
+        """The attempt that `Dispatcher.finished` has not been told of yet."""
+        self._upstream: UpstreamConnection | None = None
+        """Where the route leads, from when the request was sent."""
         self._silent = True
+        """Not one byte of an answer is here."""
         self._buffer = b""
-        self._head: ResponseHead | None = None
+        self._response: ResponseHead | None = None
         self._body: LengthBody | ChunkedBody | UntilCloseBody | None = None
         self._sink: list[bytes] | None = None
         """Payload without chunked framing, for clients that do not know it (HTTP/1.0)."""
-        self._keep_alive = False
         self._tail: Tail | None = None
-        self._tokens_seen = False
+
+    @abstractmethod
+    def _unanswered(self, error: UpstreamError, *, silent: bool) -> None:
+        """Handle a failure before the client saw anything; `silent`: the worker sent no byte at all."""
 
     def response_data(self, data: bytes) -> None:
         """Take the next bytes of the answer."""
@@ -109,11 +97,9 @@ class Relay:
         try:
             end = body.feed(data)
         except WireError as error:
-            self.fail(UpstreamError(f"malformed answer: {error}", outcome="bad_response"))
+            self._fail(UpstreamError(f"malformed answer: {error}", outcome="bad_response"))
             return
         self._send_body(data, end)
-        if not self._client.write_paused:
-            self._client.deadline = self._plane.now + self._plane.limits.idle_seconds
         if body.done:
             self._complete(surplus=end < len(data))
 
@@ -123,90 +109,100 @@ class Relay:
             self._complete(surplus=False)
         else:
             when = "before" if self._silent else "in the middle of"
-            self.fail(UpstreamError(f"the worker closed the connection {when} its answer", outcome="upstream_lost"))
-
-    def fail(self, error: UpstreamError) -> None:
-        """End the attempt for a reason of the worker's."""
-        self._upstream.abort()
-        if self._body is None:
-            self._owner.unanswered(error, silent=self._silent)
-            return
-        self._plane.statistics.truncated += 1
-        told = self._tell(error)
-        self._owner.settled(error.outcome, self._usage())
-        # Only a reset tells a client that a body without any length is short.
-        self._client.cut(abort=not told and isinstance(self._body, UntilCloseBody))
-
-    def abandon(self) -> None:
-        """The client is gone: stop the worker at once."""
-        self._upstream.abort()
+            self._fail(UpstreamError(f"the worker closed the connection {when} its answer", outcome="upstream_lost"))
 
     def pause(self) -> None:
         """The client reads slowly: stop reading from the worker."""
-        self._upstream.pause()
+        if self._upstream is not None:
+            self._upstream.pause()
 
     def resume(self) -> None:
         """The client has caught up."""
-        self._upstream.resume()
+        self._client.deadline = self._plane.now + self._plane.limits.idle_seconds
+        if self._upstream is not None:
+            self._upstream.resume()
+
+    def _settled(self, outcome: Outcome, usage: Usage | None) -> None:
+        """Tell the dispatcher, once, how the attempt ended."""
+        route, self._route, self._upstream = self._route, None, None
+        if route is not None:
+            self._plane.finished(route, outcome, usage)
+
+    def _fail(self, error: UpstreamError) -> None:
+        """End the attempt for a reason of the worker's."""
+        assert self._upstream is not None
+        self._upstream.abort()
+        if self._body is None:
+            self._unanswered(error, silent=self._silent)
+            return
+        self._plane.statistics.truncated += 1
+        told = self._tell(error)
+        self._settled(error.outcome, self._usage())
+        # Only a reset tells a client that a body without any length is short.
+        self._client.cut(abort=not told and isinstance(self._body, UntilCloseBody))
 
     def _read_head(self, data: bytes) -> None:
+        plane = self._plane
         if self._silent:
             self._silent = False
-            self._owner.answering()
-            self._plane.first_byte(self._route)
+            self._client.body_done()  # nothing will be sent again
+            assert self._route is not None
+            plane.first_byte(self._route)
         if self._buffer:
             data = self._buffer + data
         try:
-            while (end := data.find(b"\r\n\r\n")) >= 0:
-                head = self._plane.response_heads.parse(data[:end])
-                rest = data[end + 4 :]
+            while (found := plane.response_heads.read(data)) is not None:
+                head, length, end = found
                 if head.status >= 200:
-                    self._begin(head, rest)
+                    self._begin(head, length, data, end)
                     return
-                self._interim(head, data[: end + 4])
-                data = rest
+                self._interim(head, data[:end])
+                data = data[end:]
         except WireError as error:
-            self.fail(UpstreamError(f"malformed answer: {error}", outcome="bad_response"))
+            self._fail(UpstreamError(f"malformed answer: {error}", outcome="bad_response"))
             return
         self._buffer = data
-        if len(data) > self._plane.limits.response_header_bytes_max:
-            self.fail(UpstreamError("malformed answer: its head is too long", outcome="bad_response"))
+        if len(data) > plane.limits.response_header_bytes_max:
+            self._fail(UpstreamError("malformed answer: its head is too long", outcome="bad_response"))
 
     def _interim(self, head: ResponseHead, data: bytes) -> None:
         """Pass a 1xx answer on (RFC 9110 section 15.2); 100 answers our own words, 101 nobody asked for."""
         if head.status == 101:
             raise WireError("switching protocols without being asked", reason="upgrade")
-        if head.status != 100 and not self._request.line.http10:
+        if head.status != 100 and not self._head.line.http10:
             self._client.send(data)
 
-    def _begin(self, head: ResponseHead, data: bytes) -> None:
-        """Send the head and what came with it of the body, in one piece."""
-        request, http10 = self._request, self._request.line.http10
+    def _begin(self, head: ResponseHead, length: int, data: bytes, start: int) -> None:
+        """Send the head and what came with it of the body, which begins at `start`, in one piece."""
+        plane, route, request = self._plane, self._route, self._head
+        assert route is not None
+        http10 = request.line.http10
         sink = self._sink = [] if http10 and head.chunked else None
-        body = head.body(request.line.method, sink)
-        end = body.feed(data)
-        self._head, self._body, self._route.status = head, body, head.status
+        body = head.body(request.line.method, length, sink)
+        end = body.feed(data, start)
+        self._response, self._body, self._tokens_seen, route.status = head, body, False, head.status
         self._keep_alive = (
-            request.keep_alive and not self._plane.draining and sink is None and not isinstance(body, UntilCloseBody)
+            request.keep_alive and not plane.draining and sink is None and not isinstance(body, UntilCloseBody)
         )
-        responses = self._plane.statistics.responses
+        responses = plane.statistics.responses
         responses[head.status] = responses.get(head.status, 0) + 1
-        if not body.done and (head.event_stream or (self._route.is_inference and head.status < 300)):
-            self._tail = Tail()
         rendered = render_response(
             head,
-            request_id=self._request_id,
-            route_lines=self._plane.route_lines(self._route),
+            length=length,
+            request_id=self._request.id,
+            route_lines=plane.route_lines(route),
             keep_alive=self._keep_alive,
             http10=http10,
         )
-        self._send_body(data, end, rendered)
-        if not self._client.write_paused:
-            self._client.deadline = self._plane.now + self._plane.limits.idle_seconds
+        if not body.done and (head.event_stream or (route.is_inference and head.status < 300)):
+            self._tail = Tail()
+        whole = data[start:]
+        self._send_body(whole, end - start, rendered)
         if body.done:
-            self._complete(surplus=end < len(data), whole=data)
+            self._complete(surplus=end < len(data), whole=whole)
 
     def _send_body(self, data: bytes, end: int, head: bytes = b"") -> None:
+        client = self._client
         if end < len(data):
             data = data[:end]
         if data and not self._tokens_seen:
@@ -216,10 +212,13 @@ class Relay:
         if self._sink is not None:
             data = b"".join(self._sink)
             self._sink.clear()
-        self._client.send(head + data if head else data)
+        client.send(head + data if head else data)
+        if not client.write_paused:
+            client.deadline = self._plane.now + self._plane.limits.idle_seconds
 
     def _first_body_byte(self) -> None:
         self._tokens_seen = True
+        assert self._route is not None
         if self._route.status < 300:
             self._plane.first_token(self._route)
 
@@ -228,14 +227,16 @@ class Relay:
 
         `whole` is the body, if it came in one piece with the head.
         """
-        head = self._head
+        head, upstream = self._response, self._upstream
         assert head is not None
-        self._upstream.release(reusable=head.keep_alive and not surplus)
-        self._owner.settled("ok" if head.status < 500 else "error_status", self._usage(whole))
+        assert upstream is not None
+        upstream.release(reusable=head.keep_alive and not surplus)
+        self._settled("ok" if head.status < 500 else "error_status", self._usage(whole))
         self._client.answered(keep_alive=self._keep_alive)
 
     def _usage(self, whole: bytes = b"") -> Usage | None:
-        if not self._route.is_inference or self._route.status >= 300:
+        route = self._route
+        if route is None or not route.is_inference or route.status >= 300:
             return None
         chunked = isinstance(self._body, ChunkedBody)
         if self._tail is None:
@@ -244,7 +245,7 @@ class Relay:
 
     def _tell(self, error: UpstreamError) -> bool:
         """Add an error event to an event stream; False where that is not possible."""
-        if self._head is None or self._body is None or self._tail is None or not self._head.event_stream:
+        if self._response is None or self._body is None or self._tail is None or not self._response.event_stream:
             return False
         event = b"%bdata: %b\n\n" % (b"" if self._between_events(self._tail) else b"\n\n", error_object(error))
         text = event if self._sink is not None else self._body.interruption(event)

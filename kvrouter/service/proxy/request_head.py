@@ -10,6 +10,7 @@ from urllib.parse import unquote_to_bytes
 
 from kvrouter.errors import RequestError, WireError
 
+from .head_memory import HeadMemory, split_length
 from .header_lines import (
     AUTHORIZATION,
     CONNECTION,
@@ -22,7 +23,6 @@ from .header_lines import (
     TRANSFER_ENCODING,
     HeaderLines,
     connection_options,
-    split_length,
     without_names,
 )
 from .limits import ProxyLimits
@@ -35,8 +35,6 @@ _ABSOLUTE = re.compile(rb"https?://([^/?#]*)([^#]*)", re.IGNORECASE)
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _LINES_KEPT: Final = 1024
 _LINE_BYTES_KEPT: Final = 256
-_HEADS_KEPT: Final = 512
-_HEAD_BYTES_KEPT: Final = 2048
 
 
 class RequestLine(NamedTuple):
@@ -54,17 +52,21 @@ class RequestLine(NamedTuple):
 
 
 class RequestHead:
-    """A request without its body. Never changed once parsed: equal heads share what they were parsed into."""
+    """A request without its body. Never changed once parsed: requests with equal heads share one.
+
+    A plain Content-Length is no part of it: it is what differs between requests that are otherwise alike.
+    """
 
     __slots__ = (
         "authorization",
         "chunked",
-        "content_length",
         "expects_continue",
         "forward",
+        "framed",
         "headers",
         "keep_alive",
         "line",
+        "odd_length",
         "request_id",
     )
 
@@ -75,70 +77,46 @@ class RequestHead:
         self.forward = b""
         """Header lines for the worker as the client wrote them, each with a CRLF before it.
 
-        Without Host, Authorization, X-Request-Id, and those that are not for the worker.
+        Without Host, Authorization, X-Request-Id, Content-Length, and those that are not for the worker.
         """
         self.authorization: bytes | None = None
         """The client's Authorization line."""
-        self.content_length = -1
         self.chunked = False
+        self.odd_length = -1
+        """Content-Length in an unusual spelling."""
+        self.framed = False
+        """Chunked or of an odd length."""
         self.keep_alive = not line.http10
         self.expects_continue = False
         self.request_id: str | None = None
         """The client's X-Request-Id, if it is usable."""
 
-    def with_length(self, length: int, line: bytes) -> "RequestHead":
-        """Return the same head with a Content-Length.
-
-        Raises:
-            RequestError: it has one already, or another framing.
-        """
-        if self.content_length >= 0 or self.chunked:
-            raise RequestError(
-                "malformed request: Content-Length beside another one or Transfer-Encoding", code="malformed_request"
-            )
-        head = RequestHead(self.line)
-        head.headers, head.forward = self.headers, self.forward + line
-        head.authorization, head.request_id = self.authorization, self.request_id
-        head.keep_alive, head.expects_continue = self.keep_alive, self.expects_continue
-        head.content_length = length
-        return head
-
 
 class RequestHeads:
     """Parses request heads within limits; remembers heads, request lines and header lines that it has seen."""
 
-    __slots__ = ("_header_lines", "_heads", "_limits", "_lines")
+    __slots__ = ("_header_lines", "_limits", "_lines", "memory")
 
     def __init__(self, limits: ProxyLimits) -> None:
         self._limits = limits
         self._header_lines = HeaderLines()
         self._lines: dict[bytes, RequestLine] = {}
-        self._heads: dict[bytes, RequestHead] = {}
+        self.memory: HeadMemory[RequestHead] = HeadMemory()
 
-    def parse(self, block: bytes) -> RequestHead:
-        """Parse a head, given without the empty line that ends it.
+    def parse(self, block: bytes) -> tuple[RequestHead, int]:
+        """Parse a head, given without the empty line that ends it; return it and its Content-Length, or -1.
 
         Raises:
             RequestError: anything malformed, ambiguous or beyond a limit.
         """
-        return self._heads.get(block) or self._parse(block)
-
-    def _parse(self, block: bytes) -> RequestHead:
-        rest, line, length = split_length(block)
-        head = self._heads.get(rest)
-        if head is None:
-            head = self._head(rest)
-            self._keep(rest, head)
-        if length >= 0:
-            head = head.with_length(length, line)
-            self._keep(block, head)
-        return head
-
-    def _keep(self, block: bytes, head: RequestHead) -> None:
-        if len(block) <= _HEAD_BYTES_KEPT:
-            if len(self._heads) >= _HEADS_KEPT:
-                self._heads.clear()
-            self._heads[block] = head
+        rest, length = split_length(block)
+        head = self._head(rest)
+        if length >= 0 and head.framed:
+            raise RequestError(
+                "malformed request: Content-Length beside another one or Transfer-Encoding", code="malformed_request"
+            )
+        self.memory.keep(rest, head)
+        return head, head.odd_length if head.framed else length
 
     def _head(self, block: bytes) -> RequestHead:
         first, *lines = block.split(b"\r\n")
@@ -151,11 +129,12 @@ class RequestHeads:
             self._read_lines(head, lines)
         except WireError as error:
             raise RequestError(f"malformed request: {error}", code="malformed_request") from error
+        head.framed = head.chunked or head.odd_length >= 0
         return head
 
     def _read_lines(self, head: RequestHead, lines: list[bytes]) -> None:
         known, headers, forward = self._header_lines.known, head.headers, [b""]
-        length, host, rare = -1, False, []
+        host, rare = False, []
         for line in lines:
             try:
                 pair, kind, number = known[line]
@@ -165,10 +144,9 @@ class RequestHeads:
             if kind in (PLAIN, CONTENT_TYPE):
                 forward.append(line)
             elif kind == CONTENT_LENGTH:
-                if length >= 0:
+                if head.odd_length >= 0:
                     raise WireError("more than one Content-Length", reason="content_length")
-                length = number
-                forward.append(line)
+                head.odd_length = number
             elif kind == HOST:
                 if host:
                     raise WireError("more than one Host", reason="host")
@@ -177,7 +155,6 @@ class RequestHeads:
                 rare.append((kind, pair[1], line))
         if not host and not head.line.http10:
             raise WireError("the Host header is missing", reason="host")
-        head.content_length = length
         head.forward = b"\r\n".join(forward)
         if rare:
             _read_rare(head, rare)
@@ -222,7 +199,7 @@ def _read_rare(head: RequestHead, lines: list[tuple[int, bytes, bytes]]) -> None
 
 
 def _read_transfer_encoding(head: RequestHead, value: bytes) -> None:
-    if head.content_length >= 0:
+    if head.odd_length >= 0:
         raise WireError("both Content-Length and Transfer-Encoding", reason="content_length")
     if head.chunked or value.lower() != b"chunked":
         raise WireError("Transfer-Encoding is not chunked", reason="transfer_encoding")

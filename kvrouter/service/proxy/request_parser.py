@@ -22,14 +22,27 @@ _EMPTY_LINES = re.compile(rb"\A(?:\r\n)+")
 class RequestParser:
     """The requests of one connection, one after the other."""
 
-    __slots__ = ("_buffer", "_chunked", "_head", "_heads", "_limits", "_payload", "_pieces", "_unchecked")
+    __slots__ = (
+        "_buffer",
+        "_chunked",
+        "_head",
+        "_heads",
+        "_limits",
+        "_memory",
+        "_payload",
+        "_pieces",
+        "_unchecked",
+        "length",
+    )
 
     def __init__(self, limits: ProxyLimits, heads: RequestHeads) -> None:
         self._limits = limits
-        self._heads = heads
+        self._heads, self._memory = heads, heads.memory
         self._unchecked = min(limits.target_bytes_max, limits.header_bytes_max)
         self._buffer = b""
         self._head: RequestHead | None = None
+        self.length = -1
+        """Content-Length of the head last read; -1: it had none."""
         self._payload: BytesIO | None = None
         self._chunked: ChunkedBody | None = None
         self._pieces: list[bytes] = []
@@ -58,15 +71,15 @@ class RequestParser:
         if buffer.startswith(b"\r\n"):
             # What a careless client sends after a body (RFC 9112 section 2.2).
             buffer = self._buffer = _EMPTY_LINES.sub(b"", buffer, count=1)
-        end = buffer.find(b"\r\n\r\n")
-        if end < 0 or end > self._unchecked:
-            self._check_size(buffer, end)
-            if end < 0:
+        found = self._memory.find(buffer, len(buffer))
+        if found is None or found[2] - 4 > self._unchecked:
+            found = self._read_head(buffer)
+            if found is None:
                 return None
-        head = self._heads.parse(buffer[:end])
-        if head.content_length > self._limits.body_bytes_max:
+        head, self.length, end = found
+        if self.length > self._limits.body_bytes_max:
             raise self._body_too_large()
-        self._buffer = buffer[end + 4 :]
+        self._buffer = buffer[end:]
         self._head = head
         return head
 
@@ -80,11 +93,39 @@ class RequestParser:
         assert head is not None
         if head.chunked:
             return self._read_chunked()
-        length = max(head.content_length, 0)
+        length = max(self.length, 0)
         if self._payload is None and len(buffer) >= length:
             self._buffer = buffer[length:]
             return buffer[:length]
         return self._read_in_pieces(length)
+
+    def take_whole(self, data: memoryview, size: int) -> tuple[RequestHead, bytes] | None:
+        """Return a request that is all of `data[:size]` and has a remembered head; None: it has to be fed and read.
+
+        What most requests are, without a copy more than the body itself.
+        """
+        if self._buffer:
+            return None
+        found = self._memory.find(data, size)
+        if found is None:
+            return None
+        head, length, end = found
+        if head.chunked or size - end != max(length, 0) or end - 4 > self._unchecked:
+            return None
+        if length > self._limits.body_bytes_max:
+            return None
+        self.length = length
+        return head, bytes(data[end:size])
+
+    def _read_head(self, buffer: bytes) -> tuple[RequestHead, int, int] | None:
+        """Find the end of a head that is not remembered, and parse it."""
+        end = buffer.find(b"\r\n\r\n")
+        if end < 0 or end > self._unchecked:
+            self._check_size(buffer, end)
+            if end < 0:
+                return None
+        head, length = self._heads.parse(buffer[:end])
+        return head, length, end + 4
 
     def _read_in_pieces(self, length: int) -> bytes | None:
         payload = self._payload = self._payload or BytesIO()

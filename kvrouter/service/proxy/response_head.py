@@ -9,6 +9,7 @@ from typing import Final
 from kvrouter.errors import WireError
 
 from .chunked import ChunkedBody
+from .head_memory import HeadMemory, split_length
 from .header_lines import (
     AUTHORIZATION,
     CONNECTION,
@@ -20,7 +21,6 @@ from .header_lines import (
     TRANSFER_ENCODING,
     HeaderLines,
     connection_options,
-    split_length,
     without_names,
 )
 
@@ -29,8 +29,6 @@ __all__ = ["LengthBody", "ResponseHead", "ResponseHeads", "UntilCloseBody"]
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]*))?")
 _STATUS_LINES_KEPT: Final = 256
 _HEADERS_MAX: Final = 256
-_HEADS_KEPT: Final = 512
-_HEAD_BYTES_KEPT: Final = 2048
 
 
 class LengthBody:
@@ -73,91 +71,88 @@ class UntilCloseBody:
 
 
 class ResponseHead:
-    """An answer without its body. Never changed once parsed: equal heads share what they were parsed into."""
+    """An answer without its body. Never changed once parsed: answers with equal heads share one.
+
+    A plain Content-Length is no part of it: it is what differs between answers that are otherwise alike.
+    """
 
     __slots__ = (
+        "bodiless",
         "chunked",
-        "content_length",
         "event_stream",
         "forward",
+        "framed",
         "http10",
         "keep_alive",
+        "odd_length",
         "status",
         "status_line",
     )
 
     def __init__(self, status: int, status_line: bytes, *, http10: bool) -> None:
         self.status, self.status_line, self.http10 = status, status_line, http10
+        self.bodiless = status in (204, 304)
         self.forward = b""
         """Header lines for the client as the worker wrote them, each with a CRLF before it.
 
-        Without hop-by-hop ones, X-Request-Id, and those that only this process writes.
+        Without hop-by-hop ones, X-Request-Id, Content-Length, and those that only this process writes.
         """
-        self.content_length = -1
         self.chunked = False
+        self.odd_length = -1
+        """Content-Length in an unusual spelling."""
+        self.framed = False
+        """Chunked or of an odd length."""
         self.keep_alive = not http10
         self.event_stream = False
 
-    def with_length(self, length: int, line: bytes) -> "ResponseHead":
-        """Return the same head with a Content-Length.
-
-        Raises:
-            WireError: it has one already, or another framing.
-        """
-        if self.content_length >= 0 or self.chunked:
-            raise WireError("Content-Length beside another one or Transfer-Encoding", reason="content_length")
-        head = ResponseHead(self.status, self.status_line, http10=self.http10)
-        head.forward, head.content_length = self.forward + line, length
-        head.keep_alive, head.event_stream = self.keep_alive, self.event_stream
-        return head
-
-    def body(self, method: str, sink: list[bytes] | None = None) -> LengthBody | ChunkedBody | UntilCloseBody:
-        """Return the framing of the body that follows, given the request's method."""
-        if method == "HEAD" or self.status in (204, 304):
+    def body(
+        self, method: str, length: int, sink: list[bytes] | None = None
+    ) -> LengthBody | ChunkedBody | UntilCloseBody:
+        """Return the framing of the body that follows, given the request's method and the Content-Length or -1."""
+        if method == "HEAD" or self.bodiless:
             return LengthBody(0)
         if self.chunked:
             return ChunkedBody(sink)
-        return LengthBody(self.content_length) if self.content_length >= 0 else UntilCloseBody()
+        return LengthBody(length) if length >= 0 else UntilCloseBody()
 
 
 class ResponseHeads:
     """Parses response heads; remembers heads, status lines and header lines that it has seen."""
 
-    __slots__ = ("_header_lines", "_heads", "_status_lines")
+    __slots__ = ("_header_lines", "_status_lines", "memory")
 
     def __init__(self) -> None:
         self._header_lines = HeaderLines()
         self._status_lines: dict[bytes, tuple[int, bytes, bool]] = {}
-        self._heads: dict[bytes, ResponseHead] = {}
+        self.memory: HeadMemory[ResponseHead] = HeadMemory()
 
-    def parse(self, block: bytes) -> ResponseHead:
-        """Parse a head, given without the empty line that ends it.
+    def parse(self, block: bytes) -> tuple[ResponseHead, int]:
+        """Parse a head, given without the empty line that ends it; return it and its Content-Length, or -1.
 
         Raises:
             WireError: anything malformed or ambiguous.
         """
-        return self._heads.get(block) or self._parse(block)
+        rest, length = split_length(block)
+        head = self._head(rest)
+        if length >= 0 and head.framed:
+            raise WireError("Content-Length beside another one or Transfer-Encoding", reason="content_length")
+        self.memory.keep(rest, head)
+        return head, head.odd_length if head.framed else length
+
+    def read(self, data: bytes) -> tuple[ResponseHead, int, int] | None:
+        """Return the head that `data` begins with, its Content-Length or -1, and its end; None until it is whole.
+
+        Raises:
+            WireError: anything malformed or ambiguous.
+        """
+        found = self.memory.find(data, len(data))
+        if found is None and (end := data.find(b"\r\n\r\n")) >= 0:
+            found = (*self.parse(data[:end]), end + 4)
+        return found
 
     def pairs(self, block: bytes) -> list[tuple[bytes, bytes]]:
         """Return the (lower-case name, value) pairs of a head."""
         return [self._header_lines.parse(line)[0] for line in block.split(b"\r\n")[1:]]
-
-    def _parse(self, block: bytes) -> ResponseHead:
-        rest, line, length = split_length(block)
-        head = self._heads.get(rest)
-        if head is None:
-            head = self._head(rest)
-            self._keep(rest, head)
-        if length >= 0:
-            head = head.with_length(length, line)
-            self._keep(block, head)
-        return head
-
-    def _keep(self, block: bytes, head: ResponseHead) -> None:
-        if len(block) <= _HEAD_BYTES_KEPT:
-            if len(self._heads) >= _HEADS_KEPT:
-                self._heads.clear()
-            self._heads[block] = head
 
     def _head(self, block: bytes) -> ResponseHead:
         first, *lines = block.split(b"\r\n")
@@ -166,6 +161,7 @@ class ResponseHeads:
         if len(lines) > _HEADERS_MAX:
             raise WireError(f"more than {_HEADERS_MAX} header lines", reason="too_many_headers")
         self._read_lines(head, lines)
+        head.framed = head.chunked or head.odd_length >= 0
         return head
 
     def _read_lines(self, head: ResponseHead, lines: list[bytes]) -> None:
@@ -179,10 +175,9 @@ class ResponseHeads:
             if kind == PLAIN:
                 forward.append(line)
             elif kind == CONTENT_LENGTH:
-                if head.content_length >= 0:
+                if head.odd_length >= 0:
                     raise WireError("more than one Content-Length", reason="content_length")
-                head.content_length = number
-                forward.append(line)
+                head.odd_length = number
             elif kind == CONTENT_TYPE:
                 head.event_stream = pair[1][:17].lower() == b"text/event-stream"
                 forward.append(line)
@@ -208,7 +203,7 @@ def _read_rare(head: ResponseHead, lines: list[tuple[int, bytes, bytes]]) -> Non
     nominated: set[bytes] = set()
     for kind, value, line in lines:
         if kind == TRANSFER_ENCODING:
-            if head.content_length >= 0:
+            if head.odd_length >= 0:
                 raise WireError("both Content-Length and Transfer-Encoding", reason="content_length")
             if head.chunked or head.http10 or value.lower() != b"chunked":
                 raise WireError("Transfer-Encoding is not chunked", reason="transfer_encoding")

@@ -6,9 +6,11 @@ OpenAI-compatible engines put `usage` near the end of a JSON answer and into the
 import re
 from typing import Final
 
+from kvrouter import native_core
+
 from .messages import Usage
 
-__all__ = ["TAIL_BYTES", "Tail", "find_usage", "without_framing"]
+__all__ = ["TAIL_BYTES", "Tail", "find_usage", "search_usage", "without_framing"]
 
 TAIL_BYTES: Final = 4096
 _OBJECT_BYTES_MAX: Final = 1024
@@ -49,6 +51,12 @@ def without_framing(data: bytes) -> bytes:
 
 def find_usage(tail: bytes) -> Usage | None:
     """Return what the last `usage` object in the tail of an answer says, or None."""
+    found = _find(tail)
+    return None if found is None else Usage(*found)
+
+
+def search_usage(tail: bytes) -> tuple[int | None, int | None, int | None] | None:
+    """Return the numbers of a `Usage`; the reference."""
     position = len(tail)
     while (position := tail.rfind(b'"usage"', 0, position)) >= 0:
         if _USAGE.match(tail, position) is not None:
@@ -56,13 +64,18 @@ def find_usage(tail: bytes) -> Usage | None:
     return None
 
 
-def _read(found: list[tuple[bytes, bytes]]) -> Usage | None:
+def _read(found: list[tuple[bytes, bytes]]) -> tuple[int | None, int | None, int | None] | None:
     numbers = dict(reversed(found))  # of several of one name the first counts
     prompt = numbers.get(b"prompt") or numbers.get(b"input")
     completion = numbers.get(b"completion") or numbers.get(b"output")
     cached = numbers.get(b"cached")
     if prompt is None and completion is None:
         return None
-    return Usage(
-        int(prompt) if prompt else None, int(completion) if completion else None, int(cached) if cached else None
+    return (
+        int(prompt) if prompt else None,
+        int(completion) if completion else None,
+        int(cached) if cached else None,
     )
+
+
+_find = native_core.native.find_usage if native_core.present else search_usage

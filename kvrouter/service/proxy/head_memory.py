@@ -1,0 +1,81 @@
+"""Heads that were read before, found again by their bytes: clients and engines repeat themselves.
+
+As a rule only the number of Content-Length differs from one head of the same client or worker to the next, so heads
+are remembered without that line. Nothing is judged here: what is found was read, strictly, when it came first.
+"""
+
+import re
+from typing import Any, Final, Generic, Protocol, TypeVar
+
+from kvrouter import native_core
+
+__all__ = ["FramedHead", "HeadMemory", "recall_head", "split_length"]
+
+_HEADS_KEPT: Final = 512
+_HEAD_BYTES_KEPT: Final = 2048
+_LENGTH_LINE: Final = re.compile(rb"\r\n[Cc]ontent-[Ll]ength:[ \t]*([0-9]{1,18})[ \t]*(?=\r\n|\Z)")
+
+
+class FramedHead(Protocol):
+    """What a memory must know of a head: whether it says where its body ends, beside a plain Content-Length."""
+
+    chunked: bool
+    odd_length: int
+    """Content-Length in a spelling that `split_length` leaves alone; -1: none."""
+    framed: bool
+    """Either of them."""
+
+
+Head = TypeVar("Head", bound=FramedHead)
+
+
+class HeadMemory(Generic[Head]):
+    """At most 512 heads of at most 2 KiB, each by its bytes without a plain Content-Length."""
+
+    __slots__ = ("known",)
+
+    def __init__(self) -> None:
+        self.known: dict[bytes, Head] = {}
+
+    def find(self, data: "bytes | memoryview", size: int) -> tuple[Head, int, int] | None:
+        """Look for a remembered head at the beginning of `data[:size]`.
+
+        Returns:
+            The head, its Content-Length or -1, and where it ends in `data`; None for a head that is not whole, not
+            remembered, or ambiguous about its body.
+        """
+        found = _recall(data, size, self.known)
+        if found is not None and found[0].framed:
+            head, length, end = found
+            return None if length >= 0 else (head, head.odd_length, end)
+        return found
+
+    def keep(self, block: bytes, head: Head) -> None:
+        """Remember a head by its bytes without a plain Content-Length."""
+        if len(block) <= _HEAD_BYTES_KEPT:
+            if len(self.known) >= _HEADS_KEPT:
+                self.known.clear()
+            self.known[block] = head
+
+
+def split_length(block: bytes) -> tuple[bytes, int]:
+    """Return a head without its first plain Content-Length line, and the number in it; as it is and -1 without one."""
+    match = _LENGTH_LINE.search(block)
+    if match is None:
+        return block, -1
+    start, end = match.span()
+    return block[:start] + block[end:], int(match[1])
+
+
+def recall_head(data: "bytes | memoryview", size: int, known: dict[bytes, Any]) -> tuple[Any, int, int] | None:
+    """Return the head among `known` that `data[:size]` begins with, its length and its end; the reference."""
+    received = bytes(data[:size])
+    end = received.find(b"\r\n\r\n")
+    if end < 0:
+        return None
+    block, length = split_length(received[:end])
+    head = known.get(block)
+    return None if head is None else (head, length, end + 4)
+
+
+_recall = native_core.native.recall_head if native_core.present else recall_head
