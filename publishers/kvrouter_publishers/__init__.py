@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from kvrouter_publishers.http_publisher import HttpEventPublisher
     from kvrouter_publishers.jetstream_publisher import JetStreamEventPublisher
     from kvrouter_publishers.publisher import EventPublisher
+    from kvrouter_publishers.redis_publisher import RedisEventPublisher
     from kvrouter_publishers.zmq_publisher import ZmqEventPublisher
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "HttpEventPublisher",
     "HttpEventServer",
     "JetStreamEventPublisher",
+    "RedisEventPublisher",
     "ZmqEventPublisher",
 ]
 
@@ -34,6 +36,7 @@ _HOMES = {
     "EventsApplication": "kvrouter_publishers.http_asgi",
     "HttpEventPublisher": "kvrouter_publishers.http_publisher",
     "HttpEventServer": "kvrouter_publishers.http_host",
+    "RedisEventPublisher": "kvrouter_publishers.redis_publisher",
     "ZmqEventPublisher": "kvrouter_publishers.zmq_publisher",
 }
 

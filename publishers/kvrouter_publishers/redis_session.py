@@ -1,0 +1,149 @@
+"""One connection of a Redis publisher, from its making to its loss: frames out, snapshots to who asks for them.
+
+What was not acknowledged over one connection is sent again over the next. It may be in the stream twice then;
+consumers know each batch by its number.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from typing import Any, Final, cast
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError, ResponseError
+
+from kvrouter.events.redis_names import (
+    EMPTY_ANSWER,
+    ENTRY_FIELD,
+    REFUSED_ANSWER,
+    RedisEndpoint,
+    RedisTls,
+    request_key,
+)
+from kvrouter_publishers.core import PublisherCore
+from kvrouter_publishers.redis_counters import RedisCounters
+from kvrouter_publishers.redis_outgoing import EntryId, Outgoing, parse_entry_id
+
+__all__ = ["RedisError", "Session", "SnapshotDesk", "connection"]
+
+_LISTEN_SECONDS: Final = 1.0
+_ASKERS_MAX: Final = 16
+_PARTS_WAITING_MAX: Final = 16
+_PART_POLL_SECONDS: Final = 0.01
+_ANSWER_SECONDS: Final = 30
+_NO_STREAM: Final = EntryId(0, 0)
+
+
+@contextlib.asynccontextmanager
+async def connection(
+    endpoint: RedisEndpoint, tls: RedisTls | None, *, request_seconds: float
+) -> AsyncIterator["Redis"]:
+    """Give a client that connects with its first command, and never repeats one by itself."""
+    client = Redis(
+        **endpoint.client_options(tls),
+        socket_timeout=request_seconds,
+        socket_connect_timeout=request_seconds,
+        retry=Retry(NoBackoff(), 0),
+    )
+    try:
+        yield client
+    finally:
+        with contextlib.suppress(RedisError, OSError):  # It was lost already.
+            await client.aclose()
+
+
+class Session:
+    """Sends what `outgoing` gives, over one connection."""
+
+    def __init__(self, client: "Redis", outgoing: Outgoing, *, stream: str, maxlen: int) -> None:
+        self._client, self._outgoing = client, outgoing
+        self._add = ("XADD", stream, "MAXLEN", "~", maxlen, "*", ENTRY_FIELD)
+        self._stream = stream
+
+    async def open(self) -> None:
+        """Send again what is not known to be in the stream, or no longer is."""
+        self._outgoing.send_again()
+        self._outgoing.lost_behind(await self._last_id())
+
+    async def turn(self) -> bool:
+        """Send a few frames; returns whether there may be more."""
+        frames = self._outgoing.next(time.monotonic())
+        if not frames:
+            return False
+        async with self._client.pipeline(transaction=True) as pipeline:  # All of them or none, and in order.
+            for frame in frames:
+                pipeline.execute_command(*self._add, frame)
+            ids = cast("list[bytes]", await pipeline.execute())
+        self._outgoing.acknowledge([parse_entry_id(entry) for entry in ids])
+        return True
+
+    async def _last_id(self) -> EntryId:
+        try:
+            answer = await _command(self._client, "XINFO", "STREAM", self._stream)
+        except ResponseError as error:
+            if "no such key" in str(error):
+                return _NO_STREAM
+            raise
+        facts = dict(zip(answer[::2], answer[1::2], strict=True))
+        return parse_entry_id(facts[b"last-generated-id"])
+
+
+class SnapshotDesk:
+    """Answers routers that ask for the whole state.
+
+    A request is the name of a list into which the answer goes, part by part, no faster than it is taken out. Lists
+    expire, so that neither a request nor an answer outlives the one who waits for it.
+    """
+
+    def __init__(
+        self, client: "Redis", core: PublisherCore, counters: RedisCounters, *, stream: str, offered: bool
+    ) -> None:
+        self._client, self._core, self._counters, self._offered = client, core, counters, offered
+        self._requests = request_key(stream, core.source)
+
+    async def serve(self) -> None:
+        """Answer until the connection is lost."""
+        while True:
+            asked = await _command(self._client, "BLPOP", self._requests, _LISTEN_SECONDS)
+            if asked is None:
+                continue
+            # A snapshot is costly to make: all who wait for one get the same.
+            more = await _command(self._client, "LPOP", self._requests, _ASKERS_MAX - 1)
+            askers = dict.fromkeys([asked[1], *(more or ())])
+            parts = self._parts()
+            for asker in askers:
+                await self._answer(asker, parts)
+
+    def _parts(self) -> list[bytes]:
+        if not self._offered:
+            return [REFUSED_ANSWER]
+        return self._core.snapshot() or [EMPTY_ANSWER]
+
+    async def _answer(self, asker: bytes, parts: list[bytes]) -> None:
+        for part in parts:
+            async with self._client.pipeline(transaction=True) as pipeline:
+                pipeline.execute_command("RPUSH", asker, part)
+                pipeline.execute_command("EXPIRE", asker, _ANSWER_SECONDS)
+                waiting, _ = await pipeline.execute()
+            self._counters.snapshot_parts_sent += 1
+            if waiting >= _PARTS_WAITING_MAX and not await self._taken(asker):
+                self._counters.snapshot_requests_abandoned += 1
+                return
+        self._counters.snapshot_requests_answered += 1
+
+    async def _taken(self, asker: bytes) -> bool:
+        """Wait until the asker has taken some of the parts; returns False if it does not."""
+        deadline = time.monotonic() + _ANSWER_SECONDS
+        while await _command(self._client, "LLEN", asker) >= _PARTS_WAITING_MAX // 2:
+            if time.monotonic() > deadline:
+                return False
+            await asyncio.sleep(_PART_POLL_SECONDS)
+        return True
+
+
+async def _command(client: "Redis", *arguments: object) -> Any:
+    """Send a command as it is written; the library's own methods for streams differ between its versions."""
+    return await cast("Any", client).execute_command(*arguments)
