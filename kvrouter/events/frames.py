@@ -4,6 +4,9 @@ Live: `[topic, sequence, payload]`. Replay, as a DEALER sees it: `["", sequence,
 payload]` from engines up to vLLM 0.25 and SGLang 0.5.21, `["", topic, sequence,
 payload]` from later ones; the end has an empty payload and a sequence of all ones.
 Both forms read the same from the right.
+
+Our own publishers answer the request for `SNAPSHOT_START` with a snapshot in the same form. To any other publisher
+that is a number that it never reached, so that it answers with the end alone.
 """
 
 from collections.abc import Sequence
@@ -11,9 +14,19 @@ from typing import Final, NamedTuple
 
 from kvrouter.errors import WireError
 
-__all__ = ["END_SEQUENCE", "ReplayData", "ReplayEnd", "live_frames", "parse_live", "parse_replay", "replay_request"]
+__all__ = [
+    "END_SEQUENCE",
+    "SNAPSHOT_START",
+    "ReplayData",
+    "ReplayEnd",
+    "live_frames",
+    "parse_live",
+    "parse_replay",
+    "replay_request",
+]
 
 END_SEQUENCE: Final = 2**64 - 1
+SNAPSHOT_START: Final = int.from_bytes(b"snapshot", "big")
 _FRAMES_MAX: Final = 5
 
 

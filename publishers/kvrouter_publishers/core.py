@@ -4,6 +4,7 @@ No sockets, no threads, no clock but the stamp of each batch. A transport takes 
 thread in which it does.
 """
 
+import contextlib
 import logging
 import os
 import time
@@ -27,7 +28,9 @@ from kvrouter.events.decode import EVENTS_PER_BATCH_MAX, PAYLOAD_BYTES_MAX
 from kvrouter.events.digest import DigestRow
 from kvrouter.events.encode import Encoding
 from kvrouter_publishers.counters import Counters
-from kvrouter_publishers.outbox import Outbox, Parcel
+from kvrouter_publishers.net_changes import NetChanges
+from kvrouter_publishers.outbox import Outbox
+from kvrouter_publishers.places import Layout, Places
 from kvrouter_publishers.resident_set import ResidentSet
 from kvrouter_publishers.ring import ReplayRing
 from kvrouter_publishers.split import halves
@@ -48,6 +51,15 @@ class Frame(NamedTuple):
     sequence: int
     payload: bytes
     events: int
+
+
+class _Parcel(NamedTuple):
+    """What is published next: a step of the engine, or what many steps changed in sum."""
+
+    timestamp: float
+    events: Sequence[Event]
+    unread: Sequence[Event]
+    sum: NetChanges | None
 
 
 class PublisherCore:
@@ -104,9 +116,10 @@ class PublisherCore:
         self._batch_bytes_max = min(batch_bytes_max or PAYLOAD_BYTES_MAX, PAYLOAD_BYTES_MAX)
         self._digest_seconds = digest_seconds if native and snapshots else None
         self._digest_due = float("-inf")
-        self._outbox = Outbox(max_queue_size)
+        self._outbox = Outbox(max_queue_size, self._sum_up)
         self._ring = ReplayRing(batches_max=buffer_steps, bytes_max=buffer_bytes)
         self._resident = ResidentSet() if snapshots else None
+        self._places, self._layout = Places(), Layout()  # Where there is no resident set; it has its own.
         self._ready: deque[Frame] = deque()
         if native:
             self._check_source()
@@ -195,32 +208,66 @@ class PublisherCore:
         if self._native and not self.next_sequence:
             self._send(self._encode(time.time(), ()), 0, self._digest_at(now))
             return
-        parcel = self._outbox.take()
+        parcel = self._next_parcel()
         if parcel is not None:
             self._publish(parcel, now)
         elif self._digest_seconds is not None and now >= self._digest_due:
             self._send(self._encode(time.time(), ()), 0, self._digest_at(now))
 
-    def _publish(self, parcel: Parcel, now: float) -> None:
-        if parcel.lost_batches:
-            self.counters.batches_dropped += parcel.lost_batches
-            self.counters.events_dropped_outbox_full += parcel.lost_events
-            self._announce_loss(parcel.timestamp, f"outbox full, {parcel.lost_batches} batches dropped")
+    def _sum_up(self) -> NetChanges:
+        resident = self._resident
+        if resident is None:
+            return NetChanges(self._places, self._layout, None)
+        return NetChanges(resident.places, resident.layout, resident)
+
+    def _next_parcel(self) -> _Parcel | None:
+        """Take a step, or the sum of steps, and follow it; no sum may begin before we have."""
+        with self._outbox.lock:
+            taken = self._outbox.take()
+            if taken is None:
+                return None
+            timestamp, content = taken
+            if self._resident is not None:
+                return self._follow(self._resident, timestamp, content)
+            if isinstance(content, NetChanges):
+                self._places = content.places
+            else:
+                for event in content:  # What a sum of later steps must know of those before.
+                    with contextlib.suppress(Exception):
+                        if not isinstance(event, AllBlocksCleared):
+                            self._places.place(event)
+        events = tuple(content.events()) if isinstance(content, NetChanges) else content
+        return _Parcel(timestamp, events, (), content if isinstance(content, NetChanges) else None)
+
+    def _follow(self, resident: ResidentSet, timestamp: float, content: Sequence[Event] | NetChanges) -> _Parcel:
+        if not isinstance(content, NetChanges):
+            return _Parcel(timestamp, content, resident.apply(content), None)
+        if content.lost:
+            resident.forget()
+        events = tuple(content.events())
+        return _Parcel(timestamp, events, resident.apply(events), content)
+
+    def _publish(self, parcel: _Parcel, now: float) -> None:
+        if parcel.sum is not None:
+            self.counters.compactions += 1
+            self.counters.batches_compacted += parcel.sum.batches
+            self.counters.events_dropped_unencodable += parcel.sum.unreadable
+            if parcel.sum.lost:
+                self._announce_loss(parcel.timestamp, forget=False)
         events, payload = self._readable(parcel)
         parts = list(self._parts(parcel.timestamp, events, payload, self._batch_bytes_max)) if events else []
         for number, (part, count) in enumerate(parts, 1):
             self._send(part, count, self._digest_at(now) if number == len(parts) else None)
 
-    def _readable(self, parcel: Parcel) -> tuple[Sequence[Event], bytes]:
-        """Return what of a step can be published, and its bytes; the resident set has followed it."""
+    def _readable(self, parcel: _Parcel) -> tuple[Sequence[Event], bytes]:
+        """Return what of a step can be published, and its bytes."""
         events, stamp = parcel.events, parcel.timestamp
-        bad = self._resident.apply(events) if self._resident is not None else []
         try:
-            if not bad:
+            if not parcel.unread:
                 return events, self._encode(stamp, events)
-        except Exception:  # noqa: BLE001 - whatever an engine hands us must not end the stream; it is counted below
-            bad = []
-        good = self._salvage(stamp, events, bad)
+        except Exception:  # noqa: BLE001, S110 - whatever an engine hands us must not end the stream; it is counted below
+            pass
+        good = self._salvage(stamp, events, parcel.unread)
         return good, self._encode(stamp, good)
 
     def _salvage(self, timestamp: float, events: Sequence[Event], bad: Sequence[Event]) -> list[Event]:
@@ -242,7 +289,7 @@ class PublisherCore:
             elif not unread:
                 self._take_back(event)
         if claims_too_much:
-            self._announce_loss(timestamp, "an event could not be encoded")
+            self._announce_loss(timestamp)
             if self._resident is not None:
                 self._resident.apply(good)
         return good
@@ -282,20 +329,23 @@ class PublisherCore:
         for half in divided:
             yield from self._parts(timestamp, half, self._encode(timestamp, half), bytes_max)
 
-    def _announce_loss(self, timestamp: float, reason: str) -> None:
+    def _announce_loss(self, timestamp: float, *, forget: bool = True) -> None:
         """Make every kind of consumer forget what may no longer be true.
 
         The skipped number shows careful consumers that something is missing (their replay cannot fill it, so they
         drop the rank's state and count it). `AllBlocksCleared` tells those that never look at numbers.
         """
         self.next_sequence += 1
-        if self._resident is not None:
+        if self._resident is not None and forget:
             self._resident.forget()
         self._send(self._encode(timestamp, [AllBlocksCleared()]), 1, None)
         self.counters.losses_announced += 1
         losses = self.counters.losses_announced
         if losses & (losses - 1) == 0:  # The 1st, 2nd, 4th, 8th, ...: a guest does not flood its host's log.
-            _log.warning("kvrouter_publisher_lost_events: %s; subscribers forget this rank (loss %d)", reason, losses)
+            _log.warning(
+                "kvrouter_publisher_lost_events: an event could not be encoded; subscribers forget this rank (loss %d)",
+                losses,
+            )
 
     def _send(self, batch: bytes, events: int, digest: tuple[DigestRow, ...] | None) -> None:
         sequence = self.next_sequence

@@ -12,8 +12,8 @@ class Counters:
     batches_published: int = 0
     events_published: int = 0
     bytes_published: int = 0
-    batches_dropped: int = 0
-    events_dropped_outbox_full: int = 0
+    compactions: int = 0
+    batches_compacted: int = 0
     events_dropped_unencodable: int = 0
     events_dropped_not_running: int = 0
     events_dropped_forked: int = 0

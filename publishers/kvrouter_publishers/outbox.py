@@ -1,74 +1,73 @@
-"""The hand-over between the engine's thread and the publisher's: bounded, without locks, losses visible.
+"""The hand-over between the engine's thread and the publisher's: bounded, and complete in meaning.
 
 Not a queue to wait on: whoever takes looks again after it was woken.
 """
 
+import threading
 from collections import deque
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Final
 
 from kvrouter.events import Event
+from kvrouter_publishers.net_changes import NetChanges
 
-__all__ = ["Outbox", "Parcel"]
+__all__ = ["Outbox"]
 
-
-class Parcel(NamedTuple):
-    """One batch of the engine, and what was lost immediately before it."""
-
-    timestamp: float
-    events: Sequence[Event]
-    lost_batches: int
-    lost_events: int
+_FOLDS_MAX: Final = 16
+"""Steps that one `put` may sum up: enough to come back below the bound, few enough not to be felt."""
+_EXCESS_MAX: Final = 256
+_HAND_OVER_SECONDS: Final = 0.0005
+"""Whoever holds the lock needs a moment in which we do not hold the interpreter's."""
 
 
 class Outbox:
-    """Keeps the newest `batches_max` batches.
+    """Keeps the newest `batches_max` steps one by one, and of those before them what they changed in sum.
 
-    A full outbox forgets its oldest batch: `deque(maxlen)` does that in one atomic step, so that `put` needs no
-    lock and a stuck taker cannot delay the engine. Each batch carries how many batches and events were put
-    before it; a jump of these numbers is how `take` sees a loss, and exactly where in the stream it happened.
+    The lock keeps the order where steps are summed up: `take` needs it, and holds it while it follows what it took.
+    `put` does not wait for it: if it is held just then the step is added beyond the bound, and the next `put` catches
+    up. Only far beyond the bound it lets the other thread run, for half a millisecond at most.
+
+    Args:
+        batches_max: the bound.
+        sum_up: makes an empty sum that follows on what was taken last; called with the lock.
     """
 
-    __slots__ = ("_batches", "_put_batches", "_put_events", "_taken_batches", "_taken_events")
+    __slots__ = ("_batches_max", "_steps", "_sum", "_sum_timestamp", "_sum_up", "lock")
 
-    def __init__(self, batches_max: int) -> None:
-        self._batches: deque[tuple[int, int, float, Sequence[Event]]] = deque(maxlen=batches_max)
-        self._put_batches = self._put_events = 0
-        self._taken_batches = self._taken_events = 0
+    def __init__(self, batches_max: int, sum_up: Callable[[], NetChanges]) -> None:
+        self.lock = threading.Lock()
+        self._batches_max, self._sum_up = batches_max, sum_up
+        self._steps: deque[tuple[float, Sequence[Event]]] = deque()
+        self._sum: NetChanges | None = None
+        self._sum_timestamp = 0.0
 
     def __len__(self) -> int:
-        return len(self._batches)
+        return len(self._steps) + (self._sum is not None)
 
     def put(self, timestamp: float, events: Sequence[Event]) -> None:
-        """Add a batch; never waits."""
-        self._batches.append((self._put_batches, self._put_events, timestamp, events))
-        self._put_batches += 1
-        self._put_events += len(events)
+        """Add a step."""
+        self._steps.append((timestamp, events))
+        excess = len(self._steps) - self._batches_max
+        if excess > 0 and self.lock.acquire(timeout=_HAND_OVER_SECONDS if excess > _EXCESS_MAX else 0):
+            try:
+                self._fold()
+            finally:
+                self.lock.release()
 
-    def take(self) -> Parcel | None:
-        """Return the oldest batch, or None if there is none.
-
-        When the parcel reports a loss, the older half of the backlog is forgotten with it. A taker that cannot
-        keep up would otherwise lose one batch for each that it takes, and have to say so each time.
-        """
-        parcel = self._next()
-        if parcel is None or not parcel.lost_batches:
-            return parcel
-        lost_batches, lost_events = parcel.lost_batches, parcel.lost_events
-        for _ in range(len(self._batches) // 2):
-            newer = self._next()
-            if newer is None:
-                break
-            lost_batches += 1 + newer.lost_batches
-            lost_events += len(parcel.events) + newer.lost_events
-            parcel = newer
-        return parcel._replace(lost_batches=lost_batches, lost_events=lost_events)
-
-    def _next(self) -> Parcel | None:
+    def take(self) -> tuple[float, Sequence[Event] | NetChanges] | None:
+        """Return the oldest step, or the sum of the oldest steps; None if there is nothing. Needs the lock."""
+        changes = self._sum
+        if changes is not None:
+            self._sum = None
+            return self._sum_timestamp, changes
         try:
-            batches_before, events_before, timestamp, events = self._batches.popleft()
+            return self._steps.popleft()
         except IndexError:
             return None
-        parcel = Parcel(timestamp, events, batches_before - self._taken_batches, events_before - self._taken_events)
-        self._taken_batches, self._taken_events = batches_before + 1, events_before + len(events)
-        return parcel
+
+    def _fold(self) -> None:
+        for _ in range(min(_FOLDS_MAX, len(self._steps) - self._batches_max)):
+            if self._sum is None:
+                self._sum = self._sum_up()
+            self._sum_timestamp, events = self._steps.popleft()
+            self._sum.add(events)

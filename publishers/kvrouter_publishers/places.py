@@ -4,8 +4,8 @@ The rules are those of `kvrouter.ingest`, which is too heavy for an engine's pro
 of layers, and one kind of event names blocks without a new copy. Nothing here holds blocks.
 """
 
-from collections.abc import Container
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Final
 
 from kvrouter.events import BlockRemoved, BlockStored, tier_of
@@ -47,9 +47,15 @@ class Places:
         """Whether `AllBlocksCleared` empties `place`: vLLM means its GPU blocks, SGLang its whole tree."""
         return self.clears_all_tiers or place[0] == "gpu"
 
-    def marker(self) -> BlockStored | None:
-        """Return an event without blocks that tells consumers what `clears_all_tiers` says; None if nothing does."""
-        return BlockStored(block_hashes=(), medium=_HOST_MEDIUM) if self.clears_all_tiers else None
+    def markers(self) -> list[BlockStored]:
+        """Return events without blocks that tell consumers what `clears_all_tiers` says."""
+        return [BlockStored(block_hashes=(), medium=_HOST_MEDIUM)] if self.clears_all_tiers else []
+
+    def copy(self) -> "Places":
+        """Return another that knows the same."""
+        copied = Places()
+        copied.media, copied.clears_all_tiers = dict(self.media), self.clears_all_tiers
+        return copied
 
 
 @dataclass(slots=True)
@@ -60,18 +66,30 @@ class _Group:
 
 
 class Layout:
-    """The groups of layers that stores on the GPU have shown."""
+    """The groups of layers that stores on the GPU have shown, and how these stores name blocks.
 
-    __slots__ = ("_groups", "_repeats")
+    `names_namespaces`: they tell salts and items, so that a store elsewhere that does not must not be believed.
+    """
+
+    __slots__ = ("_groups", "_repeats", "names_namespaces")
 
     def __init__(self) -> None:
+        self.names_namespaces = False
         self._groups: dict[int, _Group] = {}
         self._repeats = False
+
+    def copy(self) -> "Layout":
+        """Return another that knows the same."""
+        copied = Layout()
+        copied.names_namespaces, copied._repeats = self.names_namespaces, self._repeats
+        copied._groups = {index: replace(group) for index, group in self._groups.items()}
+        return copied
 
     def observe(self, event: BlockStored, place: Place | None) -> None:
         """Learn from one store."""
         if place is None or place[0] != "gpu" or not event.block_size:
             return
+        self.names_namespaces |= event.extra_keys is not None and bool(event.token_ids)
         kind, size, window = event.kv_cache_spec_kind, event.block_size, event.kv_cache_spec_sliding_window
         known = self._groups.get(place[1])
         if known is None:
@@ -95,7 +113,7 @@ class Layout:
             for index, group in sorted(self._groups.items())
         ]
 
-    def is_repetition(self, event: BlockStored, held: Container[int]) -> bool:
+    def is_repetition(self, event: BlockStored, held: Callable[[int], bool]) -> bool:
         """Whether vLLM repeats what it holds because a request asked for `kv_cache_report_mode: full`.
 
         No copy is made then. With full attention alone a real store never begins at the root and names only blocks
@@ -104,7 +122,7 @@ class Layout:
         if event.parent_block_hash is not None or event.kv_cache_spec_kind is None or len(self._groups) != 1:
             return False
         (group,) = self._groups.values()
-        if group.kind not in _FULL_KINDS or not all(block in held for block in event.block_hashes):
+        if group.kind not in _FULL_KINDS or not all(map(held, event.block_hashes)):
             return False
         self._repeats = self._repeats or len(event.block_hashes) > 1
         return self._repeats

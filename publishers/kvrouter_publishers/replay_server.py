@@ -1,20 +1,23 @@
-"""Answers subscribers that missed batches, on the publisher's own thread, without holding up live events.
+"""Answers subscribers that missed batches, on the publisher's own thread, a little between live events.
 
 A request is exactly `[identity, b"", start: u64 big-endian]`, sent from a DEALER. The answer is every kept batch
 from `start` on, then an end marker:
 
     vLLM >= 0.26, SGLang >= 0.5.22    [b"", topic, sequence, payload] ... [b"", b"", FF*8, b""]
     before                            [b"", sequence, payload] ...        [b"", FF*8, b""]
+
+The start `SNAPSHOT_START` asks for a snapshot instead, which comes in the same form: its frames are envelopes, all
+under the number of the last batch that they include.
 """
 
+import time
 from collections.abc import Iterator
 from typing import Literal
 
 import zmq
 
-from kvrouter.events.frames import END_SEQUENCE
-from kvrouter_publishers.counters import Counters
-from kvrouter_publishers.ring import ReplayRing
+from kvrouter.events.frames import END_SEQUENCE, SNAPSHOT_START
+from kvrouter_publishers.core import PublisherCore
 
 __all__ = ["ReplayServer"]
 
@@ -24,6 +27,8 @@ TURN_BATCHES_MAX = 64
 STALLED_SECONDS_MAX = 30.0
 """A subscriber that reads nothing for so long is given up."""
 STALLED_POLL_MILLISECONDS = 5
+SNAPSHOT_SECONDS_MAX = 2.0
+"""A snapshot that is not older is given to others who ask, as long as the batches after it are kept."""
 
 
 class _Replay:
@@ -44,11 +49,11 @@ class ReplayServer:
     instead of losing batches in the middle, which is how old engines answer without contiguity or end.
     """
 
-    def __init__(
-        self, socket: zmq.Socket[bytes], ring: ReplayRing, *, topic: bytes, with_topic: bool, counters: Counters
-    ) -> None:
+    def __init__(self, socket: zmq.Socket[bytes], core: PublisherCore, *, topic: bytes, with_topic: bool) -> None:
         self.socket = socket
-        self._ring, self._counters = ring, counters
+        self._core, self._counters = core, core.counters
+        self._snapshot: list[tuple[int, bytes]] = []
+        self._snapshot_at = 0.0
         self._head = [b"", topic] if with_topic else [b""]
         end = [END_SEQUENCE.to_bytes(8), b""]
         self._end = [b"", b"", *end] if with_topic else [b"", *end]
@@ -77,6 +82,7 @@ class ReplayServer:
 
     def advance(self, now: float) -> None:
         """Send the next batches of every replay; `now` is monotonic seconds."""
+        self._forget_snapshot(now)
         for replay in list(self._replays.values()):
             outcome = self._send_some(replay, now)
             if outcome == "more":
@@ -88,9 +94,24 @@ class ReplayServer:
                 self._counters.replays_abandoned += 1
 
     def _answer(self, start: int) -> Iterator[list[bytes]]:
-        for sequence, payload in self._ring.since(start):
+        for sequence, payload in self._recent_snapshot() if start == SNAPSHOT_START else self._core.since(start):
             yield [*self._head, sequence.to_bytes(8), payload]
         yield self._end
+
+    def _recent_snapshot(self) -> list[tuple[int, bytes]]:
+        """Return a snapshot; several routers that lost the same batches share one."""
+        now = time.monotonic()
+        oldest = self._core.oldest_sequence()
+        follows = self._snapshot and oldest is not None and oldest <= self._snapshot[0][0] + 1
+        if not follows or now - self._snapshot_at > SNAPSHOT_SECONDS_MAX:
+            sequence = self._core.next_sequence - 1
+            self._snapshot = [(sequence, frame) for frame in self._core.snapshot()]
+            self._snapshot_at = now
+        return self._snapshot
+
+    def _forget_snapshot(self, now: float) -> None:
+        if self._snapshot and now - self._snapshot_at > SNAPSHOT_SECONDS_MAX:
+            self._snapshot = []
 
     def _send_some(self, replay: _Replay, now: float) -> Literal["more", "done", "gone"]:
         for _ in range(TURN_BATCHES_MAX):

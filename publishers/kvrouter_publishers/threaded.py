@@ -116,12 +116,10 @@ class ThreadedPublisher(ABC):
     def _wait_for_work(self, timeout_seconds: float) -> None:
         """Sleep until there is something to take or a stop to obey, at most so long. Only in `_run`."""
         self._sleep(self._begin_sleep(timeout_seconds))
-        self._end_sleep()
 
     async def _work(self, timeout_seconds: float) -> None:
         """Sleep as `_wait_for_work` does, on the event loop that `_run` runs."""
         await self._sleep_on_loop(self._begin_sleep(timeout_seconds))
-        self._end_sleep()
 
     def _pause(self, seconds: float) -> None:
         """Sleep so long whatever there is to take, as before another attempt; ended early by `close` alone."""
@@ -136,6 +134,13 @@ class ThreadedPublisher(ABC):
             seconds = min(seconds, max(0.0, self._stop_deadline - time.monotonic()))
         await self._sleep_on_loop(seconds)
 
+    def _bell_descriptor(self) -> int:
+        """Return what becomes readable when there is work, for a `_run` that waits for other things as well.
+
+        It sleeps for at most `_begin_sleep` says, and calls `_end_sleep`.
+        """
+        return self._bell_pull.fileno()
+
     def _begin_sleep(self, timeout_seconds: float) -> float:
         """Say that we sleep, then look once more, because `publish` does it the other way round."""
         self._sleeping = True
@@ -145,10 +150,12 @@ class ThreadedPublisher(ABC):
 
     def _end_sleep(self) -> None:
         self._sleeping = False
+        with contextlib.suppress(BlockingIOError):
+            self._bell_pull.recv(4096)
 
     def _sleep(self, seconds: float) -> None:
         select.select([self._bell_pull], [], [], seconds)
-        self._hush()
+        self._end_sleep()
 
     async def _sleep_on_loop(self, seconds: float) -> None:
         loop, rung = asyncio.get_running_loop(), asyncio.Event()
@@ -159,11 +166,7 @@ class ThreadedPublisher(ABC):
                     await rung.wait()
         finally:
             loop.remove_reader(self._bell_pull.fileno())
-        self._hush()
-
-    def _hush(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            self._bell_pull.recv(4096)
+        self._end_sleep()
 
     def _ring_bell(self) -> None:
         """Wake the thread if it sleeps; never waits. Called from any thread."""

@@ -1,49 +1,51 @@
 """Publish events over ZeroMQ, exactly as vLLM and SGLang do, so that any consumer of theirs understands us.
 
 Live events go out of a PUB socket as `[topic, sequence: u64 big-endian, payload]`; a ROUTER socket replays the
-last batches on request (`replay_server`). The thread behind it is in `zmq_loop`.
+last batches on request (`replay_server`). With the native wire the payload is an envelope of ours instead.
 """
 
-import os
-import threading
+import math
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Literal, Self, cast
+from typing import Literal
 
 import zmq
 
 from kvrouter.errors import SettingsError
-from kvrouter.events import Event
+from kvrouter.events.encode import Encoding
 from kvrouter.events.endpoints import check_endpoint, publisher_binds, rank_endpoint
-from kvrouter_publishers.counters import Counters
-from kvrouter_publishers.outbox import Outbox
+from kvrouter.events.frames import live_frames
+from kvrouter_publishers.core import PublisherCore
 from kvrouter_publishers.replay_server import ReplayServer
-from kvrouter_publishers.ring import ReplayRing
-from kvrouter_publishers.zmq_loop import PublisherLoop
+from kvrouter_publishers.threaded import ThreadedPublisher
 
 __all__ = ["ZmqEventPublisher"]
 
 _REQUEST_BYTES_MAX = 4096
-_UNREADABLE = cast("tuple[Event, ...]", (None,))
-"""Stands for a step whose events could not even be listed."""
+_TURN_BATCHES_MAX = 64
+"""Live batches sent before requests get their turn."""
+_IDLE_POLL_SECONDS = 1.0
 
 
-class ZmqEventPublisher:
+class ZmqEventPublisher(ThreadedPublisher):
     """An `EventPublisher` over ZeroMQ PUB, with replay.
 
     Args:
         endpoint: where events go, for rank 0; rank N uses the port N above. It is bound if it is a wildcard
             (`*`, `::`, `0.0.0.0`), `ipc` or `inproc`, otherwise connected; `bind` overrides that.
-        replay_endpoint: where replays are served, by the same rules but always bound; None serves none.
+        replay_endpoint: where replays and snapshots are served, by the same rules but always bound; None serves none.
         topic: first frame of every message; subscribers filter by its prefix.
         rank: data-parallel rank of this publisher; part of every batch.
+        wire: `vllm` sends what vLLM sends. `native` sends envelopes (docs/wire.md), which only our own subscribers
+            understand: they name the publisher's life, carry digests, and snapshots are served.
+        worker_id: who publishes; needed by the native wire.
         buffer_steps: batches kept for replay.
         buffer_bytes: bytes kept for replay; whichever bound is reached first counts.
         hwm: messages that ZeroMQ keeps for each slow subscriber before it drops.
-        max_queue_size: batches that wait for the publisher's thread. When they are too many the oldest are
-            dropped, and the stream says so: a number is skipped and `AllBlocksCleared` follows.
+        max_queue_size: engine steps that wait for the publisher's thread. Of more than these only what they changed
+            in sum is kept, and sent.
         encoding: `map` (vLLM >= 0.24, SGLang >= 0.5.20) or `array` (before).
+        digest_seconds: how often the native wire says what the cache holds; None never.
+        snapshots: whether the native wire's publisher follows what the cache holds, for digests and snapshots.
         replay_topic: whether replays carry the topic (vLLM >= 0.26); see `replay_server`.
         curve_secret_key: Z85 CURVE secret key; subscribers must then know the public key. None is plain text.
         context: needed for `inproc` endpoints, whose both sides share one; by default we own a context.
@@ -62,89 +64,89 @@ class ZmqEventPublisher:
         replay_endpoint: str | None = None,
         topic: str = "",
         rank: int = 0,
+        wire: Literal["vllm", "native"] = "vllm",
+        worker_id: str = "",
         buffer_steps: int = 10_000,
         buffer_bytes: int = 256 << 20,
         hwm: int = 100_000,
         max_queue_size: int = 100_000,
-        encoding: Literal["map", "array"] = "map",
+        encoding: Encoding = "map",
+        digest_seconds: float | None = 30.0,
+        snapshots: bool = True,
         bind: bool | None = None,
         replay_topic: bool = True,
         curve_secret_key: bytes | None = None,
         context: zmq.Context[zmq.Socket[bytes]] | None = None,
     ) -> None:
+        core = PublisherCore(
+            worker_id=worker_id,
+            rank=rank,
+            native=wire == "native",
+            encoding=encoding,
+            buffer_steps=buffer_steps,
+            buffer_bytes=buffer_bytes,
+            max_queue_size=max_queue_size,
+            digest_seconds=digest_seconds,
+            snapshots=snapshots and wire == "native",
+        )
         self._owns_context = context is None
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context() if context is None else context
         self._curve_secret_key = curve_secret_key
-        self._process = os.getpid()
-        self._closing = False
-        self._counters = Counters()
-        self._outbox = Outbox(max_queue_size)
-        self._ring = ReplayRing(batches_max=buffer_steps, bytes_max=buffer_bytes)
-        live, replays = self._open(endpoint, replay_endpoint, rank, hwm, bind=bind)
-        topic_frame = topic.encode()
-        server = None
+        self._topic = topic.encode()
+        self._live, replays = self._open(endpoint, replay_endpoint, rank, hwm, bind=bind)
+        self._replays = None
         if replays is not None:
-            server = ReplayServer(
-                replays, self._ring, topic=topic_frame, with_topic=replay_topic, counters=self._counters
-            )
-        self._loop = PublisherLoop(
-            live=live,
-            replays=server,
-            outbox=self._outbox,
-            ring=self._ring,
-            counters=self._counters,
-            topic=topic_frame,
-            rank=rank,
-            encoding=encoding,
-        )
-        self.endpoint = live.getsockopt_string(zmq.LAST_ENDPOINT)
+            self._replays = ReplayServer(replays, core, topic=self._topic, with_topic=replay_topic)
+        self.endpoint = self._live.getsockopt_string(zmq.LAST_ENDPOINT)
         self.replay_endpoint = replays.getsockopt_string(zmq.LAST_ENDPOINT) if replays else None
-        self._thread = threading.Thread(target=self._loop.run, name=f"kvrouter-publisher-{rank}", daemon=True)
-        self._thread.start()
+        super().__init__(core)
+        self._start()
 
-    def publish(self, events: Sequence[Event]) -> None:
-        """Hand over the events of one engine step; see `EventPublisher` for what may be relied on."""
+    def _run(self) -> None:
+        """Send, answer, sleep; from here on no other code touches the sockets."""
         try:
-            batch = tuple(events)
-        except Exception:  # noqa: BLE001 - a guest never raises into its host; the thread counts it and states a loss
-            batch = _UNREADABLE
-        if not batch:
-            return
-        if os.getpid() != self._process:
-            self._counters.events_dropped_forked += len(batch)
-        elif self._closing or not self._loop.running:
-            self._counters.events_dropped_not_running += len(batch)
-        else:
-            self._outbox.put(time.time(), batch)
-            if self._loop.sleeping:
-                self._loop.ring_bell()
+            poller = zmq.Poller()
+            poller.register(self._live, zmq.POLLIN)  # Never readable, but polling lets it handle new subscriptions.
+            if self._replays is not None:
+                poller.register(self._replays.socket, zmq.POLLIN)
+            poller.register(self._bell_descriptor(), zmq.POLLIN)
+            while not self._is_finished():
+                self._send_some()
+                if self._replays is not None:
+                    self._replays.advance(time.monotonic())
+                self._wait(poller)
+        finally:
+            self._close_sockets()
 
-    def close(self, *, timeout_seconds: float = 2.0) -> None:
-        """Send what waits, for at most `timeout_seconds`, then release the sockets."""
-        if os.getpid() != self._process:
-            return  # Sockets and thread belong to the parent; touching them here would disturb it.
-        self._closing = True
-        self._loop.stop(deadline=time.monotonic() + timeout_seconds)
-        self._thread.join(timeout_seconds + 1.0)
-        if self._owns_context and not self._thread.is_alive():
+    def _send_some(self) -> None:
+        """Send live batches, but let replays have their turn."""
+        now = time.monotonic()
+        for _ in range(_TURN_BATCHES_MAX):
+            frame = self._core.take(now)
+            if frame is None:
+                return
+            self._live.send_multipart(live_frames(self._topic, frame.sequence, frame.payload))
+
+    def _wait(self, poller: zmq.Poller) -> None:
+        """Sleep until there is work: a batch, a request, or an answer in progress."""
+        busy = None if self._replays is None else self._replays.poll_milliseconds()
+        seconds = self._begin_sleep(_IDLE_POLL_SECONDS if busy is None else busy / 1000)
+        ready = dict(poller.poll(math.ceil(seconds * 1000)))
+        self._end_sleep()
+        if self._replays is not None and self._replays.socket in ready:
+            self._replays.accept()
+
+    def _close_sockets(self) -> None:
+        """What was sent has until the deadline to reach the network."""
+        now = time.monotonic()
+        linger = max(0, round(((self._stop_deadline or now) - now) * 1000))
+        self._live.close(linger=linger)
+        if self._replays is not None:
+            self._replays.socket.close(linger=linger)
+
+    def _release(self) -> None:
+        if self._owns_context:
             self._context.term()
-
-    def statistics(self) -> dict[str, int]:
-        """Return counters since the start, and the state now, as plain integers."""
-        return {
-            **asdict(self._counters),
-            "outbox_batches": len(self._outbox),
-            "replayable_batches": len(self._ring),
-            "replayable_bytes": self._ring.bytes,
-            "next_sequence": self._loop.next_sequence,
-            "running": int(self._loop.running),
-        }
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _open(
         self, endpoint: str, replay_endpoint: str | None, rank: int, hwm: int, *, bind: bool | None

@@ -1,73 +1,92 @@
-"""The hand-over keeps order, keeps its bound, and knows exactly where something was lost."""
+"""The hand-over keeps order and its bound, and the ring what was sent last."""
 
+import threading
+
+from kvrouter_publishers.net_changes import NetChanges
 from kvrouter_publishers.outbox import Outbox
+from kvrouter_publishers.places import Layout, Places
 from kvrouter_publishers.ring import ReplayRing
-from tests.publishers.wire import stored
+from tests.publishers.wire import removed, stored
+
+
+def _outbox(batches_max: int) -> Outbox:
+    return Outbox(batches_max, lambda: NetChanges(Places(), Layout(), None))
 
 
 def test_batches_come_out_in_order() -> None:
     """First in, first out, with the time of publishing."""
-    outbox = Outbox(10)
+    outbox = _outbox(10)
     for number in range(3):
         outbox.put(float(number), [stored(number)])
 
-    parcels = [outbox.take() for _ in range(4)]
+    taken = [outbox.take() for _ in range(4)]
 
-    assert [parcel and parcel.timestamp for parcel in parcels] == [0.0, 1.0, 2.0, None]
-    assert all(parcel is None or parcel.lost_batches == 0 for parcel in parcels)
+    assert taken == [(0.0, [stored(0)]), (1.0, [stored(1)]), (2.0, [stored(2)]), None]
 
 
 def test_a_full_outbox_keeps_its_bound() -> None:
-    """Memory does not grow with what is published."""
-    outbox = Outbox(8)
+    """Memory does not grow with what is published: what is beyond is summed up."""
+    outbox = _outbox(8)
 
     for number in range(1000):
         outbox.put(0.0, [stored(number)])
+        outbox.put(0.0, [removed(number)])
 
-    assert len(outbox) == 8
+    assert len(outbox) == 9
 
 
-def test_a_loss_is_told_with_the_first_batch_after_it() -> None:
-    """The taker must be able to state the loss before anything newer."""
-    outbox = Outbox(2)
+def test_the_sum_comes_before_what_follows_it() -> None:
+    """With the time of the last step in it."""
+    outbox = _outbox(2)
     for number in range(5):
-        outbox.put(float(number), [stored(number), stored(number)])
-
-    parcel = outbox.take()
-
-    assert parcel is not None
-    assert parcel.lost_batches == int(parcel.timestamp)
-    assert parcel.lost_events == 2 * parcel.lost_batches
-
-
-def test_a_loss_makes_room_for_the_next_batches() -> None:
-    """A slow taker loses half its backlog at once, not one batch for each that it takes."""
-    outbox = Outbox(100)
-    for number in range(101):
         outbox.put(float(number), [stored(number)])
 
     first = outbox.take()
-    for number in range(40):
-        outbox.put(200.0 + number, [stored(number)])
-    following = [outbox.take() for _ in range(len(outbox))]
 
     assert first is not None
-    assert first.lost_batches == 50
-    assert all(parcel is not None and parcel.lost_batches == 0 for parcel in following)
+    timestamp, changes = first
+    assert isinstance(changes, NetChanges)
+    assert (timestamp, changes.batches) == (2.0, 3)
+    assert [outbox.take() for _ in range(3)] == [(3.0, [stored(3)]), (4.0, [stored(4)]), None]
 
 
-def test_every_batch_is_either_taken_or_reported_lost() -> None:
-    """The counts add up, whatever the mixture of puts and takes."""
-    outbox, taken, lost, lost_events = Outbox(5), 0, 0, 0
-    for number in range(200):
-        outbox.put(0.0, [stored(number)])
-        if number % 7 == 0 and (parcel := outbox.take()):
-            taken, lost, lost_events = taken + 1, lost + parcel.lost_batches, lost_events + parcel.lost_events
-    while parcel := outbox.take():
-        taken, lost, lost_events = taken + 1, lost + parcel.lost_batches, lost_events + parcel.lost_events
+def test_a_taker_that_holds_the_lock_does_not_hold_up_the_engine() -> None:
+    """The bound gives way for a moment, and the next step comes back to it."""
+    outbox = _outbox(4)
+    with outbox.lock:
+        for number in range(12):
+            outbox.put(0.0, [stored(number)])
+        assert len(outbox) == 12
 
-    assert taken + lost == 200
-    assert lost_events == lost
+    outbox.put(0.0, [stored(12)])
+
+    assert len(outbox) == 5
+
+
+def test_nothing_is_lost_between_two_threads() -> None:
+    """Whatever the moment of a hand-over, every step is taken once: alone or in a sum."""
+    outbox, total, taken = _outbox(3), 20_000, 0
+    done = threading.Event()
+
+    def put() -> None:
+        for number in range(total):
+            outbox.put(float(number), [stored(number)])
+        done.set()
+
+    engine = threading.Thread(target=put)
+    engine.start()
+    last = -1.0
+    while not done.is_set() or len(outbox):
+        with outbox.lock:
+            parcel = outbox.take()
+        if parcel is not None:
+            timestamp, content = parcel
+            count = content.batches if isinstance(content, NetChanges) else 1
+            assert timestamp == last + count
+            last, taken = timestamp, taken + count
+    engine.join()
+
+    assert taken == total
 
 
 def test_the_ring_is_bounded_in_number() -> None:
