@@ -4,6 +4,8 @@ docs/transport-nats.md is the page of this wire. The client library is needed on
 """
 
 import asyncio
+import contextlib
+import os
 import ssl
 import time
 from dataclasses import asdict
@@ -120,6 +122,8 @@ class JetStreamEventPublisher(ThreadedPublisher):
         )
         self._created: object = None
         self._connected = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[None] | None = None
         self._start()
 
     def statistics(self) -> dict[str, int]:
@@ -127,11 +131,26 @@ class JetStreamEventPublisher(ThreadedPublisher):
         window = {"unacknowledged_frames": len(self._window), "connected": int(self._connected)}
         return {**super().statistics(), **asdict(self._extra), **window}
 
+    def close(self, *, timeout_seconds: float = 2.0) -> None:
+        """Send what waits, for at most `timeout_seconds`, then stop. May be called again."""
+        loop = self._loop
+        if loop is not None and os.getpid() == self._process:
+            with contextlib.suppress(RuntimeError):  # It has ended already.
+                loop.call_soon_threadsafe(loop.call_later, timeout_seconds, self._give_up)
+        super().close(timeout_seconds=timeout_seconds)
+
     def _run(self) -> None:
-        asyncio.run(self._publish_until_over())
+        with contextlib.suppress(asyncio.CancelledError):
+            asyncio.run(self._publish_until_over())
+
+    def _give_up(self) -> None:
+        """End what waits for a server that does not answer: the time to close is over."""
+        if self._task is not None:
+            self._task.cancel()
 
     async def _publish_until_over(self) -> None:
         """Publish over one connection after the other."""
+        self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
         settings = self._settings
         pause = settings.retry_seconds
         while not self._is_over():

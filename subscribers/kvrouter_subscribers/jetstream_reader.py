@@ -67,7 +67,7 @@ class StreamReader:
         """Hand over what comes of a source."""
         self.sources[followed.source] = followed
         if self.connected:
-            self._greet(followed, whole=True)
+            self._greet(followed, whole=True, read=True)
 
     def leave(self, source: Source) -> None:
         """Hand over nothing more of a source."""
@@ -123,11 +123,11 @@ class StreamReader:
         jetstream = client.jetstream(timeout=limits.request_seconds)
         info = await jetstream.stream_info(stream)
         whole = self._compare(info)
-        await self._open_consumer(jetstream)
+        pending = await self._open_consumer(jetstream)
         puller = Puller(client, stream=stream, consumer=self._consumer, limits=limits, take=self._take)
         recovery = Recovery(client, stream, limits=limits, tasks=tasks, position=lambda: self._position)
         self._client, self._recovery = client, recovery
-        self._up(info, whole=whole)
+        self._up(info.state.last_seq if pending else 0, whole=whole)
         try:
             await puller.open()
             return await self._watch(made, puller)
@@ -147,10 +147,14 @@ class StreamReader:
             return False
         missed = max(0, state.first_seq - position - 1) if position else 0
         self._missed += missed
+        self._position += missed
         return not missed
 
-    async def _open_consumer(self, jetstream: JetStreamContext) -> None:
-        """Make our consumer anew behind the last message that was handed over; join the group's if it is shared."""
+    async def _open_consumer(self, jetstream: JetStreamContext) -> int:
+        """Make our consumer anew behind the last message that was handed over; join the group's if it is shared.
+
+        Returns how many messages it will deliver at once.
+        """
         limits, shared = self._limits, self._mode == "worker-group"
         behind = self._position + 1 if self._position else None
         config = ConsumerConfig(
@@ -164,17 +168,18 @@ class StreamReader:
         )
         with contextlib.suppress(NotFoundError):
             if shared:
-                await jetstream.consumer_info(self.endpoint.stream, self._consumer)
-                return
+                info = await jetstream.consumer_info(self.endpoint.stream, self._consumer)
+                return info.num_pending or 0
             await jetstream.delete_consumer(self.endpoint.stream, self._consumer)
-        await jetstream.add_consumer(self.endpoint.stream, config)
+        info = await jetstream.add_consumer(self.endpoint.stream, config)
+        return info.num_pending or 0
 
-    def _up(self, info: StreamInfo, *, whole: bool) -> None:
-        """Tell every source's sink, and repeat what proves that nothing was missed."""
+    def _up(self, catch_up_to: int, *, whole: bool) -> None:
+        """Tell every source's sink; what is in the stream already answers for the replays that sinks want now."""
         self.connected, self.last_error = True, None
         self._connects += 1
         self._unacknowledged = 0
-        self._catch_up_to = info.state.last_seq
+        self._catch_up_to = catch_up_to
         for followed in list(self.sources.values()):
             self._greet(followed, whole=whole)
         self._catch_up()
@@ -185,8 +190,8 @@ class StreamReader:
             for followed in list(self.sources.values()):
                 followed.disconnected()
 
-    def _greet(self, followed: FollowedSource, *, whole: bool) -> None:
-        """Announce the connection to a source's sink; what it asks for is what is read next."""
+    def _greet(self, followed: FollowedSource, *, whole: bool, read: bool = False) -> None:
+        """Announce the connection to a source's sink; what it asks for is what is read next, or was `read` already."""
         receipt, recovery = followed.connected(), self._recovery
         if receipt is None or recovery is None:
             return
@@ -194,11 +199,13 @@ class StreamReader:
             if receipt.replay_from is not None:
                 followed.replay_finished(complete=False)
             return
-        followed.catching_up, followed.found = receipt.replay_from, 0
+        followed.catching_up, followed.found = None if read else receipt.replay_from, 0
+        if not whole:
+            self._owe(followed)
         recovery.answer(followed, receipt)
         if not whole:
-            recovery.want_snapshot(followed)
-        elif followed.last is not None and receipt.replay_from is not None:
+            return
+        if followed.last is not None and receipt.replay_from is not None:
             # The stream goes on where we left it, so no other life of the publisher can have begun between.
             recovery.answer(followed, followed.receive(followed.last, replayed=True))
 
@@ -228,6 +235,7 @@ class StreamReader:
             self._hand_over(data, sequence)
             self._position = max(position, sequence)
             if self._catch_up_to:
+                self._catch_up_to = self._catch_up_to if place.pending else sequence
                 self._catch_up()
         self._unacknowledged += 1
         if shared or not place.pending or self._unacknowledged >= self._limits.acknowledge_messages:
@@ -260,9 +268,14 @@ class StreamReader:
     def _miss(self, messages: int) -> None:
         """The stream dropped messages that we had not read; nobody knows whose they were."""
         self._missed += messages
+        for followed in list(self.sources.values()):
+            self._owe(followed)
+
+    def _owe(self, followed: FollowedSource) -> None:
+        """Get a source's whole state, however long its publisher cannot be reached."""
+        followed.owes_snapshot = True
         if self._recovery is not None:
-            for followed in list(self.sources.values()):
-                self._recovery.want_snapshot(followed)
+            self._recovery.want_snapshot(followed)
 
     async def _watch(self, made: NatsConnection, puller: Puller) -> str:
         """Wait for the end of the connection or consumer, and look at the stream while it is silent."""

@@ -70,13 +70,12 @@ class Recovery:
                 receipt = followed.replay_finished(complete=True) or receipt
             if receipt.replay_from is not None:
                 followed.replay_wanted = receipt.replay_from
-        if receipt.snapshot_wanted:
-            followed.snapshot_wanted = True
+        followed.snapshot_wishes += receipt.snapshot_wanted
         self._serve(followed)
 
     def want_snapshot(self, followed: FollowedSource, *, instead_of: int | None = None) -> None:
         """Get the source's whole state; it answers for a replay from `instead_of` on, if the sink wanted one."""
-        followed.snapshot_wanted = True
+        followed.snapshot_wishes += 1
         if instead_of is not None:
             followed.replay_wanted = instead_of
         self._serve(followed)
@@ -125,8 +124,12 @@ class Recovery:
             filled = await self._read_again(followed, start)
             followed.replays_failed += not filled
         if not filled:
-            followed.snapshot_wanted = False
+            wishes = followed.snapshot_wishes  # Those that come meanwhile may want a newer one.
             outcome = await self._snapshot(followed)
+            if outcome != "failed":
+                followed.owes_snapshot = False
+            if not followed.owes_snapshot:
+                followed.snapshot_wishes_served = wishes
             filled = outcome == "taken" or (outcome == "empty" and start == 0)
             if not filled:
                 followed.snapshots_failed += 1

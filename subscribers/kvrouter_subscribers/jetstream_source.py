@@ -29,7 +29,9 @@ class FollowedSource:
         self.found = 0
         """Batches of this source since that began."""
         self.replay_wanted: int | None = None
-        self.snapshot_wanted = False
+        self.snapshot_wishes = self.snapshot_wishes_served = 0
+        self.owes_snapshot = False
+        """Whether the stream dropped messages that may have been of this source: its whole state makes that good."""
         self.replaying = False
         self.last_error: str | None = None
         self.replays = self.replays_failed = self.replayed_batches = 0
@@ -39,6 +41,11 @@ class FollowedSource:
         self._place = 0
         self._sink_errors = 0
         self._sink, self._clock = sink, clock
+
+    @property
+    def snapshot_wanted(self) -> bool:
+        """Whether the whole state was wished for since it was last asked for."""
+        return self.snapshot_wishes > self.snapshot_wishes_served
 
     def connected(self) -> Receipt | None:
         """Tell the sink that the stream can be read; returns its answer, None if it failed."""
@@ -52,7 +59,8 @@ class FollowedSource:
     def disconnected(self) -> None:
         """Tell the sink that the stream cannot be read."""
         self.disconnects += 1
-        self.catching_up, self.replaying = None, False
+        self.catching_up = self.replay_wanted = None
+        self.replaying = False
         try:
             self._sink.disconnected(self.source, now=self._clock())
         except Exception as error:  # noqa: BLE001 - as in `receive`

@@ -93,8 +93,10 @@ class JetStreamEventSubscriber:
         if replay_endpoint is not None or topic:
             raise SettingsError("a JetStream source has neither a replay endpoint nor a topic")
         address = parse_nats_endpoint(endpoint)
-        self.remove(source)
         reader = self._readers.get(address) or self._open(address)
+        if self._homes.get(source) is not reader:
+            self.remove(source)
+        reader.leave(source)
         self._homes[source] = reader
         reader.follow(FollowedSource(source, str(address), sink=self._sink, clock=self._clock))
 
