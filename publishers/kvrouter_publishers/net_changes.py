@@ -77,7 +77,7 @@ class NetChanges:
         try:
             if first:
                 assert isinstance(event, BlockStored)
-                self._layout.observe(event, self.places.place(event))
+                self._layout.observe(event)
             elif isinstance(event, BlockStored):
                 self._store(event)
             elif isinstance(event, BlockRemoved):

@@ -85,15 +85,16 @@ class Layout:
         copied._groups = {index: replace(group) for index, group in self._groups.items()}
         return copied
 
-    def observe(self, event: BlockStored, place: Place | None) -> None:
-        """Learn from one store."""
-        if place is None or place[0] != "gpu" or not event.block_size:
+    def observe(self, event: BlockStored) -> None:
+        """Learn from one store; consumers learn from all stores of a batch before they follow any event of it."""
+        index = event.group_idx or 0
+        if not event.block_size or not 0 <= index < _GROUPS_MAX or tier_of(event.medium) != "gpu":
             return
         self.names_namespaces |= event.extra_keys is not None and bool(event.token_ids)
         kind, size, window = event.kv_cache_spec_kind, event.block_size, event.kv_cache_spec_sliding_window
-        known = self._groups.get(place[1])
+        known = self._groups.get(index)
         if known is None:
-            self._groups[place[1]] = _Group(kind, size, window)
+            self._groups[index] = _Group(kind, size, window)
         elif known.kind is None and kind is not None:
             known.kind, known.window, known.block_size = kind, window, max(size, known.block_size)
         elif size > known.block_size:

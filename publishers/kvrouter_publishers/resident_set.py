@@ -49,10 +49,10 @@ class ResidentSet:
         """Follow the events of one batch; returns those that could not be read, which changed nothing."""
         bad: list[Event] = []
         readable: list[Event] = []
-        for event in events:  # A consumer learns the layout from a whole batch before it follows any of it.
+        for event in events:
             try:
                 if isinstance(event, BlockStored):
-                    self.layout.observe(event, self.places.place(event))
+                    self.layout.observe(event)
                 readable.append(event)
             except Exception:  # noqa: BLE001 - whatever an engine hands us
                 bad.append(event)
