@@ -90,13 +90,14 @@ class EventStream:
         finally:
             self._waiting.discard(future)
 
-    def snapshot(self, now: float, *, keep_seconds: float) -> list[bytes]:
+    def snapshot(self, now: float, *, after: int, keep_seconds: float) -> list[bytes]:
         """Return the whole state, or that of a moment ago: what follows it is still in the ring, so nothing is lost.
 
-        Without this, many routers that start at once would each cost a walk over the whole cache.
+        It is not older than batch `after`. Without this, many routers that start at once would each cost a walk over
+        the whole cache.
         """
         made, core = self._snapshot, self.core
-        if made is not None and now - made[1] <= keep_seconds and self._leads_on(made[0]):
+        if made is not None and now - made[1] <= keep_seconds and made[0] > after and self._leads_on(made[0]):
             return made[2]
         self._snapshot = None
         frames = core.snapshot()
@@ -245,11 +246,14 @@ class EventDesk:
             self.polls -= 1
 
     def _snapshot(self, request: Request) -> Answer:
-        request.only("worker", "rank")
+        request.only("worker", "rank", "after", "incarnation")
+        after, life = request.integer("after", least=-1, most=SEQUENCE_MOST), request.life("incarnation")
         stream = self._stream(request)
+        if after is None or (life is not None and life != stream.core.incarnation):
+            after = -1  # What a client knows of another life says nothing about this one.
         if not stream.core.next_sequence:
             raise Refusal(404, "nothing was published yet", code="nothing_published", headers=stream.position)
-        frames = stream.snapshot(self._clock(), keep_seconds=self._snapshot_keep_seconds)
+        frames = stream.snapshot(self._clock(), after=after, keep_seconds=self._snapshot_keep_seconds)
         if not frames:
             raise Refusal(404, "this publisher makes no snapshots", code="no_snapshots")
         self.snapshots_served += 1

@@ -21,6 +21,7 @@ _log = logging.getLogger("kvrouter_publishers")
 
 PIECE_BYTES: Final = 256 * 1024
 """Bytes that are handed to a connection before it must have taken most of those before."""
+_TICKS_TO_ACCEPT: Final = 8
 _END_OF_HEAD: Final = b"\r\n\r\n"
 _UNAUTHORIZED: Final = Refusal(
     401,
@@ -56,6 +57,8 @@ class HttpServer:
         self._key = None if api_key is None else api_key.encode()
         self._server: asyncio.Server | None = None
         self.connections: set[Connection] = set()
+        self.leaving: set[Connection] = set()
+        """Those that were refused and are not closed yet."""
         self.connections_refused = self.unauthorized = self.stalled = self.errors = 0
 
     async def start(self, sock: socket.socket, tls: ssl.SSLContext | None) -> None:
@@ -70,11 +73,13 @@ class HttpServer:
         answering = [each.task for each in self.connections if each.task is not None]
         if answering and grace_seconds > 0:
             await asyncio.wait(answering, timeout=grace_seconds)
-        connections = list(self.connections)
-        for connection in connections:
+        for _ in range(_TICKS_TO_ACCEPT):
+            await asyncio.sleep(0)  # Who was accepted a moment ago is among the connections then, and is cut off too.
+        left = self.connections | self.leaving
+        for connection in left:
             connection.cut()
-        if connections:
-            await asyncio.wait([each.lost for each in connections], timeout=1.0)
+        if left:
+            await asyncio.wait([each.lost for each in left], timeout=1.0)
 
     def counts(self) -> dict[str, int]:
         """Return the server's own counters, and the connections that are open now."""
@@ -137,6 +142,7 @@ class Connection(asyncio.Protocol):
         transport.set_write_buffer_limits(high=PIECE_BYTES)
         if len(self._server.connections) >= self._limits.connections_max:
             self._server.connections_refused += 1
+            self._server.leaving.add(self)
             self._refuse(Refusal(503, "too many connections", code="too_many_connections"))
             return
         self._server.connections.add(self)
@@ -145,6 +151,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio names it
         """Stop answering: nobody reads it."""
         self._server.connections.discard(self)
+        self._server.leaving.discard(self)
         self._set_timer(None)
         self._transport = None
         self.resume_writing()

@@ -33,11 +33,11 @@ def _frame_bytes(start: bytes) -> int:
     """Return the length of the frame that begins with `start`."""
     if not is_envelope(start):
         raise WireError("the answer goes on with something that is not an envelope", reason="not_an_envelope")
-    unpacker = msgpack.Unpacker(raw=False, strict_map_key=False, max_buffer_size=len(start))
+    unpacker = msgpack.Unpacker(use_list=False, strict_map_key=False, max_buffer_size=len(start))
     unpacker.feed(start)
     try:
         header = unpacker.unpack()
-    except (ValueError, RecursionError, msgpack.UnpackException) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
         raise WireError("the header of an envelope cannot be read", reason="not_msgpack") from error
     size = header.get("bytes")
     if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= ENVELOPE_BYTES_MAX:

@@ -6,25 +6,18 @@ replaced by a snapshot, is the sink's to judge; the bytes are `http_client`'s.
 """
 
 import asyncio
-import json
 import logging
 import random
 import ssl
 import time
 from collections.abc import Callable, Iterator
 from typing import Final
-from urllib.parse import urlencode
 
 from kvrouter.errors import KvrouterError, WireError
 from kvrouter.events import Envelope, Source, decode_envelope
 from kvrouter.events.load import LoadReport, load_from_record
-from kvrouter_subscribers.http_client import (
-    HttpAddress,
-    HttpConnection,
-    HttpError,
-    HttpResponse,
-    StaleConnectionError,
-)
+from kvrouter_subscribers.http_channel import HttpChannel, InterruptedPollError, explained, json_of, number_of
+from kvrouter_subscribers.http_client import HttpAddress, HttpError, HttpResponse
 from kvrouter_subscribers.http_frames import split_frames
 from kvrouter_subscribers.http_limits import HttpLimits
 from kvrouter_subscribers.subscriber import EventSink, Receipt, TransportStatus
@@ -36,12 +29,9 @@ _log = logging.getLogger("kvrouter_subscribers")
 _NEXT: Final = "kv-next-sequence"
 _OLDEST: Final = "kv-oldest-sequence"
 _LIFE: Final = "kv-incarnation"
+_NOT_TAKEN: Final = frozenset({"duplicate", "quarantined", "unknown_source"})
 _ERROR_BYTES_MAX: Final = 64 * 1024
 _LOAD_BYTES_MAX: Final = 1 << 20
-
-
-class _Interrupted(Exception):  # noqa: N818 - not an error: a resync is wanted while a poll waits
-    """The poll that waits was given up, because something else is to be asked first."""
 
 
 class HttpLink:
@@ -61,12 +51,11 @@ class HttpLink:
         on_load: Callable[[LoadReport], None] | None,
     ) -> None:
         self.source, self.endpoint = source, endpoint
-        self._address = HttpAddress.parse(endpoint, token=token)
-        self._who = {"worker": source.worker_id, "rank": source.rank}
+        self._channel = HttpChannel(HttpAddress.parse(endpoint, token=token), limits, tls)
+        self._who: dict[str, object] = {"worker": source.worker_id, "rank": source.rank}
         self._sink, self._clock, self._limits = sink, clock, limits
-        self._tls, self._jitter, self._on_load = tls, jitter, on_load
-        self._connection: HttpConnection | None = None
-        self._connected = self._interrupted = self._polling = self._ended = False
+        self._jitter, self._on_load = jitter, on_load
+        self._connected = self._ended = False
         self._after = -1
         self._life: int | None = None
         self._replaying = False
@@ -110,9 +99,7 @@ class HttpLink:
         """Ask for the whole state as soon as possible; a poll that waits is given up for it."""
         self._snapshot_wanted = True
         self._snapshot_pace.reset()
-        if self._polling and self._connection is not None:
-            self._interrupted = True
-            self._connection.close()
+        self._channel.interrupt()
 
     def end(self) -> None:
         """Hand nothing more over; whoever runs us is about to be cancelled."""
@@ -123,7 +110,7 @@ class HttpLink:
         limits, failures = self._limits, 0
         try:
             while True:
-                connects = self._connects
+                began = self._clock()
                 try:
                     await self._follow()
                 except (KvrouterError, OSError) as error:
@@ -131,21 +118,18 @@ class HttpLink:
                 except Exception as error:  # noqa: BLE001 - a second edge: a bug must not end the other sources
                     self._failed(error)
                 self._lost()
-                failures = 0 if self._connects > connects else failures + 1
-                pause = min(limits.reconnect_seconds_max, limits.reconnect_seconds * 2 ** min(failures, 16))
+                failures = 0 if self._clock() - began > 2 * limits.reconnect_seconds_max else failures + 1
+                pause = min(limits.reconnect_seconds_max, limits.reconnect_seconds * 2 ** min(max(0, failures - 1), 16))
                 await asyncio.sleep(pause * self._jitter.uniform(0.5, 1.0))
         finally:
             self._connected = self._replaying = False
-            connection = self._connection
-            self._drop()
-            if connection is not None:
-                await connection.closed()
+            await self._channel.close()
 
     async def _follow(self) -> None:
         """Find out where the stream stands, then poll for ever; raises when the publisher cannot be reached."""
-        position = await self._ask("/kv_events", self._who, wait=0.0, bytes_max=_ERROR_BYTES_MAX)
+        position = await self._channel.ask("/kv_events", self._who, wait=0.0, bytes_max=_ERROR_BYTES_MAX)
         if position.status != 204 or _LIFE not in position.headers or _NEXT not in position.headers:
-            raise HttpError(_explained(position))
+            raise HttpError(explained(position))
         self._arrived()
         while True:
             try:
@@ -153,7 +137,7 @@ class HttpLink:
                     await self._take_snapshot()
                 await self._poll()
                 await self._ask_load()
-            except _Interrupted:
+            except InterruptedPollError:
                 continue
 
     async def _poll(self) -> None:
@@ -169,21 +153,19 @@ class HttpLink:
         query: dict[str, object] = {**self._who, "after": self._after, "wait": f"{wait:.3f}"}
         if self._life is not None:
             query["incarnation"] = f"{self._life:016x}"
-        self._polling = True
-        try:
-            answer = await self._ask("/kv_events", query, wait=wait, bytes_max=self._limits.answer_bytes_max)
-        finally:
-            self._polling = self._interrupted = False
+        answer = await self._channel.ask(
+            "/kv_events", query, wait=wait, bytes_max=self._limits.answer_bytes_max, interruptible=True
+        )
         if answer.status == 410:
             await self._start_over(answer)
         elif answer.status in {200, 204}:
             await self._take(answer)
         else:
-            raise HttpError(_explained(answer))
+            raise HttpError(explained(answer))
 
     async def _take(self, answer: HttpResponse) -> None:
         """Hand over an answer's batches, in turns with whatever else the event loop has to do."""
-        following = _number(answer.headers.get(_NEXT))
+        following = number_of(answer, _NEXT)
         if self._replaying and self._replay_until is None:
             self._replay_until = following
         until = time.perf_counter() + self._limits.turn_seconds
@@ -268,9 +250,7 @@ class HttpLink:
 
     async def _start_over(self, answer: HttpResponse) -> None:
         """The stream cannot be continued from the cursor: take the whole state, or else all that is kept."""
-        self._replays_failed += self._replaying
-        self._life = None
-        following = _number(answer.headers.get(_NEXT))
+        following = number_of(answer, _NEXT)
         if following is None:
             raise HttpError("a 410 that does not say where the stream stands")
         if following > 0:  # Who has published nothing has no snapshot, and all that there is can be replayed.
@@ -278,8 +258,14 @@ class HttpLink:
             await self._sleep_until(self._snapshot_pace.due)
             if await self._take_snapshot():
                 return
-        oldest = _number(answer.headers.get(_OLDEST))
-        self._begin_replay(following if oldest is None else oldest)
+        oldest = number_of(answer, _OLDEST)
+        start = following if oldest is None else oldest
+        self._life = None
+        if self._replaying:
+            self._replays_failed += 1
+            self._begin_replay(start)
+        else:  # The sink did not ask for a replay; it will when it sees where we go on.
+            self._after = start - 1
 
     async def _take_snapshot(self) -> bool:
         """Get the whole state and hand it over; returns whether the sink has it now.
@@ -288,15 +274,16 @@ class HttpLink:
         """
         self._snapshot_attempts += 1
         self._snapshot_pace.begin(self._clock())
-        limits = self._limits
+        limits, query = self._limits, dict(self._who)
+        if self._life is not None:
+            query |= {"after": self._after, "incarnation": f"{self._life:016x}"}
         try:
-            answer = await self._ask(
-                "/kv_snapshot", self._who, wait=limits.snapshot_seconds, bytes_max=limits.snapshot_bytes_max
+            answer = await self._channel.ask(
+                "/kv_snapshot", query, wait=limits.snapshot_seconds, bytes_max=limits.snapshot_bytes_max
             )
             if answer.status != 404:
-                self._hand_over(answer)
-                return True
-            self._last_error = f"{self.endpoint}: {_explained(answer)}"
+                return self._hand_over(answer)
+            self._last_error = f"{self.endpoint}: {explained(answer)}"
         except HttpError as error:
             if self._snapshot_attempts < limits.snapshot_attempts:
                 raise
@@ -310,21 +297,19 @@ class HttpLink:
             self._failed(error)
         return False
 
-    def _hand_over(self, answer: HttpResponse) -> None:
-        """Give the sink a snapshot, and go on after it.
+    def _hand_over(self, answer: HttpResponse) -> bool:
+        """Give the sink a snapshot, and go on after it; returns whether the sink took it.
 
         Raises:
             HttpError: this is not a whole one.
         """
         if answer.status != 200:
-            raise HttpError(_explained(answer))
+            raise HttpError(explained(answer))
         parts = list(self._envelopes(answer))
         _check_parts(parts)
         last = parts[-1]
         self._snapshots += 1
         self._snapshot_wanted, self._snapshot_attempts = False, 0
-        self._after, self._life = last.sequence, last.incarnation
-        self._replaying, self._replay_until = False, None
         try:
             receipt = self._sink.snapshot(
                 self.source,
@@ -335,16 +320,22 @@ class HttpLink:
             )
         except Exception as error:  # noqa: BLE001 - as in `_deliver`
             self._failed(error)
-            return
-        self._heed(receipt)
+            return False
+        if receipt.outcome in _NOT_TAKEN:
+            self._heed(receipt)
+            return False
+        self._after, self._life = last.sequence, last.incarnation
+        if self._heed(receipt) and self._replaying:
+            self._finish_replay()  # What it was to bring is in the snapshot.
+        return True
 
     async def _ask_load(self) -> None:
         """Get the source's load report where somebody wants it; that there is none is no failure."""
         if self._on_load is None or self._clock() < self._load_due:
             return
         self._load_due = self._clock() + self._limits.load_seconds
-        answer = await self._ask("/kv_metrics", self._who, wait=0.0, bytes_max=_LOAD_BYTES_MAX)
-        reports = _json(answer).get("reports")
+        answer = await self._channel.ask("/kv_metrics", self._who, wait=0.0, bytes_max=_LOAD_BYTES_MAX)
+        reports = json_of(answer).get("reports")
         for record in reports if isinstance(reports, list) else ():
             try:
                 report = load_from_record(record)
@@ -353,35 +344,6 @@ class HttpLink:
                 continue
             if report.source == self.source:
                 self._on_load(report)
-
-    async def _ask(self, path: str, query: dict[str, object], *, wait: float, bytes_max: int) -> HttpResponse:
-        """Ask over the connection that is kept, or over a new one where that has been closed meanwhile."""
-        request = self._address.request(f"{path}?{urlencode(query)}")
-        while True:
-            connection = self._connection
-            fresh = connection is None
-            if connection is None:
-                connection = self._connection = await HttpConnection.open(self._address, self._limits, self._tls)
-            try:
-                answer = await connection.get(
-                    request, begin_seconds=wait + self._limits.grace_seconds, bytes_max=bytes_max
-                )
-            except BaseException as error:
-                self._drop()
-                if self._interrupted:
-                    self._interrupted = False
-                    raise _Interrupted from None
-                if isinstance(error, StaleConnectionError) and not fresh:
-                    continue
-                raise
-            if answer.last:
-                self._drop()
-            return answer
-
-    def _drop(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
 
     def _arrived(self) -> None:
         self._connected = True
@@ -395,7 +357,7 @@ class HttpLink:
         self._heed(receipt)
 
     def _lost(self) -> None:
-        self._drop()
+        self._channel.drop()
         if not self._connected:
             return
         self._connected = self._replaying = False
@@ -454,24 +416,3 @@ def _check_parts(parts: list[Envelope]) -> None:
             raise HttpError(f"part {number} of the snapshot is missing")
         if (part.sequence, part.incarnation) != (first.sequence, first.incarnation):
             raise HttpError("the parts are of different snapshots")
-
-
-def _explained(answer: HttpResponse) -> str:
-    """Say in one line what an unexpected answer said."""
-    error = _json(answer).get("error")
-    message = error.get("message") if isinstance(error, dict) else None
-    if isinstance(message, str):
-        return f"{answer.status}: {message[:512]}"
-    return f"{answer.status} without a reason; is it a kvrouter publisher?"
-
-
-def _json(answer: HttpResponse) -> dict[str, object]:
-    try:
-        value = json.loads(answer.body)
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _number(text: str | None) -> int | None:
-    return int(text) if text is not None and text.isdecimal() and len(text) <= 20 else None

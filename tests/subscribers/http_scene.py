@@ -118,29 +118,20 @@ async def publisher(*cores: ScriptedCore, port: int = 0, key: str | None = None)
 
 
 class HttpSink(RecordingSink):
-    """The real ingest behind the recorder, with snapshots."""
+    """The real ingest behind the recorder, which also notes what became of snapshots."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.snapshots: list[int] = []
-        self.snapshots_failed = 0
-        self.wanting = False
+        self.snapshots: list[tuple[int, str]] = []
 
-    def receive(self, source: Source, sequence: int, payload: bytes, **options: Any) -> Receipt:
-        options.pop("digest", None)
-        return super().receive(source, sequence, payload, **options)
+    def snapshot(self, source: Source, batches: Sequence[bytes], *, sequence: int, **options: Any) -> Receipt:
+        receipt = super().snapshot(source, batches, sequence=sequence, **options)
+        self.snapshots.append((sequence, receipt.outcome))
+        return receipt
 
-    def snapshot(
-        self, source: Source, batches: Sequence[bytes], *, sequence: int, incarnation: int | None, now: float
-    ) -> Receipt:
-        self._fail("snapshot")
-        self.snapshots.append(sequence)
-        return self.ingest.snapshot(source, batches, sequence=sequence, incarnation=incarnation, now=now)
-
-    def snapshot_failed(self, source: Source, *, now: float) -> None:
-        self._fail("snapshot_failed")
-        self.snapshots_failed += 1
-        self.ingest.snapshot_failed(source, now=now)
+    def state(self, source: Source = WORKER) -> str:
+        """The word for how far the source can be trusted."""
+        return next(s.state for s in self.ingest.status(now=0.0) if (s.worker_id, s.rank) == source)
 
 
 class HttpScene:
