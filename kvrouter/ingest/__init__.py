@@ -6,6 +6,15 @@ Pure: no sockets, no clocks. `Ingest` is the whole interface.
 from kvrouter.ingest.ingest import Ingest
 from kvrouter.ingest.limits import IngestLimits
 from kvrouter.ingest.lookup import TierOverlap
-from kvrouter.ingest.receipts import Outcome, Receipt, SourceState, SourceStatus
+from kvrouter.ingest.receipts import Outcome, Receipt, RestoreReport, SourceState, SourceStatus
 
-__all__ = ["Ingest", "IngestLimits", "Outcome", "Receipt", "SourceState", "SourceStatus", "TierOverlap"]
+__all__ = [
+    "Ingest",
+    "IngestLimits",
+    "Outcome",
+    "Receipt",
+    "RestoreReport",
+    "SourceState",
+    "SourceStatus",
+    "TierOverlap",
+]

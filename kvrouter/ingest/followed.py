@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from kvrouter.errors import WireError
-from kvrouter.events import TIERS, AllBlocksCleared, EventBatch, Source, decode_batch
+from kvrouter.events import AllBlocksCleared, EventBatch, Source, decode_batch
 from kvrouter.index import PrefixIndex
 from kvrouter.ingest.digests import agrees
 from kvrouter.ingest.limits import IngestLimits
@@ -53,9 +53,8 @@ class Followed:
         self.restored = False  # Whether all that is known comes from a saved state, and nobody confirmed it yet.
         self.last_error: str | None = None
         self.counts: Counter[str] = Counter()
-        """By the names of `SourceStatus`: what is counted here, and what caches that were replaced had counted."""
+        """By the names of `SourceStatus`."""
         self.skipped: dict[str, int] = {}
-        self._ignored: Counter[str] = Counter()
         self._asking = False  # Whether the next receipt shall ask for a snapshot.
         self._journal: Journal | None = None  # Of what was applied since a snapshot was wanted; there while one is.
         self._wanted_since = 0.0
@@ -175,7 +174,7 @@ class Followed:
         self._want_no_more()
         self._trust()
         self.incomplete = self.restored = self._miscounted = False
-        self._replace_cache(parts, newer)
+        self._rebuild(parts, newer, restarted=restarted)
         return sequencer.jump(sequence, incarnation, parts[0].timestamp or None, restarted=restarted)
 
     def go_without(self) -> None:
@@ -241,12 +240,12 @@ class Followed:
             digests_matched=counts["digests_matched"],
             digest_mismatches=counts["digest_mismatches"],
             orphans=cache.orphans,
-            orphans_dropped=counts["orphans_dropped"] + cache.orphans_dropped,
+            orphans_dropped=cache.orphans_dropped,
             unresolved=cache.unresolved,
-            unresolved_dropped=counts["unresolved_dropped"] + cache.unresolved_dropped,
+            unresolved_dropped=cache.unresolved_dropped,
             buffered_batches=sequencer.waiting,
             skipped=dict(self.skipped),
-            ignored=dict(self._ignored + Counter(cache.ignored)),
+            ignored=dict(cache.ignored),
             last_event_age=None if self._last_event_at is None else max(0.0, now - self._last_event_at),
             last_error=self.last_error,
         )
@@ -259,28 +258,21 @@ class Followed:
         self._journal = None
         self._asking = False
 
-    def _replace_cache(self, parts: Sequence[EventBatch], newer: Sequence[bytes]) -> None:
-        """Build the cache anew under the same rank: blocks that stay never leave the index, all others do."""
-        old, index = self.cache, self._index
-        shape = old.profile.shape
-        fresh = RankCache(index, old.rank, self._limits, shape.unit * shape.stride)
-        for lora_id, name in self.adapters.items():
-            fresh.name_adapter(lora_id, name)
+    def _rebuild(self, parts: Sequence[EventBatch], newer: Sequence[bytes], *, restarted: bool) -> None:
+        """Make the cache what a snapshot and the batches after it say; nobody can look at the index meanwhile."""
+        if restarted:
+            self.cache.restart()
+        else:
+            self.cache.drop()
         for batch in parts:
-            fresh.apply(batch.events)
+            self.cache.apply(batch.events)
         for payload in newer:
             try:
-                fresh.apply(decode_batch(payload).events)
+                self.cache.apply(decode_batch(payload).events)
             except WireError:
                 self._miscounted = True
                 self.suspect("a batch was not understood")
-        for tier in TIERS:
-            kept = fresh.blocks(tier)
-            index.remove(old.rank, [key for key in old.blocks(tier) if key not in kept], tier)
-        self.counts.update(orphans_dropped=old.orphans_dropped, unresolved_dropped=old.unresolved_dropped)
-        self._ignored.update(old.ignored)
-        self.cache = fresh
-        self._lookup.place(fresh)
+        self._lookup.place(self.cache)
 
 
 def _read(batches: Sequence[bytes]) -> list[EventBatch]:

@@ -4,17 +4,19 @@ Pure: no sockets, no clocks. A subscriber hands over what arrives and does what 
 `sequencer` orders a source's batches, `rank_cache` applies them, `lookup` answers.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Final
 
 from kvrouter.blocks import Prompt
 from kvrouter.events import Source
 from kvrouter.index import PrefixIndex
+from kvrouter.ingest import restoring
 from kvrouter.ingest.followed import Followed
 from kvrouter.ingest.limits import IngestLimits
 from kvrouter.ingest.lookup import Lookup, TierOverlap
 from kvrouter.ingest.rank_cache import RankCache
-from kvrouter.ingest.receipts import Receipt, SourceState, SourceStatus
+from kvrouter.ingest.receipts import Receipt, RestoreReport, SourceState, SourceStatus
+from kvrouter.ingest.saved import pack, pack_end, pack_start, unpack
 from kvrouter.ingest.waiting import Batch, DigestRows
 
 __all__ = ["Ingest"]
@@ -167,6 +169,46 @@ class Ingest:
                 del self._backlogged[source]
             self._note_state(followed)
         return bool(self._backlogged)
+
+    def save(self) -> bytes:
+        """All that is known, for `restore`. `save_slices` gives the same in parts, between which others may work."""
+        return b"".join(self.save_slices())
+
+    def save_slices(self) -> Iterator[bytes]:
+        """Parts that together are a saved state, one for each source; each is its source's state when it is made.
+
+        Sources may be opened, closed and fed between parts: those that are closed by then are left out.
+        """
+        sections = 0
+        yield pack_start()
+        for source in list(self._followed):
+            followed = self._followed.get(source)
+            if followed is not None and followed.sequencer.expected:
+                sections += 1
+                yield pack(restoring.save(followed))
+        yield pack_end(sections)
+
+    def restore(self, data: bytes | bytearray | memoryview, *, now: float) -> RestoreReport:
+        """Know what was saved, as far as it is of sources that are open and have not told us anything themselves yet.
+
+        They are in doubt until their publishers repeat the last batch that was applied; from there they go on. The
+        dense ranks may be others than those at the time of saving.
+
+        Raises:
+            SnapshotError: the bytes are damaged, truncated or of another version; then nothing is changed.
+        """
+        restored, skipped, blocks = [], [], 0
+        for saved in unpack(data):
+            followed = self._followed.get(saved.source)
+            if followed is None or followed.sequencer.expected or followed.sequencer.waiting:
+                skipped.append(saved.source)
+                continue
+            followed.now = now
+            blocks += restoring.resume(followed, saved)
+            restored.append(saved.source)
+            self._lookup.place(followed.cache)
+            self._note_state(followed)
+        return RestoreReport(restored=tuple(restored), skipped=tuple(skipped), blocks=blocks)
 
     def connected(self, source: Source, *, now: float) -> Receipt:
         """The source's connection was made, for the first time or again; asks for what may have been missed."""

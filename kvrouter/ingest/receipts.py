@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Outcome", "Receipt", "SourceState", "SourceStatus"]
+from kvrouter.events import Source
+
+__all__ = ["Outcome", "Receipt", "RestoreReport", "SourceState", "SourceStatus"]
 
 Outcome = Literal[
     "applied", "duplicate", "gap", "restarted", "quarantined", "buffered", "connected", "resolved", "unknown_source"
@@ -28,6 +30,18 @@ class Receipt:
     outcome: Outcome
     replay_from: int | None = None
     snapshot_wanted: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreReport:
+    """What became of a saved state. `skipped` are not open, or had told us something themselves already.
+
+    `blocks` are counted once in every tier and group that has a copy.
+    """
+
+    restored: tuple[Source, ...]
+    skipped: tuple[Source, ...]
+    blocks: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,25 +10,19 @@ the old one's end; where it cannot be asked, the source is in doubt until it can
 A snapshot is the publisher's whole state after one of its batches: the cursor jumps behind it.
 """
 
-from array import array
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from xxhash import xxh3_64_intdigest
-
 from kvrouter.events import peek_timestamp
+from kvrouter.ingest.fingerprints import CLOCK_STEP_SECONDS, REACH, Fingerprints
 from kvrouter.ingest.limits import IngestLimits
 from kvrouter.ingest.receipts import Outcome, Receipt
 from kvrouter.ingest.waiting import Batch, DigestRows, Waiting
 
-__all__ = ["Feed", "Sequencer"]
+__all__ = ["Cursor", "Feed", "Sequencer"]
 
-_DIGESTS: Final = 4096
-_CLOCK_STEP_SECONDS: Final = 1.0  # Engines stamp with the wall clock, which may be set back a little.
 _LIVES_LEFT_MAX: Final = 64
-_SKIPPED: Final = 0  # In place of a digest: this number was given up, whatever it carried.
-_COVERED: Final = 1  # In place of a digest: a snapshot says what this number and those before it brought about.
 
 
 class Feed(Protocol):
@@ -61,15 +55,27 @@ class _Replay:
     began: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cursor:
+    """Where a sequencer stood; what waited and was asked for is not part of it, and comes again."""
+
+    expected: int
+    incarnation: int
+    life: int | None
+    left: tuple[tuple[int, int], ...]
+    given_up_below: int
+    fingerprints: bytes
+    covered_at: float | None
+
+
 class Sequencer:
     """The cursor of one source. `receive` is idempotent per sequence number and bytes."""
 
     __slots__ = (
-        "_covered_at",
-        "_digests",
         "_doubted_from",
         "_drain_bytes",
         "_feed",
+        "_fingerprints",
         "_given_up_below",
         "_left",
         "_life",
@@ -92,13 +98,12 @@ class Sequencer:
         self.replay_welcome = False
         """Whether a replay from number 0, whoever asked for it, begins this life anew: what is known is in doubt."""
         self.applied = self.duplicates = self.gaps = self.gaps_lost = self.restarts = 0
-        self._covered_at: float | None = None  # When the last snapshot was made.
         self._doubted_from: int | None = None  # Batches from here on may be of another life than those before.
         self._drain_bytes = drain_bytes  # Of what waited, about so much is applied at once; None: all of it.
         self._feed = feed
         self._given_up_below = 0  # Batches below were given up, which the publisher may still have.
         self._limits = limits
-        self._digests = array("Q", bytes(8 * _DIGESTS))
+        self._fingerprints = Fingerprints()
         self._life: int | None = None  # Its incarnation, if the publisher names it.
         self._left: OrderedDict[int, int] = OrderedDict()  # Incarnations followed before: the first number unseen.
         self._replay: _Replay | None = None
@@ -139,7 +144,7 @@ class Sequencer:
         self._waiting.clear()
         known = self._known_below()
         # What was given up for want of an answer may be had now, unless that is longer ago than our digests reach.
-        again = self._given_up_below > 0 and self.expected - self._given_up_below <= _DIGESTS
+        again = self._given_up_below > 0 and self.expected - self._given_up_below <= REACH
         self._replay = _Replay(0 if again else max(0, known - 1), unverified=known > 0)
         return Receipt("connected", self._replay.start)
 
@@ -148,6 +153,27 @@ class Sequencer:
         self._begin_life()
         self._replay = None
         self._waiting.clear()
+
+    def save(self) -> Cursor:
+        """Where we stand."""
+        digests, covered_at = self._fingerprints.dump(0 if self._life is not None else self.expected)
+        return Cursor(
+            expected=self.expected,
+            incarnation=self.incarnation,
+            life=self._life,
+            left=tuple(self._left.items()),
+            given_up_below=self._given_up_below,
+            fingerprints=digests,
+            covered_at=covered_at,
+        )
+
+    def resume(self, cursor: Cursor) -> None:
+        """Stand where another sequencer stood, until the publisher shows that it is the same one."""
+        self.expected, self.incarnation, self._life = cursor.expected, cursor.incarnation, cursor.life
+        self._left = OrderedDict(cursor.left)
+        self._given_up_below = cursor.given_up_below
+        self._fingerprints.load(cursor.expected, cursor.fingerprints, cursor.covered_at)
+        self._doubted_from = cursor.expected
 
     def work(self) -> None:
         """Apply some of the backlog."""
@@ -159,7 +185,7 @@ class Sequencer:
             return self._receive_named(incarnation, sequence, batch, replayed=replayed)
         if self._life is not None:
             self._life = None  # Named by a snapshot only.
-        if self.replay_welcome and replayed and not sequence and self._may_be_known(batch):
+        if self.replay_welcome and replayed and not sequence and self._is_ours(sequence, batch):
             self._begin_again()
         first_of_replay = self._begins_replay(replayed=replayed)
         if first_of_replay and sequence < self._given_up_below:
@@ -228,10 +254,9 @@ class Sequencer:
             self._doubted_from = None
             if self._replay is not None:
                 self._replay.unverified = False
-        for covered in range(max(self.expected, sequence + 1 - _DIGESTS), sequence + 1):
-            self._digests[covered % _DIGESTS] = _COVERED
+        self._fingerprints.cover(self.expected, sequence + 1, stamp)
         self.expected = max(self.expected, sequence + 1)
-        self._covered_at, self._given_up_below, self.replay_welcome = stamp, 0, False
+        self._given_up_below, self.replay_welcome = 0, False
         self._waiting.forget_below(self.expected)
         self._drain()
         return self._ask_after_jump(restarted=restarted)
@@ -310,28 +335,15 @@ class Sequencer:
         return Receipt(self._advance(sequence, batch))
 
     def _receive_again(self, sequence: int, batch: Batch, *, replayed: bool) -> Receipt:
-        known = self._known_digest(sequence)
-        same = known == _digest(batch.payload) or (known == _COVERED and self._is_covered(batch))
-        if same or (known == _SKIPPED and replayed):
+        verdict = self._fingerprints.judge(sequence, batch.payload, expected=self.expected)
+        if verdict == "same" or (verdict == "skipped" and replayed):
             self.duplicates += 1
-            if same and sequence < self._known_below():
+            if verdict == "same" and sequence < self._known_below():
                 self._verified()
             return Receipt("duplicate")
         self._restart(_Replay(0))
         self._waiting.clear()
         return self._receive_first(sequence, batch)
-
-    def _is_covered(self, batch: Batch) -> bool:
-        """Whether a batch whose number a snapshot covers is no newer than that, as one of another life would be."""
-        stamp = peek_timestamp(batch.payload)
-        if stamp is None or self._covered_at is None:
-            return True
-        return stamp <= self._covered_at + _CLOCK_STEP_SECONDS
-
-    def _may_be_known(self, batch: Batch) -> bool:
-        """Whether nothing speaks against it that a number 0 is of the life that we follow."""
-        known = self._known_digest(0)
-        return known in {None, _SKIPPED, _COVERED} or known == _digest(batch.payload)
 
     def _verified(self) -> None:
         """The publisher repeated a batch that we know: it is the life that we follow."""
@@ -353,10 +365,9 @@ class Sequencer:
         """Batches below this one are certainly of the life that we follow."""
         return self.expected if self._doubted_from is None else self._doubted_from
 
-    def _known_digest(self, sequence: int) -> int | None:
-        if sequence < self.expected - _DIGESTS:
-            return None
-        return self._digests[sequence % _DIGESTS]
+    def _is_ours(self, sequence: int, batch: Batch) -> bool:
+        """Whether nothing speaks against it that a number which was seen is of the life that we follow."""
+        return self._fingerprints.judge(sequence, batch.payload, expected=self.expected) != "other"
 
     def _wait(self, sequence: int, batch: Batch, outcome: Outcome) -> Receipt:
         waiting = self._waiting
@@ -377,14 +388,14 @@ class Sequencer:
             # Batches that wait for this one are not older than it, unless they are of an earlier life.
             stamp = peek_timestamp(batch.payload)
             if stamp is not None:
-                self._waiting.forget_before(stamp - _CLOCK_STEP_SECONDS)
+                self._waiting.forget_before(stamp - CLOCK_STEP_SECONDS)
         self._drain()
         return "applied" if understood else "quarantined"
 
     def _take(self, batch: Batch) -> bool:
         """Apply one batch. The cursor moves even past one that nobody understands, or nothing would ever follow it."""
         if self._life is None:
-            self._digests[self.expected % _DIGESTS] = _digest(batch.payload)
+            self._fingerprints.note(self.expected, batch.payload)
         self.expected += 1
         self.applied += 1
         understood = self._feed.apply(batch.payload)
@@ -422,8 +433,7 @@ class Sequencer:
             self._doubted_from = None
             self._feed.forget(restarted=False)
         self._feed.miss()
-        for skipped in range(max(self.expected, lowest - _DIGESTS), lowest):
-            self._digests[skipped % _DIGESTS] = _SKIPPED
+        self._fingerprints.skip(self.expected, lowest)
         self.expected = lowest
         if self._replay is not None:
             self._replay.unverified = False
@@ -451,9 +461,9 @@ class Sequencer:
 
     def _start_counting(self) -> None:
         self.expected = self._given_up_below = 0
-        self._doubted_from = self._covered_at = None
+        self._doubted_from = None
         self.replay_welcome = False
-        self._digests = array("Q", bytes(8 * _DIGESTS))
+        self._fingerprints = Fingerprints()
 
     def _leave(self) -> None:
         """Remember how far the life that we leave had come, so that what is late of it is not taken for news."""
@@ -463,7 +473,3 @@ class Sequencer:
         self._life = None
         if len(self._left) > _LIVES_LEFT_MAX:
             self._left.popitem(last=False)
-
-
-def _digest(payload: bytes) -> int:
-    return max(int(xxh3_64_intdigest(payload)), _COVERED + 1)

@@ -107,18 +107,17 @@ class Channel(RuleBasedStateMachine):
 
     ring_batches = 10_000
     named = False
+    wanted: int | None
+    snapshot_wanted: bool
 
     @initialize()
     def open(self) -> None:
         """One source, not connected yet."""
-        self.index = PrefixIndex()
-        self.ingest = Ingest(self.index, limits=IngestLimits(buffered_batches_max=50))
-        self.ingest.open(SOURCE, RANK, block_size=SIZE, now=0.0)
+        self._begin_router()
+        self.saved = self.ingest.save()
         self.publisher = Publisher(self.ring_batches, self.named)
         self.flying: list[Message] = []
         self.past: list[tuple[Message, int | None]] = []
-        self.wanted: int | None = None
-        self.snapshot_wanted = False
         self.damaged = False
 
     @rule(path=st.sampled_from(PATHS), start=st.integers(0, 3), length=st.integers(1, 4))
@@ -175,6 +174,20 @@ class Channel(RuleBasedStateMachine):
         self.flying.clear()
         self.ingest.disconnected(SOURCE, now=0.0)
         self._note(self.ingest.connected(SOURCE, now=0.0))
+
+    @rule()
+    def save(self) -> None:
+        """The router writes down what it knows."""
+        self.saved = self.ingest.save()
+
+    @rule(remembers=st.booleans())
+    def restart_router(self, remembers: bool) -> None:
+        """Another router begins, with what was written down last, or with nothing; and connects."""
+        self._begin_router()
+        if remembers:
+            self.ingest.restore(self.saved, now=0.0)
+            assert self.ingest.is_trusted(RANK) in {"suspect", "predicted"}
+        self.reconnect()
 
     @rule(count=st.integers(1, 5))
     def deliver(self, count: int) -> None:
@@ -255,6 +268,13 @@ class Channel(RuleBasedStateMachine):
         """Blocks that the index attributes to the rank."""
         held = self.index.holds(RANK, list(KEYS.values()), "gpu")
         return {block for block, here in zip(KEYS, held.tolist(), strict=True) if here}
+
+    def _begin_router(self) -> None:
+        self.index = PrefixIndex()
+        self.ingest = Ingest(self.index, limits=IngestLimits(buffered_batches_max=50))
+        self.ingest.open(SOURCE, RANK, block_size=SIZE, now=0.0)
+        self.wanted = None
+        self.snapshot_wanted = False
 
     def _end_life(self) -> None:
         publisher = self.publisher
