@@ -4,7 +4,7 @@ Pure string rules, with the standard library only; nothing here opens a connecti
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from kvrouter.errors import SettingsError
@@ -17,10 +17,12 @@ __all__ = [
     "GROUP_PREFIX",
     "REFUSED_ANSWER",
     "WORKER_GROUP",
+    "EntryId",
     "RedisEndpoint",
     "RedisTls",
     "alive_key",
     "answer_key",
+    "parse_entry_id",
     "parse_redis_endpoint",
     "request_key",
     "router_group",
@@ -37,6 +39,16 @@ REFUSED_ANSWER: Final = b"none"
 """Stands for a snapshot of a publisher that makes none."""
 
 _PORT: Final = 6379
+
+
+class EntryId(NamedTuple):
+    """The id of a stream's entry; later entries have higher ones."""
+
+    milliseconds: int
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.milliseconds}-{self.number}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +125,19 @@ def parse_redis_endpoint(endpoint: str) -> RedisEndpoint:
         username=None if parts.username is None else unquote(parts.username),
         password=None if parts.password is None else unquote(parts.password),
     )
+
+
+def parse_entry_id(text: bytes | str) -> EntryId:
+    """Read an id as Redis writes it.
+
+    Raises:
+        SettingsError: it is none.
+    """
+    plain = text.decode("ascii", "replace") if isinstance(text, bytes) else text
+    milliseconds, _, number = plain.partition("-")
+    if not (milliseconds.isdecimal() and number.isdecimal()):
+        raise SettingsError(f"{plain[:64]!r} is not the id of an entry")
+    return EntryId(int(milliseconds), int(number))
 
 
 def router_group(router_id: str) -> str:

@@ -2,28 +2,15 @@
 
 from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple
 
+from kvrouter.events.redis_names import EntryId
 from kvrouter_publishers.core import PublisherCore
 from kvrouter_publishers.redis_counters import RedisCounters
 
-__all__ = ["EntryId", "Outgoing", "parse_entry_id"]
+__all__ = ["Outgoing"]
 
 _FRAMES_MAX = 64
 _BYTES_MAX = 4 << 20
-
-
-class EntryId(NamedTuple):
-    """The id of a stream's entry; later entries have higher ones."""
-
-    milliseconds: int
-    number: int
-
-
-def parse_entry_id(text: bytes) -> EntryId:
-    """Read an id as Redis writes it."""
-    milliseconds, _, number = text.partition(b"-")
-    return EntryId(int(milliseconds), int(number or 0))
 
 
 class Outgoing:

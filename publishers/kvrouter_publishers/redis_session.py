@@ -19,13 +19,15 @@ from kvrouter.events.redis_names import (
     EMPTY_ANSWER,
     ENTRY_FIELD,
     REFUSED_ANSWER,
+    EntryId,
     RedisEndpoint,
     RedisTls,
+    parse_entry_id,
     request_key,
 )
 from kvrouter_publishers.core import PublisherCore
 from kvrouter_publishers.redis_counters import RedisCounters
-from kvrouter_publishers.redis_outgoing import EntryId, Outgoing, parse_entry_id
+from kvrouter_publishers.redis_outgoing import Outgoing
 
 __all__ = ["RedisError", "Session", "SnapshotDesk", "connection"]
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from kvrouter_subscribers.jetstream_limits import JetStreamLimits
     from kvrouter_subscribers.jetstream_subscriber import JetStreamEventSubscriber
     from kvrouter_subscribers.limits import CurveKeys, ZmqLimits
+    from kvrouter_subscribers.redis_limits import RedisLimits
+    from kvrouter_subscribers.redis_subscriber import RedisEventSubscriber
     from kvrouter_subscribers.subscriber import EventSink, EventSubscriber, Receipt, TransportStatus
     from kvrouter_subscribers.zmq_subscriber import ZmqEventSubscriber
 
@@ -30,6 +32,8 @@ __all__ = [
     "JetStreamEventSubscriber",
     "JetStreamLimits",
     "Receipt",
+    "RedisEventSubscriber",
+    "RedisLimits",
     "StreamAdministration",
     "TransportStatus",
     "ZmqEventSubscriber",
@@ -46,6 +50,8 @@ _HOMES = {
     "JetStreamEventSubscriber": "kvrouter_subscribers.jetstream_subscriber",
     "JetStreamLimits": "kvrouter_subscribers.jetstream_limits",
     "Receipt": "kvrouter_subscribers.subscriber",
+    "RedisEventSubscriber": "kvrouter_subscribers.redis_subscriber",
+    "RedisLimits": "kvrouter_subscribers.redis_limits",
     "StreamAdministration": "kvrouter_subscribers.jetstream_admin",
     "TransportStatus": "kvrouter_subscribers.subscriber",
     "ZmqEventSubscriber": "kvrouter_subscribers.zmq_subscriber",

@@ -1,0 +1,283 @@
+"""Reads one stream of one server for all sources on it: one connection, one consumer group.
+
+Entries are taken strictly in the stream's order, and acknowledged after the sink has them. After every loss of the
+connection, and of the group, reading goes on behind the last entry that was handed over; whether something was lost
+there meanwhile is told by whether that entry is still in the stream. What is missing is got back by `redis_recovery`.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+from kvrouter.errors import WireError
+from kvrouter.events import Source
+from kvrouter.events.redis_names import WORKER_GROUP, EntryId, RedisEndpoint, RedisTls, parse_entry_id, router_group
+from kvrouter_subscribers.redis_client import Entry, Redis, RedisError, connection, decode_entry
+from kvrouter_subscribers.redis_group import ConsumerGroup, has_entry, last_id
+from kvrouter_subscribers.redis_history import Reading, read_history
+from kvrouter_subscribers.redis_limits import RedisLimits
+from kvrouter_subscribers.redis_recovery import Recovery
+from kvrouter_subscribers.redis_source import FollowedSource
+from kvrouter_subscribers.redis_status import Mode, StreamStatus
+from kvrouter_subscribers.redis_sweep import Sweeper
+
+__all__ = ["StreamReader"]
+
+_BEGINNING = EntryId(0, 0)
+
+
+class StreamReader:
+    """Reads until its task is cancelled. `sources` changes through `follow` and `leave` at any time."""
+
+    def __init__(
+        self,
+        endpoint: RedisEndpoint,
+        tls: RedisTls | None,
+        *,
+        name: str,
+        mode: Mode,
+        start_after: EntryId | None,
+        limits: RedisLimits,
+    ) -> None:
+        self.endpoint = endpoint
+        self.sources: dict[Source, FollowedSource] = {}
+        self.connected = False
+        self.position = start_after
+        self.last_error: str | None = None
+        self._tls, self._limits = tls, limits
+        self._shared = mode == "worker-group"
+        self._name, self._group = name, WORKER_GROUP if self._shared else router_group(name)
+        self._recovery: Recovery | None = None
+        self._catch_up_to: EntryId | None = None
+        self._whole = False
+        self._messages = self._unknown = self._malformed = self._claimed = self._trimmed = 0
+        self._connects = self._groups_removed = 0
+        self._turn_began = 0.0
+
+    def follow(self, followed: FollowedSource) -> None:
+        """Hand over what comes of a source."""
+        self.sources[followed.source] = followed
+        if self.connected and self._recovery is not None:
+            reading = self._greet(followed, self._recovery, whole=False)
+            if reading is not None:
+                self._recovery.want_replay(followed, reading.start)
+
+    def leave(self, source: Source) -> None:
+        """Hand over nothing more of a source."""
+        if self.sources.pop(source, None) is not None and self._recovery is not None:
+            self._recovery.cancel(source)
+
+    def resync(self, source: Source) -> bool:
+        """Get a source's whole state anew; False if it cannot be asked now."""
+        if self._recovery is None or self._shared or source not in self.sources:
+            return False
+        self._recovery.want_snapshot(self.sources[source])
+        return True
+
+    def status(self) -> StreamStatus:
+        """Return what is known about the stream."""
+        return StreamStatus(
+            endpoint=str(self.endpoint),
+            group=self._group,
+            connected=self.connected,
+            position=str(self.position or _BEGINNING),
+            messages=self._messages,
+            unknown=self._unknown,
+            malformed=self._malformed,
+            trimmed=self._trimmed,
+            claimed=self._claimed,
+            connects=self._connects,
+            groups_removed=self._groups_removed,
+            last_error=self.last_error,
+        )
+
+    async def run(self, tasks: asyncio.TaskGroup) -> None:
+        """Read the stream over one connection after the other; `tasks` owns what is done beside."""
+        limits = self._limits
+        pause = limits.reconnect_seconds
+        while True:
+            connects = self._connects
+            try:
+                answer_seconds = limits.block_seconds + limits.request_seconds
+                async with connection(self.endpoint, self._tls, answer_seconds=answer_seconds) as client:
+                    await self._session(client, tasks)
+            except (RedisError, OSError, TimeoutError) as error:
+                self.last_error = f"{self.endpoint}: {type(error).__name__}: {error}"
+            if self._connects > connects:
+                pause = limits.reconnect_seconds
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, limits.reconnect_seconds_max)
+
+    async def _session(self, client: "Redis", tasks: asyncio.TaskGroup) -> None:
+        """Read until the connection or the group is lost, which raises."""
+        stream, limits = self.endpoint.stream, self._limits
+        sweeper = Sweeper(client, stream, group=self._group, shared=self._shared, limits=limits)
+        group = ConsumerGroup(client, stream, self._group, self._name, limits)
+        recovery = Recovery(client, stream, limits=limits, tasks=tasks, position=lambda: self.position or _BEGINNING)
+        await sweeper.live()
+        self._whole = await self._open(client, group)
+        sweeping = tasks.create_task(sweeper.run(), name="redis-sweeper")
+        try:
+            await self._up(client, recovery)
+            if self._shared:
+                await self._read_shared(group)
+            else:
+                await self._read(client, group)
+        finally:
+            self._groups_removed += sweeper.removed
+            self._down()
+            recovery.close()
+            sweeping.cancel()
+
+    async def _open(self, client: "Redis", group: ConsumerGroup) -> bool:
+        """Set the group to where we are; returns whether the stream has everything behind that."""
+        stream = self.endpoint.stream
+        if self._shared:
+            await group.join()
+            return False
+        last, position = await last_id(client, stream), self.position
+        whole = position is not None and position <= last and await has_entry(client, stream, position)
+        if position is None:
+            self.position = last  # What is there already is history.
+        elif position > last:
+            self.position = _BEGINNING  # The server lost its data, and counts anew.
+        if position is not None and position != _BEGINNING and not whole:
+            self._trimmed += 1
+        assert self.position is not None
+        await group.begin(self.position)
+        self._catch_up_to = last
+        return whole
+
+    async def _up(self, client: "Redis", recovery: Recovery) -> None:
+        """Tell every source's sink, and bring those that know nothing yet what the stream has."""
+        self.connected, self.last_error, self._recovery = True, None, recovery
+        self._connects += 1
+        readings = {}
+        for followed in list(self.sources.values()):
+            reading = self._greet(followed, recovery, whole=self._whole)
+            if reading is not None:
+                readings[followed.source] = reading
+        if not readings:
+            return
+        end = self.position or _BEGINNING
+        await read_history(client, self.endpoint.stream, readings, end=end, limits=self._limits, answer=recovery.answer)
+        for reading in readings.values():
+            followed = reading.followed
+            followed.read_from_start = True
+            if reading.began:
+                recovery.answer(followed, followed.replay_finished(complete=True))
+            else:  # Nothing of it is in the stream, so the publisher alone can tell what it holds.
+                recovery.want_snapshot(followed, instead_of=reading.start)
+
+    def _greet(self, followed: FollowedSource, recovery: Recovery, *, whole: bool) -> Reading | None:
+        """Announce the connection to a source's sink; returns what must be read for it before it goes on."""
+        receipt = followed.connected()
+        if receipt is None:
+            return None
+        start = receipt.replay_from
+        if self._shared:  # Each member sees a part; what is missing here others have.
+            if start is not None:
+                followed.replay_finished(complete=False)
+            return None
+        followed.snapshot_wanted = followed.snapshot_wanted or receipt.snapshot_wanted
+        if start is None:
+            recovery.serve(followed)
+        elif whole and followed.last is not None:
+            # The stream goes on where we left it, so no other life of the publisher can have begun between.
+            recovery.answer(followed, followed.replayed(followed.last))
+            recovery.answer(followed, followed.replay_finished(complete=True))
+        elif start == 0 or (followed.last is None and not whole):
+            return Reading(followed, start, partial=False)
+        else:
+            followed.awaited = start
+        return None
+
+    def _down(self) -> None:
+        if self.connected:
+            self.connected, self._recovery = False, None
+            for followed in list(self.sources.values()):
+                followed.disconnected()
+
+    async def _read(self, client: "Redis", group: ConsumerGroup) -> None:
+        """Read everything, as the only one."""
+        done: Sequence[bytes] = ()
+        while True:
+            before, full = self.position or _BEGINNING, group.full_read
+            entries = await group.read(done)
+            behind = len(entries) >= full
+            if behind and before != _BEGINNING and not await has_entry(client, self.endpoint.stream, before):
+                await self._doubt(client)
+            await self._take(entries)
+            done = [entry.id for entry in entries]
+            if self._catch_up_to is not None and (not behind or (self.position or _BEGINNING) >= self._catch_up_to):
+                self._caught_up()
+
+    async def _read_shared(self, group: ConsumerGroup) -> None:
+        """Read what the server gives us: first what we were given before, also in an earlier life."""
+        after = b"0-0"
+        while entries := await group.unread(after):
+            await self._take(entries)
+            await group.acknowledge([entry.id for entry in entries])
+            after = entries[-1].id
+        done: Sequence[bytes] = ()
+        while True:
+            claimed = await group.claim()
+            self._claimed += len(claimed)
+            await self._take(claimed)
+            await group.acknowledge([entry.id for entry in claimed])
+            entries = await group.read(done)
+            await self._take(entries)
+            done = [entry.id for entry in entries]
+
+    async def _take(self, entries: Sequence[Entry]) -> None:
+        """Hand over entries in their order, with turns for the rest of the event loop."""
+        for entry in entries:
+            self._messages += 1
+            if entry.fields is not None:
+                self._hand_over(entry)
+            self.position = parse_entry_id(entry.id)
+            if time.perf_counter() - self._turn_began >= self._limits.turn_seconds:
+                await asyncio.sleep(0)
+                self._turn_began = time.perf_counter()
+
+    def _hand_over(self, entry: Entry) -> None:
+        try:
+            envelope = decode_entry(entry)
+        except WireError as error:
+            self._malformed += 1
+            self.last_error = f"{self.endpoint}: entry {entry.id.decode()}: {error}"
+            return
+        followed = self.sources.get(envelope.source)
+        if followed is None:
+            self._unknown += 1
+        elif envelope.snapshot is not None:
+            followed.reject(f"entry {entry.id.decode()}: a part of a snapshot stands among the events")
+        else:
+            receipt = followed.arrived(envelope)
+            if self._recovery is not None and not self._shared:
+                self._recovery.answer(followed, receipt)
+
+    async def _doubt(self, client: "Redis") -> None:
+        """The stream was shortened beyond what we had read; nobody knows whose entries those were."""
+        self._trimmed += 1
+        self._catch_up_to = await last_id(client, self.endpoint.stream)
+        for followed in self.sources.values():
+            followed.doubted, followed.unbroken = True, None
+
+    def _caught_up(self) -> None:
+        """What was in the stream has been read: judge for each source whether something before it was missing."""
+        self._catch_up_to = None
+        recovery = self._recovery
+        assert recovery is not None, "the session runs"
+        for followed in list(self.sources.values()):
+            start, followed.awaited = followed.awaited, None
+            doubted, followed.doubted = followed.doubted, False
+            if start is None:
+                if doubted and followed.unbroken is None:  # What was broken has been told by the sink already.
+                    recovery.want_snapshot(followed)
+            elif self._whole:  # Where we began after a snapshot of our own. Silence proves nothing.
+                recovery.answer(followed, followed.replay_finished(complete=followed.heard))
+            elif followed.unbroken:
+                recovery.answer(followed, followed.replay_finished(complete=True))
+            else:
+                recovery.want_snapshot(followed, instead_of=start)
