@@ -133,24 +133,26 @@ class JetStreamEventPublisher(ThreadedPublisher):
 
     def close(self, *, timeout_seconds: float = 2.0) -> None:
         """Send what waits, for at most `timeout_seconds`, then stop. May be called again."""
-        loop = self._loop
-        if loop is not None and os.getpid() == self._process:
-            with contextlib.suppress(RuntimeError):  # It has ended already.
-                loop.call_soon_threadsafe(loop.call_later, timeout_seconds, self._give_up)
+        if os.getpid() == self._process and self._stop_deadline is None:
+            self._stop_deadline = time.monotonic() + timeout_seconds
+            if self._loop is not None:
+                with contextlib.suppress(RuntimeError):  # It has ended already.
+                    self._loop.call_soon_threadsafe(self._limit_the_rest)
         super().close(timeout_seconds=timeout_seconds)
 
     def _run(self) -> None:
         with contextlib.suppress(asyncio.CancelledError):
             asyncio.run(self._publish_until_over())
 
-    def _give_up(self) -> None:
-        """End what waits for a server that does not answer: the time to close is over."""
-        if self._task is not None:
-            self._task.cancel()
+    def _limit_the_rest(self) -> None:
+        """End what waits for a server that does not answer when the time to close is over."""
+        if self._stop_deadline is not None and self._loop is not None and self._task is not None:
+            self._loop.call_later(self._stop_deadline - time.monotonic(), self._task.cancel)
 
     async def _publish_until_over(self) -> None:
         """Publish over one connection after the other."""
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+        self._limit_the_rest()
         settings = self._settings
         pause = settings.retry_seconds
         while not self._is_over():

@@ -15,7 +15,7 @@ from typing import Final
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.errors import Error
+from nats.errors import Error, NoServersError
 from nats.js.api import StreamInfo
 
 from kvrouter.events.nats_names import events_subject, message_id, state_subject
@@ -180,14 +180,17 @@ async def connection(settings: SessionSettings, *, name: str, lose: Callable[[],
         OSError: nobody answers there. TimeoutError: not in time.
     """
     client, endpoint = Client(), settings.endpoint
+    reasons: list[Exception] = []
     credentials = endpoint.credentials or settings.credentials
     tls = ssl.create_default_context() if settings.tls is None and endpoint.secure else settings.tls
 
     async def closed() -> None:
         lose()
 
-    async def failed(_: Exception) -> None:
-        """What is fatal closes the connection, what is not is answered where it was asked."""
+    async def failed(error: Exception) -> None:
+        """Keep why nobody answers. Later on, what is fatal closes the connection, and the rest is told as an answer."""
+        if not client.is_connected:
+            reasons.append(error)
 
     try:
         async with asyncio.timeout(settings.request_seconds):
@@ -195,6 +198,8 @@ async def connection(settings: SessionSettings, *, name: str, lose: Callable[[],
                 endpoint.server,
                 name=name,
                 allow_reconnect=False,
+                max_reconnect_attempts=1,  # Of the first connection; 0 would try for ever.
+                reconnect_time_wait=0,
                 connect_timeout=max(1, round(settings.request_seconds)),
                 ping_interval=_PING_SECONDS,
                 max_outstanding_pings=_PINGS_OUTSTANDING_MAX,
@@ -203,7 +208,10 @@ async def connection(settings: SessionSettings, *, name: str, lose: Callable[[],
                 tls=tls,
                 **(credentials.connect_options() if credentials else {}),
             )
+        reasons.clear()
         yield client
+    except NoServersError:
+        raise (reasons[-1] if reasons else OSError("nobody answers")) from None
     finally:
         with contextlib.suppress(Error, OSError, TimeoutError):  # It was lost already, or does not answer.
             async with asyncio.timeout(_CLOSE_SECONDS):

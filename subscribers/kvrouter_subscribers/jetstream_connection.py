@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from nats.aio.client import Client
-from nats.errors import Error
+from nats.errors import Error, NoServersError
 
 from kvrouter.events.nats_names import NatsEndpoint
 from kvrouter_subscribers.jetstream_status import NatsAccess
@@ -27,15 +27,21 @@ class NatsConnection:
     def __init__(self) -> None:
         self.client = Client()
         self.lost = asyncio.Event()
-        self.error: str | None = None
+        self.reason: Exception | None = None
+        """The client's last complaint; if it was fatal `closed` follows."""
+
+    @property
+    def error(self) -> str | None:
+        """The complaint as it is shown."""
+        return None if self.reason is None else f"{type(self.reason).__name__}: {self.reason}"
 
     async def closed(self) -> None:
         """Note the end, whoever brought it."""
         self.lost.set()
 
     async def failed(self, error: Exception) -> None:
-        """Keep the client's complaint; if it is fatal `closed` follows."""
-        self.error = f"{type(error).__name__}: {error}"
+        """Keep the client's complaint."""
+        self.reason = error
 
 
 @asynccontextmanager
@@ -55,6 +61,8 @@ async def connection(endpoint: NatsEndpoint, access: NatsAccess) -> AsyncIterato
                 endpoint.server,
                 name=access.name,
                 allow_reconnect=False,
+                max_reconnect_attempts=1,  # Of the first connection; 0 would try for ever.
+                reconnect_time_wait=0,
                 connect_timeout=max(1, round(access.timeout_seconds)),
                 ping_interval=_PING_SECONDS,
                 max_outstanding_pings=_PINGS_OUTSTANDING_MAX,
@@ -64,6 +72,8 @@ async def connection(endpoint: NatsEndpoint, access: NatsAccess) -> AsyncIterato
                 **(credentials.connect_options() if credentials else {}),
             )
         yield made
+    except NoServersError:
+        raise made.reason or OSError("nobody answers") from None
     finally:
         try:
             async with asyncio.timeout(access.timeout_seconds):

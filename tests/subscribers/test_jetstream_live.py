@@ -1,0 +1,515 @@
+"""Following JetStream while nothing fails: who gets what, from where on, and what is told about it."""
+
+import asyncio
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from kvrouter.errors import MissingExtraError, SettingsError
+from kvrouter.events import Source
+from kvrouter.events.nats_names import NatsCredentials
+from kvrouter_subscribers import JetStreamEventSubscriber
+from tests.servers import NatsServer, nats_server
+from tests.subscribers.jetstream_scene import (
+    QUICK,
+    STREAM,
+    Worker,
+    api,
+    client,
+    following,
+    frame,
+    put,
+    working,
+)
+from tests.subscribers.scene import WORKER, RecordingSink, run, until
+
+OTHER = Source("other", 0)
+RANK_1 = Source("worker", 1)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[NatsServer]:
+    """A server without any stream."""
+    with nats_server(tmp_path) as started:
+        yield started
+
+
+@pytest.fixture
+def endpoint(server: NatsServer) -> str:
+    """The stream of these tests."""
+    return f"{server.url}/{STREAM}"
+
+
+def test_what_is_published_is_in_the_index(endpoint: str) -> None:
+    """Stores and removals, in their order."""
+
+    async def scenario() -> None:
+        async with following() as scene:
+            scene.listen(endpoint)
+            with working(endpoint) as worker:
+                worker.work(100)
+                await scene.heals(worker)
+
+        assert [sequence for _, sequence, _ in scene.sink.receipts] == list(range(201))
+        assert scene.status().last_error is None
+
+    run(scenario())
+
+
+def test_all_sources_of_a_stream_share_one_connection_and_one_consumer(endpoint: str, server: NatsServer) -> None:
+    """Each is told apart by what its frames say."""
+
+    async def scenario() -> None:
+        sources = (WORKER, RANK_1, OTHER)
+        async with following(name="router-a") as scene:
+            scene.listen(endpoint, *sources)
+            workers = [Worker(endpoint, source) for source in sources]
+            for each, worker in enumerate(workers):
+                worker.work(20 + each)
+            for worker in workers:
+                await scene.heals(worker)
+            async with client(server.url) as connected:
+                consumers = (await api(connected, f"CONSUMER.LIST.{STREAM}"))["consumers"]
+            for worker in workers:
+                worker.publisher.close()
+
+        assert [consumer["name"] for consumer in consumers] == ["router-a"]
+        assert consumers[0]["config"]["durable_name"] == "router-a"
+
+    run(scenario())
+
+
+def test_every_broadcast_subscriber_gets_everything(endpoint: str) -> None:
+    """Two routers do not take messages from each other."""
+
+    async def scenario() -> None:
+        async with following() as one, following() as two:
+            one.listen(endpoint)
+            two.listen(endpoint)
+            with working(endpoint) as worker:
+                worker.work(50)
+                await one.heals(worker)
+                await two.heals(worker)
+
+    run(scenario())
+
+
+def test_a_group_shares_the_messages(endpoint: str) -> None:
+    """Each goes to one member; together they have all, and nobody asks for what others have."""
+
+    async def scenario() -> None:
+        limits = replace(QUICK, fetch_messages=4)
+        async with following(limits, mode="worker-group") as one, following(limits, mode="worker-group") as two:
+            one.listen(endpoint)
+            two.listen(endpoint)
+            with working(endpoint, digest_seconds=None) as worker:
+                await until(lambda: one.stream().connected and two.stream().connected)
+
+                def shared() -> bool:
+                    worker.store(1)
+                    return bool(one.sink.receipts and two.sink.receipts)
+
+                await until(shared)
+                await until(worker.delivered)
+                total = worker.count("next_sequence")
+                await until(lambda: len(one.sink.receipts) + len(two.sink.receipts) == total)
+
+        heard = sorted(sequence for sink in (one.sink, two.sink) for _, sequence, _ in sink.receipts)
+        assert heard == list(range(total))
+        assert ("snapshot", WORKER) not in one.sink.calls + two.sink.calls
+
+    run(scenario())
+
+
+def test_a_subscriber_that_comes_late_reads_all_that_is_there(endpoint: str) -> None:
+    """And knows that it was a replay that is over."""
+
+    async def scenario() -> None:
+        with working(endpoint) as worker:
+            worker.work(300)
+            await until(worker.delivered)
+            async with following() as scene:
+                scene.listen(endpoint)
+                await scene.heals(worker)
+
+        assert scene.sink.finished == [True]
+        assert {way for way, _, _ in scene.sink.receipts} == {"replayed"}
+
+    run(scenario())
+
+
+def test_a_stream_that_forgot_its_beginning_is_completed_by_a_snapshot(endpoint: str, server: NatsServer) -> None:
+    """What the stream no longer has, the publisher knows."""
+
+    async def scenario() -> None:
+        with working(endpoint) as worker:
+            worker.work(100)
+            await until(worker.delivered)
+            async with client(server.url) as connected:
+                await connected.jetstream().purge_stream(STREAM, seq=150)
+            async with following() as scene:
+                scene.listen(endpoint)
+                await scene.heals(worker)
+                status = scene.status()
+
+        assert (status.snapshots, status.snapshots_failed) == (1, 0)
+
+    run(scenario())
+
+
+def test_an_empty_stream_is_completed_by_a_snapshot(endpoint: str, server: NatsServer) -> None:
+    """An idle worker's events expire; its blocks do not."""
+
+    async def scenario() -> None:
+        with working(endpoint) as worker:
+            worker.work(30)
+            await until(worker.delivered)
+            async with client(server.url) as connected:
+                await connected.jetstream().purge_stream(STREAM)
+            async with following() as scene:
+                scene.listen(endpoint)
+                await scene.heals(worker)
+                worker.work(10, first=30)
+                await scene.heals(worker)
+
+        assert scene.status().snapshots == 1
+
+    run(scenario())
+
+
+def test_a_source_that_is_added_late_is_read_again_from_the_stream(endpoint: str) -> None:
+    """Its messages were passed over before, and counted."""
+
+    async def scenario() -> None:
+        with working(endpoint) as worker, working(endpoint, OTHER) as other:
+            async with following() as scene:
+                scene.listen(endpoint)
+                worker.work(30)
+                other.work(30)
+                await scene.heals(worker)
+                await until(lambda: other.delivered() and scene.stream().unknown == 61)
+                scene.listen(endpoint, OTHER)
+                await scene.heals(other)
+                other.work(5, first=30)
+                await scene.heals(other)
+                status = scene.status(OTHER)
+
+        assert (status.replays, status.replays_failed, status.snapshots) == (1, 0, 0)
+
+    run(scenario())
+
+
+def test_a_stream_that_is_too_long_is_not_read_again(endpoint: str) -> None:
+    """The publisher's snapshot is then the shorter way."""
+
+    async def scenario() -> None:
+        with working(endpoint) as worker, working(endpoint, OTHER) as other:
+            async with following(replace(QUICK, replay_messages_max=10)) as scene:
+                scene.listen(endpoint)
+                worker.work(30)
+                other.work(30)
+                await scene.heals(worker)
+                await until(lambda: other.delivered() and scene.stream().unknown == 61)
+                scene.listen(endpoint, OTHER)
+                await scene.heals(other)
+                status = scene.status(OTHER)
+
+        assert (status.snapshots, status.replayed_batches) == (1, 0)
+
+    run(scenario())
+
+
+def test_reading_begins_behind_a_stored_position(endpoint: str) -> None:
+    """A router that restored its index reads what came since, once."""
+
+    async def scenario() -> None:
+        with working(endpoint) as worker:
+            async with following() as before:
+                before.listen(endpoint)
+                worker.work(50)
+                await before.heals(worker)
+                positions = before.subscriber.positions()
+                assert before.subscriber.position(endpoint) == 101
+            worker.work(5, first=50)
+            await until(worker.delivered)
+            async with following(positions=positions) as after:
+                after.sink.ingest.open(WORKER, 0, now=0.0)
+                after.subscriber.add(WORKER, endpoint)
+                await until(lambda: after.stream().position == 111)
+
+        assert positions == {endpoint: 101}
+        assert after.sink.receipts[0][1] == 101
+
+    run(scenario())
+
+
+def test_messages_are_acknowledged_after_the_sink_has_them(endpoint: str, server: NatsServer) -> None:
+    """What the server believes to be done is done."""
+
+    async def scenario() -> None:
+        async with following(name="router-a") as scene, client(server.url) as connected:
+            scene.listen(endpoint)
+            with working(endpoint) as worker:
+                worker.work(500)
+                await scene.heals(worker)
+                applied = scene.stream().position
+
+                async def floor() -> int:
+                    info = await api(connected, f"CONSUMER.INFO.{STREAM}.router-a")
+                    return int(info["ack_floor"]["stream_seq"])
+
+                while (acknowledged := await floor()) < applied:
+                    await asyncio.sleep(0.01)
+
+        assert acknowledged == applied == scene.stream().acknowledged == 1001
+
+    run(scenario())
+
+
+def test_what_is_no_frame_is_counted_and_passed_over(endpoint: str) -> None:
+    """One bad message must not hold up a stream that many workers share."""
+
+    async def scenario() -> None:
+        with working(endpoint) as worker:
+            await until(worker.delivered)
+            async with following() as scene, client(endpoint.rpartition("/")[0]) as connected:
+                scene.listen(endpoint)
+                await put(connected, b"", b"\x93not a frame", b'{"worker_id":1}')
+                worker.work(5)
+                await scene.heals(worker)
+                stream = scene.stream()
+
+        assert stream.malformed == 3
+        assert "message" in str(stream.last_error)
+
+    run(scenario())
+
+
+def test_a_snapshots_part_among_the_events_is_not_an_event(endpoint: str) -> None:
+    """It would be taken for a batch that says much less than it means."""
+
+    async def scenario() -> None:
+        with working(endpoint) as worker:
+            await until(worker.delivered)
+            async with following() as scene, client(endpoint.rpartition("/")[0]) as connected:
+                scene.listen(endpoint)
+                await put(connected, frame(0, 1, snapshot=(0, 1)))
+                await until(lambda: scene.status().malformed == 1)
+
+        assert not scene.sink.holds(1)
+
+    run(scenario())
+
+
+def test_a_failing_sink_is_counted_and_does_not_end_the_stream(endpoint: str) -> None:
+    """The supervised edge: the fault is told, the next batch is handed over."""
+
+    async def scenario() -> None:
+        async with following() as scene:
+            scene.listen(endpoint)
+            scene.sink.failing["receive"] = RuntimeError("broken on purpose")
+            with working(endpoint) as worker:
+                await until(lambda: scene.status().sink_errors == 1)
+                worker.work(10)
+                await scene.heals(worker)
+
+        assert "broken on purpose" in str(scene.status().last_error)
+
+    run(scenario())
+
+
+def test_a_removed_source_is_heard_no_more(endpoint: str) -> None:
+    """The others of its stream go on."""
+
+    async def scenario() -> None:
+        async with following() as scene:
+            scene.listen(endpoint, WORKER, OTHER)
+            with working(endpoint) as worker, working(endpoint, OTHER) as other:
+                worker.work(5)
+                other.work(5)
+                await scene.heals(worker)
+                await scene.heals(other)
+                scene.subscriber.remove(OTHER)
+                heard = scene.state(OTHER).applied_batches
+                other.work(5, first=5)
+                await until(other.delivered)
+                worker.work(5, first=5)
+                await scene.heals(worker)
+
+        assert scene.subscriber.status(OTHER) is None
+        assert scene.state(OTHER).applied_batches == heard
+
+    run(scenario())
+
+
+def test_the_last_source_of_a_stream_takes_its_connection_along(endpoint: str, server: NatsServer) -> None:
+    """A subscriber without sources costs the server nothing."""
+
+    async def scenario() -> None:
+        async with following() as scene:
+            scene.listen(endpoint)
+            with working(endpoint) as worker:
+                await scene.heals(worker)
+            scene.subscriber.remove(WORKER)
+            connections = f"{server.monitoring}/connz"
+            await until(lambda: httpx.get(connections).json()["num_connections"] == 0)
+
+        assert scene.subscriber.streams() == []
+
+    run(scenario())
+
+
+def test_a_resync_brings_the_whole_state(endpoint: str) -> None:
+    """An operator who doubts need not wait for the next digest."""
+
+    async def scenario() -> None:
+        async with following() as scene:
+            scene.listen(endpoint)
+            with working(endpoint) as worker:
+                worker.work(10)
+                await scene.heals(worker)
+
+                assert scene.subscriber.resync(WORKER)
+                assert not scene.subscriber.resync(OTHER)
+                await until(lambda: scene.status().snapshots == 1 and not scene.status().replaying)
+                await scene.heals(worker)
+
+    run(scenario())
+
+
+def test_a_lie_that_is_proved_by_a_digest_is_made_good(endpoint: str) -> None:
+    """Whoever forges a batch is found out by the publisher's next words."""
+
+    async def scenario() -> None:
+        async with following() as scene, client(endpoint.rpartition("/")[0]) as connected:
+            scene.listen(endpoint)
+            with working(endpoint, digest_seconds=0.2) as worker:
+                worker.work(10)
+                await scene.heals(worker)
+                state = scene.state()
+                life = worker.publisher._core.incarnation
+                await put(connected, frame(state.applied_sequence + 1, 7777, incarnation=life))
+                await until(lambda: scene.status().snapshots >= 1)
+                worker.work(3, first=10)
+                await scene.heals(worker)
+
+        assert not scene.sink.holds(7777)
+
+    run(scenario())
+
+
+def test_a_consumer_that_nobody_uses_expires(endpoint: str, server: NatsServer) -> None:
+    """A router that went away must not hold back the stream for ever."""
+
+    async def scenario() -> None:
+        async with client(server.url) as connected:
+            with working(endpoint) as worker:
+                async with following(replace(QUICK, inactive_seconds=0.2), name="router-a") as scene:
+                    scene.listen(endpoint)
+                    await scene.heals(worker)
+
+                async def consumers() -> int:
+                    return len((await api(connected, f"CONSUMER.LIST.{STREAM}"))["consumers"])
+
+                while await consumers():
+                    await asyncio.sleep(0.02)
+
+    run(scenario())
+
+
+def test_a_stream_that_is_not_there_yet_is_waited_for(endpoint: str) -> None:
+    """Routers may start before the first worker."""
+
+    async def scenario() -> None:
+        async with following() as scene:
+            scene.listen(endpoint)
+            await until(lambda: "stream not found" in str(scene.status().last_error))
+            assert not scene.status().connected
+            with working(endpoint) as worker:
+                worker.work(3)
+                await scene.heals(worker)
+
+        assert scene.stream().last_error is None
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("configuration", "userinfo", "options"),
+    [
+        ("user: kv, password: s3cret", "kv:s3cret@", {}),
+        ("user: kv, password: s3cret", "", {"credentials": NatsCredentials(username="kv", password="s3cret")}),
+        ("token: t0ken", "", {"credentials": NatsCredentials.from_environment({"NATS_AUTH_TOKEN": "t0ken"})}),
+        ("user: user, password: user", "", {"credentials": NatsCredentials.from_environment({})}),
+    ],
+)
+def test_a_server_that_wants_credentials_gets_them(
+    tmp_path: Path, configuration: str, userinfo: str, options: dict[str, Any]
+) -> None:
+    """They are part of no status, error or position."""
+
+    async def scenario(server: NatsServer) -> None:
+        endpoint = f"nats://{userinfo}127.0.0.1:{server.port}/{STREAM}"
+        async with following(**options) as scene:
+            scene.listen(endpoint)
+            with working(endpoint, **options) as worker:
+                worker.work(3)
+                await scene.heals(worker)
+            shown = repr((scene.status(), scene.stream(), scene.subscriber.positions()))
+
+        assert "s3cret" not in shown
+        assert "t0ken" not in shown
+
+    with nats_server(tmp_path, configuration=f"authorization {{ {configuration} }}") as server:
+        run(scenario(server))
+
+
+def test_a_server_that_refuses_us_is_told_and_tried_again(tmp_path: Path) -> None:
+    """Not logged for ever, not given up: the operator may be about to add the user."""
+
+    async def scenario(server: NatsServer) -> None:
+        async with following() as scene:
+            scene.listen(f"nats://kv:wrong-s3cret@127.0.0.1:{server.port}/{STREAM}")
+            await until(lambda: scene.status().last_error)
+            assert "uthorization" in str(scene.status().last_error)
+            assert "s3cret" not in str(scene.status().last_error)
+
+    with nats_server(tmp_path, configuration="authorization { user: kv, password: s3cret }") as server:
+        run(scenario(server))
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "options"),
+    [
+        ("nats://host", {}),
+        ("redis://host/0/stream", {}),
+        ("nats://host/stream", {"replay_endpoint": "tcp://host:1"}),
+        ("nats://host/stream", {"topic": "kv"}),
+    ],
+)
+def test_a_source_that_cannot_be_meant_is_refused(endpoint: str, options: dict[str, str]) -> None:
+    """At once, and not when the first event is missed."""
+    subscriber = JetStreamEventSubscriber(RecordingSink())
+
+    with pytest.raises(SettingsError):
+        subscriber.add(WORKER, endpoint, **options)
+
+
+@pytest.mark.parametrize("options", [{"mode": "everyone"}, {"name": "a.b"}, {"positions": {"nats://": 1}}])
+def test_a_wrong_setting_is_refused(options: dict[str, Any]) -> None:
+    """A name is a token of NATS subjects."""
+    with pytest.raises(SettingsError):
+        JetStreamEventSubscriber(RecordingSink(), **options)
+
+
+def test_a_missing_client_library_is_one_sentence_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The names of the package load without it."""
+    monkeypatch.setitem(sys.modules, "nats", None)
+
+    with pytest.raises(MissingExtraError, match=r"pip install 'kvrouter\[nats\]'"):
+        JetStreamEventSubscriber(RecordingSink())
