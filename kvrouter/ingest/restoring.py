@@ -11,7 +11,7 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
-from kvrouter.events import BlockRemoved, BlockStored, EventBatch, Namespace, decode_batch, encode_batch
+from kvrouter.events import BlockRemoved, BlockStored, Event, Namespace
 from kvrouter.ingest.followed import Followed
 from kvrouter.ingest.rank_cache import RankCache
 from kvrouter.ingest.saved import SavedCache, SavedGroup, SavedMeanings, SavedPlace, SavedSource
@@ -19,6 +19,9 @@ from kvrouter.ingest.saved import SavedCache, SavedGroup, SavedMeanings, SavedPl
 __all__ = ["resume", "save"]
 
 _EVENT_HASHES = 8192
+_ELSEWHERE = "DISK"
+"""Where blocks are named whose copy leaves at once: what they are stays known."""
+
 _ORPHAN_BLOCKS_MAX = 1 << 20  # They were within the bound when they were saved.
 _MEDIUM = {"gpu": "GPU", "cpu": "CPU", "disk": "DISK"}
 
@@ -75,7 +78,7 @@ def _save_cache(cache: RankCache) -> SavedCache:
         inner_sizes=_numbers(map(len, inner.values()), "<u4"),
         inner_keys=_numbers(chain.from_iterable(inner.values())),
         orphans=tuple(
-            encode_batch(EventBatch(timestamp=0.0, events=(replace(event, pool=None),)))
+            replace(event, pool=None)
             for waiting in aliases._orphans.values()  # noqa: SLF001
             for event in waiting
         ),
@@ -106,19 +109,18 @@ def _resume_cache(cache: RankCache, saved: SavedCache) -> int:
     for place in saved.places:
         medium = "CPU_PINNED" if saved.clears_all_tiers and place.tier == "cpu" else _MEDIUM[place.tier]
         blocks += len(place.blocks.hashes) // 8
+        described = place.tier != "gpu" or place.group in cache.profile.groups
         for store in _stores(place.blocks, place.counts, medium, place.group, saved.unit):
-            cache.apply([store])
-    for store in _stores(saved.idle, b"", "DISK", 0, saved.unit):  # Their only copies leave at once.
-        cache.apply([store, BlockRemoved(block_hashes=store.block_hashes, medium="DISK")])
+            cache.apply([store] if described else _without_layout(store))
+    for store in _stores(saved.idle, b"", _ELSEWHERE, 0, saved.unit):
+        cache.apply([store, BlockRemoved(block_hashes=store.block_hashes, medium=_ELSEWHERE)])
     aliases = cache._aliases  # noqa: SLF001
     aliases._namespaces.update(_namespaces(saved))  # noqa: SLF001
     aliases._inner.update(_inner(saved))  # noqa: SLF001
     cache._names_namespaces = saved.names_namespaces  # noqa: SLF001
     cache._clears_all_tiers = saved.clears_all_tiers  # noqa: SLF001
-    for payload in saved.orphans:
-        for event in decode_batch(payload).events:
-            if isinstance(event, BlockStored) and event.parent_block_hash is not None:
-                aliases.wait_for_parent(event, _ORPHAN_BLOCKS_MAX)
+    for orphan in saved.orphans:
+        aliases.wait_for_parent(orphan, _ORPHAN_BLOCKS_MAX)
     return blocks
 
 
@@ -137,6 +139,15 @@ def _layout(saved: SavedCache) -> list[BlockStored]:
             bigram=saved.bigram,
         )
         for group in saved.groups
+    ]
+
+
+def _without_layout(store: BlockStored) -> list[Event]:
+    """The same, of a group whose block size nobody told yet: a store that names one would tell it."""
+    return [
+        replace(store, medium=_ELSEWHERE, group_idx=None),
+        replace(store, block_size=0, sequence_hashes=None),
+        BlockRemoved(block_hashes=store.block_hashes, medium=_ELSEWHERE),
     ]
 
 

@@ -20,8 +20,8 @@ import msgpack
 import numpy as np
 from xxhash import xxh3_64_intdigest
 
-from kvrouter.errors import SnapshotError
-from kvrouter.events import TIERS, Source
+from kvrouter.errors import SnapshotError, WireError
+from kvrouter.events import TIERS, BlockStored, Event, EventBatch, Source, decode_batch, encode_batch
 from kvrouter.ingest.sequencer import Cursor
 
 __all__ = [
@@ -95,7 +95,7 @@ class SavedCache:
     inner: bytes
     inner_sizes: bytes
     inner_keys: bytes
-    orphans: tuple[bytes, ...]
+    orphans: tuple[BlockStored, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +130,7 @@ def pack(saved: SavedSource) -> bytes:
             "groups": [[group.index, group.kind, group.block_size, group.window] for group in cache.groups],
             "places": [[place.tier, place.group, place.counts, *_pack(place.blocks)] for place in cache.places],
             "idle": _pack(cache.idle),
+            "orphans": encode_batch(EventBatch(timestamp=0.0, events=cache.orphans)),
         },
     }
     section = cast("bytes", msgpack.packb(fields))
@@ -149,7 +150,15 @@ def unpack(data: bytes | bytearray | memoryview) -> list[SavedSource]:
     """
     try:
         return [_source(section) for section in _sections(memoryview(data).cast("B"))]
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError, msgpack.UnpackException) as error:
+    except (
+        WireError,
+        ValueError,
+        TypeError,
+        KeyError,
+        OverflowError,
+        RecursionError,
+        msgpack.UnpackException,
+    ) as error:
         raise SnapshotError(f"saved ingest state is damaged: {type(error).__name__}: {error}") from error
 
 
@@ -227,7 +236,7 @@ def _cache(fields: "_Fields") -> SavedCache:
         inner=fields.array("inner", 8),
         inner_sizes=fields.array("inner_sizes", 4),
         inner_keys=fields.array("inner_keys", 8),
-        orphans=tuple(_typed(payload, bytes) for payload in fields.of("orphans", tuple)),
+        orphans=_orphans(fields.of("orphans", bytes)),
     )
     _check(len(cache.namespaced) == 2 * len(cache.namespace_of), "every hash has a namespace")
     _check(len(cache.inner) == 2 * len(cache.inner_sizes), "every hash has inner keys")
@@ -266,6 +275,18 @@ def _meanings(hashes: object, keys: object, known: object) -> SavedMeanings:
     _check(len(meanings.hashes) == len(meanings.keys), "every hash has a key")
     _check(not meanings.known or 8 * len(meanings.known) == len(meanings.hashes), "every hash has a meaning or none")
     return meanings
+
+
+def _orphans(payload: bytes) -> tuple[BlockStored, ...]:
+    batch = decode_batch(payload)
+    _check(not batch.skipped, "an orphan is not understood")
+    return tuple(_orphan(event) for event in batch.events)
+
+
+def _orphan(event: Event) -> BlockStored:
+    stored = _typed(event, BlockStored)
+    _check(stored.parent_block_hash is not None, "an orphan without a parent")
+    return stored
 
 
 def _pack(meanings: SavedMeanings) -> tuple[bytes, bytes, bytes]:
