@@ -116,8 +116,8 @@ def decode_load(payload: bytes) -> LoadReport:
         if payload[:1] == b"{":
             record: object = json.loads(payload)
         else:
-            record = msgpack.unpackb(payload, strict_map_key=False, max_ext_len=0)
-    except (ValueError, RecursionError, msgpack.UnpackException) as error:
+            record = msgpack.unpackb(payload, use_list=False, strict_map_key=False)
+    except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
         raise WireError("a load report is neither JSON nor msgpack", reason="not_msgpack") from error
     return load_from_record(record)
 

@@ -1,4 +1,4 @@
-"""Asks workers how busy they are: their own Prometheus page, or a publisher's `/kv_metrics` where there is none.
+"""Asks workers how busy they are: their own Prometheus page, or our `/kv_metrics` where nothing else is there.
 
 Keeps the newest `LoadReport` of every rank and how old it is; what the figures are for is others' to decide. One task
 looks at who is due and asks each as a child task, as `health.py` does. Reports that come over an event plane are
@@ -10,6 +10,7 @@ import dataclasses
 import json
 import logging
 import random
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple
@@ -31,7 +32,8 @@ REPORTS_MAX: Final = 1024
 JITTER_SHARE: Final = 0.1
 SLOWER_MOST: Final = 16.0
 """A worker that cannot be asked is asked ever more seldom, down to every so many intervals."""
-_NOT_THERE: Final = frozenset({404, 405, 501})
+PATHS: Final = ("/metrics", "/kv_metrics", "/prometheus/metrics")
+"""Asked in this order until one of them tells a load; then that one alone. The last is trtllm-serve's."""
 
 _log = logging.getLogger("kvrouter.loads")
 
@@ -46,11 +48,11 @@ class LoadRow(NamedTuple):
 class _Asked:
     """What is remembered of one worker between two questions."""
 
-    __slots__ = ("counters", "due", "failures_in_row", "path")
+    __slots__ = ("counters", "due", "failures_in_row", "paths")
 
     def __init__(self, due: float) -> None:
         self.due = due
-        self.path = "/metrics"
+        self.paths: tuple[str, ...] = PATHS
         self.failures_in_row = 0
         self.counters: dict[int, RankCounters] = {}
 
@@ -73,16 +75,17 @@ class LoadReports:
         timeout_seconds: float,
         clock: Callable[[], float],
         jitter: random.Random,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._registry, self._get = registry, get
         self._interval, self._timeout = interval_seconds, timeout_seconds
-        self._clock, self._jitter = clock, jitter
+        self._clock, self._jitter, self._wall_clock = clock, jitter, wall_clock
         self._asked: dict[str, _Asked] = {}
         self._asking: set[str] = set()
         self._reports: dict[Source, tuple[float, LoadReport]] = {}
         self.polls = self.taken = self.refused = 0
         self.failures: Counter[str] = Counter()
-        """By reason: `unreachable`, `status`, `too_large_or_garbled`, `no_load`, `bug`."""
+        """Vain questions by reason: `unreachable`, `no_load`, `bug`."""
 
     def latest(self, source: Source) -> LoadReport | None:
         """Return the newest report of a rank, however old."""
@@ -169,41 +172,43 @@ class LoadReports:
         asked.due = self._clock() + pause
 
     async def _question(self, worker: Worker, asked: _Asked) -> str | None:
-        """Ask a worker once; returns why there is no report, or None."""
-        try:
-            answer = await self._get(worker, asked.path, timeout_seconds=self._timeout, max_bytes=PAGE_BYTES_MAX)
-        except UpstreamError:
-            return "unreachable"
-        if self._registry.get(worker.spec.worker_id) is not worker:
-            return None  # removed or replaced meanwhile: the answer is about something else
-        reports = self._reports_of(worker, asked, answer)
-        if reports:
-            now = self._clock()
-            for report in reports:
-                self._reports[report.source] = (now, report)
-            return None
-        # An engine may have either page, and none at first: both are tried in turn.
-        asked.path = "/kv_metrics" if asked.path == "/metrics" else "/metrics"
-        if answer.status == 200 or answer.status in _NOT_THERE:
-            return "no_load"
-        return "status"
+        """Ask a worker for its load wherever it may tell it; returns why there is none, or None."""
+        for path in asked.paths:
+            try:
+                answer = await self._get(worker, path, timeout_seconds=self._timeout, max_bytes=PAGE_BYTES_MAX)
+            except UpstreamError:
+                asked.paths = PATHS
+                return "unreachable"
+            if self._registry.get(worker.spec.worker_id) is not worker:
+                return None  # removed or replaced meanwhile: the answer is about something else
+            reports = self._reports_of(worker, path, asked, answer)
+            if reports:
+                now = self._clock()
+                for report in reports:
+                    self._reports[report.source] = (now, report)
+                asked.paths = (path,)
+                return None
+        asked.paths = PATHS
+        return "no_load"
 
-    def _reports_of(self, worker: Worker, asked: _Asked, answer: FetchedResponse) -> list[LoadReport]:
+    def _reports_of(self, worker: Worker, path: str, asked: _Asked, answer: FetchedResponse) -> list[LoadReport]:
         if answer.status != 200:
             return []
-        if asked.path == "/kv_metrics":
+        if path == "/kv_metrics":
             return _own_reports(worker, answer.body)
-        first, ranks = worker.spec.first_rank, worker.spec.ranks
+        first, ranks, now = worker.spec.first_rank, worker.spec.ranks, self._wall_clock()
         reports = []
         for number, figures in read_page(answer.body).items():
+            # A worker of one rank may count it as it likes; of several, from its first one or from 0.
             rank = first if ranks == 1 else number if first <= number < first + ranks else first + number
-            if not first <= rank < first + ranks:
-                continue
-            reports.append(_report(worker, rank, figures, asked.counters))
+            if first <= rank < first + ranks:
+                reports.append(_report(worker, rank, figures, asked.counters, now))
         return [report for report in reports if report.says_anything]
 
 
-def _report(worker: Worker, rank: int, figures: RankFigures, counters: dict[int, RankCounters]) -> LoadReport:
+def _report(
+    worker: Worker, rank: int, figures: RankFigures, counters: dict[int, RankCounters], now: float
+) -> LoadReport:
     """Make a report of one rank's figures; its hit rate is that since the last question, which the engine counts on."""
     hit_rate = figures.hit_rate
     if hit_rate is None and figures.counters is not None:
@@ -216,6 +221,7 @@ def _report(worker: Worker, rank: int, figures: RankFigures, counters: dict[int,
     return LoadReport(
         worker_id=worker.spec.worker_id,
         rank=rank,
+        timestamp=now,
         request_active_slots=figures.running,
         num_requests_waiting=figures.waiting,
         kv_active_blocks=active,

@@ -1,4 +1,4 @@
-"""Reads load figures off an engine's own Prometheus page: vLLM's names and SGLang's, old and new, per rank.
+"""Reads load figures off an engine's own Prometheus page: vLLM's, SGLang's and trtllm-serve's names, per rank.
 
 A line reader, not a Prometheus client: pages have thousands of lines of histograms, of which a dozen matter, and
 whatever cannot be read is passed over. Figures come per data-parallel rank, as the page's labels number them.
@@ -20,7 +20,7 @@ _SAMPLE: Final = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})?[ \t]+(\S+)
 _LABEL: Final = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\.)*)"')
 _RANK_LABELS: Final = ("engine", "dp_rank")
 _SLICE_LABELS: Final = ("tp_rank", "pp_rank")
-_OURS: Final = re.compile(rb"^(?:ray_)?(?:vllm|sglang)[:_][^\r\n]*", re.MULTILINE)
+_OURS: Final = re.compile(rb"^(?:ray_)?(?:vllm|sglang|trtllm)[:_][^\r\n]*", re.MULTILINE)
 
 _GAUGES: Final = {
     "vllm_num_requests_running": "running",
@@ -33,6 +33,14 @@ _GAUGES: Final = {
     "sglang_cache_hit_rate": "hit_rate",
     "sglang_num_used_tokens": "used_tokens",
     "sglang_max_total_num_tokens": "total_tokens",
+    "sglang_num_pages": "total_blocks",
+    "sglang_page_size": "block_size",
+    "trtllm_num_requests_running": "running",
+    "trtllm_num_requests_waiting": "waiting",
+    "trtllm_kv_cache_utilization": "usage",
+    "trtllm_kv_cache_hit_rate": "hit_rate",
+    "trtllm_kv_cache_max_blocks": "total_blocks",
+    "trtllm_kv_cache_tokens_per_block": "block_size",
 }
 _COUNTERS: Final = {
     "vllm_prefix_cache_queries": "queries",
@@ -128,6 +136,7 @@ def _number(text: str | None) -> float | None:
 
 
 def _figures(known: dict[str, float], total_blocks: float | None, block_size: float | None) -> RankFigures:
+    total_blocks, block_size = known.get("total_blocks", total_blocks), known.get("block_size", block_size)
     if total_blocks is None and block_size and "total_tokens" in known:
         total_blocks = known["total_tokens"] // block_size
     active = known["used_tokens"] / block_size if block_size and "used_tokens" in known else None

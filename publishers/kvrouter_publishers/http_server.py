@@ -56,6 +56,7 @@ class HttpServer:
         self._answer = answer
         self._key = None if api_key is None else api_key.encode()
         self._server: asyncio.Server | None = None
+        self._socket: socket.socket | None = None
         self.connections: set[Connection] = set()
         self.leaving: set[Connection] = set()
         """Those that were refused and are not closed yet."""
@@ -63,18 +64,20 @@ class HttpServer:
 
     async def start(self, sock: socket.socket, tls: ssl.SSLContext | None) -> None:
         """Serve whoever connects to `sock`, a bound socket."""
-        loop = asyncio.get_running_loop()
+        loop, self._socket = asyncio.get_running_loop(), sock
         self._server = await loop.create_server(lambda: Connection(self), sock=sock, ssl=tls)
 
     async def close(self, *, grace_seconds: float = 0.0) -> None:
         """Stop listening, let answers that are under way end, and cut off whoever is left after that."""
-        if self._server is not None:
+        if self._server is not None and self._socket is not None:
+            # asyncio trips over a connection that it has accepted and not made when its server is closed.
+            asyncio.get_running_loop().remove_reader(self._socket.fileno())
+            for _ in range(_TICKS_TO_ACCEPT):
+                await asyncio.sleep(0)
             self._server.close()
         answering = [each.task for each in self.connections if each.task is not None]
         if answering and grace_seconds > 0:
             await asyncio.wait(answering, timeout=grace_seconds)
-        for _ in range(_TICKS_TO_ACCEPT):
-            await asyncio.sleep(0)  # Who was accepted a moment ago is among the connections then, and is cut off too.
         left = self.connections | self.leaving
         for connection in left:
             connection.cut()
