@@ -11,7 +11,7 @@ from typing import Final
 
 from kvrouter.events import BlockRemoved, BlockStored, Event
 from kvrouter_publishers.descriptions import describe, home_of, parent_of, stores
-from kvrouter_publishers.places import Layout, Place, Places
+from kvrouter_publishers.places import Place, Places
 
 __all__ = ["Meanings", "removals", "repeated_stores"]
 
@@ -48,15 +48,12 @@ class Meanings:
     def __contains__(self, block: int) -> bool:
         return block in self._blocks or block in self._ranges
 
-    def learn(self, event: BlockStored, place: Place, layout: Layout) -> None:
+    def learn(self, event: BlockStored, place: Place) -> None:
         """Take what a store in `place` says; its hashes must be folded.
 
         Raises:
             DescriptionError: a value is not what it should be.
         """
-        bare = event.extra_keys is None and event.sequence_hashes is None
-        if place[0] != "gpu" and layout.names_namespaces and bare:
-            return  # Offloaded copies are described without salt and items: consumers do not believe it either.
         described = describe(event, self._home(place))
         if described is not None:
             blocks, ranges = self._blocks, self._ranges
@@ -102,8 +99,7 @@ class Meanings:
             place = self._homes[home]
             pool = copies.get(place, {})
             surplus.setdefault(place, []).extend(block for block, _ in run if block not in pool)
-            named = names_namespaces and place[0] == "gpu"
-            yield from stores(run, medium=places.media[place], group=place[1], names_namespaces=named)
+            yield from stores(run, medium=places.media[place], group=place[1], names_namespaces=names_namespaces)
         ranged: Counter[tuple[Place, int]] = Counter()
         for each in self._held_ranges(is_held):
             ranged.update((each.home, block) for block in each.event.block_hashes)

@@ -98,7 +98,8 @@ class NetChanges:
             return
         if hashes is not event.block_hashes:
             event = replace(event, block_hashes=hashes)
-        self._meanings.learn(event, place, self._layout)
+        if self._layout.believes(event, place):
+            self._meanings.learn(event, place)
         if place[0] == "gpu" and self._is_repetition(event, place):
             return
         stored = self._stored.setdefault(place, {})

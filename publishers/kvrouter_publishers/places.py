@@ -90,7 +90,6 @@ class Layout:
         index = event.group_idx or 0
         if not event.block_size or not 0 <= index < _GROUPS_MAX or tier_of(event.medium) != "gpu":
             return
-        self.names_namespaces |= event.extra_keys is not None and bool(event.token_ids)
         kind, size, window = event.kv_cache_spec_kind, event.block_size, event.kv_cache_spec_sliding_window
         known = self._groups.get(index)
         if known is None:
@@ -99,6 +98,14 @@ class Layout:
             known.kind, known.window, known.block_size = kind, window, max(size, known.block_size)
         elif size > known.block_size:
             known.block_size = size
+
+    def believes(self, event: BlockStored, place: Place) -> bool:
+        """Whether consumers take what a store says of its blocks, now that they have followed all before it."""
+        if place[0] == "gpu":
+            self.names_namespaces |= event.extra_keys is not None and bool(event.token_ids)
+            return True
+        # Offloaded copies are described without salt and items.
+        return not self.names_namespaces or event.extra_keys is not None or event.sequence_hashes is not None
 
     def markers(self) -> list[BlockStored]:
         """Return events without blocks that tell the layout before any block is named."""

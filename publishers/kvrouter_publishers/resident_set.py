@@ -93,7 +93,8 @@ class ResidentSet:
             return
         if hashes is not event.block_hashes:
             event = replace(event, block_hashes=hashes)
-        self._meanings.learn(event, place, self.layout)
+        if self.layout.believes(event, place):
+            self._meanings.learn(event, place)
         pool = self._copies.setdefault(place, {})
         xor = self._xors.setdefault(place, 0)
         if place[0] == "gpu" and self.layout.is_repetition(event, pool.__contains__):

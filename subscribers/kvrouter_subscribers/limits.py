@@ -25,15 +25,17 @@ class ZmqLimits:
     turn_seconds: float = 0.001
     """How long events are read before other work of the event loop gets its turn."""
     replays_max: int = 8
-    """Replays in progress at once, over all sources."""
+    """Replays and snapshots in progress at once, over all sources."""
     replay_silence_seconds: float = 3.0
     """A replay endpoint that says nothing for so long has failed; engines answer between steps."""
     replay_seconds_max: float = 120.0
     replay_attempts: int = 2
-    """Attempts before the sink is told that a replay failed."""
+    """Attempts before the sink is told that a replay or a snapshot failed."""
     replay_pause_seconds: float = 0.25
-    """Pause after a failed replay; doubled by each further failure."""
+    """Pause after a failed attempt; doubled by each further failure."""
     replay_pause_seconds_max: float = 30.0
+    snapshot_bytes_max: int = 1 << 30
+    """A snapshot that is larger is given up; a block takes about 100 bytes of it."""
     probe_seconds: float = 10.0
     """An idle source is asked so often whether the last message was lost; 0 never asks."""
     reconnect_seconds_max: float = 2.0

@@ -5,14 +5,14 @@ It reads and hands over; gaps, duplicates and restarts are the sink's to judge.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from kvrouter.errors import WireError
-from kvrouter.events import Source
+from kvrouter.events import Envelope, Source, decode_envelope, is_envelope
 from kvrouter.events.frames import parse_live
 from kvrouter_subscribers.limits import CurveKeys, ZmqLimits
 from kvrouter_subscribers.subscriber import EventSink, Receipt, TransportStatus
@@ -45,8 +45,8 @@ class ZmqAddress:
 class Link:
     """Reads one source, between `open` and `close`; both may be repeated.
 
-    `on_receipt` is told every answer of the sink that asks for a replay, `on_connected` the answer to each
-    (re)connection.
+    `on_receipt` is told every answer of the sink that asks for something, `on_connected` the answer to each
+    (re)connection. `native` is whether the last batch was an envelope of ours; None before the first.
     """
 
     def __init__(
@@ -63,6 +63,7 @@ class Link:
         self.socket: zmq.Socket[bytes] | None = None
         self.monitor: zmq.Socket[bytes] | None = None
         self.next_sequence = 0
+        self.native: bool | None = None
         self.idle_since = 0.0
         self.last_error: str | None = None
         self._sink, self._clock = sink, clock
@@ -73,6 +74,7 @@ class Link:
         self._messages = self._bytes = self._malformed = self._sink_errors = 0
         self._connects = self._disconnects = 0
         self.replays = self.replays_failed = self.replayed_batches = self.probes = self.tail_losses = 0
+        self.snapshots = self.snapshots_failed = 0
         self.replaying = False
 
     @property
@@ -147,16 +149,16 @@ class Link:
 
     def deliver_replayed(self, sequence: int, payload: bytes) -> None:
         """Hand over a batch of a replay that the sink asked for."""
-        self.replayed_batches += 1
-        self.next_sequence = max(self.next_sequence, sequence + 1)
-        self._deliver(sequence, payload, replayed=True)
+        if self._deliver(sequence, payload, replayed=True):
+            self.replayed_batches += 1
+            self.next_sequence = max(self.next_sequence, sequence + 1)
 
     def deliver_tail(self, sequence: int, payload: bytes) -> None:
         """Hand over a batch that a probe found, as if it came live: it is the next one, or the sink sees a gap."""
-        if sequence >= self.next_sequence:
+        lost = sequence >= self.next_sequence
+        if self._deliver(sequence, payload, replayed=False) and lost:
             self.tail_losses += 1
             self.next_sequence = sequence + 1
-        self._deliver(sequence, payload, replayed=False)
 
     def finish_replay(self, *, complete: bool) -> Receipt | None:
         """Tell the sink that its replay is over; returns its answer, None if it failed."""
@@ -165,6 +167,25 @@ class Link:
         except Exception as error:  # noqa: BLE001 - as in `_deliver`
             self._sink_failed(error)
             return None
+
+    def deliver_snapshot(self, sequence: int, incarnation: int, batches: Sequence[bytes]) -> Receipt | None:
+        """Hand over a whole snapshot; returns the sink's answer, None if it failed."""
+        now = self._clock()
+        try:
+            receipt = self._sink.snapshot(self.source, batches, sequence=sequence, incarnation=incarnation, now=now)
+        except Exception as error:  # noqa: BLE001 - as in `_deliver`
+            self._sink_failed(error)
+            return None
+        self.next_sequence = sequence + 1 if receipt.outcome == "restarted" else max(self.next_sequence, sequence + 1)
+        return receipt
+
+    def give_up_snapshot(self) -> None:
+        """Tell the sink that it gets no snapshot."""
+        self.snapshots_failed += 1
+        try:
+            self._sink.snapshot_failed(self.source, now=self._clock())
+        except Exception as error:  # noqa: BLE001 - as in `_deliver`
+            self._sink_failed(error)
 
     def status(self) -> TransportStatus:
         """Return what is known about the connection."""
@@ -187,12 +208,34 @@ class Link:
             probes=self.probes,
             tail_losses=self.tail_losses,
             last_error=self.last_error,
+            snapshots=self.snapshots,
+            snapshots_failed=self.snapshots_failed,
         )
 
     def reject(self, error: WireError) -> None:
         """Count a message that is not an event message."""
         self._malformed += 1
         self.last_error = str(error)
+
+    def open_envelope(self, sequence: int, frame: bytes, *, snapshot: bool) -> Envelope:
+        """Read an envelope that came under number `sequence`, of a `snapshot` or of the stream.
+
+        Raises:
+            WireError: it is damaged, not of this source, or of the other kind.
+        """
+        envelope = decode_envelope(frame)
+        if envelope.source != self.source:
+            found, own = envelope.source, self.source
+            raise WireError(
+                f"a batch of worker {found.worker_id!r}, rank {found.rank}; this is the address of {own.worker_id!r}, "
+                f"rank {own.rank}",
+                reason="another_source",
+            )
+        if envelope.sequence != sequence:
+            raise WireError(f"batch {envelope.sequence} came as number {sequence}", reason="bad_sequence")
+        if (envelope.snapshot is not None) is not snapshot:
+            raise WireError("a snapshot's part among batches, or the reverse", reason="bad_snapshot")
+        return envelope
 
     def _take(self, frames: list[bytes]) -> None:
         self._messages += 1
@@ -202,19 +245,34 @@ class Link:
         except WireError as error:
             self.reject(error)
             return
-        self.next_sequence = sequence + 1
-        self._deliver(sequence, payload, replayed=False)
+        if self._deliver(sequence, payload, replayed=False):
+            self.next_sequence = sequence + 1
 
-    def _deliver(self, sequence: int, payload: bytes, *, replayed: bool) -> None:
-        """Hand one batch to the sink. A fault of the sink is counted and told; it must not end the stream."""
+    def _deliver(self, sequence: int, payload: bytes, *, replayed: bool) -> bool:
+        """Hand one batch to the sink; returns whether it is one.
+
+        A fault of the sink is counted and told; it must not end the stream.
+        """
         now = self.idle_since = self._clock()
+        incarnation = digest = None
+        self.native = is_envelope(payload)
+        if self.native:
+            try:
+                envelope = self.open_envelope(sequence, payload, snapshot=False)
+            except WireError as error:
+                self.reject(error)
+                return False
+            payload, incarnation, digest = envelope.payload, envelope.incarnation, envelope.digest
         try:
-            receipt = self._sink.receive(self.source, sequence, payload, now=now, replayed=replayed)
+            receipt = self._sink.receive(
+                self.source, sequence, payload, now=now, replayed=replayed, incarnation=incarnation, digest=digest
+            )
         except Exception as error:  # noqa: BLE001 - the supervised edge of event input: counted, logged, visible
             self._sink_failed(error)
-            return
-        if receipt.replay_from is not None:
+            return True
+        if receipt.replay_from is not None or receipt.snapshot_wanted:
             self._on_receipt(self, receipt)
+        return True
 
     def _read_monitor(self, monitor: zmq.Socket[bytes]) -> None:
         """Follow connections before their messages, so that a restart is seen before its first batch."""

@@ -1,10 +1,12 @@
 """Gets one source's missed batches back: replays that the sink asks for, probes that we start ourselves.
 
-At most one request per source is under way. What a replay means for the index is the sink's to judge.
+At most one request for batches is under way, and beside it one for a snapshot (`snapshot_client`). What any of them
+means for the index is the sink's to judge.
 """
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from functools import partial
 
 import zmq
 
@@ -12,6 +14,8 @@ from kvrouter_subscribers.limits import CurveKeys, ZmqLimits
 from kvrouter_subscribers.link import Link
 from kvrouter_subscribers.pump import Pump
 from kvrouter_subscribers.replay_client import Replay
+from kvrouter_subscribers.snapshot_client import Snapshot
+from kvrouter_subscribers.subscriber import Receipt
 
 __all__ = ["Recovery", "Workplace"]
 
@@ -37,13 +41,16 @@ class Workplace:
 
 
 class Recovery:
-    """The one request of `link` that may be under way, and when the next one is due."""
+    """The requests of `link` that may be under way, and when the next probe is due."""
 
     def __init__(self, link: Link, workplace: Workplace) -> None:
         self._link, self._work = link, workplace
         self._task: asyncio.Task[None] | None = None
         self._current: Replay | None = None
         self._replay_start: int | None = None
+        self._snapshot_task: asyncio.Task[None] | None = None
+        self._snapshot: Snapshot | None = None
+        self._snapshot_due = False
 
     def ask(self, start: int, *, supersede: bool) -> None:
         """Replay from `start`, as the sink wants.
@@ -53,7 +60,7 @@ class Recovery:
         """
         if self._replay_start is not None and start >= self._replay_start and not supersede:
             return
-        self.cancel()
+        self._cancel_batches()
         self._replay_start = start
         self._link.replaying = True
         self._begin(self._replay(start), "replay")
@@ -62,7 +69,13 @@ class Recovery:
         """Note a new connection: what was published before our subscription reached it may be lost already."""
         self._link.idle_since = now + _FIRST_PROBE_SECONDS - self._work.limits.probe_seconds
 
-    def probe_if_idle(self, now: float) -> None:
+    def tick(self, now: float) -> None:
+        """Do what is due: from time to time somebody calls this."""
+        if self._snapshot_due and self._link.native is not None:
+            self.ask_snapshot()
+        self._probe_if_idle(now)
+
+    def _probe_if_idle(self, now: float) -> None:
         """Ask an idle source whether its last batches got lost; no later batch would show it."""
         link, period = self._link, self._work.limits.probe_seconds
         may_ask = self._task is None and link.connected and link.address.replay_endpoint is not None
@@ -70,8 +83,43 @@ class Recovery:
             link.idle_since = now
             self._begin(self._probe(), "probe")
 
+    def ask_snapshot(self) -> None:
+        """Get a snapshot, as the sink wants, unless one is under way. On the engines' own wires there are none."""
+        link = self._link
+        self._snapshot_due = link.native is None  # Which wire it is the first batch will tell.
+        if not link.native or self._snapshot_task is not None:
+            return
+        if link.address.replay_endpoint is None:
+            link.give_up_snapshot()
+            return
+        self._snapshot_task = self._work.tasks.create_task(self._get_snapshot(), name="zmq-snapshot")
+        self._snapshot_task.add_done_callback(self._snapshot_finished)
+
+    def resync(self) -> bool:
+        """Get the whole state anew; returns False if the publisher cannot be asked."""
+        if self._link.address.replay_endpoint is None:
+            return False
+        if self._link.native:
+            self.ask_snapshot()
+        else:
+            self.ask(0, supersede=True)
+        return True
+
     def cancel(self) -> None:
         """Give up what is under way; nothing of it is delivered from now on."""
+        self.cancel_snapshot()
+        self._cancel_batches()
+
+    def cancel_snapshot(self) -> None:
+        """Give up a snapshot that is under way: it belongs to an earlier connection or life of the engine."""
+        if self._snapshot is not None:
+            self._snapshot.abandon()
+        if self._snapshot_task is not None:
+            self._snapshot_task.cancel()
+        self._snapshot_task = self._snapshot = None
+        self._snapshot_due = False
+
+    def _cancel_batches(self) -> None:
         if self._current is not None:
             self._current.abandon()
         if self._task is not None:
@@ -128,3 +176,34 @@ class Recovery:
         if replay.error is not None:
             link.last_error = replay.error
         return complete
+
+    def _snapshot_finished(self, task: asyncio.Task[None]) -> None:
+        if task is self._snapshot_task:
+            self._snapshot_task = self._snapshot = None
+
+    async def _get_snapshot(self) -> None:
+        """Ask until the sink has a snapshot that it can use, a bounded number of times."""
+        link, limits = self._link, self._work.limits
+        for attempt in range(limits.replay_attempts):
+            if attempt:
+                await asyncio.sleep(min(limits.replay_pause_seconds * 2**attempt, limits.replay_pause_seconds_max))
+            receipt = await self._request_snapshot()
+            if receipt is not None and not receipt.snapshot_wanted:
+                link.snapshots += 1
+                if receipt.replay_from is not None:
+                    self.ask(receipt.replay_from, supersede=receipt.outcome == "restarted")
+                return
+        link.give_up_snapshot()
+
+    async def _request_snapshot(self) -> Receipt | None:
+        """Ask once; returns the sink's answer, None if there was nothing to hand over."""
+        work, link = self._work, self._link
+        endpoint = link.address.replay_endpoint
+        assert endpoint is not None
+        async with work.slots:
+            snapshot = self._snapshot = Snapshot(partial(link.open_envelope, snapshot=True), limits=work.limits)
+            complete = await snapshot.run(work.context, work.pump, endpoint, work.curve)
+        if not complete:
+            link.last_error = snapshot.error
+            return None
+        return link.deliver_snapshot(snapshot.sequence, snapshot.incarnation, snapshot.batches)

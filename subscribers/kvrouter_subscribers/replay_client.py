@@ -40,6 +40,7 @@ class Replay:
         self._deliver, self._reject, self._limits = deliver, reject, limits
         self._socket: zmq.Socket[bytes] | None = None
         self._reading = True
+        self._given_up = False
         self._ended = asyncio.Event()
 
     async def run(
@@ -63,11 +64,17 @@ class Replay:
             if socket is not None:
                 pump.unwatch(socket)
                 socket.close(linger=0)
-        return self._ended.is_set()
+        return self._ended.is_set() and not self._given_up
 
     def abandon(self) -> None:
         """Deliver nothing more; whoever runs us is being cancelled."""
         self._reading = False
+
+    def give_up(self) -> None:
+        """Read nothing more: what came cannot be used. `run` returns soon."""
+        self._reading = False
+        self._given_up = True
+        self._ended.set()
 
     async def _wait(self) -> None:
         """Wait for the end marker as long as batches keep coming, within the total bound."""

@@ -1,7 +1,8 @@
 """Listen to vLLM, SGLang and our own publishers over ZeroMQ.
 
 Here are the sources, the replays and the probes, and nothing about the meaning of events: the sink says when it
-needs a replay. Sockets are read by `pump`, one source's live connection is a `link`, one request a `replay_client`.
+needs a replay or a snapshot. Sockets are read by `pump`, one source's live connection is a `link`, one request a
+`replay_client` or a `snapshot_client`.
 """
 
 import asyncio
@@ -85,7 +86,7 @@ class ZmqEventSubscriber:
             address,
             sink=self._sink,
             clock=self._clock,
-            on_receipt=self._replay_asked,
+            on_receipt=self._asked,
             on_connected=self._connected,
         )
         self._links[source] = link
@@ -104,6 +105,11 @@ class ZmqEventSubscriber:
         """Return the state of one source, or None if it is unknown."""
         link = self._links.get(source)
         return None if link is None else link.status()
+
+    def resync(self, source: Source) -> bool:
+        """Get the source's whole state anew, by a snapshot or else a whole replay; False if it cannot be asked."""
+        recovery = self._recoveries.get(source)
+        return recovery is not None and recovery.resync()
 
     async def run(self) -> None:
         """Listen until `close` is called or the task is cancelled."""
@@ -157,7 +163,7 @@ class ZmqEventSubscriber:
             if link.socket is None:
                 self._open(link, workplace)
             else:
-                self._recoveries[link.source].probe_if_idle(now)
+                self._recoveries[link.source].tick(now)
 
     def _start(self, link: Link, workplace: Workplace) -> None:
         self._recoveries[link.source] = Recovery(link, workplace)
@@ -175,12 +181,21 @@ class ZmqEventSubscriber:
         link.close()
 
     def _connected(self, link: Link, receipt: Receipt) -> None:
-        """Begin again: a replay over the old connection may never be answered."""
+        """Begin again: a request over the old connection may never be answered."""
         recovery = self._recoveries[link.source]
         recovery.expect_silence(self._clock())
+        recovery.cancel_snapshot()
         if receipt.replay_from is not None:
             recovery.ask(receipt.replay_from, supersede=True)
+        if receipt.snapshot_wanted:
+            recovery.ask_snapshot()
 
-    def _replay_asked(self, link: Link, receipt: Receipt) -> None:
+    def _asked(self, link: Link, receipt: Receipt) -> None:
+        recovery = self._recoveries[link.source]
+        restarted = receipt.outcome == "restarted"
+        if restarted:
+            recovery.cancel_snapshot()
         if receipt.replay_from is not None:
-            self._recoveries[link.source].ask(receipt.replay_from, supersede=receipt.outcome == "restarted")
+            recovery.ask(receipt.replay_from, supersede=restarted)
+        if receipt.snapshot_wanted:
+            recovery.ask_snapshot()
