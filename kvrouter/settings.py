@@ -160,6 +160,29 @@ class EventSettings:
         5.0, "time a replay may be silent before it is given up", at_least=0.1, at_most=300
     )
     frame_bytes_max: int = _setting(64 * _MIB, "largest event frame", at_least=1024, at_most=1024 * _MIB)
+    router_id: str = _setting(
+        "",
+        "this router's name at brokers and stores, no other router's; one that is kept goes on where it stopped "
+        "(default: drawn at each start)",
+    )
+    snapshots: str = _setting(
+        "",
+        "where what is known is kept for the next start: a directory, nats://host:4222/PREFIX or "
+        "redis://host:6379/0/PREFIX (default: nowhere)",
+        flag="--snapshots",
+        metavar="URL",
+    )
+    fleet: str = _setting("kvrouter", "whose state it is; routers of one fleet share it")
+    snapshot_seconds: float = _setting(60.0, "time between two snapshots", at_least=1, at_most=86_400)
+    stream_messages_max: int = _setting(
+        1_000_000,
+        "a JetStream stream with more messages is purged behind a snapshot, never past its slowest consumer (0: never)",
+        at_least=0,
+        at_most=1_000_000_000_000,
+    )
+    load_seconds: float = _setting(
+        10.0, "time between two questions to a worker how busy it is (0: never)", at_least=0, at_most=3600
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

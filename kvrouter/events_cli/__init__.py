@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from kvrouter.events_cli import stats, tail
+from kvrouter.events_cli import relay, stats, tail
 
 __all__ = ["add_parser"]
 
@@ -13,3 +13,4 @@ def add_parser(subparsers: Any) -> None:
     commands = events.add_subparsers(title="commands", metavar="COMMAND", required=True)
     tail.add_parser(commands)
     stats.add_parser(commands)
+    relay.add_parser(commands)

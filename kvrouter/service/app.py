@@ -18,7 +18,7 @@ from kvrouter.service.admin import AdminServer, GuardedApplication, WorkerRecord
 from kvrouter.service.auth import Authenticator
 from kvrouter.service.decisions import DecisionRing
 from kvrouter.service.dispatcher import ModelRoutes, RequestDispatcher
-from kvrouter.service.event_transports import event_subscriber
+from kvrouter.service.event_transports import event_subscriber, purge_streams, stream_positions
 from kvrouter.service.event_watch import EventWatch
 from kvrouter.service.fleet_view import FleetViews
 from kvrouter.service.health import HealthMonitor
@@ -34,6 +34,8 @@ from kvrouter.service.selection_choice import SelectionChoice
 from kvrouter.service.selection_loads import PoolViews
 from kvrouter.service.selection_tokens import SelectionReader
 from kvrouter.service.sources import SourceReport
+from kvrouter.service.state_keeper import RestoringIntake, open_state_keeper
+from kvrouter.service.state_snapshots import Positions
 from kvrouter.service.traffic import TrafficCounters
 from kvrouter.service.workers import Worker, WorkerRegistry, WorkerSpec
 from kvrouter.settings import LimitSettings, Settings
@@ -54,14 +56,29 @@ class Service:
         self.settings, self.clock = settings, clock
         limits = _proxy_limits(settings.limits, route_headers=settings.server.route_headers)
         index = PrefixIndex()
-        self.ingest = Ingest(index, limits=IngestLimits(block_size=settings.tokens.block_size))
+        self.backlog_due = asyncio.Event()
+        limits_of_ingest = IngestLimits(block_size=settings.tokens.block_size)
+        self.ingest = Ingest(index, limits=limits_of_ingest, on_backlog=self.backlog_due.set)
         self.router = Router(
             policy=settings.routing.policy, index=index, ingest=self.ingest, settings=_routing_settings(settings)
         )
-        self.subscriber = event_subscriber(self.ingest, settings, clock=clock)
+        self.keeper = open_state_keeper(
+            settings.events,
+            self.ingest,
+            positions=lambda: stream_positions(self.subscriber),
+            saved=self._purge_streams,
+            clock=clock,
+        )
+        self.subscriber = event_subscriber(
+            self.ingest,
+            settings.events,
+            token_of=lambda source: self.registry.find(source.worker_id).spec.api_key,
+            positions=lambda: self.keeper.positions if self.keeper is not None else {},
+            clock=clock,
+        )
         self.registry = WorkerRegistry(
             routing=self.router,
-            events=self.subscriber,
+            events=RestoringIntake(self.subscriber, self.keeper),
             forget_blocks=self._forget_blocks,
             changed=self._fleet_changed,
             failures=settings.health.failures,
@@ -155,6 +172,18 @@ class Service:
             except RequestError as error:
                 raise SettingsError(f"worker {spec.worker_id!r}: {error.message}") from None
 
+    async def work_off_backlogs(self) -> None:
+        """Apply what waits for its turn only, a little at a time, for ever."""
+        while True:
+            await self.backlog_due.wait()
+            self.backlog_due.clear()
+            try:
+                if self.ingest.work(now=self.clock()):
+                    self.backlog_due.set()
+                    await asyncio.sleep(0)
+            except Exception as error:  # noqa: BLE001 - supervised edge, as below
+                _report_bug("backlog", error)
+
     async def housekeeping(self) -> None:
         """End leases, forget dead workers' blocks and tell of missing events, now and then, for ever."""
         while True:
@@ -185,6 +214,10 @@ class Service:
             source = Source(worker.spec.worker_id, worker.spec.first_rank + position)
             self.ingest.reset(source, now=now, reason="the worker is dead")
             self.router.knowledge.forget(dense_rank)
+
+    async def _purge_streams(self, covered: Positions) -> None:
+        endpoints = [endpoint for worker in self.registry for endpoint in worker.spec.events.values()]
+        await purge_streams(endpoints, covered, messages_max=self.settings.events.stream_messages_max)
 
     def _selection_routes(self, index: PrefixIndex, reader: SelectionReader) -> SelectionRoutes:
         choice = SelectionChoice(

@@ -3,22 +3,98 @@
 The transports themselves are `kvrouter_subscribers`; a client library is imported when its first worker comes.
 """
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
 
-from kvrouter.settings import Settings
+from kvrouter.events import Source
+from kvrouter.events.endpoints import transport_of
+from kvrouter.events.nats_names import parse_nats_endpoint
+from kvrouter.service.logs import log_event
+from kvrouter.service.state_snapshots import Positions
+from kvrouter.settings import EventSettings
 from kvrouter_subscribers import AnyEventSubscriber, EventSink, ZmqEventSubscriber, ZmqLimits
 
-__all__ = ["event_subscriber"]
+__all__ = ["event_subscriber", "purge_streams", "stream_positions"]
+
+_log = logging.getLogger("kvrouter.events")
 
 
-def event_subscriber(sink: EventSink, settings: Settings, *, clock: Callable[[], float]) -> AnyEventSubscriber:
-    """Return the subscriber of all transports; nothing is opened before a worker is added and `run` is called."""
-    return AnyEventSubscriber({"zmq": lambda: ZmqEventSubscriber(sink, clock=clock, limits=_zmq_limits(settings))})
+def event_subscriber(
+    sink: EventSink,
+    settings: EventSettings,
+    *,
+    token_of: Callable[[Source], str | None],
+    positions: Callable[[], Positions],
+    clock: Callable[[], float],
+) -> AnyEventSubscriber:
+    """Return the subscriber of all transports; nothing is opened before a worker is added and `run` is called.
+
+    `positions` says, when the first worker of a broker comes, from where its streams are to be read.
+    """
+    name = settings.router_id or None
+
+    def zmq() -> ZmqEventSubscriber:
+        return ZmqEventSubscriber(sink, clock=clock, limits=_zmq_limits(settings))
+
+    def http() -> Any:
+        from kvrouter_subscribers import HttpEventSubscriber  # noqa: PLC0415 - only where it is used
+
+        return HttpEventSubscriber(sink, clock=clock, token_of=token_of)
+
+    def jetstream() -> Any:
+        from kvrouter_subscribers import JetStreamEventSubscriber  # noqa: PLC0415 - as above
+
+        read = {endpoint: int(at) for endpoint, at in positions().get("jetstream", {}).items()}
+        return JetStreamEventSubscriber(sink, clock=clock, name=name, positions=read)
+
+    def redis() -> Any:
+        from kvrouter_subscribers import RedisEventSubscriber  # noqa: PLC0415 - as above
+
+        read = {endpoint: str(at) for endpoint, at in positions().get("redis", {}).items()}
+        return RedisEventSubscriber(sink, clock=clock, name=name, positions=read)
+
+    return AnyEventSubscriber({"zmq": zmq, "http": http, "jetstream": jetstream, "redis": redis})
 
 
-def _zmq_limits(settings: Settings) -> ZmqLimits:
+def stream_positions(subscriber: AnyEventSubscriber) -> Positions:
+    """Return how far each broker's streams were taken, for a snapshot of what they said."""
+    found: dict[str, dict[str, int | str]] = {}
+    jetstream: Any = subscriber.subscriber("jetstream")
+    if jetstream is not None:
+        found["jetstream"] = dict(jetstream.positions())
+    redis: Any = subscriber.subscriber("redis")
+    if redis is not None:
+        found["redis"] = dict(redis.positions())
+    return found
+
+
+async def purge_streams(endpoints: Iterable[str], covered: Positions, *, messages_max: int) -> None:
+    """Shorten JetStream streams that are too long, up to what a durable snapshot covers and every consumer has read."""
+    positions = covered.get("jetstream", {})
+    streams = {str(parse_nats_endpoint(each)): each for each in endpoints if transport_of(each) == "jetstream"}
+    for name, endpoint in streams.items():
+        if messages_max and name in positions:
+            await _purge(name, endpoint, int(positions[name]), messages_max)
+
+
+async def _purge(name: str, endpoint: str, position: int, messages_max: int) -> None:
+    from kvrouter_subscribers import StreamAdministration  # noqa: PLC0415 - as above
+
+    try:
+        async with StreamAdministration(endpoint) as stream:
+            contents = await stream.contents()
+            if contents.messages <= messages_max:
+                return
+            floor = await stream.purge(position)
+        log_event(_log, logging.INFO, "stream_purged", stream=name, messages=contents.messages, up_to=floor)
+    except Exception as error:  # noqa: BLE001 - supervised edge: a broker's trouble must not cost the snapshot
+        log_event(_log, logging.WARNING, "stream_not_purged", stream=name, error=str(error) or type(error).__name__)
+
+
+def _zmq_limits(settings: EventSettings) -> ZmqLimits:
     return ZmqLimits(
-        frame_bytes_max=settings.events.frame_bytes_max,
-        replay_silence_seconds=settings.events.replay_seconds,
-        probe_seconds=settings.events.idle_probe_seconds,
+        frame_bytes_max=settings.frame_bytes_max,
+        replay_silence_seconds=settings.replay_seconds,
+        probe_seconds=settings.idle_probe_seconds,
     )

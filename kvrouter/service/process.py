@@ -54,6 +54,8 @@ async def run_service(settings: Settings) -> int:
         listener = listen(settings.server.host, settings.server.port)
         service = Service(settings, admin_socket=admin_socket)
         service.load_tokenizers()
+        if service.keeper is not None:
+            await service.keeper.load()
         service.add_workers(specs)
         async with _running(service, listener, certificate):
             await stop.asked.wait()
@@ -72,6 +74,8 @@ async def _running(
         subscriber = tasks.create_task(service.subscriber.run(), name="events")
         health = tasks.create_task(service.health.run(), name="health")
         housekeeping = tasks.create_task(service.housekeeping(), name="housekeeping")
+        backlog = tasks.create_task(service.work_off_backlogs(), name="backlog")
+        saving = tasks.create_task(service.keeper.run(), name="snapshots") if service.keeper is not None else None
         collector = tasks.create_task(set_survivors_aside(), name="collector")
         admin = tasks.create_task(service.admin.run(), name="admin")
         await service.admin.started()
@@ -97,7 +101,11 @@ async def _running(
         await admin
         health.cancel()
         housekeeping.cancel()
+        backlog.cancel()
         collector.cancel()
+        if saving is not None and service.keeper is not None:
+            saving.cancel()
+            await service.keeper.close()
         await service.subscriber.close()
         await subscriber
         service.resolver.close()

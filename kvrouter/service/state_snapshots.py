@@ -13,7 +13,7 @@ import msgspec
 from kvrouter.errors import StoreError
 from kvrouter.store import Entry, KeyValueStore, ObjectStore, acquire
 
-__all__ = ["LoadedState", "SaveOutcome", "StateSnapshots"]
+__all__ = ["LoadedState", "Positions", "SaveOutcome", "StateSnapshots"]
 
 SaveOutcome = Literal["saved", "not_leader", "lost"]
 
@@ -24,11 +24,15 @@ _POINTER, _LOCK = "current", "lock"
 _PREFIX = "router-state-"
 
 
+Positions = Mapping[str, Mapping[str, int | str]]
+"""By transport and endpoint: how far in each broker's stream everything is known."""
+
+
 class LoadedState(NamedTuple):
-    """What was found: the state, and the position in each broker's stream up to which it has everything."""
+    """What was found: the state, and the positions that go with it."""
 
     state: bytes
-    positions: dict[str, int]
+    positions: dict[str, dict[str, int | str]]
     name: str
     saved_at: float
 
@@ -64,7 +68,7 @@ class StateSnapshots:
             self.skipped_damaged += 1
         return None
 
-    async def save(self, state: bytes, positions: Mapping[str, int], *, now: float) -> SaveOutcome:
+    async def save(self, state: bytes, positions: Positions, *, now: float) -> SaveOutcome:
         """Write a state and make it the current one; `now` is seconds since the epoch, for people.
 
         Returns `not_leader` if another router is writing, and `lost` if another one was faster: nothing of ours is left
@@ -86,11 +90,15 @@ class StateSnapshots:
         await self._objects.close()
         await self._keys.close()
 
-    async def _save_locked(self, state: bytes, positions: Mapping[str, int], *, now: float) -> SaveOutcome:
+    async def _save_locked(self, state: bytes, positions: Positions, *, now: float) -> SaveOutcome:
         before, entry = await self._pointer()
         number = before.number + 1 if before is not None else 1
         name = f"{_PREFIX}{number:012d}-{self._router_id}"
-        meta = {"positions": json.dumps(dict(positions)), "saved_at": repr(now), "router": self._router_id}
+        meta = {
+            "positions": json.dumps({transport: dict(streams) for transport, streams in positions.items()}),
+            "saved_at": repr(now),
+            "router": self._router_id,
+        }
         written = await self._objects.put(self._bucket, name, state, meta=meta)
         seen = await self._objects.stat(self._bucket, name)
         if seen is None or seen.digest != written.digest:
@@ -132,7 +140,7 @@ class StateSnapshots:
         if info is None:
             return None
         try:
-            positions = msgspec.json.decode(info.meta.get("positions", "{}"), type=dict[str, int])
+            positions = msgspec.json.decode(info.meta.get("positions", "{}"), type=dict[str, dict[str, int | str]])
             saved_at = float(info.meta.get("saved_at", info.modified))
         except (msgspec.MsgspecError, ValueError):
             return None

@@ -62,12 +62,12 @@ async def test_what_one_router_saved_another_one_loads(url: str) -> None:
     state = bytes(range(256)) * 4096
     async with router(url) as one, router(url, "r2") as two:
         nothing = await two.load()
-        outcome = await one.save(state, {"nats://host/kv": 17}, now=12.5)
+        outcome = await one.save(state, {"jetstream": {"nats://host/kv": 17}}, now=12.5)
         loaded = await two.load()
 
     assert (nothing, outcome) == (None, "saved")
     assert loaded is not None
-    assert (loaded.state, loaded.positions, loaded.saved_at) == (state, {"nats://host/kv": 17}, 12.5)
+    assert (loaded.state, loaded.positions, loaded.saved_at) == (state, {"jetstream": {"nats://host/kv": 17}}, 12.5)
 
 
 @in_a_loop
