@@ -33,6 +33,7 @@ __all__ = [
     "PAYLOAD_BYTES_MAX",
     "TOKENS_PER_EVENT_MAX",
     "decode_batch",
+    "decode_event",
     "peek_timestamp",
 ]
 
@@ -115,16 +116,24 @@ def decode_batch(payload: bytes) -> EventBatch:
     skipped: Counter[str] = Counter()
     events = []
     for raw in envelope[1]:
-        try:
-            events.append(_event(raw, skipped))
-        except _SkipEventError as skip:
-            skipped[str(skip)] += 1
+        event = _event_or_none(raw, skipped)
+        if event is not None:
+            events.append(event)
     return EventBatch(
         timestamp=_seconds(envelope[0]),
         events=tuple(events),
         data_parallel_rank=_rank(envelope[2]) if len(envelope) > 2 else None,
         skipped=skipped,
     )
+
+
+def decode_event(data: bytes, skipped: Counter[str]) -> Event | None:
+    """Decode one event of a batch; what is left out of it is counted in `skipped`. None: all of it.
+
+    Raises:
+        WireError: it is not msgpack.
+    """
+    return _event_or_none(_unpack(data), skipped)
 
 
 def peek_timestamp(payload: bytes) -> float | None:
@@ -153,6 +162,14 @@ def _seconds(value: object) -> float:
 
 def _rank(value: object) -> int | None:
     return value if isinstance(value, int) and 0 <= value < 2**32 else None
+
+
+def _event_or_none(raw: object, skipped: Counter[str]) -> Event | None:
+    try:
+        return _event(raw, skipped)
+    except _SkipEventError as skip:
+        skipped[str(skip)] += 1
+        return None
 
 
 def _event(raw: object, skipped: Counter[str]) -> Event:

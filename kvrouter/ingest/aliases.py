@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from kvrouter.blocks import chain_hashes, hash_seed, multimodal_key, token_bytes
 from kvrouter.events import BlockStored, Namespace, block_namespaces
 from kvrouter.events.namespaces import NO_NAMESPACE
+from kvrouter.ingest.block_table import BlockTable, Meanings
 
 __all__ = ["AliasMap"]
 
@@ -21,24 +22,28 @@ class AliasMap:
 
     The first meaning of a hash stays: stores that repeat it may know less about its namespace. Entries are
     kept after their blocks are gone, because later stores name them as parents and other tiers by hash alone;
-    `forget` and `clear` drop them.
+    `forget` and `clear` drop them, and so does a table that owns the keys (`share_with`).
     """
 
     __slots__ = ("_adapters", "_inner", "_namespaces", "_orphan_blocks", "_orphans", "_seeds", "keys")
 
-    def __init__(self) -> None:
-        self.keys: dict[int, int] = {}
+    def __init__(self, keys: Meanings | None = None) -> None:
+        self.keys: Meanings = {} if keys is None else keys
         self._namespaces: dict[int, Namespace] = {}
         self._inner: dict[int, list[int]] = {}  # Of blocks larger than a unit: the keys of the units before the last.
-        self._adapters: dict[int, str] = {}
         self._orphans: OrderedDict[int, list[BlockStored]] = OrderedDict()
-        self._orphan_blocks = 0
         self._seeds: dict[Namespace, int] = {}
+        self._adapters: dict[int, str] = {}
+        self._orphan_blocks = 0
 
     @property
     def orphan_blocks(self) -> int:
         """Blocks that wait for their parent."""
         return self._orphan_blocks
+
+    def share_with(self, table: BlockTable) -> None:
+        """Let the table that owns `keys` see what else is known of them, and forget it with them."""
+        table.attach(self._namespaces, self._inner, self._orphans, self._seeds)
 
     def name_adapter(self, lora_id: int, name: str) -> None:
         """Say which adapter an engine means that sends numbers instead of names."""
@@ -53,7 +58,8 @@ class AliasMap:
 
     def forget(self, engine_hash: int) -> None:
         """Drop one entry."""
-        self.keys.pop(engine_hash, None)
+        if engine_hash in self.keys:
+            del self.keys[engine_hash]
         self._namespaces.pop(engine_hash, None)
         self._inner.pop(engine_hash, None)
 
@@ -154,9 +160,6 @@ class AliasMap:
         keys = self.keys
         if len(hashes) != len(block_keys):
             return self._assign_masked(hashes, block_keys)
-        if keys.keys().isdisjoint(hashes):
-            keys.update(zip(hashes, block_keys, strict=True))
-            return hashes
         new = []
         for engine_hash, key in zip(hashes, block_keys, strict=True):
             known = keys.get(engine_hash)

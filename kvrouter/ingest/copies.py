@@ -1,8 +1,8 @@
 """Physical copies of blocks in one place: one tier and one group of layers of one rank.
 
 vLLM announces every copy of a block, and its removal, on its own; a block is cached while any
-copy is. Two engine hashes may name one of our blocks, so both are counted. Pure counting:
-what the counts mean for the index is `rank_cache`'s to say.
+copy is. Two engine hashes may name one of our blocks, so its names are counted too. Pure counting:
+what the counts mean for the index is `block_table`'s to say.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ __all__ = ["Copies"]
 
 
 class Copies:
-    """Counts per engine hash, and per sequence hash for those whose meaning is known."""
+    """Copies per engine hash; per sequence hash, how many engine hashes with copies are known to name it."""
 
     __slots__ = ("by_hash", "by_key")
 
@@ -19,21 +19,26 @@ class Copies:
         self.by_hash: dict[int, int] = {}
         self.by_key: dict[int, int] = {}
 
-    def add_hashes(self, hashes: Sequence[int]) -> None:
-        """Count one more copy of each."""
+    def add_hashes(self, hashes: Sequence[int]) -> Sequence[int]:
+        """Count one more copy of each; returns those that had none."""
         counts = self.by_hash
         if counts.keys().isdisjoint(hashes):
             size = len(counts)
             counts.update(dict.fromkeys(hashes, 1))
             if len(counts) - size == len(hashes):
-                return
+                return hashes
             for engine_hash in hashes:  # An event that names a hash twice; nobody is known to do so.
                 counts[engine_hash] = 0
+        first = []
         for engine_hash in hashes:
-            counts[engine_hash] = counts.get(engine_hash, 0) + 1
+            count = counts.get(engine_hash, 0)
+            if not count:
+                first.append(engine_hash)
+            counts[engine_hash] = count + 1
+        return first
 
     def add_keys(self, keys: Sequence[int]) -> Sequence[int]:
-        """Count one more copy of each known block; returns those that had none."""
+        """Count one more name of each known block; returns those that had none."""
         counts = self.by_key
         if counts.keys().isdisjoint(keys):
             size = len(counts)
@@ -50,12 +55,6 @@ class Copies:
             counts[key] = count + 1
         return new
 
-    def add_copies_of_key(self, key: int, count: int) -> bool:
-        """Count copies whose meaning became known only now; returns whether the block had none."""
-        before = self.by_key.get(key, 0)
-        self.by_key[key] = before + count
-        return not before
-
     def remove_hash(self, engine_hash: int) -> int:
         """Count one copy less; returns how many are left, -1 if there was none."""
         count = self.by_hash.get(engine_hash, 0) - 1
@@ -66,7 +65,7 @@ class Copies:
         return count
 
     def remove_key(self, key: int) -> bool:
-        """Count one copy of a known block less; returns whether that was the last."""
+        """Count one name of a known block less; returns whether that was the last."""
         count = self.by_key.get(key, 0) - 1
         if count > 0:
             self.by_key[key] = count

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from kvrouter.errors import WireError
-from kvrouter.events import AllBlocksCleared, EventBatch, Source, decode_batch
+from kvrouter.events import EventBatch, Source, decode_batch
 from kvrouter.index import PrefixIndex
 from kvrouter.ingest.digests import agrees
 from kvrouter.ingest.limits import IngestLimits
@@ -75,21 +75,21 @@ class Followed:
         if self._journal is not None:
             self._journal.add(sequence, payload)
         try:
-            batch = decode_batch(payload)
+            applied = self.cache.apply_payload(payload)
         except WireError as error:
             self.counts["quarantined"] += 1
             self.last_error = f"batch {sequence}: {error}"
             self._miscounted = True
             self.suspect("a batch was not understood")  # It may have removed blocks that we go on believing in.
             return False
-        self.announced_rank = batch.data_parallel_rank
-        for reason, count in batch.skipped.items():
+        self.announced_rank = applied.announced_rank
+        for reason, count in applied.skipped.items():
             self.skipped[reason] = self.skipped.get(reason, 0) + count
-        if self.doubt and any(isinstance(event, AllBlocksCleared) for event in batch.events):
+        if self.doubt and applied.cleared:
             self._trust()
             if not self.incomplete:
                 self._want_no_more()
-        if self.cache.apply(batch.events):
+        if applied.changed:
             self._lookup.place(self.cache)
         return True
 
@@ -268,7 +268,7 @@ class Followed:
             self.cache.apply(batch.events)
         for payload in newer:
             try:
-                self.cache.apply(decode_batch(payload).events)
+                self.cache.apply_payload(payload)
             except WireError:
                 self._miscounted = True
                 self.suspect("a batch was not understood")

@@ -167,7 +167,7 @@ def _usable_under_rules(cache: RankCache, keys: list[int], units: int) -> int:
     return units
 
 
-def _usable_in_window(held: dict[int, int], rule: WindowRule, keys: list[int], units: int, alignment: int) -> int:
+def _usable_in_window(held: Collection[int], rule: WindowRule, keys: list[int], units: int, alignment: int) -> int:
     """The longest aligned prefix up to `units` whose last `needed` blocks are held, or all of them."""
     stride = rule.stride
     run = end = 0

@@ -6,19 +6,31 @@ holds a block of the main group while there is a copy whose meaning is known. So
 hash-only stores and masked stores need no cases of their own: they are copies whose meaning waits.
 """
 
-from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
-from kvrouter.events import AllBlocksCleared, BlockRemoved, BlockStored, Event, tier_of
+from kvrouter.events import AllBlocksCleared, BlockRemoved, BlockStored, Event, decode_batch, tier_of
+from kvrouter.events.decode import decode_event
 from kvrouter.index import PrefixIndex
 from kvrouter.ingest.aliases import AliasMap
-from kvrouter.ingest.copies import Copies
+from kvrouter.ingest.block_table import BlockTable, Left, block_table
 from kvrouter.ingest.limits import IngestLimits
 from kvrouter.ingest.profile import Profile
 
-__all__ = ["RankCache"]
+__all__ = ["Applied", "RankCache"]
 
 _GROUPS_MAX = 256
+_NOTHING: Mapping[str, int] = {}
+
+
+class Applied(NamedTuple):
+    """What a batch was: `cleared` if an engine's reset is in it, `changed` if the layout turned out different."""
+
+    announced_rank: int | None
+    cleared: bool
+    skipped: Mapping[str, int] = _NOTHING
+    changed: bool = False
 
 
 class RankCache:
@@ -26,19 +38,24 @@ class RankCache:
 
     def __init__(self, index: PrefixIndex, rank: int, limits: IngestLimits, block_size: int | None) -> None:
         self.rank = rank
-        self.orphans_dropped = self.unresolved_dropped = 0
-        self.ignored: dict[str, int] = {}
-        self._index = index
+        self.orphans_dropped = 0
+        self._ignored: dict[str, int] = {}
         self._limits = limits
         self._assumed_block_size = block_size or limits.block_size
-        self._aliases = AliasMap()
-        self._pools: dict[tuple[str, int], Copies] = {}
-        self._unresolved: OrderedDict[int, None] = OrderedDict()
-        self._idle: OrderedDict[int, None] = OrderedDict()
-        self._names_namespaces = False
-        self._clears_all_tiers = False
+        self._table, meanings = block_table(
+            index, rank, idle_max=limits.idle_hashes_max, unresolved_max=limits.unresolved_hashes_max
+        )
+        self._aliases = AliasMap(meanings)
+        self._aliases.share_with(self._table)
+        self._table.set_main(0)
         self._repeats = False
         self.profile = Profile(self._assumed_block_size)
+
+    @property
+    def ignored(self) -> dict[str, int]:
+        """What was said and not taken in, by reason."""
+        unknown = self._table.unknown_removals
+        return self._ignored | {"unknown_removal": unknown} if unknown else self._ignored
 
     @property
     def orphans(self) -> int:
@@ -48,16 +65,41 @@ class RankCache:
     @property
     def unresolved(self) -> int:
         """Hashes with copies whose meaning is not known."""
-        return len(self._unresolved)
+        return self._table.unresolved
 
-    def blocks(self, tier: str = "gpu", group: int | None = None) -> dict[int, int]:
-        """Copies per sequence hash in one place; the main group unless another is named. Not to be changed."""
-        pool = self._pools.get((tier, self.profile.main if group is None else group))
-        return pool.by_key if pool is not None else {}
+    @property
+    def unresolved_dropped(self) -> int:
+        """How many of them were given up for the bound."""
+        return self._table.unresolved_dropped
+
+    @property
+    def _idle(self) -> list[int]:
+        """Hashes whose meaning is kept though no copy is left, in the order in which the copies went."""
+        return self._table.idle_hashes()
+
+    @property
+    def _names_namespaces(self) -> bool:
+        return self._table.names_namespaces
+
+    @_names_namespaces.setter
+    def _names_namespaces(self, names: bool) -> None:
+        self._table.names_namespaces = names
+
+    @property
+    def _clears_all_tiers(self) -> bool:
+        return self._table.clears_all_tiers
+
+    @_clears_all_tiers.setter
+    def _clears_all_tiers(self, clears: bool) -> None:
+        self._table.clears_all_tiers = clears
+
+    def blocks(self, tier: str = "gpu", group: int | None = None) -> Collection[int]:
+        """Sequence hashes in one place, as it is now and later; the main group unless another is named."""
+        return _Held(self._table, tier, self.profile.main if group is None else group)
 
     def copies(self) -> dict[tuple[str, int], dict[int, int]]:
         """Copies per engine hash, for each (tier, group); for checks against an engine's own dump."""
-        return {place: dict(pool.by_hash) for place, pool in self._pools.items() if pool.by_hash}
+        return self._table.copies()
 
     def name_adapter(self, lora_id: int, name: str) -> None:
         """Say which adapter an engine means that sends numbers instead of names."""
@@ -67,33 +109,73 @@ class RankCache:
         """Apply one batch; returns whether the layout of the cache turned out different."""
         events = tuple(events)
         changed = self._observe(events)
-        if len(self.profile.groups) > 1:
-            self._learn_from_full_groups(events)
-        for event in events:
-            if isinstance(event, BlockStored):
-                self._store(event)
-            elif isinstance(event, BlockRemoved):
-                self._remove(event)
-            else:
-                assert isinstance(event, AllBlocksCleared)
-                self._clear_as_engine()
+        self._apply_observed(events)
         return changed
+
+    def apply_payload(self, payload: bytes) -> Applied:
+        """Apply one batch as it came: what the native core can, it does; where it stops, the reference goes on.
+
+        Raises:
+            WireError: as `decode_batch`; nothing is applied then.
+        """
+        read = self._table.apply(payload)
+        if read is None:
+            batch = decode_batch(payload)
+            cleared = any(isinstance(event, AllBlocksCleared) for event in batch.events)
+            return Applied(batch.data_parallel_rank, cleared, batch.skipped, self.apply(batch.events))
+        announced_rank, cleared, unknown_fields, odd, stop = read
+        if odd is None and stop is None and not unknown_fields:
+            return Applied(announced_rank, cleared)
+        skipped = Counter({"unknown_field": unknown_fields} if unknown_fields else ())
+        return self._apply_rest(payload, odd or (), stop, Applied(announced_rank, cleared, skipped))
 
     def drop(self) -> None:
         """Forget all blocks and all hashes: what follows belongs to another life, or batches between are lost."""
-        for (tier, group), pool in self._pools.items():
-            if group == self.profile.main:
-                self._index.remove(self.rank, list(pool.by_key), tier)
-        self._pools.clear()
+        self._table.clear()
         self._aliases.clear()
-        self._unresolved.clear()
-        self._idle.clear()
 
     def restart(self) -> None:
         """`drop`, and forget the layout too: the new life may have another one."""
         self.drop()
         self.profile = Profile(self._assumed_block_size)
+        self._table.set_main(self.profile.main)
+        self._describe()
         self._names_namespaces = self._clears_all_tiers = self._repeats = False
+
+    def _apply_observed(self, events: Sequence[Event]) -> None:
+        if len(self.profile.groups) > 1:
+            self._learn_from_full_groups(events)
+        for event in events:
+            self._apply_one(event)
+
+    def _apply_one(self, event: Event) -> None:
+        if isinstance(event, BlockStored):
+            self._store(event)
+        elif isinstance(event, BlockRemoved):
+            self._remove(event)
+        else:
+            assert isinstance(event, AllBlocksCleared)
+            self._clear_as_engine()
+
+    def _apply_rest(self, payload: bytes, odd: Sequence[Left], stop: Left | None, read: Applied) -> Applied:
+        """Do what the native core leaves: events that are `odd`, which it has not begun before, and where it stops."""
+        skipped = Counter(read.skipped)
+        decoded = {number: decode_event(payload[start:end], skipped) for number, start, end in odd}
+        said = [event for event in decoded.values() if event is not None]
+        cleared = read.cleared or any(isinstance(event, AllBlocksCleared) for event in said)
+        if self._observe(said):
+            batch = decode_batch(payload)
+            self._apply_observed(batch.events)
+            return Applied(read.announced_rank, cleared, batch.skipped, changed=True)
+        stop = self._table.proceed() if odd else stop
+        while stop is not None:
+            number, start, end = stop
+            # The native core has counted already what is unknown of a plain event.
+            event = decoded[number] if number in decoded else decode_event(payload[start:end], Counter())
+            if event is not None:
+                self._apply_one(event)
+            stop = self._table.proceed()
+        return Applied(read.announced_rank, cleared, skipped)
 
     def _observe(self, events: Sequence[Event]) -> bool:
         """Learn the layout from the whole batch before any of it is applied: later groups may be finer."""
@@ -103,10 +185,23 @@ class RankCache:
             if isinstance(event, BlockStored) and event.block_size and self._describes_layout(event):
                 changed |= profile.observe(event)
         if profile.main != main:
-            self._move_index(main, profile.main)
+            self._table.set_main(profile.main)
         if profile.shape.unit != unit:
             self.drop()  # Keys of another block size say nothing.
+        if changed:
+            self._describe()
         return changed
+
+    def _describe(self) -> None:
+        """Tell the table the layout, so that it knows which stores say nothing new about it."""
+        groups = self.profile.groups.items()
+        self._table.describe(
+            self.profile.shape.unit,
+            [
+                (index, group.block_size, group.kind is not None, group.kind == "mamba", group.role == "full")
+                for index, group in groups
+            ],
+        )
 
     def _describes_layout(self, event: BlockStored) -> bool:
         return tier_of(event.medium) == "gpu" and 0 <= (event.group_idx or 0) < _GROUPS_MAX
@@ -119,35 +214,26 @@ class RankCache:
             self._learn_stated(event, event.sequence_hashes)
         elif event.token_ids:
             self._learn(event, tier)
-        hashes = event.block_hashes
         group = event.group_idx or 0
-        pool = self._pool(tier, group)
-        if tier == "gpu" and self._is_repetition(event, pool):
-            self._ignore("repetition", len(hashes))
-            return
-        pool.add_hashes(hashes)
-        if self._idle and not self._idle.keys().isdisjoint(hashes):
-            for engine_hash in hashes:
-                self._idle.pop(engine_hash, None)
-        keys = list(map(self._aliases.keys.get, hashes))
-        if None in keys:
-            self._park(hashes)
-        known = [key for key in keys if key is not None]
-        added = pool.add_keys(known)
-        if added and group == self.profile.main:
-            self._index.store(self.rank, added, tier)
+        if tier == "gpu" and self._is_repetition(event, group):
+            self._ignore("repetition", len(event.block_hashes))
+        else:
+            self._table.add(tier, group, event.block_hashes)
 
     def _learn_from_full_groups(self, events: Iterable[Event]) -> None:
         """Other groups name their blocks by hashes that a full group explains, maybe later in the same batch."""
         groups, known = self.profile.groups, self._aliases.keys
         for event in events:
-            if isinstance(event, BlockStored) and event.token_ids and self._describes_layout(event):
+            if isinstance(event, BlockStored) and event.token_ids and self._is_here(event):
                 group = groups.get(event.group_idx or 0)
                 rooted = event.parent_block_hash is None or event.parent_block_hash in known
                 if rooted and group is not None and group.role == "full":
                     self._learn(event, "gpu")
 
-    def _is_repetition(self, event: BlockStored, pool: Copies) -> bool:
+    def _is_here(self, event: BlockStored) -> bool:
+        return event.locality != "REMOTE" and self._describes_layout(event)
+
+    def _is_repetition(self, event: BlockStored, group: int) -> bool:
         """Whether vLLM repeats what it holds because a request asked for `kv_cache_report_mode: full`.
 
         Such a report starts at the root and names blocks that are all there already; no copy is made. With full
@@ -156,7 +242,7 @@ class RankCache:
         """
         if event.parent_block_hash is not None or event.kv_cache_spec_kind is None or len(self.profile.groups) != 1:
             return False
-        if not self.profile.has_full or not all(map(pool.by_hash.__contains__, event.block_hashes)):
+        if not self.profile.has_full or not self._table.holds_all("gpu", group, event.block_hashes):
             return False
         self._repeats = self._repeats or len(event.block_hashes) > 1
         return self._repeats
@@ -176,7 +262,7 @@ class RankCache:
         elif self._names_namespaces and event.extra_keys is None:
             # Offloaded copies are described without salt and items: hashes would get the meaning of other blocks.
             return None
-        others_wait = self._unresolved or aliases.orphan_blocks
+        others_wait = self._table.unresolved or aliases.orphan_blocks
         learnt = aliases.place_before_known(event.block_hashes, unit)
         parent = event.parent_block_hash
         if parent is None or parent in aliases.keys:
@@ -184,7 +270,7 @@ class RankCache:
         elif not aliases.knows_all(event.block_hashes):
             self.orphans_dropped += aliases.wait_for_parent(event, self._limits.orphan_blocks_max)
         if others_wait:
-            self._settle(learnt)
+            self._settle(learnt, event)
         return None
 
     def _learn_stated(self, event: BlockStored, stated: Sequence[int | None]) -> None:
@@ -192,102 +278,29 @@ class RankCache:
         unit, aliases = self.profile.shape.unit, self._aliases
         if event.block_size != unit:
             return self._ignore("odd_block_size")
-        others_wait = self._unresolved or aliases.orphan_blocks
+        others_wait = self._table.unresolved or aliases.orphan_blocks
         learnt = aliases.learn_stated(event.block_hashes, stated, unit)
         if others_wait:
-            self._settle(learnt)
+            self._settle(learnt, event)
         return None
 
-    def _settle(self, learnt: Sequence[int]) -> None:
-        """Hashes whose copies were announced before their meaning: now they count."""
-        for engine_hash in learnt:
-            if engine_hash in self._unresolved:
-                del self._unresolved[engine_hash]
-                self._count_copies(engine_hash, self._aliases.keys[engine_hash])
-            elif not self._has_copies(engine_hash):
-                self._retire(engine_hash)
-
-    def _count_copies(self, engine_hash: int, key: int) -> None:
-        for (tier, group), pool in self._pools.items():
-            count = pool.by_hash.get(engine_hash, 0)
-            if count and pool.add_copies_of_key(key, count) and group == self.profile.main:
-                self._index.store(self.rank, [key], tier)
-
-    def _park(self, hashes: Sequence[int]) -> None:
-        known, unresolved = self._aliases.keys, self._unresolved
-        for engine_hash in hashes:
-            if engine_hash not in known:
-                unresolved[engine_hash] = None
-        while len(unresolved) > self._limits.unresolved_hashes_max:
-            oldest, _ = unresolved.popitem(last=False)
-            self.unresolved_dropped += 1
-            for pool in self._pools.values():
-                pool.by_hash.pop(oldest, None)
+    def _settle(self, learnt: Sequence[int], event: BlockStored) -> None:
+        """Copies that were announced before their meaning count now; meanings without copies are idle."""
+        self._table.settle(learnt)
+        about_to_be_stored = set(event.block_hashes)
+        self._table.retire([each for each in learnt if each not in about_to_be_stored])
 
     def _remove(self, event: BlockRemoved) -> None:
         tier = self._place(event)
-        if tier is None:
-            return None
-        group = event.group_idx or 0
-        pool = self._pools.get((tier, group))
-        if pool is None:
-            return self._ignore("unknown_removal", len(event.block_hashes))
-        gone = []
-        key_of = self._aliases.keys.get
-        for engine_hash in event.block_hashes:
-            left = pool.remove_hash(engine_hash)
-            if left < 0:
-                self._ignore("unknown_removal")
-                continue
-            key = key_of(engine_hash)
-            if key is not None and pool.remove_key(key):
-                gone.append(key)
-            if not left and not self._has_copies(engine_hash):
-                self._retire(engine_hash)
-        if gone and group == self.profile.main:
-            self._index.remove(self.rank, gone, tier)
-        return None
-
-    def _has_copies(self, engine_hash: int) -> bool:
-        return any(engine_hash in pool.by_hash for pool in self._pools.values())
-
-    def _retire(self, engine_hash: int) -> None:
-        """No copy is left anywhere; its meaning is kept for a while."""
-        if engine_hash not in self._aliases.keys:
-            self._unresolved.pop(engine_hash, None)
-            return
-        self._idle[engine_hash] = None
-        if len(self._idle) > self._limits.idle_hashes_max:
-            oldest, _ = self._idle.popitem(last=False)
-            self._aliases.forget(oldest)
+        if tier is not None:
+            self._table.remove(tier, event.group_idx or 0, event.block_hashes)
 
     def _clear_as_engine(self) -> None:
         """AllBlocksCleared: vLLM means its GPU blocks and keeps offloaded ones, SGLang means its whole tree."""
-        tiers = {tier for tier, _ in self._pools} if self._clears_all_tiers else {"gpu"}
+        tiers = self._table.tiers() if self._clears_all_tiers else {"gpu"}
         self._aliases.drop_orphans()
         for tier in sorted(tiers):
-            self._clear_tier(tier)
-
-    def _clear_tier(self, tier: str) -> None:
-        for (pool_tier, group), pool in self._pools.items():
-            if pool_tier != tier:
-                continue
-            if group == self.profile.main:
-                self._index.remove(self.rank, list(pool.by_key), tier)
-            hashes = list(pool.by_hash)
-            pool.clear()
-            for engine_hash in hashes:
-                if not self._has_copies(engine_hash):
-                    self._retire(engine_hash)
-
-    def _move_index(self, old_main: int, new_main: int) -> None:
-        """Another group turned out to be the one that remembers whole prefixes: the index follows it."""
-        for (tier, group), pool in self._pools.items():
-            if group == old_main:
-                self._index.remove(self.rank, list(pool.by_key), tier)
-        for (tier, group), pool in self._pools.items():
-            if group == new_main:
-                self._index.store(self.rank, list(pool.by_key), tier)
+            self._table.clear_tier(tier)
 
     def _place(self, event: BlockStored | BlockRemoved) -> str | None:
         if event.locality == "REMOTE":
@@ -301,14 +314,28 @@ class RankCache:
         if tier is None:
             self._ignore("foreign_medium")
         elif medium == "CPU_PINNED":
-            self._clears_all_tiers = True  # SGLang's name for its host tier, which a reset of its tree empties too.
+            self._table.clears_all_tiers = (
+                True  # SGLang's name for its host tier, which a reset of its tree empties too.
+            )
         return tier
 
-    def _pool(self, tier: str, group: int) -> Copies:
-        pool = self._pools.get((tier, group))
-        if pool is None:
-            pool = self._pools[tier, group] = Copies()
-        return pool
-
     def _ignore(self, reason: str, count: int = 1) -> None:
-        self.ignored[reason] = self.ignored.get(reason, 0) + count
+        self._ignored[reason] = self._ignored.get(reason, 0) + count
+
+
+class _Held(Collection[int]):
+    """The blocks in one place of a table."""
+
+    __slots__ = ("_group", "_table", "_tier")
+
+    def __init__(self, table: BlockTable, tier: str, group: int) -> None:
+        self._table, self._tier, self._group = table, tier, group
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, int) and self._table.holds(self._tier, self._group, key)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._table.blocks(self._tier, self._group))
+
+    def __len__(self) -> int:
+        return len(self._table.blocks(self._tier, self._group))

@@ -139,7 +139,10 @@ typedef struct {
 #define Py_TPFLAGS_DEFAULT 0UL
 #define Py_bf_getbuffer 1
 #define Py_bf_releasebuffer 2
+#define Py_mp_ass_subscript 3
 #define Py_mp_length 4
+#define Py_sq_contains 41
+#define Py_mp_subscript 5
 #define Py_sq_length 45
 #define Py_tp_alloc 47
 #define Py_tp_dealloc 52
@@ -172,6 +175,8 @@ KVR_IMPORT unsigned long PyType_GetFlags(PyTypeObject *);
 KVR_IMPORT int PyType_IsSubtype(PyTypeObject *, PyTypeObject *);
 KVR_IMPORT PyObject *PyType_GenericAlloc(PyTypeObject *, Py_ssize_t);
 KVR_IMPORT PyObject *PyObject_CallNoArgs(PyObject *);
+KVR_IMPORT PyObject *PyObject_GetAttrString(PyObject *, const char *);
+KVR_IMPORT int PyObject_SetAttrString(PyObject *, const char *, PyObject *);
 KVR_IMPORT void PyObject_Free(void *);
 
 /* -- values ------------------------------------------------------------------------------------------------------- */
@@ -229,6 +234,7 @@ KVR_IMPORT PyObject *PyDict_GetItemWithError(PyObject *, PyObject *);
 KVR_IMPORT int PyDict_SetItem(PyObject *, PyObject *, PyObject *);
 KVR_IMPORT PyObject *PyDict_Copy(PyObject *);
 KVR_IMPORT PyObject *PyDict_GetItemWithError(PyObject *, PyObject *);
+KVR_IMPORT int PyDict_DelItem(PyObject *, PyObject *);
 KVR_IMPORT int PyDict_Next(PyObject *, Py_ssize_t *, PyObject **, PyObject **);
 KVR_IMPORT Py_ssize_t PyDict_Size(PyObject *);
 KVR_IMPORT int PyDict_SetItemString(PyObject *, const char *, PyObject *);

@@ -1,0 +1,40 @@
+/* The blocks of a rank as a Python object, for the files that hold its methods. */
+#ifndef KVR_INGEST_OBJECT_H
+#define KVR_INGEST_OBJECT_H
+
+#include "events_batch.h"
+#include "ingest_rank.h"
+#include "python_abi.h"
+
+/* A group of layers of which events have told all that they can. */
+struct kvr_group {
+    uint32_t group, block_size;
+    uint8_t has_kind, is_mamba, is_full;
+};
+
+struct kvr_table_object {
+    PyObject_HEAD
+    PyObject *index; /* keeps `rank.index` */
+    struct kvr_rank rank;
+    /* The reference's own dictionaries, looked at only while there is something in them: engine hash to namespace, to
+     * keys inside a larger block, to stores that wait for it; and namespace to seed. */
+    PyObject *namespaces, *inner, *orphans, *seeds;
+    struct kvr_group *groups; /* the layout; without any, all is left to the reference */
+    uint32_t group_count, unit;
+    uint8_t names_namespaces, clears_all_tiers;
+    size_t unknown_removals;
+    struct kvr_batch *batch; /* that is being applied */
+    size_t next_event;
+};
+
+KVR_INLINE struct kvr_table_object *kvr_table_of(PyObject *object)
+{
+    return (struct kvr_table_object *)(void *)object;
+}
+
+/* Methods in `ingest_apply.c`. */
+PyObject *kvr_apply(PyObject *self, PyObject *payload);
+PyObject *kvr_proceed(PyObject *self, PyObject *unused);
+void kvr_abandon(struct kvr_table_object *table);
+
+#endif

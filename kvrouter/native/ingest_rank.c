@@ -1,0 +1,568 @@
+/* Storing and removing the blocks of one rank; `ingest_rank.h` says how they are kept. */
+#include "ingest_rank.h"
+#include "index_memory.h"
+
+/* In a row: the number of copies is too large for it. */
+#define IN_LARGE UINT16_MAX
+/* Hashes kept after their last copy is gone: an eighth of the others, but not less than this and not more than allowed. */
+#define IDLE_MIN 4096
+#define IDLE_SHARE 8
+#define GONE_AT_ONCE 64
+#define PLACES_AT_ONCE 2
+
+static const char *const TIER_NAMES[KVR_TIERS] = {"gpu", "cpu", "disk"};
+
+/* -- rows --------------------------------------------------------------------------------------------------------- */
+
+uint32_t kvr_rank_number(const struct kvr_rank *rank, const uint8_t *row)
+{
+    uint16_t number = kvr_row_copies(row);
+    if (number != IN_LARGE)
+        return number;
+    const struct kvr_slot *slot = kvr_table_find(&rank->large, kvr_row_hash(row));
+    return slot ? slot->value : KVR_LOOSE;
+}
+
+/* Write a number into a row; who counts rows per number is told by the caller. */
+static int write_number(struct kvr_rank *rank, uint8_t *row, uint32_t number)
+{
+    struct kvr_slot *slot = kvr_row_copies(row) == IN_LARGE ? kvr_table_find(&rank->large, kvr_row_hash(row)) : NULL;
+    if (number < IN_LARGE) {
+        if (slot != NULL)
+            kvr_table_drop(&rank->large, slot);
+        kvr_row_set_copies(row, (uint16_t)number);
+        return 0;
+    }
+    if (slot != NULL)
+        slot->value = number;
+    else if (kvr_table_add(&rank->large, kvr_row_hash(row), number))
+        return -1;
+    kvr_row_set_copies(row, IN_LARGE);
+    return 0;
+}
+
+int kvr_rank_renumber(struct kvr_rank *rank, uint8_t *row, uint32_t before, uint32_t after)
+{
+    if (after == UINT32_MAX)
+        return -1;
+    kvr_copies_enter(&rank->copies, after);
+    if (write_number(rank, row, after)) {
+        kvr_copies_leave(&rank->copies, after);
+        return -1;
+    }
+    kvr_copies_leave(&rank->copies, before);
+    return 0;
+}
+
+/* A new row; NULL without memory. */
+static uint8_t *add_row(struct kvr_rank *rank, uint64_t scattered, uint64_t key, uint32_t number)
+{
+    uint8_t *row = kvr_aliases_add(&rank->aliases, scattered, key, KVR_LOOSE);
+    if (row == NULL)
+        return NULL;
+    if (number != KVR_LOOSE && kvr_rank_renumber(rank, row, KVR_LOOSE, number)) {
+        kvr_aliases_drop(&rank->aliases, row);
+        return NULL;
+    }
+    return row;
+}
+
+void kvr_rank_drop_row(struct kvr_rank *rank, uint8_t *row)
+{
+    kvr_copies_leave(&rank->copies, kvr_rank_number(rank, row));
+    (void)write_number(rank, row, KVR_LOOSE);
+    kvr_aliases_drop(&rank->aliases, row);
+}
+
+/* -- the index ---------------------------------------------------------------------------------------------------- */
+
+int kvr_rank_index_tier(struct kvr_rank *rank, uint32_t tier)
+{
+    const char *name = TIER_NAMES[tier];
+    int number = kvr_index_find_tier(rank->index, name, strlen(name));
+    return number >= 0 ? number : kvr_index_add_tier(rank->index, name, strlen(name));
+}
+
+static int is_in_index(const struct kvr_rank *rank, int tier, uint64_t key)
+{
+    return kvr_sets_has(&rank->index->sets, kvr_index_holders(rank->index, key), (uint32_t)tier, rank->rank);
+}
+
+static int count_up(struct kvr_table *table, uint64_t scattered)
+{
+    struct kvr_slot *slot = kvr_table_find(table, scattered);
+    if (slot == NULL)
+        return kvr_table_add(table, scattered, 1);
+    slot->value++;
+    return 0;
+}
+
+static void count_down(struct kvr_table *table, struct kvr_slot *slot)
+{
+    if (slot->value > 1)
+        slot->value--;
+    else
+        kvr_table_drop(table, slot);
+}
+
+/* An engine hash that names a block has its first copy in a place. */
+static int block_came(struct kvr_rank *rank, struct kvr_place *place, uint64_t key)
+{
+    if (!place->is_main)
+        return count_up(&place->holders, kvr_mix(key, rank->secret));
+    int tier = kvr_rank_index_tier(rank, place->tier);
+    if (tier < 0)
+        return -1;
+    if (is_in_index(rank, tier, key))
+        return count_up(&place->holders, kvr_mix(key, rank->secret));
+    return kvr_index_store(rank->index, rank->rank, &key, 1, (uint32_t)tier);
+}
+
+/* Blocks to take out of the index, several at once. */
+struct gone {
+    size_t count;
+    uint64_t keys[GONE_AT_ONCE];
+};
+
+static int flush(struct kvr_rank *rank, const struct kvr_place *place, struct gone *gone)
+{
+    size_t count = gone->count;
+    gone->count = 0;
+    if (count == 0)
+        return 0;
+    int tier = kvr_rank_index_tier(rank, place->tier);
+    return tier < 0 ? -1 : kvr_index_remove(rank->index, rank->rank, gone->keys, count, (uint32_t)tier);
+}
+
+/* An engine hash that names a block has no copy in a place any more. */
+static int block_went(struct kvr_rank *rank, struct kvr_place *place, uint64_t key, struct gone *gone)
+{
+    struct kvr_slot *slot =
+        place->holders.used ? kvr_table_find(&place->holders, kvr_mix(key, rank->secret)) : NULL;
+    if (slot != NULL) {
+        count_down(&place->holders, slot);
+        return 0;
+    }
+    if (!place->is_main)
+        return 0;
+    gone->keys[gone->count++] = key;
+    return gone->count == GONE_AT_ONCE ? flush(rank, place, gone) : 0;
+}
+
+int kvr_rank_holds(const struct kvr_rank *rank, uint32_t number, uint64_t key)
+{
+    const struct kvr_place *place = &rank->places[number];
+    if (!place->is_main)
+        return kvr_table_find(&place->holders, kvr_mix(key, rank->secret)) != NULL;
+    const char *name = TIER_NAMES[place->tier];
+    int tier = kvr_index_find_tier(rank->index, name, strlen(name));
+    return tier >= 0 && is_in_index(rank, tier, key);
+}
+
+/* -- places ------------------------------------------------------------------------------------------------------- */
+
+int kvr_rank_find_place(const struct kvr_rank *rank, uint32_t tier, uint32_t group)
+{
+    for (uint32_t number = 0; number < rank->place_count; number++)
+        if (rank->places[number].tier == tier && rank->places[number].group == group)
+            return (int)number;
+    return -1;
+}
+
+int kvr_rank_add_place(struct kvr_rank *rank, uint32_t tier, uint32_t group)
+{
+    int found = kvr_rank_find_place(rank, tier, group);
+    if (found >= 0)
+        return found;
+    uint32_t number = rank->place_count;
+    if (number == rank->places_allocated) {
+        struct kvr_place *places = kvr_retake(&rank->bytes, rank->places, number * sizeof *places,
+                                              (number + PLACES_AT_ONCE) * sizeof *places);
+        if (places == NULL)
+            return -1;
+        rank->places = places;
+        rank->places_allocated = number + PLACES_AT_ONCE;
+    }
+    struct kvr_place *place = &rank->places[number];
+    memset(place, 0, sizeof *place);
+    place->tier = tier;
+    place->group = group;
+    place->is_main = group == rank->main_group;
+    place->one = kvr_copies_with(&rank->copies, KVR_LOOSE, number, 1);
+    if (place->one == UINT32_MAX || kvr_table_open(&place->holders, &rank->bytes, NULL, NULL))
+        return -1;
+    kvr_copies_enter(&rank->copies, place->one);
+    rank->place_count++;
+    return (int)number;
+}
+
+struct recount {
+    struct kvr_rank *rank;
+    struct kvr_table *holders;
+    uint32_t number;
+};
+
+static int recount_row(void *context, const uint8_t *row)
+{
+    const struct recount *recount = context;
+    const struct kvr_rank *rank = recount->rank;
+    uint32_t copies = kvr_rank_number(rank, row);
+    if (!kvr_copies_is_known(&rank->copies, copies) || !kvr_copies_in(&rank->copies, copies, recount->number))
+        return 0;
+    return count_up(recount->holders, kvr_mix(kvr_row_key(row), rank->secret));
+}
+
+int kvr_rank_count_holders(struct kvr_rank *rank, uint32_t number, struct kvr_table *holders)
+{
+    if (kvr_table_open(holders, &rank->bytes, NULL, NULL))
+        return -1;
+    struct recount recount = {rank, holders, number};
+    if (kvr_aliases_visit(&rank->aliases, recount_row, &recount) == 0)
+        return 0;
+    kvr_table_close(holders);
+    return -1;
+}
+
+/* Put every block of a place into the index; what is left to count is which ones have several names. */
+static int enter_index(struct kvr_rank *rank, struct kvr_place *place, int tier)
+{
+    struct kvr_table several;
+    if (kvr_table_open(&several, &rank->bytes, NULL, NULL))
+        return -1;
+    size_t count = (size_t)1 << place->holders.bits;
+    for (size_t at = 0; at < count;) {
+        const struct kvr_segment *segment = &place->holders.directory[at];
+        for (uint32_t slot = 0; slot < kvr_segment_extent(segment); slot++) {
+            const struct kvr_slot *holder = &segment->slots[slot];
+            uint64_t key = kvr_unmix(holder->key, rank->secret);
+            if ((holder->value > 0 && kvr_index_store(rank->index, rank->rank, &key, 1, (uint32_t)tier)) ||
+                (holder->value > 1 && kvr_table_add(&several, holder->key, holder->value - 1))) {
+                kvr_table_close(&several);
+                return -1;
+            }
+        }
+        at += (size_t)1 << (place->holders.bits - segment->depth);
+    }
+    kvr_table_close(&place->holders);
+    place->holders = several;
+    place->is_main = 1;
+    return 0;
+}
+
+static int leave_index(struct kvr_rank *rank, struct kvr_place *place, int tier)
+{
+    struct kvr_table holders;
+    if (kvr_rank_count_holders(rank, (uint32_t)(place - rank->places), &holders))
+        return -1;
+    kvr_index_clear(rank->index, rank->rank, (uint32_t)tier);
+    kvr_table_close(&place->holders);
+    place->holders = holders;
+    place->is_main = 0;
+    return 0;
+}
+
+int kvr_rank_set_main(struct kvr_rank *rank, uint32_t group)
+{
+    rank->main_group = group;
+    for (int enters = 0; enters <= 1; enters++) { /* First those that leave: the index has one group of a tier. */
+        for (uint32_t number = 0; number < rank->place_count; number++) {
+            struct kvr_place *place = &rank->places[number];
+            int is_main = place->group == group;
+            if (place->is_main == is_main || is_main != enters)
+                continue;
+            int tier = kvr_rank_index_tier(rank, place->tier);
+            if (tier < 0 || (enters ? enter_index(rank, place, tier) : leave_index(rank, place, tier)))
+                return -1;
+        }
+    }
+    return 0;
+}
+
+/* -- what is forgotten -------------------------------------------------------------------------------------------- */
+
+static size_t idle_most(const struct kvr_rank *rank)
+{
+    size_t share = (rank->aliases.used - kvr_queue_count(&rank->idle)) / IDLE_SHARE;
+    size_t most = share < IDLE_MIN ? IDLE_MIN : share;
+    return most < rank->idle_max ? most : rank->idle_max;
+}
+
+static void forget_row(struct kvr_rank *rank, uint8_t *row)
+{
+    uint64_t scattered = kvr_row_hash(row);
+    kvr_rank_drop_row(rank, row);
+    if (rank->forget != NULL)
+        rank->forget(rank->context, kvr_unmix(scattered, rank->secret));
+}
+
+static void bound_idle(struct kvr_rank *rank)
+{
+    while (kvr_queue_count(&rank->idle) > idle_most(rank)) {
+        uint8_t *row = kvr_aliases_find(&rank->aliases, kvr_queue_take(&rank->idle));
+        if (row != NULL)
+            forget_row(rank, row);
+    }
+}
+
+static int bound_unresolved(struct kvr_rank *rank)
+{
+    while (kvr_queue_count(&rank->unresolved) > rank->unresolved_max) {
+        uint8_t *row = kvr_aliases_find(&rank->aliases, kvr_queue_take(&rank->unresolved));
+        if (row == NULL)
+            continue;
+        uint32_t places;
+        const struct kvr_copy *list = kvr_copies_list(&rank->copies, kvr_rank_number(rank, row), &places);
+        for (uint32_t at = 0; at < places; at++)
+            rank->places[list[at].place].hashes--;
+        kvr_rank_drop_row(rank, row);
+        rank->unresolved_dropped++;
+    }
+    return 0;
+}
+
+int kvr_rank_make_idle(struct kvr_rank *rank, uint8_t *row, uint32_t before)
+{
+    if (kvr_queue_join(&rank->idle, kvr_row_hash(row)) || kvr_rank_renumber(rank, row, before, KVR_IDLE))
+        return -1;
+    bound_idle(rank);
+    return 0;
+}
+
+int kvr_rank_retire(struct kvr_rank *rank, uint64_t hash)
+{
+    uint8_t *row = kvr_rank_find(rank, hash);
+    if (row == NULL || kvr_row_copies(row) != KVR_LOOSE)
+        return 0;
+    return kvr_rank_make_idle(rank, row, KVR_LOOSE);
+}
+
+int kvr_rank_forget(struct kvr_rank *rank, uint64_t hash)
+{
+    uint8_t *row = kvr_rank_find(rank, hash);
+    uint32_t number = row ? kvr_rank_number(rank, row) : KVR_COPIES_FIRST;
+    if (number >= KVR_COPIES_FIRST)
+        return 1;
+    if (number == KVR_IDLE && kvr_queue_leave(&rank->idle, kvr_row_hash(row)))
+        return -1;
+    forget_row(rank, row);
+    return 0;
+}
+
+/* -- copies come -------------------------------------------------------------------------------------------------- */
+
+static int add_to_row(struct kvr_rank *rank, struct kvr_place *place, uint8_t *row)
+{
+    uint32_t number = (uint32_t)(place - rank->places), before = kvr_rank_number(rank, row);
+    if (before == KVR_IDLE && kvr_queue_leave(&rank->idle, kvr_row_hash(row)))
+        return -1;
+    int is_first = kvr_copies_in(&rank->copies, before, number) == 0;
+    uint32_t after = before == KVR_IDLE || before == KVR_LOOSE ? place->one
+                                                                : kvr_copies_more(&rank->copies, before, number);
+    uint64_t key = kvr_row_key(row);
+    if (kvr_rank_renumber(rank, row, before, after))
+        return -1;
+    if (!is_first)
+        return 0;
+    place->hashes++;
+    return kvr_copies_is_known(&rank->copies, after) ? block_came(rank, place, key) : 0;
+}
+
+int kvr_rank_add(struct kvr_rank *rank, uint32_t number, const uint64_t *hashes, size_t count)
+{
+    for (size_t at = 0; at < count; at++) {
+        if (at + KVR_PREFETCH_BLOCKS < count)
+            kvr_rank_prefetch(rank, hashes[at + KVR_PREFETCH_BLOCKS]);
+        struct kvr_place *place = &rank->places[number];
+        uint8_t *row = kvr_rank_find(rank, hashes[at]);
+        if (row != NULL) {
+            if (add_to_row(rank, place, row))
+                return -1;
+            continue;
+        }
+        uint64_t scattered = kvr_mix(hashes[at], rank->secret);
+        uint32_t waiting = kvr_copies_with(&rank->copies, KVR_NO_COPIES, number, 1);
+        if (waiting == UINT32_MAX || kvr_queue_join(&rank->unresolved, scattered) ||
+            add_row(rank, scattered, 0, waiting) == NULL)
+            return -1;
+        place->hashes++;
+    }
+    return bound_unresolved(rank);
+}
+
+/* Take out the rows that were just added for hashes that turn out not to be all new. */
+static int undo(struct kvr_rank *rank, const uint64_t *hashes, size_t count)
+{
+    for (size_t at = 0; at < count; at++) {
+        uint8_t *row = kvr_rank_find(rank, hashes[at]);
+        if (row != NULL)
+            kvr_rank_drop_row(rank, row);
+    }
+    return 1;
+}
+
+int kvr_rank_add_new(struct kvr_rank *rank, uint32_t number, const uint64_t *hashes, uint64_t *keys, size_t count)
+{
+    struct kvr_place *place = &rank->places[number];
+    for (size_t at = 0; at < count; at++) {
+        if (at + KVR_PREFETCH_BLOCKS < count)
+            kvr_rank_prefetch(rank, hashes[at + KVR_PREFETCH_BLOCKS]);
+        uint64_t scattered = kvr_mix(hashes[at], rank->secret);
+        if (kvr_aliases_find(&rank->aliases, scattered) != NULL)
+            return undo(rank, hashes, at);
+        if (add_row(rank, scattered, keys[at], place->one) == NULL) {
+            (void)undo(rank, hashes, at);
+            return -1;
+        }
+    }
+    place->hashes += count;
+    if (!place->is_main) {
+        for (size_t at = 0; at < count; at++)
+            if (block_came(rank, place, keys[at]))
+                return -1;
+        return 0;
+    }
+    int tier = kvr_rank_index_tier(rank, place->tier);
+    size_t fresh = 0;
+    for (size_t at = 0; at < count; at++) {
+        if (at + KVR_PREFETCH_BLOCKS < count)
+            kvr_index_prefetch(rank->index, keys[at + KVR_PREFETCH_BLOCKS]);
+        if (tier >= 0 && !is_in_index(rank, tier, keys[at]))
+            keys[fresh++] = keys[at];
+        else if (count_up(&place->holders, kvr_mix(keys[at], rank->secret)))
+            return -1;
+    }
+    return tier < 0 ? -1 : kvr_index_store(rank->index, rank->rank, keys, fresh, (uint32_t)tier);
+}
+
+int kvr_rank_learn(struct kvr_rank *rank, uint64_t hash, uint64_t key)
+{
+    uint64_t scattered = kvr_mix(hash, rank->secret);
+    uint8_t *row = kvr_aliases_find(&rank->aliases, scattered);
+    if (row == NULL)
+        return add_row(rank, scattered, key, KVR_LOOSE) == NULL ? -1 : 0;
+    uint32_t before = kvr_rank_number(rank, row);
+    if (kvr_copies_is_known(&rank->copies, before))
+        return 0;
+    if (kvr_queue_leave(&rank->unresolved, scattered))
+        return -1;
+    kvr_row_set_key(row, key);
+    uint32_t after = kvr_copies_known(&rank->copies, before), places;
+    if (kvr_rank_renumber(rank, row, before, after))
+        return -1;
+    (void)kvr_copies_list(&rank->copies, after, &places);
+    for (uint32_t at = 0; at < places; at++) {
+        const struct kvr_copy *list = kvr_copies_list(&rank->copies, after, &places);
+        if (block_came(rank, &rank->places[list[at].place], key))
+            return -1;
+    }
+    return 0;
+}
+
+/* -- copies go ---------------------------------------------------------------------------------------------------- */
+
+/* No copy is left anywhere: a meaning is kept for a while, a mere hash is not. */
+static int last_copy_went(struct kvr_rank *rank, uint8_t *row, uint32_t before)
+{
+    if (kvr_copies_is_known(&rank->copies, before))
+        return kvr_rank_make_idle(rank, row, before);
+    uint64_t scattered = kvr_row_hash(row);
+    kvr_rank_drop_row(rank, row);
+    return kvr_queue_leave(&rank->unresolved, scattered);
+}
+
+static int remove_from_row(struct kvr_rank *rank, struct kvr_place *place, uint8_t *row, struct gone *gone)
+{
+    uint32_t number = (uint32_t)(place - rank->places), before = kvr_rank_number(rank, row);
+    uint32_t left = kvr_copies_in(&rank->copies, before, number) - 1, places;
+    if (left == 0) {
+        place->hashes--;
+        if (kvr_copies_is_known(&rank->copies, before) && block_went(rank, place, kvr_row_key(row), gone))
+            return -1;
+        (void)kvr_copies_list(&rank->copies, before, &places);
+        if (places == 1)
+            return last_copy_went(rank, row, before);
+    }
+    return kvr_rank_renumber(rank, row, before, kvr_copies_with(&rank->copies, before, number, left));
+}
+
+int kvr_rank_remove(struct kvr_rank *rank, uint32_t number, const uint64_t *hashes, size_t count, size_t *unknown)
+{
+    struct kvr_place *place = &rank->places[number];
+    struct gone gone = {.count = 0};
+    for (size_t at = 0; at < count; at++) {
+        if (at + KVR_PREFETCH_BLOCKS < count)
+            kvr_rank_prefetch(rank, hashes[at + KVR_PREFETCH_BLOCKS]);
+        uint8_t *row = kvr_rank_find(rank, hashes[at]);
+        if (row == NULL || !kvr_copies_in(&rank->copies, kvr_rank_number(rank, row), number))
+            ++*unknown;
+        else if (remove_from_row(rank, place, row, &gone))
+            return -1;
+    }
+    return flush(rank, place, &gone);
+}
+
+/* -- life --------------------------------------------------------------------------------------------------------- */
+
+/* New tables, whose bytes `account` counts; -1 without memory. */
+static int open_tables(struct kvr_rank *rank, size_t *account)
+{
+    memset(&rank->aliases, 0, sizeof rank->aliases);
+    memset(&rank->copies, 0, sizeof rank->copies);
+    memset(&rank->large, 0, sizeof rank->large);
+    memset(&rank->idle, 0, sizeof rank->idle);
+    memset(&rank->unresolved, 0, sizeof rank->unresolved);
+    rank->places = NULL;
+    rank->place_count = rank->places_allocated = 0;
+    if (kvr_aliases_open(&rank->aliases, account) || kvr_copies_open(&rank->copies, account, rank->secret) ||
+        kvr_table_open(&rank->large, account, NULL, NULL) || kvr_queue_open(&rank->idle, account))
+        return -1;
+    return kvr_queue_open(&rank->unresolved, account);
+}
+
+static void close_tables(struct kvr_rank *rank, size_t *account)
+{
+    for (uint32_t number = 0; number < rank->place_count; number++)
+        kvr_table_close(&rank->places[number].holders);
+    kvr_give(account, rank->places, rank->places_allocated * sizeof *rank->places);
+    kvr_aliases_close(&rank->aliases);
+    kvr_copies_close(&rank->copies);
+    kvr_table_close(&rank->large);
+    kvr_queue_close(&rank->idle);
+    kvr_queue_close(&rank->unresolved);
+}
+
+int kvr_rank_open(struct kvr_rank *rank, struct kvr_index *index, uint32_t number)
+{
+    memset(rank, 0, sizeof *rank);
+    rank->index = index;
+    rank->rank = number;
+    rank->secret = index->secret;
+    rank->main_group = KVR_NO_GROUP;
+    if (open_tables(rank, &rank->bytes) == 0)
+        return 0;
+    close_tables(rank, &rank->bytes);
+    return -1;
+}
+
+void kvr_rank_close(struct kvr_rank *rank)
+{
+    close_tables(rank, &rank->bytes);
+}
+
+int kvr_rank_clear(struct kvr_rank *rank)
+{
+    struct kvr_rank fresh = *rank;
+    if (open_tables(&fresh, &rank->bytes)) {
+        close_tables(&fresh, &rank->bytes);
+        return -1;
+    }
+    for (uint32_t number = 0; number < rank->place_count; number++) {
+        int tier = rank->places[number].is_main ? kvr_rank_index_tier(rank, rank->places[number].tier) : -1;
+        if (tier >= 0)
+            kvr_index_clear(rank->index, rank->rank, (uint32_t)tier);
+    }
+    close_tables(rank, &rank->bytes);
+    fresh.bytes = rank->bytes;
+    *rank = fresh;
+    return 0;
+}

@@ -1,0 +1,650 @@
+/* `BlockTable`, as Python sees it; `kvrouter/ingest/block_table.py` says what every method does. */
+#include "index_arguments.h"
+#include "index_keys.h"
+#include "index_memory.h"
+#include "index_object.h"
+#include "ingest_object.h"
+#include "hashing.h"
+#include "module.h"
+
+typedef PyObject *method(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names);
+
+/* Where the type remembers the type of the indexes that it works on. */
+#define INDEX_TYPE "_index_type"
+
+static const char *const TIER_NAMES[KVR_TIERS] = {"gpu", "cpu", "disk"};
+
+static PyObject *no_memory_or_none(int failed)
+{
+    if (failed)
+        return PyErr_Occurred() ? NULL : PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
+/* -- arguments ---------------------------------------------------------------------------------------------------- */
+
+static int read_place(PyObject *tier, PyObject *group, uint32_t *tier_number, uint32_t *group_number)
+{
+    unsigned long value = PyLong_AsUnsignedLong(group);
+    if (PyErr_Occurred())
+        return -1;
+    if (value >= KVR_GROUPS_MAX) {
+        PyErr_Format(PyExc_ValueError, "group is %lu; it must be 0..%d", value, KVR_GROUPS_MAX - 1);
+        return -1;
+    }
+    *group_number = (uint32_t)value;
+    const char *name = PyUnicode_Check(tier) ? PyUnicode_AsUTF8AndSize(tier, NULL) : NULL;
+    for (*tier_number = 0; name != NULL && *tier_number < KVR_TIERS; ++*tier_number)
+        if (strcmp(name, TIER_NAMES[*tier_number]) == 0)
+            return 0;
+    if (!PyErr_Occurred())
+        PyErr_Format(PyExc_ValueError, "%R is not a tier", tier);
+    return -1;
+}
+
+/* Read (tier, group, hashes): the number of the place, -1 if there never was anything, -2 with an exception set. The
+ * keys are open unless it is -2. */
+static int read_change(PyObject *self, PyObject **found, struct kvr_keys *keys, int is_new)
+{
+    uint32_t tier, group;
+    struct kvr_rank *rank = &kvr_table_of(self)->rank;
+    if (read_place(found[0], found[1], &tier, &group) || kvr_keys_open(keys, found[2]))
+        return -2;
+    int place = is_new ? kvr_rank_add_place(rank, tier, group) : kvr_rank_find_place(rank, tier, group);
+    if (place < 0 && is_new) {
+        kvr_keys_close(keys);
+        (void)PyErr_NoMemory();
+        return -2;
+    }
+    return place;
+}
+
+/* -- meanings: a mapping ------------------------------------------------------------------------------------------ */
+
+static const uint8_t *find(PyObject *self, PyObject *hash)
+{
+    uint64_t number;
+    if (kvr_read_uint64(hash, &number))
+        return NULL;
+    return kvr_rank_find_known(&kvr_table_of(self)->rank, number);
+}
+
+static PyObject *get(PyObject *self, PyObject *hash)
+{
+    const uint8_t *row = find(self, hash);
+    if (row != NULL)
+        return PyLong_FromUnsignedLongLong(kvr_row_key(row));
+    if (PyErr_Occurred())
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *subscript(PyObject *self, PyObject *hash)
+{
+    const uint8_t *row = find(self, hash);
+    if (row != NULL)
+        return PyLong_FromUnsignedLongLong(kvr_row_key(row));
+    if (!PyErr_Occurred())
+        PyErr_Format(PyExc_KeyError, "%S", hash);
+    return NULL;
+}
+
+static int assign(PyObject *self, PyObject *hash, PyObject *key)
+{
+    uint64_t number, meaning;
+    struct kvr_rank *rank = &kvr_table_of(self)->rank;
+    if (kvr_read_uint64(hash, &number) || (key != NULL && kvr_read_uint64(key, &meaning)))
+        return -1;
+    int done = key != NULL ? kvr_rank_learn(rank, number, meaning) : kvr_rank_forget(rank, number);
+    if (done > 0)
+        PyErr_Format(PyExc_KeyError, "%S has no meaning, or has copies", hash);
+    else if (done < 0)
+        (void)PyErr_NoMemory();
+    return done ? -1 : 0;
+}
+
+static int contains(PyObject *self, PyObject *hash)
+{
+    const uint8_t *row = find(self, hash);
+    return row != NULL ? 1 : PyErr_Occurred() ? -1 : 0;
+}
+
+static Py_ssize_t length(PyObject *self)
+{
+    const struct kvr_rank *rank = &kvr_table_of(self)->rank;
+    return (Py_ssize_t)(rank->aliases.used - kvr_queue_count(&rank->unresolved));
+}
+
+struct export {
+    const struct kvr_rank *rank;
+    PyObject *into;
+    uint32_t place;
+};
+
+static int put(PyObject *dictionary, uint64_t hash, uint64_t value)
+{
+    PyObject *key = PyLong_FromUnsignedLongLong(hash), *item = PyLong_FromUnsignedLongLong(value);
+    int failed = key == NULL || item == NULL || PyDict_SetItem(dictionary, key, item);
+    Py_XDECREF(key);
+    Py_XDECREF(item);
+    return failed ? -1 : 0;
+}
+
+static int export_meaning(void *context, const uint8_t *row)
+{
+    const struct export *export = context;
+    if (!kvr_copies_is_known(&export->rank->copies, kvr_rank_number(export->rank, row)))
+        return 0;
+    return put(export->into, kvr_unmix(kvr_row_hash(row), export->rank->secret), kvr_row_key(row));
+}
+
+static PyObject *meanings(PyObject *self, PyObject *unused)
+{
+    (void)unused;
+    const struct kvr_rank *rank = &kvr_table_of(self)->rank;
+    struct export export = {rank, PyDict_New(), 0};
+    if (export.into != NULL && kvr_aliases_visit(&rank->aliases, export_meaning, &export)) {
+        Py_DECREF(export.into);
+        return NULL;
+    }
+    return export.into;
+}
+
+/* -- copies ------------------------------------------------------------------------------------------------------- */
+
+static PyObject *add(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names)
+{
+    static const struct kvr_signature signature = {"add", 3, 3, {"tier", "group", "hashes"}};
+    PyObject *found[3];
+    struct kvr_keys keys;
+    if (kvr_read_arguments(&signature, arguments, count, names, found))
+        return NULL;
+    int place = read_change(self, found, &keys, 1);
+    if (place < 0)
+        return NULL;
+    int failed = kvr_rank_add(&kvr_table_of(self)->rank, (uint32_t)place, keys.array, keys.count);
+    kvr_keys_close(&keys);
+    return no_memory_or_none(failed);
+}
+
+static PyObject *remove_(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names)
+{
+    static const struct kvr_signature signature = {"remove", 3, 3, {"tier", "group", "hashes"}};
+    PyObject *found[3];
+    struct kvr_keys keys;
+    if (kvr_read_arguments(&signature, arguments, count, names, found))
+        return NULL;
+    int place = read_change(self, found, &keys, 0), failed = 0;
+    if (place == -2)
+        return NULL;
+    size_t *unknown = &kvr_table_of(self)->unknown_removals;
+    if (place >= 0)
+        failed = kvr_rank_remove(&kvr_table_of(self)->rank, (uint32_t)place, keys.array, keys.count, unknown);
+    else
+        *unknown += keys.count;
+    kvr_keys_close(&keys);
+    return no_memory_or_none(failed);
+}
+
+static PyObject *holds_all(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names)
+{
+    static const struct kvr_signature signature = {"holds_all", 3, 3, {"tier", "group", "hashes"}};
+    PyObject *found[3];
+    struct kvr_keys keys;
+    const struct kvr_rank *rank = &kvr_table_of(self)->rank;
+    if (kvr_read_arguments(&signature, arguments, count, names, found))
+        return NULL;
+    int place = read_change(self, found, &keys, 0);
+    if (place == -2)
+        return NULL;
+    size_t held = 0;
+    while (place >= 0 && held < keys.count) {
+        const uint8_t *row = kvr_rank_find(rank, keys.array[held]);
+        if (row == NULL || !kvr_copies_in(&rank->copies, kvr_rank_number(rank, row), (uint32_t)place))
+            break;
+        held++;
+    }
+    PyObject *answer = PyBool_FromLong(held == keys.count);
+    kvr_keys_close(&keys);
+    return answer;
+}
+
+static PyObject *holds(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names)
+{
+    static const struct kvr_signature signature = {"holds", 3, 3, {"tier", "group", "key"}};
+    PyObject *found[3];
+    uint32_t tier, group;
+    uint64_t key;
+    const struct kvr_rank *rank = &kvr_table_of(self)->rank;
+    if (kvr_read_arguments(&signature, arguments, count, names, found) ||
+        read_place(found[0], found[1], &tier, &group) || kvr_read_uint64(found[2], &key))
+        return NULL;
+    int place = kvr_rank_find_place(rank, tier, group);
+    return PyBool_FromLong(place >= 0 && kvr_rank_holds(rank, (uint32_t)place, key));
+}
+
+static int export_copies(void *context, const uint8_t *row)
+{
+    const struct export *export = context;
+    uint32_t copies = kvr_copies_in(&export->rank->copies, kvr_rank_number(export->rank, row), export->place);
+    return copies ? put(export->into, kvr_unmix(kvr_row_hash(row), export->rank->secret), copies) : 0;
+}
+
+static int export_blocks(void *context, const uint8_t *row)
+{
+    const struct export *export = context;
+    uint32_t number = kvr_rank_number(export->rank, row);
+    if (!kvr_copies_is_known(&export->rank->copies, number) ||
+        !kvr_copies_in(&export->rank->copies, number, export->place))
+        return 0;
+    PyObject *key = PyLong_FromUnsignedLongLong(kvr_row_key(row));
+    int failed = key == NULL || PyDict_SetItem(export->into, key, Py_None);
+    Py_XDECREF(key);
+    return failed ? -1 : 0;
+}
+
+static PyObject *export_place(PyObject *self, uint32_t place, kvr_visit_row *visit)
+{
+    const struct kvr_rank *rank = &kvr_table_of(self)->rank;
+    struct export export = {rank, PyDict_New(), place};
+    if (export.into != NULL && kvr_aliases_visit(&rank->aliases, visit, &export)) {
+        Py_DECREF(export.into);
+        return NULL;
+    }
+    return export.into;
+}
+
+static PyObject *blocks(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names)
+{
+    static const struct kvr_signature signature = {"blocks", 2, 2, {"tier", "group"}};
+    PyObject *found[2];
+    uint32_t tier, group;
+    if (kvr_read_arguments(&signature, arguments, count, names, found) ||
+        read_place(found[0], found[1], &tier, &group))
+        return NULL;
+    int place = kvr_rank_find_place(&kvr_table_of(self)->rank, tier, group);
+    return place < 0 ? PyDict_New() : export_place(self, (uint32_t)place, export_blocks);
+}
+
+static PyObject *copies(PyObject *self, PyObject *unused)
+{
+    (void)unused;
+    const struct kvr_rank *rank = &kvr_table_of(self)->rank;
+    PyObject *all = PyDict_New();
+    for (uint32_t number = 0; all != NULL && number < rank->place_count; number++) {
+        const struct kvr_place *place = &rank->places[number];
+        if (place->hashes == 0)
+            continue;
+        PyObject *name = Py_BuildValue("(sk)", TIER_NAMES[place->tier], (unsigned long)place->group);
+        PyObject *here = name ? export_place(self, number, export_copies) : NULL;
+        int failed = here == NULL || PyDict_SetItem(all, name, here);
+        Py_XDECREF(name);
+        Py_XDECREF(here);
+        if (failed) {
+            Py_DECREF(all);
+            return NULL;
+        }
+    }
+    return all;
+}
+
+/* -- the rest ----------------------------------------------------------------------------------------------------- */
+
+static PyObject *settle(PyObject *self, PyObject *hashes)
+{
+    (void)self; /* Copies count from the moment their hash is learnt. */
+    (void)hashes;
+    Py_RETURN_NONE;
+}
+
+static PyObject *retire(PyObject *self, PyObject *hashes)
+{
+    struct kvr_keys keys;
+    int failed = 0;
+    if (kvr_keys_open(&keys, hashes))
+        return NULL;
+    for (size_t at = 0; at < keys.count && !failed; at++)
+        failed = kvr_rank_retire(&kvr_table_of(self)->rank, keys.array[at]);
+    kvr_keys_close(&keys);
+    return no_memory_or_none(failed);
+}
+
+static PyObject *idle_hashes(PyObject *self, PyObject *unused)
+{
+    (void)unused;
+    struct kvr_rank *rank = &kvr_table_of(self)->rank;
+    size_t count = kvr_queue_count(&rank->idle);
+    uint64_t *hashes = PyMem_Malloc((count + 1) * sizeof *hashes);
+    if (hashes == NULL)
+        return PyErr_NoMemory();
+    kvr_queue_list(&rank->idle, hashes);
+    PyObject *list = PyList_New((Py_ssize_t)count);
+    for (size_t at = 0; list != NULL && at < count; at++) {
+        PyObject *hash = PyLong_FromUnsignedLongLong(kvr_unmix(hashes[at], rank->secret));
+        if (hash == NULL || PyList_SetItem(list, (Py_ssize_t)at, hash)) {
+            Py_DECREF(list);
+            list = NULL;
+        }
+    }
+    PyMem_Free(hashes);
+    return list;
+}
+
+static PyObject *clear_tier(PyObject *self, PyObject *name)
+{
+    uint32_t tier, group;
+    PyObject *zero = PyLong_FromLong(0);
+    int failed = zero == NULL || read_place(name, zero, &tier, &group);
+    Py_XDECREF(zero);
+    if (failed)
+        return NULL;
+    return no_memory_or_none(kvr_rank_clear_tier(&kvr_table_of(self)->rank, tier));
+}
+
+static PyObject *clear(PyObject *self, PyObject *unused)
+{
+    (void)unused;
+    kvr_abandon(kvr_table_of(self));
+    return no_memory_or_none(kvr_rank_clear(&kvr_table_of(self)->rank));
+}
+
+/* set_main(group): None lets the index alone */
+static PyObject *set_main(PyObject *self, PyObject *group)
+{
+    uint32_t tier, number = KVR_NO_GROUP;
+    if (group != Py_None) {
+        PyObject *gpu = PyUnicode_FromString("gpu");
+        int failed = gpu == NULL || read_place(gpu, group, &tier, &number);
+        Py_XDECREF(gpu);
+        if (failed)
+            return NULL;
+    }
+    return no_memory_or_none(kvr_rank_set_main(&kvr_table_of(self)->rank, number));
+}
+
+static void forget(void *context, uint64_t hash)
+{
+    struct kvr_table_object *table = context;
+    PyObject *dictionaries[2] = {table->namespaces, table->inner};
+    for (int at = 0; at < 2; at++) {
+        if (dictionaries[at] == NULL || PyDict_Size(dictionaries[at]) == 0)
+            continue;
+        PyObject *key = PyLong_FromUnsignedLongLong(hash);
+        if (key != NULL && PyDict_GetItemWithError(dictionaries[at], key) != NULL)
+            (void)PyDict_DelItem(dictionaries[at], key);
+        Py_XDECREF(key);
+        PyErr_Clear(); /* Without memory for one integer an entry stays; it is dropped with the rank. */
+    }
+}
+
+static void take_over(PyObject **member, PyObject *dictionary)
+{
+    Py_XDECREF(*member);
+    *member = Py_NewRef(dictionary);
+}
+
+static PyObject *attach(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names)
+{
+    static const struct kvr_signature signature = {"attach", 4, 4, {"namespaces", "inner", "orphans", "seeds"}};
+    PyObject *found[4];
+    struct kvr_table_object *table = kvr_table_of(self);
+    if (kvr_read_arguments(&signature, arguments, count, names, found))
+        return NULL;
+    for (int at = 0; at < 4; at++) {
+        if (!PyDict_Check(found[at])) {
+            PyErr_Format(PyExc_TypeError, "%s is not a dict", signature.names[at]);
+            return NULL;
+        }
+    }
+    take_over(&table->namespaces, found[0]);
+    take_over(&table->inner, found[1]);
+    take_over(&table->orphans, found[2]);
+    take_over(&table->seeds, found[3]);
+    Py_RETURN_NONE;
+}
+
+static int read_group(PyObject *item, struct kvr_group *group)
+{
+    unsigned int number, block_size;
+    int has_kind, is_mamba, is_full;
+    if (!PyTuple_Check(item)) {
+        PyErr_SetString(PyExc_TypeError, "a group is a tuple");
+        return -1;
+    }
+    if (!PyArg_ParseTuple(item, "IIppp", &number, &block_size, &has_kind, &is_mamba, &is_full))
+        return -1;
+    struct kvr_group read = {number, block_size, (uint8_t)has_kind, (uint8_t)is_mamba, (uint8_t)is_full};
+    *group = read;
+    return 0;
+}
+
+/* describe(unit, groups): what is known of the layout, groups as (group, block size, has a kind, is Mamba, is full) */
+static PyObject *describe(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names)
+{
+    static const struct kvr_signature signature = {"describe", 2, 2, {"unit", "groups"}};
+    PyObject *found[2];
+    struct kvr_table_object *table = kvr_table_of(self);
+    if (kvr_read_arguments(&signature, arguments, count, names, found))
+        return NULL;
+    unsigned long unit = PyLong_AsUnsignedLong(found[0]);
+    if (PyErr_Occurred())
+        return NULL;
+    if (!PyList_Check(found[1])) {
+        PyErr_SetString(PyExc_TypeError, "groups is not a list");
+        return NULL;
+    }
+    size_t groups = (size_t)PyList_Size(found[1]);
+    struct kvr_group *read = PyMem_Malloc((groups + 1) * sizeof *read);
+    if (read == NULL)
+        return PyErr_NoMemory();
+    for (size_t at = 0; at < groups; at++) {
+        if (read_group(PyList_GetItem(found[1], (Py_ssize_t)at), read + at)) {
+            PyMem_Free(read);
+            return NULL;
+        }
+    }
+    PyMem_Free(table->groups);
+    table->groups = read;
+    table->group_count = (uint32_t)groups;
+    table->unit = unit > KVR_BLOCK_SIZE_MAX ? 0 : (uint32_t)unit;
+    Py_RETURN_NONE;
+}
+
+static PyObject *nbytes(PyObject *self, PyObject *unused)
+{
+    (void)unused;
+    return PyLong_FromSsize_t((Py_ssize_t)(sizeof(struct kvr_table_object) + kvr_table_of(self)->rank.bytes));
+}
+
+static PyObject *tiers(PyObject *self, PyObject *unused)
+{
+    (void)unused;
+    const struct kvr_rank *rank = &kvr_table_of(self)->rank;
+    int stored[KVR_TIERS] = {0};
+    for (uint32_t number = 0; number < rank->place_count; number++)
+        stored[rank->places[number].tier] = 1;
+    PyObject *names = PyList_New(0);
+    for (int tier = 0; names != NULL && tier < KVR_TIERS; tier++) {
+        PyObject *name = stored[tier] ? PyUnicode_FromString(TIER_NAMES[tier]) : NULL;
+        if (stored[tier] && (name == NULL || PyList_Append(names, name))) {
+            Py_DECREF(names);
+            names = NULL;
+        }
+        Py_XDECREF(name);
+    }
+    return names;
+}
+
+/* -- attributes --------------------------------------------------------------------------------------------------- */
+
+static PyObject *get_unresolved(PyObject *self, void *unused)
+{
+    (void)unused;
+    return PyLong_FromSsize_t((Py_ssize_t)kvr_queue_count(&kvr_table_of(self)->rank.unresolved));
+}
+
+static PyObject *get_unresolved_dropped(PyObject *self, void *unused)
+{
+    (void)unused;
+    return PyLong_FromSsize_t((Py_ssize_t)kvr_table_of(self)->rank.unresolved_dropped);
+}
+
+static PyObject *get_unknown_removals(PyObject *self, void *unused)
+{
+    (void)unused;
+    return PyLong_FromSsize_t((Py_ssize_t)kvr_table_of(self)->unknown_removals);
+}
+
+static PyObject *get_idle(PyObject *self, void *unused)
+{
+    (void)unused;
+    return PyLong_FromSsize_t((Py_ssize_t)kvr_queue_count(&kvr_table_of(self)->rank.idle));
+}
+
+static uint8_t *flag_of(PyObject *self, void *which)
+{
+    struct kvr_table_object *table = kvr_table_of(self);
+    return which != NULL ? &table->names_namespaces : &table->clears_all_tiers;
+}
+
+static PyObject *get_flag(PyObject *self, void *which)
+{
+    return PyBool_FromLong(*flag_of(self, which));
+}
+
+static int set_flag(PyObject *self, PyObject *value, void *which)
+{
+    int is_true = value ? PyObject_IsTrue(value) : 0;
+    if (is_true < 0)
+        return -1;
+    *flag_of(self, which) = (uint8_t)is_true;
+    return 0;
+}
+
+/* -- life --------------------------------------------------------------------------------------------------------- */
+
+/* Whether it is an index of the core, whose memory is used directly. */
+static int check_index(PyTypeObject *type, PyObject *index)
+{
+    PyObject *wanted = PyObject_GetAttrString((PyObject *)type, INDEX_TYPE);
+    if (wanted == NULL)
+        return -1;
+    int fits = PyType_IsSubtype(Py_TYPE(index), (PyTypeObject *)wanted);
+    Py_DECREF(wanted);
+    if (!fits)
+        PyErr_SetString(PyExc_TypeError, "index is not a native PrefixIndex");
+    return fits ? 0 : -1;
+}
+
+static PyObject *new(PyTypeObject *type, PyObject *arguments, PyObject *names)
+{
+    static char *known[] = {"index", "rank", "idle_max", "unresolved_max", NULL};
+    PyObject *index, *rank_object;
+    Py_ssize_t idle_max, unresolved_max;
+    uint32_t rank;
+    if (!PyArg_ParseTupleAndKeywords(arguments, names, "OOnn", known, &index, &rank_object, &idle_max,
+                                     &unresolved_max) ||
+        check_index(type, index) || kvr_read_rank(rank_object, &rank))
+        return NULL;
+    allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+    PyObject *self = allocate(type, 0);
+    if (self == NULL)
+        return NULL;
+    struct kvr_table_object *table = kvr_table_of(self);
+    table->index = Py_NewRef(index);
+    if (kvr_rank_open(&table->rank, kvr_index_of(index), rank)) {
+        Py_DECREF(self);
+        return PyErr_NoMemory();
+    }
+    table->rank.idle_max = (size_t)(idle_max > 0 ? idle_max : 0);
+    table->rank.unresolved_max = (size_t)(unresolved_max > 0 ? unresolved_max : 0);
+    table->rank.forget = forget;
+    table->rank.context = table;
+    return self;
+}
+
+static void dealloc(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    struct kvr_table_object *table = kvr_table_of(self);
+    kvr_abandon(table);
+    if (table->rank.index != NULL)
+        kvr_rank_close(&table->rank);
+    PyMem_Free(table->groups);
+    Py_XDECREF(table->namespaces);
+    Py_XDECREF(table->inner);
+    Py_XDECREF(table->orphans);
+    Py_XDECREF(table->seeds);
+    Py_XDECREF(table->index);
+    ((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
+    Py_DECREF(type);
+}
+
+#define FAST(name, function) {name, (PyCFunction)(void (*)(void))(method *)function, METH_FASTCALL | METH_KEYWORDS, NULL}
+
+static PyMethodDef methods[] = {
+    {"get", get, METH_O, NULL},
+    {"meanings", meanings, METH_NOARGS, NULL},
+    FAST("add", add),
+    FAST("remove", remove_),
+    FAST("holds_all", holds_all),
+    FAST("holds", holds),
+    FAST("blocks", blocks),
+    {"copies", copies, METH_NOARGS, NULL},
+    {"settle", settle, METH_O, NULL},
+    {"retire", retire, METH_O, NULL},
+    {"idle_hashes", idle_hashes, METH_NOARGS, NULL},
+    {"clear_tier", clear_tier, METH_O, NULL},
+    {"clear", clear, METH_NOARGS, NULL},
+    {"set_main", set_main, METH_O, NULL},
+    {"tiers", tiers, METH_NOARGS, NULL},
+    FAST("attach", attach),
+    FAST("describe", describe),
+    {"apply", kvr_apply, METH_O, NULL},
+    {"proceed", kvr_proceed, METH_NOARGS, NULL},
+    {"nbytes", nbytes, METH_NOARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef attributes[] = {
+    {"unresolved", get_unresolved, NULL, NULL, NULL},
+    {"unresolved_dropped", get_unresolved_dropped, NULL, NULL, NULL},
+    {"unknown_removals", get_unknown_removals, NULL, NULL, NULL},
+    {"idle", get_idle, NULL, NULL, NULL},
+    {"names_namespaces", get_flag, set_flag, NULL, (void *)1},
+    {"clears_all_tiers", get_flag, set_flag, NULL, NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot slots[] = {
+    {Py_tp_doc, (void *)"The native form of kvrouter.ingest.block_table.BlockTable."},
+    {Py_tp_new, (void *)new},
+    {Py_tp_dealloc, (void *)dealloc},
+    {Py_tp_methods, methods},
+    {Py_tp_getset, attributes},
+    {Py_mp_length, (void *)length},
+    {Py_mp_subscript, (void *)subscript},
+    {Py_mp_ass_subscript, (void *)assign},
+    {Py_sq_contains, (void *)contains},
+    {0, NULL},
+};
+
+static PyType_Spec spec = {
+    .name = "kvrouter._native.BlockTable",
+    .basicsize = sizeof(struct kvr_table_object),
+    .flags = Py_TPFLAGS_DEFAULT,
+    .slots = slots,
+};
+
+int kvr_add_block_table(PyObject *module)
+{
+    PyObject *type = PyType_FromModuleAndSpec(module, &spec, NULL);
+    if (type == NULL)
+        return -1;
+    PyObject *index = PyObject_GetAttrString(module, "PrefixIndex");
+    int failed = index == NULL || PyObject_SetAttrString(type, INDEX_TYPE, index) ||
+                 PyModule_AddObjectRef(module, "BlockTable", type);
+    Py_XDECREF(index);
+    Py_DECREF(type);
+    return failed ? -1 : 0;
+}
