@@ -44,8 +44,8 @@ class Side:
         return {
             "status": asdict(status),
             "meanings": meanings,
-            "namespaces": cache._aliases.namespaces,
-            "inner": cache._aliases.inner,
+            "namespaces": cache._aliases._namespaces,
+            "inner": cache._aliases._inner,
             "copies": cache.copies(),
             "blocks": {(tier, group): sorted(table.blocks(tier, group)) for tier in _TIERS for group in (0, 1, 2)},
             "held": {
