@@ -84,6 +84,7 @@ class Destination:
             topic=self.topic,
             rank=source.rank,
             wire="native",
+            bind=True,
             worker_id=source.worker_id,
         )
 
