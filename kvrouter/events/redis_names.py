@@ -91,7 +91,6 @@ class RedisEndpoint:
             "host": self.host,
             "port": self.port,
             "db": self.database,
-            "protocol": 2,  # Newer clients speak 3 by default, and read the same answers as other shapes then.
             "ssl": self.secure,
         }
         if self.username:

@@ -53,8 +53,6 @@ class RedisObjectStore:
     def __init__(self, server: str, *, prefix: str, object_bytes_max: int = _OBJECT_BYTES_MAX) -> None:
         self._redis = connect(server)
         self._prefix, self._object_bytes_max = prefix, object_bytes_max
-        self._commit = self._redis.register_script(_COMMIT)
-        self._delete = self._redis.register_script(_DELETE)
 
     async def put(
         self,
@@ -71,7 +69,8 @@ class RedisObjectStore:
         with redis_errors():
             info = (await self._upload(chunks + version, data)).info(bucket, name, meta)
             record = version.encode() + _packed(info)
-            if not await self._commit(keys=[index, chunks + version, chunks], args=[name, record, _REPLACED_SECONDS]):
+            keys = (index, chunks + version, chunks)
+            if not await self._redis.command("EVAL", _COMMIT, 3, *keys, name, record, _REPLACED_SECONDS):
                 raise StoreError("what was sent had expired before its end", reason="unavailable")
         return info
 
@@ -82,7 +81,7 @@ class RedisObjectStore:
         last = None
         for _ in range(_READS):
             with redis_errors():
-                record = cast("bytes | None", await self._redis.hget(index, name))
+                record = cast("bytes | None", await self._redis.command("HGET", index, name))
                 if record is None:
                     raise StoreError(f"there is no object {bucket}/{name}", reason="missing")
                 if record == last:
@@ -97,21 +96,22 @@ class RedisObjectStore:
         """Return what is known about an object; see `ObjectStore`."""
         index, _ = self._keys(bucket)
         with redis_errors():
-            record = cast("bytes | None", await self._redis.hget(index, check_name(name)))
+            record = cast("bytes | None", await self._redis.command("HGET", index, check_name(name)))
         return None if record is None else _unpacked(record, bucket, name)
 
     async def list(self, bucket: str) -> list[str]:
         """Return the names of all objects of a bucket; see `ObjectStore`."""
         index, _ = self._keys(bucket)
         with redis_errors():
-            names = cast("list[bytes]", await self._redis.hkeys(index))
+            names = cast("list[bytes]", await self._redis.command("HKEYS", index))
         return sorted(name.decode() for name in names)
 
     async def delete(self, bucket: str, name: str) -> bool:
         """Remove an object; see `ObjectStore`."""
         index, chunks = self._keys(bucket)
         with redis_errors():
-            return bool(await self._delete(keys=[index, chunks], args=[check_name(name), _REPLACED_SECONDS]))
+            removed = await self._redis.command("EVAL", _DELETE, 2, index, chunks, check_name(name), _REPLACED_SECONDS)
+        return bool(removed)
 
     async def delete_bucket(self, bucket: str) -> None:
         """Remove a bucket with all its objects; see `ObjectStore`. What is being written to it stays."""
@@ -120,7 +120,7 @@ class RedisObjectStore:
 
     async def close(self) -> None:
         """Close the connections. May be called again."""
-        await self._redis.aclose()
+        await self._redis.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -141,16 +141,13 @@ class RedisObjectStore:
         return measure
 
     async def _send(self, key: str, field: int, piece: bytes) -> None:
-        async with self._redis.pipeline(transaction=True) as pipeline:
-            pipeline.hset(key, str(field), piece)
-            pipeline.expire(key, _UPLOAD_SECONDS)
-            await pipeline.execute()
+        await self._redis.transaction(("HSET", key, field, piece), ("EXPIRE", key, _UPLOAD_SECONDS))
 
     async def _download(self, key: str, info: ObjectInfo) -> bytes | None:
         """Return what the hash `key` holds, None if it is not what `info` says."""
         data, measure = bytearray(), Measure(bytes_max=info.size)
         for field in range(1, info.chunks + 1):
-            piece = cast("bytes | None", await self._redis.hget(key, str(field)))
+            piece = cast("bytes | None", await self._redis.command("HGET", key, field))
             if piece is None or measure.size + len(piece) > info.size:
                 return None
             data += measure.add(piece)

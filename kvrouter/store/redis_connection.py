@@ -1,33 +1,25 @@
-"""One connection pool to a Redis server for a store: opened late, with deadlines, and with our errors."""
+"""How a store reaches Redis: the URL's server, with deadlines, and with our errors."""
 
 import contextlib
 from collections.abc import Iterator
+from typing import Final
 
-from kvrouter.errors import MissingExtraError, StoreError
+from redis.asyncio.connection import parse_url
 
-try:
-    from redis.asyncio import Redis
-    from redis.asyncio.retry import Retry
-    from redis.backoff import NoBackoff
-    from redis.exceptions import RedisError
-except ImportError as error:
-    raise MissingExtraError("a store on Redis", "redis") from error
+from kvrouter.errors import StoreError
+from kvrouter.redis_client import RedisClient, RedisError
 
-__all__ = ["connect", "redis_errors"]
+__all__ = ["ANSWER_SECONDS", "connect", "redis_errors"]
 
-_CONNECT_SECONDS = 5.0
-_ANSWER_SECONDS = 15.0
+ANSWER_SECONDS: Final = 15.0
 
 
-def connect(server: str) -> "Redis":
-    """Return a client that connects with its first command. It never repeats one: a change might be made twice."""
-    return Redis.from_url(
-        server,
-        socket_connect_timeout=_CONNECT_SECONDS,
-        socket_timeout=_ANSWER_SECONDS,
-        retry=Retry(NoBackoff(), 0),
-        decode_responses=False,
-    )
+def connect(server: str) -> RedisClient:
+    """Return a client that connects with its first command."""
+    options = dict(parse_url(server))
+    if options.pop("connection_class", None) is not None:
+        options["ssl"] = True
+    return RedisClient(options, answer_seconds=ANSWER_SECONDS)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ hash tag, so that a Redis cluster keeps them together.
 """
 
 import math
-from typing import Self, cast
+from typing import Self
 
 from kvrouter.store.key_values import Conflict, Entry, Exists, check_value
 from kvrouter.store.names import check_bucket, check_name
@@ -39,44 +39,41 @@ class RedisKeyValueBucket:
 
     def __init__(self, store: "RedisKeyValueStore", name: str) -> None:
         self._redis = store.redis
-        self._write, self._delete = store.write, store.delete
         self._tag = f"{{{store.prefix}:{check_bucket(name)}}}"
 
     async def get(self, key: str) -> Entry | None:
         """Return the value now; see `KeyValueBucket`."""
         with redis_errors():
-            value, revision = cast("list[bytes | None]", await self._redis.hmget(self._key(key), ["value", "revision"]))
+            value, revision = await self._redis.command("HMGET", self._key(key), "value", "revision")
         return None if value is None or revision is None else Entry(value, int(revision))
 
     async def create(self, key: str, value: bytes, *, ttl_seconds: float | None = None) -> int | Exists:
         """Write a value where there is none; see `KeyValueBucket`."""
-        done, revision = await self._written(key, value, 0, ttl_seconds)
+        done, revision = await self._write(key, value, 0, ttl_seconds)
         return revision if done else Exists(revision)
 
     async def update(
         self, key: str, value: bytes, *, expected: int, ttl_seconds: float | None = None
     ) -> int | Conflict:
         """Replace the value of revision `expected`; see `KeyValueBucket`."""
-        done, revision = await self._written(key, value, expected, ttl_seconds)
+        done, revision = await self._write(key, value, expected, ttl_seconds)
         return revision if done else Conflict(revision or None)
 
     async def delete(self, key: str, *, expected: int | None = None) -> Conflict | None:
         """Remove a value; see `KeyValueBucket`."""
         with redis_errors():
-            done, revision = cast("list[int]", await self._delete(keys=[self._key(key)], args=[expected or 0]))
+            done, revision = await self._redis.command("EVAL", _DELETE, 1, self._key(key), expected or 0)
         return None if done else Conflict(revision)
 
     def _key(self, key: str) -> str:
         return f"{self._tag}:value:{check_name(key)}"
 
-    async def _written(self, key: str, value: bytes, expected: int, ttl_seconds: float | None) -> tuple[bool, int]:
+    async def _write(self, key: str, value: bytes, expected: int, ttl_seconds: float | None) -> tuple[bool, int]:
         check_value(value)
         lifetime = 0 if ttl_seconds is None else max(1, math.ceil(ttl_seconds * 1000))
+        keys = (self._key(key), f"{self._tag}:revision")
         with redis_errors():
-            done, revision = cast(
-                "list[int]",
-                await self._write(keys=[self._key(key), f"{self._tag}:revision"], args=[value, expected, lifetime]),
-            )
+            done, revision = await self._redis.command("EVAL", _WRITE, 2, *keys, value, expected, lifetime)
         return bool(done), revision
 
 
@@ -85,8 +82,6 @@ class RedisKeyValueStore:
 
     def __init__(self, server: str, *, prefix: str) -> None:
         self.redis, self.prefix = connect(server), prefix
-        self.write = self.redis.register_script(_WRITE)
-        self.delete = self.redis.register_script(_DELETE)
 
     def bucket(self, name: str) -> RedisKeyValueBucket:
         """Return a bucket; see `KeyValueStore`."""
@@ -94,7 +89,7 @@ class RedisKeyValueStore:
 
     async def close(self) -> None:
         """Close the connections. May be called again."""
-        await self.redis.aclose()
+        await self.redis.close()
 
     async def __aenter__(self) -> Self:
         return self

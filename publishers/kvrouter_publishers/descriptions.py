@@ -8,7 +8,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
 from struct import Struct
-from typing import Final, NamedTuple, cast
+from typing import Final, cast
 
 import msgpack
 
@@ -26,15 +26,6 @@ _NOTHING: Final[dict[str, object]] = {}
 
 class DescriptionError(Exception):
     """The event holds values that no wire can carry."""
-
-
-class _Block(NamedTuple):
-    """A description, read."""
-
-    size: int
-    parent: int | None
-    tokens: tuple[int, ...]
-    extras: dict[str, object]
 
 
 def fold(hashes: Sequence[object]) -> tuple[int, ...]:
@@ -97,22 +88,74 @@ def stores(
     With `names_namespaces` a store says of each block that it has no extra keys, instead of nothing. Kinds of
     attention are left out: with them a consumer might take the store for a repetition (`places.Layout`).
     """
-    hashes: list[int] = []
-    run: list[_Block] = []
-    for block_hash, packed in blocks:
-        block = _read(packed)
-        if run and not (
-            len(run) < _STORE_BLOCKS_MAX
-            and block.parent == hashes[-1]
-            and block.size == run[0].size
-            and _event_wide(block) == _event_wide(run[0])
-        ):
-            yield _store(hashes, run, medium, group, names_namespaces=names_namespaces)
-            hashes, run = [], []
-        hashes.append(block_hash)
-        run.append(block)
-    if run:
-        yield _store(hashes, run, medium, group, names_namespaces=names_namespaces)
+    run: _Run | None = None
+    for block, packed in blocks:
+        _, size, has_parent, parent, count = _HEAD.unpack_from(packed)
+        end = _HEAD.size + 4 * count
+        extras = _unpack(packed[end:]) if len(packed) > end else _NOTHING
+        continues = (
+            run is not None
+            and has_parent
+            and parent == run.hashes[-1]
+            and len(run.hashes) < _STORE_BLOCKS_MAX
+            and (size, count) == (run.size, run.count)
+            and (extras is run.extras[0] or _wide(extras) == _wide(run.extras[0]))
+        )
+        if run is None or not continues:
+            if run is not None:
+                yield run.store(medium, group, names_namespaces=names_namespaces)
+            run = _Run(size, parent if has_parent else None, count)
+        run.hashes.append(block)
+        run.tokens.append(packed[_HEAD.size : end])
+        run.extras.append(extras)
+    if run is not None:
+        yield run.store(medium, group, names_namespaces=names_namespaces)
+
+
+class _Run:
+    """Neighbouring blocks on their way into one store."""
+
+    __slots__ = ("count", "extras", "hashes", "parent", "size", "tokens")
+
+    def __init__(self, size: int, parent: int | None, count: int) -> None:
+        self.size, self.parent, self.count = size, parent, count
+        self.hashes: list[int] = []
+        self.tokens: list[bytes] = []
+        self.extras: list[dict[str, object]] = []
+
+    def store(self, medium: str | None, group: int, *, names_namespaces: bool) -> BlockStored:
+        """Return the store."""
+        tokens = array("I")
+        tokens.frombytes(b"".join(self.tokens))
+        extra_keys = self._column("extra_keys")
+        if extra_keys is None and names_namespaces:
+            extra_keys = (None,) * len(self.hashes)
+        lookahead = self._column("lookahead_token_ids")
+        lora_id, lora_name, cache_salt, bigram = _wide(self.extras[0])
+        return BlockStored(
+            block_hashes=tuple(self.hashes),
+            parent_block_hash=self.parent,
+            token_ids=tuple(tokens),
+            block_size=self.size,
+            lora_id=cast("int | None", lora_id),
+            medium=medium,
+            lora_name=cast("str | None", lora_name),
+            extra_keys=cast("tuple[ExtraKey, ...] | None", extra_keys),
+            group_idx=group or None,
+            cache_salt=cast("str | None", cache_salt),
+            lookahead_token_ids=None
+            if lookahead is None
+            else tuple(cast("tuple[int, ...]", x or ()) for x in lookahead),
+            mm_keys=cast("tuple[ExtraKey, ...] | None", self._column("mm_keys")),
+            bigram=bool(bigram),
+            sequence_hashes=cast("tuple[int | None, ...] | None", self._column("sequence_hashes")),
+        )
+
+    def _column(self, name: str) -> tuple[object, ...] | None:
+        if not any(self.extras):
+            return None
+        values = tuple(extras.get(name) for extras in self.extras)
+        return None if all(value is None for value in values) else values
 
 
 def _fold(value: object) -> int:
@@ -149,48 +192,11 @@ def _extras(event: BlockStored) -> Iterable[bytes]:
     return packed
 
 
-def _read(packed: bytes) -> _Block:
-    _, size, has_parent, parent, count = _HEAD.unpack_from(packed)
-    end = _HEAD.size + 4 * count
-    tokens = array("I", packed[_HEAD.size : end])
-    extras = msgpack.unpackb(packed[end:], use_list=False) if len(packed) > end else _NOTHING
-    return _Block(size, parent if has_parent else None, tuple(tokens), extras)
+def _unpack(extras: bytes) -> dict[str, object]:
+    return cast("dict[str, object]", msgpack.unpackb(extras, use_list=False, strict_map_key=False))
 
 
-def _event_wide(block: _Block) -> tuple[object, ...]:
-    get = block.extras.get
-    return (get("lora_id"), get("lora_name"), get("cache_salt"), get("bigram"), len(block.tokens))
-
-
-def _store(
-    hashes: list[int], run: list[_Block], medium: str | None, group: int, *, names_namespaces: bool
-) -> BlockStored:
-    first = run[0]
-    lora_id, lora_name, cache_salt, bigram, _ = _event_wide(first)
-    extra_keys = _column(run, "extra_keys")
-    if extra_keys is None and names_namespaces:
-        extra_keys = (None,) * len(run)
-    lookahead = _column(run, "lookahead_token_ids")
-    return BlockStored(
-        block_hashes=tuple(hashes),
-        parent_block_hash=first.parent,
-        token_ids=tuple(token for block in run for token in block.tokens),
-        block_size=first.size,
-        lora_id=cast("int | None", lora_id),
-        medium=medium,
-        lora_name=cast("str | None", lora_name),
-        extra_keys=cast("tuple[ExtraKey, ...] | None", extra_keys),
-        group_idx=group or None,
-        cache_salt=cast("str | None", cache_salt),
-        lookahead_token_ids=None
-        if lookahead is None
-        else tuple(cast("tuple[int, ...]", ids or ()) for ids in lookahead),
-        mm_keys=cast("tuple[ExtraKey, ...] | None", _column(run, "mm_keys")),
-        bigram=bool(bigram),
-        sequence_hashes=cast("tuple[int | None, ...] | None", _column(run, "sequence_hashes")),
-    )
-
-
-def _column(run: list[_Block], name: str) -> tuple[object, ...] | None:
-    values = tuple(block.extras.get(name) for block in run)
-    return None if all(value is None for value in values) else values
+def _wide(extras: dict[str, object]) -> tuple[object, ...]:
+    """What is said of all blocks of an event at once."""
+    get = extras.get
+    return get("lora_id"), get("lora_name"), get("cache_salt"), get("bigram")

@@ -171,15 +171,9 @@ class JetStreamEventPublisher(ThreadedPublisher):
             pause = min(2 * pause, settings.retry_seconds_max)
 
     async def _publish_over_one_connection(self) -> None:
-        lost = asyncio.Event()
-
-        def lose() -> None:
-            lost.set()
-            self._ring_bell()
-
         source = self._core.source
         name = f"kvrouter {source.worker_id} {source.rank}"
-        async with self._sessions.connection(self._settings, name=name, lose=lose) as client:
+        async with self._sessions.connection(self._settings, name=name) as client:
             session = self._sessions.Session(
                 client,
                 self._core,
@@ -191,7 +185,7 @@ class JetStreamEventPublisher(ThreadedPublisher):
             self._created = await session.open(self._created)
             self._connected = True
             self._extra.connects += 1
-            while not lost.is_set() and not self._is_over():
+            while not self._is_over():
                 if await session.turn():
                     await asyncio.sleep(0)
                 else:

@@ -35,6 +35,8 @@ _TURN_FRAMES: Final = 64
 _PING_SECONDS: Final = 10
 _PINGS_OUTSTANDING_MAX: Final = 2
 _CLOSE_SECONDS: Final = 0.5
+_ASKED_MAX: Final = 1024
+"""Requests for our state that wait for one turn; more are not answered, and come again."""
 _MESSAGE_HEADER_BYTES: Final = 1024
 """Room for our NATS headers beside a frame."""
 
@@ -61,6 +63,7 @@ class Session:
         self._inbox = client.new_inbox()
         self._desk = StateDesk(core, part_bytes_max=client.max_payload - 5 * 1024, offered=settings.snapshots)
         self._acked_at = time.monotonic()
+        self._asked: list[tuple[str, bytes]] = []
         self._held_until: float | None = None
         self._retry_seconds = settings.retry_seconds
         self.last_error: str | None = None
@@ -88,6 +91,8 @@ class Session:
         """Send a few frames; returns whether there may be more to send at once."""
         now = time.monotonic()
         self._desk.tidy(now)
+        if self._asked:
+            await self._answer_for_state()
         if self._held_until is not None:
             if now < self._held_until:
                 return False
@@ -161,39 +166,44 @@ class Session:
         self._retry_seconds = min(2 * self._retry_seconds, self._settings.retry_seconds_max)
 
     async def _asked_for_state(self, message: Msg) -> None:
-        if message.reply:
-            answer = self._desk.answer(message.data)
-            self._counters.snapshot_parts_served, self._counters.snapshot_requests_refused = (
-                self._counters.snapshot_parts_served + (len(answer) > 16),
-                self._counters.snapshot_requests_refused + (answer == b"refused"),
-            )
-            with contextlib.suppress(Error):
-                await self._client.publish(message.reply, answer)
+        """Answer in the next turn: all who lost the same messages ask at the same time, and share one snapshot."""
+        if message.reply and len(self._asked) < _ASKED_MAX:
+            self._asked.append((message.reply, message.data))
+            self._wake()
+
+    async def _answer_for_state(self) -> None:
+        counters, asked = self._counters, self._asked
+        self._asked = []
+        for reply, request in asked:
+            answer = self._desk.answer(request)
+            await self._client.publish(reply, answer)
+        counters.snapshot_parts_served = self._desk.parts_served
+        counters.snapshot_requests_refused = self._desk.requests_refused
 
 
 @contextlib.asynccontextmanager
-async def connection(settings: SessionSettings, *, name: str, lose: Callable[[], None]) -> AsyncIterator[Client]:
-    """Connect, and disconnect at the end; `lose` is called when the connection is lost.
+async def connection(settings: SessionSettings, *, name: str) -> AsyncIterator[Client]:
+    """Connect, and disconnect at the end. When the connection is lost, whatever waits within is ended.
 
     Raises:
         nats.errors.Error: the server refuses us.
-        OSError: nobody answers there. TimeoutError: not in time.
+        OSError: nobody answers there, or the connection was lost. TimeoutError: not in time.
     """
     client, endpoint = Client(), settings.endpoint
-    reasons: list[Exception] = []
     credentials = endpoint.credentials or settings.credentials
     tls = ssl.create_default_context() if settings.tls is None and endpoint.secure else settings.tls
+    reasons: list[Exception] = []
+    life = asyncio.timeout(settings.request_seconds)
 
     async def closed() -> None:
-        lose()
+        with contextlib.suppress(RuntimeError):  # We closed it ourselves.
+            life.reschedule(asyncio.get_running_loop().time())
 
     async def failed(error: Exception) -> None:
-        """Keep why nobody answers. Later on, what is fatal closes the connection, and the rest is told as an answer."""
-        if not client.is_connected:
-            reasons.append(error)
+        reasons[:] = [error]
 
     try:
-        async with asyncio.timeout(settings.request_seconds):
+        async with life:
             await client.connect(
                 endpoint.server,
                 name=name,
@@ -208,14 +218,22 @@ async def connection(settings: SessionSettings, *, name: str, lose: Callable[[],
                 tls=tls,
                 **(credentials.connect_options() if credentials else {}),
             )
-        reasons.clear()
-        yield client
-    except NoServersError:
-        raise (reasons[-1] if reasons else OSError("nobody answers")) from None
+            life.reschedule(None)
+            reasons.clear()
+            yield client
+    except (NoServersError, TimeoutError):
+        if reasons:
+            raise reasons[0] from None
+        if client.is_closed:
+            raise ConnectionError("the connection was lost") from None
+        raise
     finally:
         with contextlib.suppress(Error, OSError, TimeoutError):  # It was lost already, or does not answer.
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await client.close()
+        transport = client._transport  # noqa: SLF001 - `close` leaves it open if what it still wants to write fails
+        if transport is not None:
+            transport.close()  # type: ignore[no-untyped-call]
 
 
 def _read_answer(message: Msg) -> tuple[int, bool] | str:

@@ -1,8 +1,8 @@
 """Answers subscribers that want a publisher's whole state, part by part, over plain NATS request and reply.
 
-A request is a msgpack map: `part`, from 0; `of` the snapshot that part 0 began, as its `incarnation` and `sequence`;
-or, with part 0, what the asker has seen, as `after`. The answer is the part's frame, or one word: `empty` (nothing
-was published yet), `gone` (begin with part 0 again), `refused` (that is no request), `none` (there are no snapshots).
+A request is a msgpack map: `part`, from 0, and for every other part `of`, the snapshot that part 0 began, as its
+`incarnation` and `sequence`. The answer is the part's frame, or one word: `empty` (nothing was published yet), `gone`
+(begin with part 0 again), `refused` (that is no request), `none` (there are no snapshots).
 """
 
 import time
@@ -18,16 +18,15 @@ __all__ = ["StateDesk"]
 _REQUEST_BYTES_MAX: Final = 1024
 _KEPT_MAX: Final = 2
 _KEPT_SECONDS: Final = 30.0
-_FRESH_SECONDS: Final = 1.0
 
 
 class _Kept:
     """A snapshot that is being fetched."""
 
-    __slots__ = ("frames", "sequence", "taken_at", "used_at")
+    __slots__ = ("frames", "sequence", "used_at")
 
     def __init__(self, frames: Sequence[bytes], sequence: int, now: float) -> None:
-        self.frames, self.sequence, self.taken_at, self.used_at = frames, sequence, now, now
+        self.frames, self.sequence, self.used_at = frames, sequence, now
 
 
 class StateDesk:
@@ -46,10 +45,10 @@ class StateDesk:
             return b"refused"
         if not self._offered:
             return b"none"
-        part, of, after = read
+        part, of = read
         now = time.monotonic()
         self.tidy(now)
-        kept = self._begun(of) if part else self._begin(after, now)
+        kept = self._begun(of) if part else self._begin(now)
         if kept is None:
             return b"gone" if part else b"empty"
         if part >= len(kept.frames):
@@ -69,13 +68,11 @@ class StateDesk:
             return None
         return next((kept for kept in self._kept if kept.sequence == of[1]), None)
 
-    def _begin(self, after: tuple[int, int] | None, now: float) -> _Kept | None:
-        """Return a snapshot that is not older than what the asker has seen; several may share one."""
-        seen = after[1] if after is not None and after[0] == self._core.incarnation else -1
+    def _begin(self, now: float) -> _Kept | None:
+        """Return a snapshot of this moment: whoever asks may have missed anything up to it."""
         newest = self._core.next_sequence - 1
-        for kept in reversed(self._kept):
-            if kept.sequence == newest or (kept.sequence >= seen and now - kept.taken_at < _FRESH_SECONDS):
-                return kept
+        if self._kept and self._kept[-1].sequence == newest:
+            return self._kept[-1]
         frames = self._core.snapshot(part_bytes_max=self._part_bytes_max)
         if not frames:
             return None
@@ -83,7 +80,7 @@ class StateDesk:
         return self._kept[-1]
 
 
-def _read(request: bytes) -> tuple[int, tuple[int, int] | None, tuple[int, int] | None] | None:
+def _read(request: bytes) -> tuple[int, tuple[int, int] | None] | None:
     if len(request) > _REQUEST_BYTES_MAX:
         return None
     try:
@@ -92,7 +89,7 @@ def _read(request: bytes) -> tuple[int, tuple[int, int] | None, tuple[int, int] 
         return None
     match fields:
         case {"part": int(part), **rest} if not isinstance(part, bool) and part >= 0:
-            return part, _life(rest.get("of")), _life(rest.get("after"))
+            return part, _life(rest.get("of"))
         case _:
             return None
 

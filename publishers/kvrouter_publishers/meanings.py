@@ -16,6 +16,8 @@ from kvrouter_publishers.places import Place, Places
 __all__ = ["Meanings", "removals", "repeated_stores"]
 
 _EVENT_HASHES_MAX: Final = 512
+_RUN_BLOCKS_MAX: Final = 2048
+_Copies = Mapping[Place, Mapping[int, int]]
 
 
 @dataclass(slots=True, eq=False)
@@ -74,49 +76,64 @@ class Meanings:
         self._blocks = {block: known for block, known in self._blocks.items() if block in blocks}
         self._ranges = {block: known for block, known in self._ranges.items() if block in blocks}
 
-    def needed(self, is_held: Callable[[int], bool]) -> set[int]:
-        """Return the blocks whose descriptions it takes to describe all that are held."""
+    def copy(self) -> "Meanings":
+        """Return another that knows the same."""
+        copied = Meanings()
+        copied._blocks, copied._ranges, copied._homes = dict(self._blocks), dict(self._ranges), list(self._homes)
+        return copied
+
+    def needed(self, copies: _Copies, idle: Collection[int]) -> set[int]:
+        """Return the blocks whose descriptions it takes to describe all that is held, and those of `idle`."""
+        is_wanted = _any_of(copies, idle)
         stated: set[int] = set()
-        for _ in self._runs(is_held, stated):
+        for _ in self._in_order(is_wanted, stated):
             pass
-        stated.update(block for block in self._ranges if is_held(block))
+        stated.update(block for block in self._ranges if is_wanted(block))
         return stated
 
     def state(
-        self, copies: Mapping[Place, Mapping[int, int]], places: Places, *, names_namespaces: bool
+        self, copies: _Copies, idle: Collection[int], places: Places, *, names_namespaces: bool
     ) -> Iterator[Event]:
         """Return events that add `copies`, and nothing else, for somebody who may know nothing of them.
 
         A block is described once, where it was described first, parents before children. What is described only
-        because another block continues it is removed again at the end.
+        because another block continues it, or somebody may name it later (`idle`), is removed again at the end.
         """
-
-        def is_held(block: int) -> bool:
-            return any(block in pool for pool in copies.values())
-
-        surplus: dict[Place, list[int]] = {}
-        for home, run in self._runs(is_held, set()):
+        is_wanted = _any_of(copies, idle)
+        surplus: dict[Place, Counter[int]] = {}
+        for home, run in self._runs(is_wanted):
             place = self._homes[home]
             pool = copies.get(place, {})
-            surplus.setdefault(place, []).extend(block for block, _ in run if block not in pool)
+            surplus.setdefault(place, Counter()).update([block for block, _ in run if block not in pool])
             yield from stores(run, medium=places.media[place], group=place[1], names_namespaces=names_namespaces)
         ranged: Counter[tuple[Place, int]] = Counter()
-        for each in self._held_ranges(is_held):
+        for each in self._wanted_ranges(is_wanted):
             ranged.update((each.home, block) for block in each.event.block_hashes)
             yield each.store(places.media[each.home])
         for place, pool in copies.items():
-            missing = {
-                block: count - self._is_home(block, place) - ranged.pop((place, block), 0)
-                for block, count in pool.items()
-            }
+            missing = self._not_stated(place, pool, ranged)
             yield from repeated_stores(missing, places.media[place], place[1])
-            surplus.setdefault(place, []).extend(
-                block for block, count in missing.items() for _ in range(-count) if count < 0
+            surplus.setdefault(place, Counter()).update(
+                {block: -count for block, count in missing.items() if count < 0}
             )
         for (place, block), count in ranged.items():
-            surplus.setdefault(place, []).extend([block] * count)
-        for place, blocks in surplus.items():
-            yield from removals(Counter(blocks), places.media[place], place[1])
+            surplus.setdefault(place, Counter())[block] += count
+        for place, counts in surplus.items():
+            yield from removals(counts, places.media[place], place[1])
+
+    def _not_stated(self, place: Place, pool: Mapping[int, int], ranged: Counter[tuple[Place, int]]) -> dict[int, int]:
+        """Return how many copies in one place no description has stated; below zero where too many were."""
+        home = self._homes.index(place) if place in self._homes else -1
+        known = self._blocks.get
+        missing = {}
+        for block, count in pool.items():
+            description = known(block)
+            stated = int(description is not None and home_of(description) == home)
+            if ranged:
+                stated += ranged.pop((place, block), 0)
+            if count != stated:
+                missing[block] = count - stated
+        return missing
 
     def _home(self, place: Place) -> int:
         if place not in self._homes:
@@ -130,34 +147,38 @@ class Meanings:
             if block not in self._blocks:
                 self._ranges[block] = masked
 
-    def _is_home(self, block: int, place: Place) -> bool:
-        description = self._blocks.get(block)
-        return description is not None and self._homes[home_of(description)] == place
-
-    def _held_ranges(self, is_held: Callable[[int], bool]) -> list[_Range]:
+    def _wanted_ranges(self, is_wanted: Callable[[int], bool]) -> list[_Range]:
         if not self._ranges:
             return []
-        return list(dict.fromkeys(each for block, each in self._ranges.items() if is_held(block)))
+        return list(dict.fromkeys(each for block, each in self._ranges.items() if is_wanted(block)))
 
-    def _runs(self, is_held: Callable[[int], bool], stated: set[int]) -> Iterator[tuple[int, list[tuple[int, bytes]]]]:
-        """Return what describes all that is held: parents first, cut where the home changes."""
+    def _runs(self, is_wanted: Callable[[int], bool]) -> Iterator[tuple[int, list[tuple[int, bytes]]]]:
+        """Return what describes all that is wanted: parents first, cut where the home changes."""
         run: list[tuple[int, bytes]] = []
         home = -1
-        for known in self._in_order(is_held, stated):
+        for known in self._in_order(is_wanted, set()):
             description = self._blocks[known]
-            if home_of(description) != home:
+            its_home = home_of(description)
+            if its_home != home or len(run) >= _RUN_BLOCKS_MAX:
                 if run:
                     yield home, run
-                home, run = home_of(description), []
+                home, run = its_home, []
             run.append((known, description))
         if run:
             yield home, run
 
-    def _in_order(self, is_held: Callable[[int], bool], stated: set[int]) -> Iterator[int]:
-        for block in self._blocks:
-            if block not in stated and is_held(block):
+    def _in_order(self, is_wanted: Callable[[int], bool], stated: set[int]) -> Iterator[int]:
+        blocks = self._blocks
+        for block, description in blocks.items():
+            if block in stated or not is_wanted(block):
+                continue
+            parent = parent_of(description)
+            if parent is None or parent in stated or parent not in blocks:
+                stated.add(block)
+                yield block
+            else:
                 yield from self._lineage(block, stated)
-        for each in self._held_ranges(is_held):  # They lie among blocks of other groups, which say where.
+        for each in self._wanted_ranges(is_wanted):  # They lie among blocks of other groups, which say where.
             for anchor in (each.event.parent_block_hash, *each.event.block_hashes):
                 yield from self._lineage(anchor, stated)
 
@@ -181,6 +202,13 @@ def removals(copies: Mapping[int, int], medium: str | None, group: int) -> Itera
     """Return removals of so many copies of each block."""
     for some in _chunks(copies):
         yield BlockRemoved(block_hashes=some, medium=medium, group_idx=group or None)
+
+
+def _any_of(copies: _Copies, idle: Collection[int]) -> Callable[[int], bool]:
+    pools: list[Collection[int]] = [pool for pool in (*copies.values(), idle) if pool]
+    if len(pools) == 1:
+        return pools[0].__contains__
+    return lambda block: any(block in pool for pool in pools)
 
 
 def _chunks(copies: Mapping[int, int]) -> Iterator[tuple[int, ...]]:

@@ -4,15 +4,16 @@ A removal cancels the store before it, and both are forgotten; what is left is a
 waits. A consumer that is told the rest has the same blocks, with as many copies, as one that was told everything.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Final
 
 from kvrouter.events import AllBlocksCleared, BlockRemoved, BlockStored, Event
 from kvrouter_publishers.descriptions import fold
 from kvrouter_publishers.meanings import Meanings, removals
 from kvrouter_publishers.places import Layout, Place, Places
-from kvrouter_publishers.resident_set import ResidentSet
+from kvrouter_publishers.resident_set import IDLE_MAX, ResidentSet
 
 __all__ = ["NetChanges"]
 
@@ -36,10 +37,11 @@ class NetChanges:
         self.places = places.copy()
         self._layout, self._resident = layout.copy(), resident
         self._meanings = Meanings()
-        self._meanings_limit = _SPARE_MAX
+        self._limit = _SPARE_MAX
         self._stored: dict[Place, dict[int, int]] = {}
         self._removed: dict[Place, dict[int, int]] = {}
         self._cleared = self._cleared_all = False
+        self._idle: dict[int, None] = {}  # In the order in which they came and went.
 
     def add(self, events: Sequence[Event]) -> None:
         """Add the events of the next batch; never raises."""
@@ -61,7 +63,7 @@ class NetChanges:
             yield from self.places.markers() if self._cleared_all else ()
             yield AllBlocksCleared()
         yield from self._removals(before_stores=True)
-        if any(self._stored.values()):
+        if any(self._stored.values()) or self._nameable():
             yield from self._layout.markers()
             yield from self._meanings.state(self._stored, self.places, names_namespaces=self._layout.names_namespaces)
         yield from self._removals(before_stores=False)
@@ -131,6 +133,7 @@ class NetChanges:
                 stored[block] = count - 1
             elif count:
                 del stored[block]
+                self._idle[block] = None
             elif not forgotten:
                 removed[block] = removed.get(block, 0) + 1
 
@@ -138,9 +141,11 @@ class NetChanges:
         self._cleared = True
         self._cleared_all |= self.places.clears_all_tiers
         for changes in (self._stored, self._removed):
-            for place in changes:
+            for place, pool in changes.items():
                 if self._is_cleared(place):
-                    changes[place].clear()
+                    if changes is self._stored:
+                        self._idle.update(dict.fromkeys(pool))
+                    pool.clear()
 
     def _is_cleared(self, place: Place) -> bool:
         return self._cleared_all or place[0] == "gpu"
@@ -151,12 +156,15 @@ class NetChanges:
         self._stored.clear()
         self._removed.clear()
 
-    def _prune(self) -> None:
-        """Forget what blocks are that came and went, unless one that stays continues them."""
-        if len(self._meanings) <= self._meanings_limit:
-            return
-        self._meanings.keep(self._meanings.needed(self._is_stored))
-        self._meanings_limit = 2 * len(self._meanings) + _SPARE_MAX
+    def _nameable(self) -> Collection[int]:
+        """Return blocks that came and went, and that later stores may name: as in the resident set."""
+        return self._idle if len(self.places.media) > 1 else ()
 
-    def _is_stored(self, block: int) -> bool:
-        return any(block in stored for stored in self._stored.values())
+    def _prune(self) -> None:
+        """Forget what blocks are that came and went, unless one that stays continues them or one to come may."""
+        if len(self._meanings) + len(self._idle) <= self._limit:
+            return
+        self._idle = dict.fromkeys(islice(reversed(self._idle), IDLE_MAX))
+        self._idle = dict.fromkeys(reversed(self._idle))
+        self._meanings.keep(self._meanings.needed(self._stored, self._nameable()))
+        self._limit = 2 * (len(self._meanings) + len(self._idle)) + _SPARE_MAX

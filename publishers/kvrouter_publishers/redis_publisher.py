@@ -68,8 +68,8 @@ class RedisEventPublisher(ThreadedPublisher):
     ) -> None:
         if maxlen < 1:
             raise SettingsError(f"maxlen is {maxlen}; it must be at least 1")
-        if not request_seconds > 1.0:
-            raise SettingsError(f"request_seconds is {request_seconds}; it must be above 1")
+        if not request_seconds > 0:
+            raise SettingsError(f"request_seconds is {request_seconds}; it must be above 0")
         self._address, self._tls, self._maxlen = parse_redis_endpoint(endpoint), tls, maxlen
         self._snapshots, self._request_seconds = snapshots, request_seconds
         core = PublisherCore(
@@ -129,7 +129,7 @@ class RedisEventPublisher(ThreadedPublisher):
 
     async def _publish_until_over(self) -> None:
         """Publish over one connection after the other."""
-        from redis.exceptions import RedisError  # noqa: PLC0415 - in our thread: the engine need not wait for it
+        from kvrouter.redis_client import RedisError  # noqa: PLC0415 - in our thread: the engine need not wait for it
 
         pause = _RETRY_SECONDS
         while not self._is_over():
@@ -148,10 +148,11 @@ class RedisEventPublisher(ThreadedPublisher):
             pause = min(2 * pause, _RETRY_SECONDS_MAX)
 
     async def _publish_over_one_connection(self) -> None:
-        from kvrouter_publishers.redis_session import Session, SnapshotDesk, connection  # noqa: PLC0415 - as above
+        from kvrouter.redis_client import RedisClient  # noqa: PLC0415 - as above
+        from kvrouter_publishers.redis_session import Session, SnapshotDesk  # noqa: PLC0415 - as above
 
-        stream = self._address.stream
-        async with connection(self._address, self._tls, request_seconds=self._request_seconds) as client:
+        stream, options = self._address.stream, self._address.client_options(self._tls)
+        async with RedisClient(options, answer_seconds=self._request_seconds) as client:
             session = Session(client, self._outgoing, stream=stream, maxlen=self._maxlen)
             await session.open()
             self._connected = True

@@ -5,31 +5,23 @@ consumers know each batch by its number.
 """
 
 import asyncio
-import contextlib
 import time
-from collections.abc import AsyncIterator
-from typing import Any, Final, cast
-
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
+from typing import Final
 
 from kvrouter.events.redis_names import (
     EMPTY_ANSWER,
     ENTRY_FIELD,
     REFUSED_ANSWER,
     EntryId,
-    RedisEndpoint,
-    RedisTls,
     parse_entry_id,
     request_key,
 )
+from kvrouter.redis_client import RedisClient, ResponseError
 from kvrouter_publishers.core import PublisherCore
 from kvrouter_publishers.redis_counters import RedisCounters
 from kvrouter_publishers.redis_outgoing import Outgoing
 
-__all__ = ["RedisError", "Session", "SnapshotDesk", "connection"]
+__all__ = ["Session", "SnapshotDesk"]
 
 _LISTEN_SECONDS: Final = 1.0
 _ASKERS_MAX: Final = 16
@@ -39,28 +31,10 @@ _ANSWER_SECONDS: Final = 30
 _NO_STREAM: Final = EntryId(0, 0)
 
 
-@contextlib.asynccontextmanager
-async def connection(
-    endpoint: RedisEndpoint, tls: RedisTls | None, *, request_seconds: float
-) -> AsyncIterator["Redis"]:
-    """Give a client that connects with its first command, and never repeats one by itself."""
-    client = Redis(
-        **endpoint.client_options(tls),
-        socket_timeout=request_seconds,
-        socket_connect_timeout=request_seconds,
-        retry=Retry(NoBackoff(), 0),
-    )
-    try:
-        yield client
-    finally:
-        with contextlib.suppress(RedisError, OSError):  # It was lost already.
-            await client.aclose()
-
-
 class Session:
     """Sends what `outgoing` gives, over one connection."""
 
-    def __init__(self, client: "Redis", outgoing: Outgoing, *, stream: str, maxlen: int) -> None:
+    def __init__(self, client: RedisClient, outgoing: Outgoing, *, stream: str, maxlen: int) -> None:
         self._client, self._outgoing = client, outgoing
         self._add = ("XADD", stream, "MAXLEN", "~", maxlen, "*", ENTRY_FIELD)
         self._stream = stream
@@ -75,16 +49,14 @@ class Session:
         frames = self._outgoing.next(time.monotonic())
         if not frames:
             return False
-        async with self._client.pipeline(transaction=True) as pipeline:  # All of them or none, and in order.
-            for frame in frames:
-                pipeline.execute_command(*self._add, frame)
-            ids = cast("list[bytes]", await pipeline.execute())
+        # All of them or none: what is sent again after a refusal must not come behind what followed it.
+        ids = await self._client.transaction(*((*self._add, frame) for frame in frames))
         self._outgoing.acknowledge([parse_entry_id(entry) for entry in ids])
         return True
 
     async def _last_id(self) -> EntryId:
         try:
-            answer = await _command(self._client, "XINFO", "STREAM", self._stream)
+            answer = await self._client.command("XINFO", "STREAM", self._stream)
         except ResponseError as error:
             if "no such key" in str(error):
                 return _NO_STREAM
@@ -101,7 +73,7 @@ class SnapshotDesk:
     """
 
     def __init__(
-        self, client: "Redis", core: PublisherCore, counters: RedisCounters, *, stream: str, offered: bool
+        self, client: RedisClient, core: PublisherCore, counters: RedisCounters, *, stream: str, offered: bool
     ) -> None:
         self._client, self._core, self._counters, self._offered = client, core, counters, offered
         self._requests = request_key(stream, core.source)
@@ -109,11 +81,11 @@ class SnapshotDesk:
     async def serve(self) -> None:
         """Answer until the connection is lost."""
         while True:
-            asked = await _command(self._client, "BLPOP", self._requests, _LISTEN_SECONDS)
+            asked = await self._client.command("BLPOP", self._requests, _LISTEN_SECONDS, wait_seconds=_LISTEN_SECONDS)
             if asked is None:
                 continue
             # A snapshot is costly to make: all who wait for one get the same.
-            more = await _command(self._client, "LPOP", self._requests, _ASKERS_MAX - 1)
+            more = await self._client.command("LPOP", self._requests, _ASKERS_MAX - 1)
             askers = dict.fromkeys([asked[1], *(more or ())])
             parts = self._parts()
             for asker in askers:
@@ -126,10 +98,7 @@ class SnapshotDesk:
 
     async def _answer(self, asker: bytes, parts: list[bytes]) -> None:
         for part in parts:
-            async with self._client.pipeline(transaction=True) as pipeline:
-                pipeline.execute_command("RPUSH", asker, part)
-                pipeline.execute_command("EXPIRE", asker, _ANSWER_SECONDS)
-                waiting, _ = await pipeline.execute()
+            waiting, _ = await self._client.transaction(("RPUSH", asker, part), ("EXPIRE", asker, _ANSWER_SECONDS))
             self._counters.snapshot_parts_sent += 1
             if waiting >= _PARTS_WAITING_MAX and not await self._taken(asker):
                 self._counters.snapshot_requests_abandoned += 1
@@ -139,13 +108,8 @@ class SnapshotDesk:
     async def _taken(self, asker: bytes) -> bool:
         """Wait until the asker has taken some of the parts; returns False if it does not."""
         deadline = time.monotonic() + _ANSWER_SECONDS
-        while await _command(self._client, "LLEN", asker) >= _PARTS_WAITING_MAX // 2:
+        while await self._client.command("LLEN", asker) >= _PARTS_WAITING_MAX // 2:
             if time.monotonic() > deadline:
                 return False
             await asyncio.sleep(_PART_POLL_SECONDS)
         return True
-
-
-async def _command(client: "Redis", *arguments: object) -> Any:
-    """Send a command as it is written; the library's own methods for streams differ between its versions."""
-    return await cast("Any", client).execute_command(*arguments)

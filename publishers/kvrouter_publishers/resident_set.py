@@ -4,7 +4,7 @@ Copies are counted per tier, group and engine hash, exactly as consumers count t
 after its last copy is gone, because blocks that stay, and stores to come, may continue it.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from typing import Final
 
@@ -14,16 +14,16 @@ from kvrouter_publishers.descriptions import fold
 from kvrouter_publishers.meanings import Meanings
 from kvrouter_publishers.places import Layout, Place, Places
 
-__all__ = ["ResidentSet"]
+__all__ = ["IDLE_MAX", "ResidentSet"]
 
-_IDLE_MAX: Final = 32_768
+IDLE_MAX: Final = 32_768
 """As many as a consumer keeps (`kvrouter.ingest.limits`), so that we can describe what it could place."""
 
 
 class ResidentSet:
     """The cache of one rank. Not thread-safe."""
 
-    def __init__(self, *, idle_max: int = _IDLE_MAX) -> None:
+    def __init__(self, *, idle_max: int = IDLE_MAX) -> None:
         self._idle_max = idle_max
         self.forget()
 
@@ -75,7 +75,21 @@ class ResidentSet:
         """Return events that bring a consumer that knows nothing to our state; they must be used up at once."""
         yield from self.layout.markers()
         yield from self.places.markers()
-        yield from self._meanings.state(self._copies, self.places, names_namespaces=self.layout.names_namespaces)
+        yield from self._meanings.state(
+            self._copies, self._nameable(), self.places, names_namespaces=self.layout.names_namespaces
+        )
+
+    def copy(self) -> "ResidentSet":
+        """Return what is held now, to be read while we go on."""
+        copied = ResidentSet(idle_max=self._idle_max)
+        copied.places, copied.layout, copied._meanings = self.places.copy(), self.layout.copy(), self._meanings.copy()
+        copied._copies = {place: dict(pool) for place, pool in self._copies.items()}
+        copied._xors, copied._idle = dict(self._xors), dict(self._idle)
+        return copied
+
+    def _nameable(self) -> Collection[int]:
+        """Return idle blocks that later stores may name: copies elsewhere may come without saying what they are."""
+        return self._idle if len(self.places.media) > 1 else ()
 
     def _follow(self, event: Event) -> None:
         if isinstance(event, BlockStored):
@@ -142,7 +156,7 @@ class ResidentSet:
         """Forget what idle blocks are, oldest first, but for those that a block of the cache continues."""
         if len(self._idle) <= self._idle_limit:
             return
-        needed = self._meanings.needed(self._is_held)
+        needed = self._meanings.needed(self._copies, ())
         spare = [block for block in self._idle if block not in needed]
         for block in spare[: max(0, len(spare) - self._idle_max)]:
             del self._idle[block]

@@ -6,16 +6,11 @@ the server gives them.
 
 import time
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 from kvrouter.events.redis_names import EntryId, parse_entry_id
-from kvrouter_subscribers.redis_client import (
-    Entry,
-    Redis,
-    ResponseError,
-    command,
-    transaction,
-)
+from kvrouter.redis_client import RedisClient, ResponseError
+from kvrouter_subscribers.redis_entry import Entry
 from kvrouter_subscribers.redis_limits import RedisLimits
 
 __all__ = ["ConsumerGroup", "has_entry", "last_id"]
@@ -23,10 +18,10 @@ __all__ = ["ConsumerGroup", "has_entry", "last_id"]
 _FIRST = "0-0"
 
 
-async def last_id(client: "Redis", stream: str) -> EntryId:
+async def last_id(client: RedisClient, stream: str) -> EntryId:
     """Return the highest id that a stream has ever had; 0-0 if there is no stream."""
     try:
-        answer = await command(client, "XINFO", "STREAM", stream)
+        answer = await client.command("XINFO", "STREAM", stream)
     except ResponseError as error:
         if "no such key" in str(error):
             return EntryId(0, 0)
@@ -34,15 +29,15 @@ async def last_id(client: "Redis", stream: str) -> EntryId:
     return parse_entry_id(dict(zip(answer[::2], answer[1::2], strict=True))[b"last-generated-id"])
 
 
-async def has_entry(client: "Redis", stream: str, place: EntryId) -> bool:
+async def has_entry(client: RedisClient, stream: str, place: EntryId) -> bool:
     """Tell whether an entry is still there; then so are all behind it, because streams are trimmed from the front."""
-    return bool(await command(client, "XRANGE", stream, str(place), str(place), "COUNT", 1))
+    return bool(await client.command("XRANGE", stream, str(place), str(place), "COUNT", 1))
 
 
 class ConsumerGroup:
     """One member of one group. What fails raises what the client library raises."""
 
-    def __init__(self, client: "Redis", stream: str, group: str, consumer: str, limits: RedisLimits) -> None:
+    def __init__(self, client: RedisClient, stream: str, group: str, consumer: str, limits: RedisLimits) -> None:
         self._client, self._stream, self._group, self._consumer = client, stream, group, consumer
         self._limits = limits
         self._count = limits.read_entries
@@ -52,8 +47,7 @@ class ConsumerGroup:
     async def begin(self, position: EntryId) -> None:
         """Read behind `position` from now on, whoever read with this group before; nobody else does now."""
         if not await self._create(str(position)):
-            await transaction(
-                self._client,
+            await self._client.transaction(
                 ("XGROUP", "DELCONSUMER", self._stream, self._group, self._consumer),  # And what it left unread.
                 ("XGROUP", "SETID", self._stream, self._group, str(position)),
             )
@@ -67,11 +61,10 @@ class ConsumerGroup:
         block = max(1, round(self._limits.block_seconds * 1000))
         what = ("XREADGROUP", "GROUP", self._group, self._consumer)
         how = ("COUNT", self._count, "BLOCK", block, "STREAMS", self._stream, ">")
-        async with self._client.pipeline(transaction=False) as pipeline:
-            if acknowledge:
-                cast("Any", pipeline).execute_command("XACK", self._stream, self._group, *acknowledge)
-            cast("Any", pipeline).execute_command(*what, *how)
-            entries = _entries((await pipeline.execute())[-1])
+        commands: list[tuple[object, ...]] = [(*what, *how)]
+        if acknowledge:
+            commands.insert(0, ("XACK", self._stream, self._group, *acknowledge))
+        entries = _entries((await self._client.together(*commands, wait_seconds=self._limits.block_seconds))[-1])
         self._adapt(entries)
         return entries
 
@@ -84,13 +77,13 @@ class ConsumerGroup:
         """Return entries that this member was given in an earlier life and never acknowledged."""
         what = ("XREADGROUP", "GROUP", self._group, self._consumer)
         return _entries(
-            await command(self._client, *what, "COUNT", self._limits.read_entries, "STREAMS", self._stream, after)
+            await self._client.command(*what, "COUNT", self._limits.read_entries, "STREAMS", self._stream, after)
         )
 
     async def acknowledge(self, entries: Sequence[bytes]) -> None:
         """Tell the server that entries have been handed over."""
         if entries:
-            await command(self._client, "XACK", self._stream, self._group, *entries)
+            await self._client.command("XACK", self._stream, self._group, *entries)
 
     async def claim(self) -> list[Entry]:
         """Take over what other members were given and have not acknowledged for too long; now and then only."""
@@ -99,8 +92,7 @@ class ConsumerGroup:
             return []
         self._claimed_at = now
         idle = round(self._limits.claim_seconds * 1000)
-        answer = await command(
-            self._client,
+        answer = await self._client.command(
             *("XAUTOCLAIM", self._stream, self._group, self._consumer, idle, self._claim_from),
             *("COUNT", self._limits.read_entries),
         )
@@ -110,7 +102,7 @@ class ConsumerGroup:
     async def _create(self, place: str) -> bool:
         """Make the group, and the stream if there is none; returns False if it is there."""
         try:
-            await command(self._client, "XGROUP", "CREATE", self._stream, self._group, place, "MKSTREAM")
+            await self._client.command("XGROUP", "CREATE", self._stream, self._group, place, "MKSTREAM")
         except ResponseError as error:
             if "BUSYGROUP" not in str(error):
                 raise

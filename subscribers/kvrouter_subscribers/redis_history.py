@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from kvrouter.errors import WireError
 from kvrouter.events import Envelope, Source
 from kvrouter.events.redis_names import EntryId
-from kvrouter_subscribers.redis_client import Entry, Redis, command, decode_entry
+from kvrouter.redis_client import RedisClient
+from kvrouter_subscribers.redis_entry import Entry, decode_entry
 from kvrouter_subscribers.redis_limits import RedisLimits
 from kvrouter_subscribers.redis_source import FollowedSource
 from kvrouter_subscribers.subscriber import Receipt
@@ -47,7 +48,7 @@ class Reading:
 
 
 async def read_history(
-    client: "Redis",
+    client: RedisClient,
     stream: str,
     readings: Mapping[Source, Reading],
     *,
@@ -63,7 +64,7 @@ async def read_history(
     try:
         while left > 0:
             count = min(limits.read_entries, left)
-            raw = await command(client, "XRANGE", stream, begin, str(end), "COUNT", count)
+            raw = await client.command("XRANGE", stream, begin, str(end), "COUNT", count)
             for pair in raw:
                 entry = Entry(*pair)
                 _offer(entry, readings, answer)

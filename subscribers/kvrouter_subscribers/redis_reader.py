@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from kvrouter.errors import WireError
 from kvrouter.events import Source
 from kvrouter.events.redis_names import WORKER_GROUP, EntryId, RedisEndpoint, RedisTls, parse_entry_id, router_group
-from kvrouter_subscribers.redis_client import Entry, Redis, RedisError, connection, decode_entry
+from kvrouter.redis_client import RedisClient, RedisError
+from kvrouter_subscribers.redis_entry import Entry, decode_entry
 from kvrouter_subscribers.redis_group import ConsumerGroup, has_entry, last_id
 from kvrouter_subscribers.redis_history import Reading, read_history
 from kvrouter_subscribers.redis_limits import RedisLimits
@@ -98,8 +99,8 @@ class StreamReader:
         while True:
             connects = self._connects
             try:
-                answer_seconds = limits.block_seconds + limits.request_seconds
-                async with connection(self.endpoint, self._tls, answer_seconds=answer_seconds) as client:
+                options = self.endpoint.client_options(self._tls)
+                async with RedisClient(options, answer_seconds=limits.request_seconds) as client:
                     await self._session(client, tasks)
             except (RedisError, OSError, TimeoutError) as error:
                 self.last_error = f"{self.endpoint}: {type(error).__name__}: {error}"
@@ -108,7 +109,7 @@ class StreamReader:
             await asyncio.sleep(pause)
             pause = min(2 * pause, limits.reconnect_seconds_max)
 
-    async def _session(self, client: "Redis", tasks: asyncio.TaskGroup) -> None:
+    async def _session(self, client: RedisClient, tasks: asyncio.TaskGroup) -> None:
         """Read until the connection or the group is lost, which raises."""
         stream, limits = self.endpoint.stream, self._limits
         sweeper = Sweeper(client, stream, group=self._group, shared=self._shared, limits=limits)
@@ -129,7 +130,7 @@ class StreamReader:
             recovery.close()
             sweeping.cancel()
 
-    async def _open(self, client: "Redis", group: ConsumerGroup) -> bool:
+    async def _open(self, client: RedisClient, group: ConsumerGroup) -> bool:
         """Set the group to where we are; returns whether the stream has everything behind that."""
         stream = self.endpoint.stream
         if self._shared:
@@ -148,7 +149,7 @@ class StreamReader:
         self._catch_up_to = last
         return whole
 
-    async def _up(self, client: "Redis", recovery: Recovery) -> None:
+    async def _up(self, client: RedisClient, recovery: Recovery) -> None:
         """Tell every source's sink, and bring those that know nothing yet what the stream has."""
         self.connected, self.last_error, self._recovery = True, None, recovery
         self._connects += 1
@@ -198,7 +199,7 @@ class StreamReader:
             for followed in list(self.sources.values()):
                 followed.disconnected()
 
-    async def _read(self, client: "Redis", group: ConsumerGroup) -> None:
+    async def _read(self, client: RedisClient, group: ConsumerGroup) -> None:
         """Read everything, as the only one."""
         done: Sequence[bytes] = ()
         while True:
@@ -257,7 +258,7 @@ class StreamReader:
             if self._recovery is not None and not self._shared:
                 self._recovery.answer(followed, receipt)
 
-    async def _doubt(self, client: "Redis") -> None:
+    async def _doubt(self, client: RedisClient) -> None:
         """The stream was shortened beyond what we had read; nobody knows whose entries those were."""
         self._trimmed += 1
         self._catch_up_to = await last_id(client, self.endpoint.stream)

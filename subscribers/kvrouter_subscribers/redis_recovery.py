@@ -11,7 +11,7 @@ from collections.abc import Callable
 from kvrouter.errors import WireError
 from kvrouter.events import Envelope, Source, decode_envelope
 from kvrouter.events.redis_names import EMPTY_ANSWER, REFUSED_ANSWER, EntryId, answer_key, request_key
-from kvrouter_subscribers.redis_client import Redis, RedisError, command, transaction
+from kvrouter.redis_client import RedisClient, RedisError
 from kvrouter_subscribers.redis_history import Reading, read_history
 from kvrouter_subscribers.redis_limits import RedisLimits
 from kvrouter_subscribers.redis_source import FollowedSource
@@ -34,7 +34,7 @@ class Recovery:
 
     def __init__(
         self,
-        client: "Redis",
+        client: RedisClient,
         stream: str,
         *,
         limits: RedisLimits,
@@ -171,11 +171,11 @@ class Recovery:
         mine = answer_key(self._stream, secrets.token_hex(16))
         wanted = request_key(self._stream, source)
         lifetime = max(1, round(self._limits.request_seconds))  # Nobody reads an answer that comes later.
-        await transaction(self._client, ("RPUSH", wanted, mine), ("EXPIRE", wanted, lifetime))
+        await self._client.transaction(("RPUSH", wanted, mine), ("EXPIRE", wanted, lifetime))
         try:
             return await self._parts(source, mine)
         except (_NoSnapshotError, WireError):
-            await transaction(self._client, ("LREM", wanted, 0, mine), ("DEL", mine))  # Else both expire.
+            await self._client.transaction(("LREM", wanted, 0, mine), ("DEL", mine))  # Else both expire.
             raise
 
     async def _parts(self, source: Source, key: str) -> list[Envelope]:
@@ -197,7 +197,7 @@ class Recovery:
     async def _next_part(self, key: str) -> bytes:
         deadline = time.monotonic() + self._limits.request_seconds
         while time.monotonic() < deadline:
-            taken = await command(self._client, "BLPOP", key, min(_LISTEN_SECONDS, self._limits.block_seconds))
+            taken = await self._client.command("BLPOP", key, _LISTEN_SECONDS, wait_seconds=_LISTEN_SECONDS)
             if taken is None:
                 continue
             if taken[1] == REFUSED_ANSWER:

@@ -11,7 +11,7 @@ import random
 from typing import Any
 
 from kvrouter.events.redis_names import GROUP_PREFIX, alive_key
-from kvrouter_subscribers.redis_client import Redis, RedisError, command
+from kvrouter.redis_client import RedisClient, RedisError
 from kvrouter_subscribers.redis_limits import RedisLimits
 
 __all__ = ["Sweeper"]
@@ -32,7 +32,7 @@ return 1
 class Sweeper:
     """Keeps one group alive, and removes those of a stream that are dead."""
 
-    def __init__(self, client: "Redis", stream: str, *, group: str, shared: bool, limits: RedisLimits) -> None:
+    def __init__(self, client: RedisClient, stream: str, *, group: str, shared: bool, limits: RedisLimits) -> None:
         self._client, self._stream, self._group, self._shared = client, stream, group, shared
         self._limits = limits
         self.removed = 0
@@ -40,7 +40,7 @@ class Sweeper:
     async def live(self) -> None:
         """Say that somebody reads with our group."""
         seconds = max(1, round(self._limits.inactive_seconds))
-        await command(self._client, "SET", alive_key(self._stream, self._group), 1, "EX", seconds)
+        await self._client.command("SET", alive_key(self._stream, self._group), 1, "EX", seconds)
 
     async def run(self) -> None:
         """Do both until cancelled; a server that cannot be asked is the reader's to notice."""
@@ -57,15 +57,15 @@ class Sweeper:
         for group in await self._listing("GROUPS", self._stream):
             name = group[b"name"].decode()
             if name.startswith(GROUP_PREFIX) and name != self._group:
-                self.removed += await command(
-                    self._client, "EVAL", _REMOVE_GROUP, 2, self._stream, alive_key(self._stream, name), name
+                self.removed += await self._client.command(
+                    "EVAL", _REMOVE_GROUP, 2, self._stream, alive_key(self._stream, name), name
                 )
 
     async def _sweep_consumers(self) -> None:
         for consumer in await self._listing("CONSUMERS", self._stream, self._group):
             if consumer[b"idle"] > self._limits.inactive_seconds * 1000 and not consumer[b"pending"]:
-                await command(self._client, "EVAL", _REMOVE_CONSUMER, 1, self._stream, self._group, consumer[b"name"])
+                await self._client.command("EVAL", _REMOVE_CONSUMER, 1, self._stream, self._group, consumer[b"name"])
 
     async def _listing(self, *what: str) -> list[dict[bytes, Any]]:
-        rows = await command(self._client, "XINFO", *what)
+        rows = await self._client.command("XINFO", *what)
         return [dict(zip(row[::2], row[1::2], strict=True)) for row in rows]

@@ -21,6 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kvrouter.errors": set(),
     "kvrouter.events": {"kvrouter.errors"},
     CORE: {"kvrouter", "kvrouter._native"},
+    "kvrouter.redis_client": {"kvrouter.errors"},
     "kvrouter.blocks": {"kvrouter.errors", CORE},
     "kvrouter.settings": {"kvrouter.errors"},
     "kvrouter.settings_sources": {"kvrouter.errors", "kvrouter.settings"},
@@ -28,11 +29,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kvrouter.index": {"kvrouter.errors", "kvrouter.events", "kvrouter.blocks", CORE},
     "kvrouter.ingest": {"kvrouter.errors", "kvrouter.events", "kvrouter.blocks", "kvrouter.index", CORE},
     "kvrouter.routing": FOUNDATION - {"kvrouter"} | {"kvrouter.blocks", "kvrouter.index", "kvrouter.ingest", CORE},
-    "kvrouter.store": {"kvrouter.errors"},
+    "kvrouter.store": {"kvrouter.errors", "kvrouter.redis_client"},
     "kvrouter.relay": PURE | {"kvrouter_publishers"},
     "kvrouter.events_cli": {"kvrouter.errors", "kvrouter.events", "kvrouter.relay", "kvrouter_subscribers"},
-    "kvrouter_publishers": {"kvrouter.errors", "kvrouter.events"},
-    "kvrouter_subscribers": {"kvrouter.errors", "kvrouter.events"},
+    "kvrouter_publishers": {"kvrouter.errors", "kvrouter.events", "kvrouter.redis_client"},
+    "kvrouter_subscribers": {"kvrouter.errors", "kvrouter.events", "kvrouter.redis_client"},
     "kvrouter.service": PURE
     | {"kvrouter.settings", "kvrouter.settings_sources", "kvrouter.store", "kvrouter_subscribers"}
     | {"kvrouter.service.proxy", "kvrouter.service.prompts"},

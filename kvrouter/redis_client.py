@@ -1,0 +1,72 @@
+"""A Redis client whose every command has a deadline, and obeys a cancellation. What the commands mean is not here.
+
+The client library's own timeouts stay off: in Python 3.11 `asyncio.wait_for`, on which they stand, loses a
+cancellation that comes at the moment of sending, and the task that was to end goes on. Its own repetition of commands
+stays off as well: a change might be made twice.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Self, cast
+
+from kvrouter.errors import MissingExtraError
+
+try:
+    from redis.asyncio import Redis
+    from redis.asyncio.retry import Retry
+    from redis.backoff import NoBackoff
+    from redis.exceptions import RedisError, ResponseError
+except ImportError as error:
+    raise MissingExtraError("Redis", "redis") from error
+
+__all__ = ["RedisClient", "RedisError", "ResponseError"]
+
+
+class RedisClient:
+    """Connects with the first command; has as many connections as commands are under way at once.
+
+    Every method raises `RedisError` for what the server refuses and for a connection that is lost, and `OSError`, of
+    which `TimeoutError` is one, for a server that does not answer within `answer_seconds`.
+    """
+
+    def __init__(self, options: Mapping[str, Any], *, answer_seconds: float) -> None:
+        self._seconds = answer_seconds
+        self._redis: Any = Redis(
+            **cast("Any", options),
+            protocol=2,  # Newer versions of the library speak 3 by default, which gives answers other shapes.
+            socket_timeout=None,
+            socket_connect_timeout=answer_seconds,
+            retry=Retry(NoBackoff(), 0),
+        )
+
+    async def command(self, *arguments: object, wait_seconds: float = 0.0) -> Any:
+        """Send one command as it is written; one that waits on the server for something says how long."""
+        async with asyncio.timeout(self._seconds + wait_seconds):
+            return await self._redis.execute_command(*arguments)
+
+    async def transaction(self, *commands: Sequence[object]) -> list[Any]:
+        """Send commands of which the server executes all or none, together; returns their answers."""
+        return await self._send(commands, transaction=True, wait_seconds=0.0)
+
+    async def together(self, *commands: Sequence[object], wait_seconds: float = 0.0) -> list[Any]:
+        """Send commands at once, which the server executes one after the other; returns their answers."""
+        return await self._send(commands, transaction=False, wait_seconds=wait_seconds)
+
+    async def close(self) -> None:
+        """Close all connections. May be called again."""
+        with contextlib.suppress(RedisError, OSError):  # They were lost already.
+            await self._redis.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _send(self, commands: Sequence[Sequence[object]], *, transaction: bool, wait_seconds: float) -> list[Any]:
+        async with asyncio.timeout(self._seconds + wait_seconds):
+            async with self._redis.pipeline(transaction=transaction) as pipeline:
+                for each in commands:
+                    pipeline.execute_command(*each)
+                return cast("list[Any]", await pipeline.execute())
