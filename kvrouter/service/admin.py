@@ -26,6 +26,7 @@ from kvrouter.errors import KvrouterError, RequestError
 from kvrouter.events.endpoints import without_password
 from kvrouter.service.auth import Authenticator, refuse_foreign_page
 from kvrouter.service.decisions import DecisionRing
+from kvrouter.service.load_reports import LoadReports
 from kvrouter.service.logs import log_event
 from kvrouter.service.proxy import error_reply
 from kvrouter.service.sources import SourceReport
@@ -132,12 +133,13 @@ def build_admin(
     records: WorkerRecords,
     sources: SourceReport,
     decisions: DecisionRing,
+    loads: LoadReports,
     clock: Callable[[], float],
 ) -> FastAPI:
     """Build the application over the parts that it shows and changes."""
     app = _Application(title="kvrouter admin API", version=__version__, redoc_url=None)
     _add_worker_routes(app, registry, records, clock)
-    _add_reading_routes(app, sources, decisions)
+    _add_reading_routes(app, sources, decisions, loads)
     app.add_exception_handler(KvrouterError, _known_error)
     app.add_exception_handler(RequestValidationError, _invalid_request)
     app.add_exception_handler(HTTPException, _http_error)
@@ -200,11 +202,16 @@ def _add_worker_routes(
         return records.record(registry.set_draining(worker_id, draining=False, now=clock()))
 
 
-def _add_reading_routes(app: FastAPI, sources: SourceReport, decisions: DecisionRing) -> None:
+def _add_reading_routes(app: FastAPI, sources: SourceReport, decisions: DecisionRing, loads: LoadReports) -> None:
     @app.get("/sources", tags=["events"])
     async def list_sources() -> list[dict[str, Any]]:
         """List the event sources: one per rank of each worker."""
         return sources.rows()
+
+    @app.get("/load_reports", tags=["events"])
+    async def list_load_reports() -> list[dict[str, Any]]:
+        """List what workers said last about their own load, one row per rank that said anything."""
+        return loads.as_json()
 
     @app.get("/decisions", tags=["decisions"])
     async def list_decisions(

@@ -23,6 +23,7 @@ from kvrouter.service.event_watch import EventWatch
 from kvrouter.service.fleet_view import FleetViews
 from kvrouter.service.health import HealthMonitor
 from kvrouter.service.listening import listen
+from kvrouter.service.load_reports import LoadReports
 from kvrouter.service.logs import log_event
 from kvrouter.service.metrics import Metrics, MetricsSources
 from kvrouter.service.probes import ProbeRoutes
@@ -100,6 +101,14 @@ class Service:
         )
         self._modes_told: dict[str, str] = {}
         self.selection = self._selection_routes(index, SelectionReader(cache))
+        self.loads = LoadReports(
+            self.registry,
+            self.questions.get,
+            interval_seconds=settings.events.load_seconds,
+            timeout_seconds=settings.health.timeout_seconds,
+            clock=clock,
+            jitter=random.Random(),
+        )
         self.metrics = Metrics(
             MetricsSources(
                 registry=self.registry,
@@ -112,6 +121,8 @@ class Service:
                 reservations=lambda: self.selection.reservations,
                 auth_refused=lambda: self.authenticator.refused,
                 policy=settings.routing.policy,
+                loads=self.loads,
+                keeper=self.keeper,
             )
         )
         self.probes = ProbeRoutes(
@@ -256,6 +267,7 @@ class Service:
             records=WorkerRecords(router=self.router, clock=self.clock),
             sources=self.sources,
             decisions=self.decisions,
+            loads=self.loads,
             clock=self.clock,
         )
         if admin_socket:

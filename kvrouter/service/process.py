@@ -74,6 +74,8 @@ async def _running(
         subscriber = tasks.create_task(service.subscriber.run(), name="events")
         health = tasks.create_task(service.health.run(), name="health")
         housekeeping = tasks.create_task(service.housekeeping(), name="housekeeping")
+        asks_loads = service.settings.events.load_seconds > 0
+        loads = tasks.create_task(service.loads.run(), name="loads") if asks_loads else None
         backlog = tasks.create_task(service.work_off_backlogs(), name="backlog")
         saving = tasks.create_task(service.keeper.run(), name="snapshots") if service.keeper is not None else None
         collector = tasks.create_task(set_survivors_aside(), name="collector")
@@ -102,6 +104,8 @@ async def _running(
         health.cancel()
         housekeeping.cancel()
         backlog.cancel()
+        if loads is not None:
+            loads.cancel()
         collector.cancel()
         if saving is not None and service.keeper is not None:
             saving.cancel()
