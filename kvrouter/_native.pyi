@@ -20,6 +20,9 @@ def block_hashes(words: Buffer, block_size: int, seed: int, lookahead: int, /) -
 def chain_block_hashes(parent: int | None, block_hashes: Buffer, /) -> bytes: ...
 def xxh3_64(data: Buffer, seed: int, /) -> int: ...
 def tokens_to_words(tokens: list[int], /) -> bytes: ...
+def read_token_body(
+    body: Buffer, name: Buffer, watched: Buffer, /
+) -> tuple[bytes, str | None, bool, int | None] | None: ...
 def parse_token_array(text: Buffer, start: int, /) -> tuple[bytes, int] | None: ...
 
 class PrefixIndex:
@@ -117,3 +120,37 @@ class BlockTable:
     ) -> tuple[int | None, bool, int, list[tuple[int, int, int]] | None, tuple[int, int, int] | None] | None: ...
     def proceed(self) -> tuple[int, int, int] | None: ...
     def nbytes(self) -> int: ...
+
+class RankLoad:
+    """The contract is that of `kvrouter.routing.rank_load`."""
+
+    active_requests: int
+    prefill_tokens: int
+    decode_blocks: int
+    turn: int
+    @property
+    def rank(self) -> int: ...
+    def __init__(
+        self, active_requests: int = 0, prefill_tokens: int = 0, decode_blocks: int = 0, rank: int = 0
+    ) -> None: ...
+    def add(self, requests: int, tokens: int, blocks: int, /) -> None: ...
+    @classmethod
+    def choose(
+        cls, loads: tuple[object, ...], credits: dict[int, int], tokens: int, weights: tuple[float, ...], /
+    ) -> tuple[int, int]: ...
+
+class Weigher:
+    """Used by `kvrouter.routing.router`, which says what a decision is made of."""
+
+    def __init__(self, index: object, weights: tuple[float, ...]) -> None: ...
+    def weigh(
+        self,
+        loads: tuple[object, ...],
+        predictions: object,
+        hashes: bytes,
+        block_size: int,
+        tokens: int,
+        doubtful: Collection[int],
+        now: float,
+        /,
+    ) -> tuple[int, int, int, int, float, bytes] | None: ...

@@ -213,7 +213,7 @@ class Prompt:
 
     def __init__(self, token_ids: TokenIds, *, salt: bytes = b"", lora: str | None = None) -> None:
         self._token_ids: TokenIds = token_ids
-        self._words = token_bytes(token_ids)
+        self._words = token_ids if type(token_ids) is bytes and not len(token_ids) & 3 else token_bytes(token_ids)
         self._lists: dict[int, list[int]] = {}
         self._packed: dict[int, bytes] = {}
         self.tokens = len(self._words) // 4
@@ -285,7 +285,8 @@ class Prompt:
     def _pack(self, block_size: int) -> bytes:
         if self.block_size is not None:
             return b""
-        return packed_hashes(None, self._words, block_size, hash_seed(self.salt, self.lora))
+        seed = hash_seed(self.salt, self.lora) if self.salt or self.lora else HASH_SEED
+        return native_core.native.chain_hashes(None, self._words, block_size, seed, 0)
 
 
 def _check(parent: int | None, block_size: int, lookahead: int) -> None:

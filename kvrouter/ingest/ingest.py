@@ -49,7 +49,7 @@ class Ingest:
         self._limits = limits
         self._on_backlog = on_backlog
         self._backlogged: dict[Source, None] = {}
-        self._lookup = Lookup(index)
+        self.lookup = self._lookup = Lookup(index)
         self._followed: dict[Source, Followed] = {}
         self._by_rank: dict[int, Followed] = {}
         self._states: dict[int, SourceState] = {}

@@ -47,10 +47,12 @@ class Lookup:
     """Finds usable tokens. `place` and `remove` follow the ranks; both are idempotent."""
 
     def __init__(self, index: PrefixIndex) -> None:
+        self.index = index
+        self.only_block_size = 0
+        """Tokens per block of every rank, while all are plain and alike; else 0."""
         self._match = index.match_depths
         self._alike: dict[Shape, _Alike] = {}
         self._shapes: dict[int, Shape] = {}
-        self._only_block_size = 0  # Of every rank, while all are plain and alike; else 0.
 
     def place(self, cache: RankCache) -> None:
         """Take a rank in, or follow a change of its layout."""
@@ -71,7 +73,7 @@ class Lookup:
 
     def usable_tokens(self, prompt: Prompt, tiers: Collection[str] = _GPU) -> dict[int, int]:
         """Per dense rank the tokens of `prompt` that it would not compute; ranks without any are absent."""
-        size = self._only_block_size
+        size = self.only_block_size
         if size and prompt.exact:
             # A view, so that no integer object is made of any hash.
             hashes = memoryview(prompt.hash_bytes(size)).cast("Q")
@@ -131,11 +133,11 @@ class Lookup:
             del self._alike[shape]
 
     def _find_short_path(self) -> None:
-        self._only_block_size = 0
+        self.only_block_size = 0
         if len(self._alike) == 1:
             (shape, alike), *_ = self._alike.items()
             if not alike.ruled and shape == Shape(shape.unit):
-                self._only_block_size = shape.unit
+                self.only_block_size = shape.unit
 
 
 def _prompt_keys(prompt: Prompt, shape: Shape) -> list[int]:

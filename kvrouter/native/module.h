@@ -12,12 +12,15 @@
 int kvr_add_hashing(PyObject *module);
 int kvr_add_token_list(PyObject *module);
 int kvr_add_json_tokens(PyObject *module);
+int kvr_add_json_body(PyObject *module);
 int kvr_add_index_type(PyObject *module);
 int kvr_add_predictions_type(PyObject *module);
 int kvr_add_http_heads(PyObject *module);
 int kvr_add_http_chunks(PyObject *module);
 int kvr_add_http_usage(PyObject *module);
 int kvr_add_block_table(PyObject *module);
+int kvr_add_load_type(PyObject *module);
+int kvr_add_weigher_type(PyObject *module);
 
 /* Work below about 50 us is done faster than the interpreter lock is given away and got back. These are the amounts
  * of input that take about that long. */

@@ -14,6 +14,7 @@
 #if !defined(KVR_WITHOUT_PYTHON_H) && defined(__has_include)
 #if __has_include(<Python.h>)
 #include <Python.h>
+#include <structmember.h>
 #define KVR_HAS_PYTHON_H 1
 #endif
 #endif
@@ -148,6 +149,9 @@ typedef struct {
 #define Py_tp_dealloc 52
 #define Py_tp_doc 56
 #define Py_tp_init 60
+#define Py_tp_hash 59
+#define Py_tp_repr 66
+#define Py_tp_richcompare 67
 #define Py_tp_methods 64
 #define Py_tp_new 65
 #define Py_tp_members 72
@@ -163,6 +167,18 @@ typedef struct PyGetSetDef {
     const char *doc;
     void *closure;
 } PyGetSetDef;
+typedef struct PyMemberDef {
+    const char *name;
+    int type;
+    Py_ssize_t offset;
+    int flags;
+    const char *doc;
+} PyMemberDef;
+#define T_UINT 11
+#define T_LONGLONG 17
+#define READONLY 1
+#define Py_EQ 2
+#define Py_NE 3
 typedef PyObject *(*newfunc)(PyTypeObject *, PyObject *, PyObject *);
 typedef PyObject *(*allocfunc)(PyTypeObject *, Py_ssize_t);
 typedef int (*initproc)(PyObject *, PyObject *, PyObject *);
@@ -204,6 +220,7 @@ KVR_IMPORT unsigned long long PyLong_AsUnsignedLongLongMask(PyObject *);
 KVR_IMPORT PyObject *PyNumber_Index(PyObject *);
 KVR_IMPORT int PyObject_IsTrue(PyObject *);
 KVR_IMPORT Py_hash_t PyObject_Hash(PyObject *);
+KVR_IMPORT Py_hash_t PyObject_HashNotImplemented(PyObject *);
 KVR_IMPORT PyObject *PyBool_FromLong(long);
 KVR_IMPORT PyObject *PyFloat_FromDouble(double);
 KVR_IMPORT double PyFloat_AsDouble(PyObject *);
@@ -215,6 +232,7 @@ KVR_IMPORT int _PyBytes_Resize(PyObject **, Py_ssize_t);
 KVR_IMPORT PyObject *PyByteArray_FromStringAndSize(const char *, Py_ssize_t);
 KVR_IMPORT char *PyByteArray_AsString(PyObject *);
 KVR_IMPORT PyObject *PyUnicode_FromString(const char *);
+KVR_IMPORT PyObject *PyUnicode_FromFormat(const char *, ...);
 KVR_IMPORT PyObject *PyUnicode_FromStringAndSize(const char *, Py_ssize_t);
 KVR_IMPORT const char *PyUnicode_AsUTF8AndSize(PyObject *, Py_ssize_t *);
 
@@ -229,6 +247,10 @@ KVR_IMPORT PyObject *PyList_GetItem(PyObject *, Py_ssize_t);
 KVR_IMPORT int PyList_SetItem(PyObject *, Py_ssize_t, PyObject *);
 KVR_IMPORT int PyList_Append(PyObject *, PyObject *);
 KVR_IMPORT PyObject *PySequence_List(PyObject *);
+KVR_IMPORT int PySequence_Contains(PyObject *, PyObject *);
+KVR_IMPORT Py_ssize_t PyObject_Size(PyObject *);
+KVR_IMPORT PyObject *PyObject_GetAttrString(PyObject *, const char *);
+KVR_IMPORT PyObject *PyType_GetModule(PyTypeObject *);
 KVR_IMPORT PyObject *PyDict_New(void);
 KVR_IMPORT PyObject *PyDict_GetItemWithError(PyObject *, PyObject *);
 KVR_IMPORT int PyDict_SetItem(PyObject *, PyObject *, PyObject *);

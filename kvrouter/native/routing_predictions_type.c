@@ -4,23 +4,13 @@
 #include "index_object.h"
 #include "module.h"
 #include "routing_landmarks.h"
-#include "routing_predictions.h"
+#include "routing_predictions_object.h"
 
 #define BLOCKS_MAX (1 << 30)
-/* Landmarks and known prefixes up to so many are put together without asking for memory. */
+/* Known prefixes of up to so many ranks are put together without asking for memory. */
 #define FEW 256
 
-struct object {
-    PyObject_HEAD
-    struct kvr_predictions predictions;
-};
-
 typedef PyObject *method(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names);
-
-static struct kvr_predictions *predictions_of(PyObject *object)
-{
-    return &((struct object *)(void *)object)->predictions;
-}
 
 static PyObject *no_memory_or_none(int failed)
 {
@@ -101,38 +91,16 @@ static void close_known(struct known *known)
 }
 
 /* The landmarks among the hashes of a prompt, which come as the bytes of 64-bit numbers. */
-struct marks {
-    uint64_t few[FEW];
-    uint64_t *all;
-    size_t count;
-};
-
-static int open_marks(struct marks *marks, PyObject *hashes)
+static int open_marks(struct kvr_landmarks *marks, PyObject *hashes)
 {
     Py_buffer view;
-    marks->all = marks->few;
     if (PyObject_GetBuffer(hashes, &view, PyBUF_SIMPLE))
         return -1;
-    size_t blocks = (size_t)view.len / sizeof(uint64_t);
-    marks->count = kvr_landmarks_within(blocks);
-    if (marks->count > FEW && (marks->all = PyMem_Malloc(marks->count * sizeof *marks->all)) == NULL) {
-        PyBuffer_Release(&view);
-        (void)PyErr_NoMemory();
-        return -1;
-    }
-    const uint8_t *from = view.buf;
-    size_t dense = marks->count < KVR_DENSE ? marks->count : KVR_DENSE;
-    memcpy(marks->all, from, dense * sizeof *marks->all);
-    for (size_t at = dense; at < marks->count; at++)
-        memcpy(&marks->all[at], from + sizeof(uint64_t) * (kvr_landmark_depth(at + 1) - 1), sizeof(uint64_t));
+    int failed = kvr_landmarks_open(marks, view.buf, (size_t)view.len / sizeof(uint64_t));
     PyBuffer_Release(&view);
-    return 0;
-}
-
-static void close_marks(struct marks *marks)
-{
-    if (marks->all != marks->few)
-        PyMem_Free(marks->all);
+    if (failed)
+        (void)PyErr_NoMemory();
+    return failed;
 }
 
 /* -- whole prompts ------------------------------------------------------------------------------------------------ */
@@ -184,22 +152,22 @@ static PyObject *promised(PyObject *self, PyObject *const *arguments, Py_ssize_t
     PyObject *found[4];
     size_t block_size, tokens;
     struct known known;
-    struct marks marks;
+    struct kvr_landmarks marks;
     struct kvr_overlap reach;
     if (kvr_read_arguments(&signature, arguments, count, names, found) || read_block_size(found[2], &block_size) ||
         read_number(found[3], &tokens))
         return NULL;
-    if (predictions_of(self)->written == 0 && PyDict_Check(found[0]))
+    if (kvr_predictions_of(self)->written == 0 && PyDict_Check(found[0]))
         return Py_NewRef(found[0]);
     if (open_marks(&marks, found[1]))
         return NULL;
     PyObject *result = NULL;
     if (open_known(&known, found[0], block_size) == 0) {
-        kvr_predictions_match(predictions_of(self), marks.all, marks.count, known.all, known.count, &reach);
+        kvr_predictions_match(kvr_predictions_of(self), marks.all, marks.count, known.all, known.count, &reach);
         result = promise_all(found[0], &reach, block_size, tokens);
     }
     close_known(&known);
-    close_marks(&marks);
+    kvr_landmarks_close(&marks);
     return result;
 }
 
@@ -212,7 +180,7 @@ static PyObject *predict(PyObject *self, PyObject *const *arguments, Py_ssize_t 
     uint32_t rank;
     size_t block_size, begin, known;
     double deadline, fresh;
-    struct marks marks;
+    struct kvr_landmarks marks;
     if (kvr_read_arguments(&signature, arguments, count, names, found) || kvr_read_rank(found[0], &rank) ||
         read_block_size(found[2], &block_size) || read_number(found[3], &begin) || read_number(found[4], &known) ||
         read_time(found[5], &deadline) || read_time(found[6], &fresh) || open_marks(&marks, found[1]))
@@ -222,13 +190,13 @@ static PyObject *predict(PyObject *self, PyObject *const *arguments, Py_ssize_t 
     known = known < marks.count ? known : marks.count;
     if (known > begin) {
         /* The part that is predicted already is written again only when it is getting old. */
-        const struct kvr_note *note = kvr_predictions_find(predictions_of(self), rank, marks.all[known - 1]);
+        const struct kvr_note *note = kvr_predictions_find(kvr_predictions_of(self), rank, marks.all[known - 1]);
         if (note != NULL && note->deadline > fresh)
             begin = known;
     }
-    int failed = begin < marks.count && kvr_predictions_store(predictions_of(self), rank, marks.all + begin,
+    int failed = begin < marks.count && kvr_predictions_store(kvr_predictions_of(self), rank, marks.all + begin,
                                                               marks.count - begin, deadline);
-    close_marks(&marks);
+    kvr_landmarks_close(&marks);
     return no_memory_or_none(failed);
 }
 
@@ -244,7 +212,7 @@ static PyObject *store(PyObject *self, PyObject *const *arguments, Py_ssize_t co
     if (kvr_read_arguments(&signature, arguments, count, names, found) || kvr_read_rank(found[0], &rank) ||
         read_time(found[2], &deadline) || kvr_keys_open(&keys, found[1]))
         return NULL;
-    int failed = kvr_predictions_store(predictions_of(self), rank, keys.array, keys.count, deadline);
+    int failed = kvr_predictions_store(kvr_predictions_of(self), rank, keys.array, keys.count, deadline);
     kvr_keys_close(&keys);
     return no_memory_or_none(failed);
 }
@@ -279,7 +247,7 @@ static PyObject *match(PyObject *self, PyObject *const *arguments, Py_ssize_t co
     if (kvr_read_arguments(&signature, arguments, count, names, found) || kvr_keys_open(&keys, found[0]))
         return NULL;
     if (open_known(&known, found[1], 0) == 0) {
-        kvr_predictions_match(predictions_of(self), keys.array, keys.count, known.all, known.count, &reach);
+        kvr_predictions_match(kvr_predictions_of(self), keys.array, keys.count, known.all, known.count, &reach);
         result = put_depths(&reach);
     }
     close_known(&known);
@@ -297,7 +265,7 @@ static PyObject *deadline(PyObject *self, PyObject *const *arguments, Py_ssize_t
     uint64_t key = PyLong_AsUnsignedLongLong(found[1]);
     if (key == UINT64_MAX && PyErr_Occurred())
         return NULL;
-    const struct kvr_note *note = kvr_predictions_find(predictions_of(self), rank, key);
+    const struct kvr_note *note = kvr_predictions_find(kvr_predictions_of(self), rank, key);
     if (note == NULL)
         Py_RETURN_NONE;
     return PyFloat_FromDouble(note->deadline);
@@ -308,7 +276,7 @@ static PyObject *expire(PyObject *self, PyObject *now)
     double time;
     if (read_time(now, &time))
         return NULL;
-    kvr_predictions_expire(predictions_of(self), time);
+    kvr_predictions_expire(kvr_predictions_of(self), time);
     Py_RETURN_NONE;
 }
 
@@ -317,7 +285,7 @@ static PyObject *drop(PyObject *self, PyObject *object)
     uint32_t rank;
     if (kvr_read_rank(object, &rank))
         return NULL;
-    kvr_predictions_drop(predictions_of(self), rank);
+    kvr_predictions_drop(kvr_predictions_of(self), rank);
     Py_RETURN_NONE;
 }
 
@@ -326,19 +294,19 @@ static PyObject *blocks(PyObject *self, PyObject *object)
     uint32_t rank;
     if (kvr_read_rank(object, &rank))
         return NULL;
-    const struct kvr_predictions *predictions = predictions_of(self);
+    const struct kvr_predictions *predictions = kvr_predictions_of(self);
     return PyLong_FromSsize_t(rank < predictions->ranks_max ? (Py_ssize_t)predictions->ranks[rank].distinct : 0);
 }
 
 static PyObject *nbytes(PyObject *self, PyObject *unused)
 {
     (void)unused;
-    return PyLong_FromSsize_t((Py_ssize_t)(sizeof(struct object) + predictions_of(self)->bytes));
+    return PyLong_FromSsize_t((Py_ssize_t)(sizeof(struct kvr_predictions_object) + kvr_predictions_of(self)->bytes));
 }
 
 static Py_ssize_t length(PyObject *self)
 {
-    return (Py_ssize_t)predictions_of(self)->written;
+    return (Py_ssize_t)kvr_predictions_of(self)->written;
 }
 
 /* -- the type ----------------------------------------------------------------------------------------------------- */
@@ -361,7 +329,7 @@ static PyObject *new(PyTypeObject *type, PyObject *arguments, PyObject *names)
         return NULL;
     allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
     PyObject *self = allocate(type, 0);
-    if (self != NULL && kvr_predictions_open(predictions_of(self), secret, (size_t)blocks_max, (size_t)total_max)) {
+    if (self != NULL && kvr_predictions_open(kvr_predictions_of(self), secret, (size_t)blocks_max, (size_t)total_max)) {
         Py_DECREF(self);
         return PyErr_NoMemory();
     }
@@ -371,7 +339,7 @@ static PyObject *new(PyTypeObject *type, PyObject *arguments, PyObject *names)
 static void dealloc(PyObject *object)
 {
     PyTypeObject *type = Py_TYPE(object);
-    kvr_predictions_close(predictions_of(object));
+    kvr_predictions_close(kvr_predictions_of(object));
     ((freefunc)PyType_GetSlot(type, Py_tp_free))(object);
     Py_DECREF(type);
 }
@@ -403,7 +371,7 @@ static PyType_Slot slots[] = {
 
 static PyType_Spec spec = {
     .name = "kvrouter._native.PredictedBlocks",
-    .basicsize = sizeof(struct object),
+    .basicsize = sizeof(struct kvr_predictions_object),
     .flags = Py_TPFLAGS_DEFAULT,
     .slots = slots,
 };

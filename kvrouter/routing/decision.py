@@ -1,19 +1,20 @@
 """What the router chose, and why."""
 
-from collections.abc import Hashable, Sequence
-from typing import TypeAlias
+from array import array
+from collections.abc import Hashable, Iterable, Sequence
+from itertools import islice
 
 from kvrouter.blocks import Prompt
 from kvrouter.events import Source
 from kvrouter.routing.cost import CostModel
-from kvrouter.routing.fleet import FleetRank
+from kvrouter.routing.fleet import Candidates, FleetRank
 from kvrouter.routing.knowledge import Overlaps
 
-__all__ = ["Candidate", "Decision", "Row"]
+__all__ = ["NOTED_MAX", "Candidate", "Decision", "note_candidates"]
 
-# What is noted of one candidate for every decision, because it changes: its active requests, prefill tokens and decode
-# blocks. A plain tuple, because most are never looked at.
-Row: TypeAlias = tuple[FleetRank, int, int, int]
+NOTED_MAX = 64
+"""Candidates noted per decision; in larger fleets only some. The native core has the same number."""
+_COLUMNS = 7
 
 
 class Candidate:
@@ -30,14 +31,33 @@ class Candidate:
         "worker_id",
     )
 
-    def __init__(self, row: Row, prompt_tokens: int, overlaps: Overlaps, model: CostModel) -> None:
-        target, self.active_requests, self.prefill_tokens, self.decode_blocks = row
+    def __init__(self, target: FleetRank, row: Sequence[int], prompt_tokens: int, model: CostModel) -> None:
         self.worker_id, self.rank = target.source
-        number = target.dense_rank
-        self.overlap_tokens = overlaps.promised.get(number, 0)
-        self.confirmed_tokens = overlaps.confirmed.get(number, 0)
-        ahead = self.prefill_tokens + prompt_tokens - overlaps.credited.get(number, 0)
+        self.active_requests, self.prefill_tokens, self.decode_blocks = row[1:4]
+        self.overlap_tokens, self.confirmed_tokens, credited = row[4:]
+        ahead = self.prefill_tokens + prompt_tokens - credited
         self.cost = model.seconds(ahead, self.active_requests, self.decode_blocks)
+
+
+def note_candidates(candidates: Candidates, chosen: int, overlaps: Overlaps) -> bytes:
+    """Note the candidates as they are now: most are never looked at, so this is all that is kept of them.
+
+    A row of signed 64-bit integers for each: position, active requests, prefill tokens and decode blocks of the load,
+    tokens that are promised, confirmed and credited. Of more than `NOTED_MAX`, the `chosen` one and those that have
+    some of the prompt.
+    """
+    positions: Iterable[int] = range(len(candidates))
+    if len(candidates) > NOTED_MAX:
+        promised = overlaps.promised
+        holding = (at for at, each in enumerate(candidates) if each.dense_rank in promised and at != chosen)
+        positions = [chosen, *islice(holding, NOTED_MAX - 1)]
+    rows = array("q")
+    for position in positions:
+        target = candidates[position]
+        number, load = target.dense_rank, target.load
+        rows.extend((position, load.active_requests, load.prefill_tokens, load.decode_blocks))
+        rows.extend(each.get(number, 0) for each in (overlaps.promised, overlaps.confirmed, overlaps.credited))
+    return rows.tobytes()
 
 
 class Decision:
@@ -60,8 +80,8 @@ class Decision:
     """
 
     __slots__ = (
+        "_candidates",
         "_model",
-        "_overlaps",
         "_rows",
         "block_size",
         "blocks",
@@ -82,29 +102,27 @@ class Decision:
         self,
         target: FleetRank,
         prompt: Prompt | None,
-        overlaps: Overlaps,
+        overlap_tokens: int,
+        confirmed_tokens: int,
         *,
         block_size: int,
+        cost: float,
         policy: str,
         reason: str,
-        rows: Sequence[Row],
+        candidates: Sequence[FleetRank],
+        rows: bytes,
         model: CostModel,
     ) -> None:
-        self.target = target
-        self.prompt = prompt
-        self.dense_rank = number = target.dense_rank
+        self.target, self.prompt = target, prompt
+        self.dense_rank = target.dense_rank
         self.prompt_tokens = tokens = prompt.tokens if prompt is not None else 0
-        self.overlap_tokens = overlaps.promised.get(number, 0)
-        self.confirmed_tokens = overlaps.confirmed.get(number, 0)
-        self.prefill_tokens = tokens - self.overlap_tokens
+        self.overlap_tokens, self.confirmed_tokens = overlap_tokens, confirmed_tokens
+        self.prefill_tokens = tokens - overlap_tokens
         self.block_size, self.blocks = block_size, -(-tokens // block_size)
-        load = target.load
-        self.cost = model.seconds(
-            load.prefill_tokens + tokens - overlaps.credited.get(number, 0), load.active_requests, load.decode_blocks
-        )
-        self.policy, self.reason = policy, reason
+        self.cost, self.policy, self.reason = cost, policy, reason
         self.id: Hashable = None
-        self._overlaps, self._rows, self._model = overlaps, rows, model
+        # What explains it, as `note_candidates` has it.
+        self._candidates, self._rows, self._model = candidates, rows, model
 
     def __repr__(self) -> str:
         return (
@@ -130,4 +148,6 @@ class Decision:
     @property
     def candidates(self) -> tuple[Candidate, ...]:
         """Who could have been chosen, as things were then; in large fleets only those that mattered."""
-        return tuple(Candidate(row, self.prompt_tokens, self._overlaps, self._model) for row in self._rows)
+        numbers = array("q", self._rows)
+        rows = (numbers[at : at + _COLUMNS] for at in range(0, len(numbers), _COLUMNS))
+        return tuple(Candidate(self._candidates[row[0]], row, self.prompt_tokens, self._model) for row in rows)

@@ -1,7 +1,8 @@
 """Who can be chosen: workers, their ranks, what they serve, and the dense rank numbers that index and book use."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from heapq import heappop, heappush
+from typing import Self
 
 from xxhash import xxh3_64_intdigest
 
@@ -10,7 +11,7 @@ from kvrouter.events import Source
 from kvrouter.index import RANKS_MAX
 from kvrouter.routing.load import RankLoad
 
-__all__ = ["Fleet", "FleetRank", "FleetWorker"]
+__all__ = ["Candidates", "Fleet", "FleetRank", "FleetWorker"]
 
 _MODELS_MAX = 1024
 
@@ -18,15 +19,31 @@ _MODELS_MAX = 1024
 class FleetRank:
     """One rank that requests can be sent to. Policies read it; only fleet and router write it."""
 
-    __slots__ = ("dense_rank", "identity", "load", "rank", "source", "turn", "worker_id")
+    __slots__ = ("dense_rank", "identity", "load", "rank", "source", "worker_id")
 
     def __init__(self, source: Source, dense_rank: int, load: RankLoad) -> None:
         self.source = source
         self.worker_id, self.rank = source
         self.dense_rank = dense_rank
         self.load = load
-        self.turn = 0  # number of the decision that chose it last: ties go to the one that waited longest
         self.identity: int = xxh3_64_intdigest(f"{source.worker_id}\0{source.rank}".encode())
+
+    @property
+    def turn(self) -> int:
+        """Number of the decision that chose it last; ties go to the one that waited longest."""
+        return self.load.turn
+
+
+class Candidates(tuple[FleetRank, ...]):
+    """Ranks to choose from, in a stable order, and their loads side by side."""
+
+    loads: tuple[RankLoad, ...]
+
+    def __new__(cls, ranks: Iterable[FleetRank]) -> Self:
+        """Take them in this order."""
+        self = super().__new__(cls, ranks)
+        self.loads = tuple(rank.load for rank in self)
+        return self
 
 
 class FleetWorker:
@@ -44,13 +61,14 @@ class FleetWorker:
 class Fleet:
     """The workers by id. Candidates are computed once per model and change of the fleet."""
 
-    __slots__ = ("_candidates", "_free", "_ranks", "_workers")
+    __slots__ = ("_candidates", "_free", "_workers", "ranks")
 
     def __init__(self) -> None:
         self._workers: dict[str, FleetWorker] = {}
-        self._ranks: list[FleetRank | None] = []
+        self.ranks: list[FleetRank | None] = []
+        """By dense number; None where a number is free. Only the fleet changes it."""
         self._free: list[int] = []
-        self._candidates: dict[str | None, tuple[FleetRank, ...]] = {}
+        self._candidates: dict[str | None, Candidates] = {}
 
     def __contains__(self, worker_id: str) -> bool:
         return worker_id in self._workers
@@ -68,7 +86,7 @@ class Fleet:
 
     def at(self, dense_rank: int) -> FleetRank | None:
         """The rank that has a dense number now."""
-        return self._ranks[dense_rank] if 0 <= dense_rank < len(self._ranks) else None
+        return self.ranks[dense_rank] if 0 <= dense_rank < len(self.ranks) else None
 
     def allocate(self, count: int) -> list[int]:
         """Dense numbers for new ranks: freed ones first, smallest first.
@@ -76,29 +94,29 @@ class Fleet:
         Raises:
             ValueError: the fleet would have more than RANKS_MAX ranks.
         """
-        if len(self._ranks) - len(self._free) + count > RANKS_MAX:
+        if len(self.ranks) - len(self._free) + count > RANKS_MAX:
             raise ValueError(f"{count} more ranks would exceed the {RANKS_MAX} that one router serves")
         numbers = []
         for _ in range(count):
             if self._free:
                 numbers.append(heappop(self._free))
             else:
-                numbers.append(len(self._ranks))
-                self._ranks.append(None)
+                numbers.append(len(self.ranks))
+                self.ranks.append(None)
         return numbers
 
     def add(self, worker: FleetWorker) -> None:
         """Take in a worker whose ranks have allocated numbers."""
         self._workers[worker.worker_id] = worker
         for rank in worker.ranks:
-            self._ranks[rank.dense_rank] = rank
+            self.ranks[rank.dense_rank] = rank
         self._candidates.clear()
 
     def remove(self, worker_id: str) -> FleetWorker:
         """Forget a worker and free its numbers; the caller has cleared what was kept under them."""
         worker = self._workers.pop(worker_id)
         for rank in worker.ranks:
-            self._ranks[rank.dense_rank] = None
+            self.ranks[rank.dense_rank] = None
             heappush(self._free, rank.dense_rank)
         self._candidates.clear()
         return worker
@@ -113,7 +131,7 @@ class Fleet:
         self._workers[worker_id].models = frozenset(models)
         self._candidates.clear()
 
-    def candidates(self, model: str | None) -> tuple[FleetRank, ...]:
+    def candidates(self, model: str | None) -> Candidates:
         """Ranks of routable workers that serve `model` (None: any model); never empty.
 
         Raises:
@@ -130,14 +148,14 @@ class Fleet:
 
     def narrow(
         self,
-        candidates: tuple[FleetRank, ...],
+        candidates: Candidates,
         *,
         exclude: Collection[str],
         allowed: Collection[str] | None,
         pinned: Source | None,
-    ) -> tuple[FleetRank, ...]:
+    ) -> Candidates:
         """The candidates that a request's own conditions leave; raises NoWorkerError where they leave none."""
-        left = tuple(
+        left = Candidates(
             rank
             for rank in candidates
             if rank.worker_id not in exclude
@@ -152,7 +170,7 @@ class Fleet:
             )
         raise NoWorkerError(f"none of the {len(candidates)} available ranks is left after the request's own conditions")
 
-    def _find(self, model: str | None) -> tuple[FleetRank, ...]:
+    def _find(self, model: str | None) -> Candidates:
         if not self._workers:
             raise NoWorkerError("there are no workers")
         serving = [
@@ -161,7 +179,7 @@ class Fleet:
         if not serving:
             assert model is not None
             raise UnknownModelError(model, frozenset().union(*(worker.models for worker in self._workers.values())))
-        found = tuple(rank for worker in serving if worker.routable for rank in worker.ranks)
+        found = Candidates(rank for worker in serving if worker.routable for rank in worker.ranks)
         if not found:
             names = ", ".join(worker.worker_id for worker in serving[:8])
             raise NoWorkerError(f"no worker can take requests now; not routable: {names}")

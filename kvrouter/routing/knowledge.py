@@ -3,7 +3,7 @@
 The truth is `kvrouter.ingest`'s; the predictions are written here, by the router's own decisions.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -63,9 +63,9 @@ class Overlaps(msgspec.Struct, eq=False, frozen=True):
     the promise that is believed when ranks are compared.
     """
 
-    confirmed: Mapping[int, int]
-    promised: Mapping[int, int]
-    credited: Mapping[int, int]
+    confirmed: dict[int, int]
+    promised: dict[int, int]
+    credited: dict[int, int]
 
 
 NO_OVERLAPS = Overlaps(_NOTHING, _NOTHING, _NOTHING)
@@ -105,6 +105,13 @@ class Knowledge:
             return Overlaps(confirmed, promised, promised)
         return Overlaps(confirmed, promised, self._credited(confirmed, promised))
 
+    def only_predictions(self, block_size: int) -> PredictedBlocks | None:
+        """The predictions for prompts of tokens, if there are none for other sizes of blocks."""
+        for size, exact in self._predicted:
+            if exact and size != block_size:
+                return None
+        return self._predictions(block_size, exact=True)
+
     def block_size(self, rank: int, prompt: Prompt | None) -> int:
         """Tokens per block of a prompt on a rank."""
         if prompt is not None and prompt.block_size is not None:
@@ -128,11 +135,7 @@ class Knowledge:
                 lifetime = settings.predicted_seconds_live
         if not lifetime or prompt.tokens < block_size:
             return
-        predictions = self._predicted.get((block_size, prompt.exact))
-        if predictions is None:
-            predictions = self._predicted[block_size, prompt.exact] = PredictedBlocks(
-                blocks_max=settings.predicted_blocks_max, total_max=settings.predicted_total_max
-            )
+        predictions = self._predictions(block_size, exact=prompt.exact)
         # The part that is predicted already is written again only when it is getting old.
         fresh = now + lifetime * (1 - _REFRESH_SHARE)
         deadline = now + _PATIENCE * cost + lifetime
@@ -149,6 +152,14 @@ class Knowledge:
         for predictions in self._predicted.values():
             predictions.drop(rank)
 
+    def _predictions(self, block_size: int, *, exact: bool) -> PredictedBlocks:
+        predictions = self._predicted.get((block_size, exact))
+        if predictions is None:
+            predictions = self._predicted[block_size, exact] = PredictedBlocks(
+                blocks_max=self._settings.predicted_blocks_max, total_max=self._settings.predicted_total_max
+            )
+        return predictions
+
     def _begin_anew(self, rank: int, is_live: bool) -> None:  # noqa: FBT001 - the state itself
         """Drop what was predicted for a rank while its events were of another use than now."""
         self._confirmable[rank] = is_live
@@ -156,7 +167,7 @@ class Knowledge:
             if exact:
                 predictions.drop(rank)
 
-    def _credited(self, confirmed: Mapping[int, int], promised: Mapping[int, int]) -> Mapping[int, int]:
+    def _credited(self, confirmed: dict[int, int], promised: dict[int, int]) -> dict[int, int]:
         """What a source in doubt confirmed counts only in part."""
         share_of, state_of = self._settings.source_credits, self._truth.is_trusted
         doubted = {rank: share for rank in confirmed if (share := share_of.get(state_of(rank), 1.0)) < 1.0}

@@ -1,14 +1,16 @@
 """The default policy: the rank that is predicted to answer first, among those that have most of the prompt cached."""
 
-from collections.abc import Sequence
 from math import inf
 
+from kvrouter import native_core
 from kvrouter.routing.cost import CostModel
-from kvrouter.routing.fleet import FleetRank
+from kvrouter.routing.fleet import Candidates, FleetRank
 from kvrouter.routing.policy import Choice, Request
 from kvrouter.routing.settings import RoutingSettings
 
-__all__ = ["KvPolicy"]
+__all__ = ["NATIVE_REASONS", "KvPolicy", "NativeKvPolicy"]
+
+NATIVE_REASONS = ("load", "affinity", "escape")
 
 
 class KvPolicy:
@@ -27,7 +29,7 @@ class KvPolicy:
         self._affinity = settings.affinity
         self._escape_ratio, self._escape_seconds = settings.escape_ratio, settings.escape_seconds
 
-    def choose(self, candidates: Sequence[FleetRank], request: Request) -> Choice:
+    def choose(self, candidates: Candidates, request: Request) -> Choice:
         """Return the best rank; the reason is `affinity`, `escape`, or `load` where nobody has anything."""
         credit_of = request.credits.get
         believed = [credit_of(each.dense_rank, 0) for each in candidates]
@@ -38,7 +40,7 @@ class KvPolicy:
         block_seconds = model.block_seconds
         near = best = candidates[0]
         near_cost = best_cost = inf
-        # `CostModel.seconds`, written out: this loop is the router's hottest.
+        # `CostModel.seconds`, written out: without the native core this loop is the router's hottest.
         for each, credit in zip(candidates, believed, strict=True):
             load = each.load
             cost = (
@@ -56,6 +58,22 @@ class KvPolicy:
         if near_cost - best_cost > min(self._escape_seconds, self._escape_ratio * saved):
             return best, "escape"
         return near, "affinity"
+
+
+class NativeKvPolicy(KvPolicy):
+    """The same, compared by the native core."""
+
+    def __init__(self, settings: RoutingSettings) -> None:
+        super().__init__(settings)
+        model = self._model
+        prices = (model.token_seconds, model.request_seconds, model.block_seconds)
+        self.weights = (*prices, self._affinity, self._escape_ratio, self._escape_seconds)
+        self._choose = native_core.native.RankLoad.choose
+
+    def choose(self, candidates: Candidates, request: Request) -> Choice:
+        """Return the best rank, with the reason."""
+        position, reason = self._choose(candidates.loads, request.credits, request.tokens, self.weights)
+        return candidates[position], NATIVE_REASONS[reason]
 
 
 def _waited_longer(one: FleetRank, other: FleetRank) -> bool:

@@ -6,35 +6,20 @@ booking with a lease ends by itself if nobody shows progress. Time is an argumen
 
 from collections.abc import Hashable, Sequence
 from heapq import heapify, heappop, heappush
+from typing import TYPE_CHECKING
 
 import msgspec
 
+from kvrouter import native_core
 from kvrouter.errors import OverloadedError
 from kvrouter.routing.active_blocks import ActiveBlocks
 
+if TYPE_CHECKING or not native_core.present:
+    from kvrouter.routing.rank_load import RankLoad
+else:
+    RankLoad = native_core.native.RankLoad
+
 __all__ = ["LoadBook", "RankLoad"]
-
-
-class RankLoad:
-    """What one rank is busy with: requests, uncached prompt tokens not yet computed, KV blocks in use."""
-
-    __slots__ = ("active_requests", "decode_blocks", "prefill_tokens")
-
-    def __init__(self, active_requests: int = 0, prefill_tokens: int = 0, decode_blocks: int = 0) -> None:
-        self.active_requests = active_requests
-        self.prefill_tokens = prefill_tokens
-        self.decode_blocks = decode_blocks
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, RankLoad) and self._fields() == other._fields()
-
-    __hash__ = None  # type: ignore[assignment]  # a load changes all the time
-
-    def __repr__(self) -> str:
-        return "RankLoad(active_requests={}, prefill_tokens={}, decode_blocks={})".format(*self._fields())
-
-    def _fields(self) -> tuple[int, int, int]:
-        return self.active_requests, self.prefill_tokens, self.decode_blocks
 
 
 class _Booking(msgspec.Struct, eq=False):
@@ -77,7 +62,7 @@ class LoadBook:
         """The load of one rank: the living object, so read it and do not change it."""
         load = self._loads.get(rank)
         if load is None:
-            load = self._loads[rank] = RankLoad()
+            load = self._loads[rank] = RankLoad(rank=rank)
         return load
 
     def loads(self) -> dict[int, RankLoad]:
@@ -117,11 +102,9 @@ class LoadBook:
             raise ValueError(f"prefill_tokens ({prefill_tokens}) and blocks ({blocks}) must be at least 0")
         if len(self._bookings) >= self.reservations_max:
             raise OverloadedError(f"{self.reservations_max} requests are booked already")
-        load = self.load(rank)
+        load = self._loads.get(rank) or self.load(rank)
+        load.add(1, prefill_tokens, blocks)
         booking = self._bookings[booking_id] = _Booking(load, rank, prefill_tokens, blocks, blocks)
-        load.active_requests += 1
-        load.prefill_tokens += prefill_tokens
-        load.decode_blocks += blocks
         if hashes:
             self._share(booking, hashes)
         if lease_seconds is not None:
@@ -134,7 +117,7 @@ class LoadBook:
         booking = self._bookings.get(booking_id)
         if booking is None:
             return False
-        booking.load.prefill_tokens -= booking.prefill_tokens
+        booking.load.add(0, -booking.prefill_tokens, 0)
         booking.prefill_tokens = 0
         if booking.lease is not None:
             booking.deadline = now + booking.lease
@@ -165,11 +148,9 @@ class LoadBook:
         if booking is None:
             return False
         load = booking.load
-        load.active_requests -= 1
-        load.prefill_tokens -= booking.prefill_tokens
-        load.decode_blocks -= booking.counted
+        load.add(-1, -booking.prefill_tokens, -booking.counted)
         if booking.hashes:
-            load.decode_blocks -= self._active[booking.rank].discard(booking.hashes)
+            load.add(0, 0, -self._active[booking.rank].discard(booking.hashes))
         if len(self._leases) > 1024 + 2 * len(self._bookings):
             self._sweep()
         return True

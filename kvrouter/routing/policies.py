@@ -8,8 +8,9 @@ from types import MappingProxyType
 
 from xxhash import xxh3_64_intdigest
 
+from kvrouter import native_core
 from kvrouter.routing.fleet import FleetRank
-from kvrouter.routing.kv import KvPolicy
+from kvrouter.routing.kv import KvPolicy, NativeKvPolicy
 from kvrouter.routing.policy import Choice, Policy, Request, by_load
 from kvrouter.routing.settings import RoutingSettings
 
@@ -87,7 +88,7 @@ class StickyPolicy:
 
 POLICIES: Mapping[str, Callable[[RoutingSettings, int], Policy]] = MappingProxyType(
     {
-        "kv": lambda settings, _: KvPolicy(settings),
+        "kv": lambda settings, _: (NativeKvPolicy if native_core.present else KvPolicy)(settings),
         "round-robin": lambda _, __: RoundRobinPolicy(),
         "random": lambda _, seed: RandomPolicy(seed),
         "least-loaded": lambda _, __: LeastLoadedPolicy(),

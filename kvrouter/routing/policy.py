@@ -1,12 +1,11 @@
 """What a routing policy is: given candidates and a request, it names one candidate."""
 
-from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeAlias
 
 import msgspec
 
 from kvrouter.blocks import Prompt
-from kvrouter.routing.fleet import FleetRank
+from kvrouter.routing.fleet import Candidates, FleetRank
 
 __all__ = ["Choice", "Policy", "Request", "by_load"]
 
@@ -23,7 +22,7 @@ class Request(msgspec.Struct, eq=False, frozen=True):
 
     prompt: Prompt | None
     tokens: int
-    credits: Mapping[int, int]
+    credits: dict[int, int]
     session: str | None
 
 
@@ -35,7 +34,7 @@ class Policy(Protocol):
 
     name: str
 
-    def choose(self, candidates: Sequence[FleetRank], request: Request) -> Choice:
+    def choose(self, candidates: Candidates, request: Request) -> Choice:
         """Return one of `candidates` and the reason."""
         ...
 

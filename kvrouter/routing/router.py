@@ -9,26 +9,28 @@
 """
 
 from collections.abc import Collection, Hashable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from kvrouter import native_core
 from kvrouter.blocks import Prompt, TokenIds
 from kvrouter.errors import NoWorkerError
 from kvrouter.events import Source
 from kvrouter.index import PrefixIndex
 from kvrouter.ingest import Ingest
 from kvrouter.routing.cost import CostModel
-from kvrouter.routing.decision import Decision, Row
-from kvrouter.routing.fleet import Fleet, FleetRank, FleetWorker
+from kvrouter.routing.decision import Decision, note_candidates
+from kvrouter.routing.fleet import Candidates, Fleet, FleetRank, FleetWorker
 from kvrouter.routing.knowledge import NO_OVERLAPS, Knowledge, Overlaps
+from kvrouter.routing.kv import NATIVE_REASONS, KvPolicy, NativeKvPolicy
 from kvrouter.routing.load import LoadBook
 from kvrouter.routing.policies import make_policy
 from kvrouter.routing.policy import Policy, Request
 from kvrouter.routing.settings import RoutingSettings
 
-__all__ = ["PotentialLoad", "Router"]
+if TYPE_CHECKING:
+    from kvrouter.native_core import native
 
-# Rows noted per decision; in larger fleets only ranks that hold some of the prompt, and the chosen one.
-_ROWS_MAX = 64
+__all__ = ["PotentialLoad", "Router"]
 
 
 class PotentialLoad(NamedTuple):
@@ -66,6 +68,12 @@ class Router:
         self._seed = seed
         self._policies: dict[str, Policy] = {}
         self._policy = self._resolve(policy)
+        self._lookup = self.ingest.lookup
+        self._weigher = (
+            native_core.native.Weigher(self._lookup.index, self._policy.weights)
+            if isinstance(self._policy, NativeKvPolicy)
+            else None
+        )
         self._shares_blocks = self.settings.share_active_blocks
         self._turns = 0
         self._routed = 0
@@ -175,22 +183,15 @@ class Router:
         candidates = self.fleet.candidates(model)
         if exclude or allowed is not None or pinned is not None:
             candidates = self.fleet.narrow(candidates, exclude=exclude, allowed=allowed, pinned=pinned)
-        overlaps = NO_OVERLAPS if prompt is None else self.knowledge.overlaps(prompt, now)
-        chooser = self._policy if policy is None else self._resolve(policy)
-        tokens = 0 if prompt is None else prompt.tokens
-        target, reason = chooser.choose(candidates, Request(prompt, tokens, overlaps.credited, session))
+        decision = None
+        if policy is None and prompt is not None and self._weigher is not None:
+            decision = self._weigh(self._weigher, candidates, prompt, now)
+        if decision is None:
+            chooser = self._policy if policy is None else self._resolve(policy)
+            decision = self._compare(candidates, prompt, session, chooser, now)
         self._turns += 1
-        target.turn = self._turns
-        return Decision(
-            target,
-            prompt,
-            overlaps,
-            block_size=self.knowledge.block_size(target.dense_rank, prompt),
-            policy=chooser.name,
-            reason=reason,
-            rows=_rows(candidates, target, overlaps),
-            model=self._cost,
-        )
+        decision.target.load.turn = self._turns
+        return decision
 
     def commit(self, decision: Decision, *, id: Hashable, now: float, lease_seconds: float | None = None) -> None:  # noqa: A002
         """Book a decision's load under `id`, and predict that the chosen rank will hold its blocks.
@@ -201,7 +202,7 @@ class Router:
             OverloadedError: too many requests are booked.
         """
         target = decision.target
-        if self.fleet.at(target.dense_rank) is not target:
+        if self.fleet.ranks[target.dense_rank] is not target:
             raise NoWorkerError(f"worker {target.worker_id!r} left before the request was booked")
         rank, prompt = target.dense_rank, decision.prompt
         self.book.reserve(
@@ -236,6 +237,55 @@ class Router:
         overlaps = NO_OVERLAPS if prompt is None else self.knowledge.overlaps(prompt, now)
         return [self._potential(each, prompt, overlaps) for each in self.fleet.candidates(model)]
 
+    def _weigh(self, weigher: "native.Weigher", candidates: Candidates, prompt: Prompt, now: float) -> Decision | None:
+        """As `_compare`, in one call of the native core; None where things are not as simple as they mostly are."""
+        block_size = self._lookup.only_block_size
+        if not block_size or not prompt.exact or prompt.block_size is not None:
+            return None
+        predictions = self.knowledge.only_predictions(block_size)
+        if predictions is None:
+            return None
+        hashes, doubtful = prompt.hash_bytes(block_size), self.ingest.doubtful
+        found = weigher.weigh(candidates.loads, predictions, hashes, block_size, prompt.tokens, doubtful, now)
+        if found is None:
+            return None
+        position, reason, promised, confirmed, cost, rows = found
+        return Decision(
+            candidates[position],
+            prompt,
+            promised,
+            confirmed,
+            block_size=block_size,
+            cost=cost,
+            policy=KvPolicy.name,
+            reason=NATIVE_REASONS[reason],
+            candidates=candidates,
+            rows=rows,
+            model=self._cost,
+        )
+
+    def _compare(
+        self, candidates: Candidates, prompt: Prompt | None, session: str | None, chooser: Policy, now: float
+    ) -> Decision:
+        overlaps = NO_OVERLAPS if prompt is None else self.knowledge.overlaps(prompt, now)
+        tokens = 0 if prompt is None else prompt.tokens
+        target, reason = chooser.choose(candidates, Request(prompt, tokens, overlaps.credited, session))
+        number, load = target.dense_rank, target.load
+        ahead = load.prefill_tokens + tokens - overlaps.credited.get(number, 0)
+        return Decision(
+            target,
+            prompt,
+            overlaps.promised.get(number, 0),
+            overlaps.confirmed.get(number, 0),
+            block_size=self.knowledge.block_size(number, prompt),
+            cost=self._cost.seconds(ahead, load.active_requests, load.decode_blocks),
+            policy=chooser.name,
+            reason=reason,
+            candidates=candidates,
+            rows=note_candidates(candidates, candidates.index(target), overlaps),
+            model=self._cost,
+        )
+
     def _resolve(self, policy: str | Policy) -> Policy:
         if not isinstance(policy, str):
             return policy
@@ -260,15 +310,3 @@ class Router:
             load.decode_blocks + blocks,
             load.active_requests,
         )
-
-
-def _rows(candidates: Sequence[FleetRank], target: FleetRank, overlaps: Overlaps) -> list[Row]:
-    """The loads behind a decision, noted before they change."""
-    if len(candidates) > _ROWS_MAX:
-        holding = [each for each in candidates if each.dense_rank in overlaps.promised and each is not target]
-        candidates = [target, *holding[: _ROWS_MAX - 1]]
-    return [
-        (each, load.active_requests, load.prefill_tokens, load.decode_blocks)
-        for each in candidates
-        for load in (each.load,)
-    ]

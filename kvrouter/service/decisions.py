@@ -1,11 +1,10 @@
 """The last decisions, for `GET /decisions` and `GET /decisions/{id}`: where a request went, and why.
 
-A ring of fixed size. Recording costs two dictionary operations; the explanation is put into words only when somebody
-asks. Neither prompts nor token ids are in it.
+A ring of fixed size. Recording costs one append; entries are looked for, and put into words, only when somebody asks.
+Neither prompts nor token ids are in it.
 """
 
-from collections import OrderedDict
-from itertools import islice
+from collections import deque
 from typing import Any
 
 from kvrouter.routing import Decision
@@ -14,35 +13,31 @@ __all__ = ["DecisionRing"]
 
 
 class DecisionRing:
-    """Keeps the `kept` last decisions by the id of their request; a repeated id keeps the later one."""
+    """Keeps the `kept` last decisions; of several with the id of one request only the last one is shown."""
 
-    __slots__ = ("_entries", "_kept", "recorded")
+    __slots__ = ("_entries", "recorded")
 
     def __init__(self, kept: int) -> None:
-        self._entries: OrderedDict[str, tuple[Decision, str | None, float]] = OrderedDict()
-        self._kept = kept
+        self._entries: deque[tuple[str, Decision, str | None, float]] = deque(maxlen=kept)
         self.recorded = 0
 
     def record(self, request_id: str, decision: Decision, model: str | None, wall_time: float) -> None:
         """Remember one decision."""
         self.recorded += 1
-        entries = self._entries
-        if request_id in entries:
-            del entries[request_id]
-        entries[request_id] = (decision, model, wall_time)
-        if len(entries) > self._kept:
-            entries.popitem(last=False)
+        self._entries.append((request_id, decision, model, wall_time))
 
     def explain(self, request_id: str) -> dict[str, Any] | None:
         """Return one decision as JSON-ready fields, or None when it has left the ring."""
-        entry = self._entries.get(request_id)
-        return None if entry is None else _explained(request_id, *entry)
+        return next((_explained(*entry) for entry in reversed(self._entries) if entry[0] == request_id), None)
 
     def latest(self, limit: int) -> list[dict[str, Any]]:
         """Return up to `limit` decisions, newest first."""
-        return [
-            _explained(request_id, *self._entries[request_id]) for request_id in islice(reversed(self._entries), limit)
-        ]
+        latest: dict[str, tuple[str, Decision, str | None, float]] = {}
+        for entry in reversed(self._entries):
+            if len(latest) >= limit:
+                break
+            latest.setdefault(entry[0], entry)
+        return [_explained(*entry) for entry in latest.values()]
 
 
 def _explained(request_id: str, decision: Decision, model: str | None, wall_time: float) -> dict[str, Any]:

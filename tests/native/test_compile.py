@@ -1,5 +1,8 @@
 """Where there is a compiler the core is built, with Python's headers or without, for wheels and in place."""
 
+import json
+import random
+from array import array
 from pathlib import Path
 
 import pytest
@@ -32,6 +35,24 @@ def test_the_whole_core_can_be_built_without_pythons_headers(tmp_path: Path, mon
     core = load(output)
     assert core.parse_token_array(b"[1, 2]", 0) == (b"\1\0\0\0\2\0\0\0", 6)
     assert hatch_build.source_digest(CHECKOUT) == core.SOURCES
+
+
+def test_processors_without_the_usual_instructions_read_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is done sixteen bytes at a time has a plain form too."""
+    monkeypatch.setenv("CFLAGS", "-DKVR_WITHOUT_SSE2")
+    output = tmp_path / hatch_build.in_place(CHECKOUT).name
+
+    hatch_build.build(CHECKOUT, output)
+
+    parse, numbers = load(output).parse_token_array, random.Random(6)
+    for _ in range(1000):
+        ids = [numbers.randrange(10 ** numbers.randrange(1, 8)) for _ in range(numbers.randrange(1, 400))]
+        text = bytearray(json.dumps(ids, separators=(numbers.choice([",", ", ", "\t,\r\n"]), ":")).encode())
+        assert parse(bytes(text), 0) == (array("I", ids).tobytes(), len(text))
+        text[numbers.randrange(1, len(text) - 1)] = numbers.choice(b"x-.[\x00\xff")
+        assert parse(bytes(text), 0) is None
 
 
 def test_a_wheel_gets_the_core_and_a_tag_that_says_so(checkout: Path) -> None:

@@ -90,6 +90,31 @@ def test_damaged_arrays_are_never_read_wrong() -> None:
         assert parse(bytes(text)) == expected(bytes(text), 0), bytes(text)
 
 
+def test_damage_is_seen_wherever_it_is() -> None:
+    """In arrays of some thousand characters, which are read in pieces of 64 and 1024: at the seams too."""
+    numbers = random.Random(4)
+    for _ in range(3000):
+        ids = [numbers.randrange(10 ** numbers.randrange(1, 8)) for _ in range(numbers.randrange(600))]
+        text = bytearray(json.dumps(ids, separators=numbers.choice([(",", ":"), (", ", ":"), (" \n,", ":")])).encode())
+        piece = numbers.choice([64, 1024])
+        at = max(0, min(numbers.randrange(len(text)) // piece * piece + numbers.randrange(-2, 4), len(text) - 1))
+        match numbers.randrange(5):
+            case 0:
+                text[at] = numbers.choice(b"0123456789,[] -.e\x00\xff\xb0\xba")
+            case 1:
+                del text[at]
+            case 2:
+                text[at:at] = numbers.choice(
+                    [b"0", b"1", b"00", b"123456789", b",", b" ", b"4294967295", b"4294967296"]
+                )
+            case 3:
+                text[at:at] = numbers.choice([b",0,", b",00,", b",,", b" 1 ", b"5" * numbers.randrange(20)])
+            case _:
+                del text[at:]
+
+        assert parse(bytes(text)) == expected(bytes(text), 0), bytes(text)
+
+
 def test_every_byte_but_digits_ends_a_number() -> None:
     """The search for the end of a number looks at eight bytes at once; none of 256 may fool it at any place."""
     for other in range(256):
@@ -191,10 +216,124 @@ def test_bodies_are_read_and_refused_as_without_the_core(tokens: list[str], odd:
     assert outcomes[0] == outcomes[1]
 
 
+NAMES = st.sampled_from(
+    [
+        "model",
+        "stream",
+        "max_tokens",
+        "prompt",
+        "user",
+        "cache_salt",
+        "n",
+        "stop",
+        "prompt ",
+        "a b",
+        "",
+        "é",
+        "add_special_tokens",
+    ]
+)
+TEXTS = st.sampled_from(['"m"', '""', '"a b"', '"é"', '"\\n"', '"\x01"', '"\x7f"', '"\\u0041"', '"[1]"', '"x'])
+NUMBERS = st.sampled_from(
+    [
+        "0",
+        "16",
+        "-0",
+        "-1",
+        "01",
+        "1.5",
+        "1.",
+        ".5",
+        "1e3",
+        "1E+03",
+        "1e999",
+        "1e",
+        "+1",
+        "123456789012345678901",
+        "9007199254740993",
+    ]
+)
+LEAVES = st.one_of(
+    TEXTS, NUMBERS, st.sampled_from(["true", "false", "null", "tru", "nulll", "[1, 2]", "[7,8 , 9]", "[]", "{}", ""])
+)
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3).map(lambda each: f"[{', '.join(each)}]"),
+        st.lists(st.tuples(NAMES, inner), max_size=3).map(
+            lambda each: "{" + ",".join(f'"{name}":{value}' for name, value in each) + "}"
+        ),
+    ),
+    max_leaves=6,
+)
+
+
+@given(
+    fields=st.lists(st.tuples(NAMES, VALUES), max_size=5),
+    prompt=st.one_of(st.just("[5, 70000]"), VALUES),
+    place=st.integers(0, 5),
+    space=st.sampled_from(["", " ", "\n\t", "\x0b"]),
+    end=st.sampled_from(["}", "} ", ",}", "", "}}", "} x"]),
+)
+@settings(max_examples=1500, deadline=None)
+def test_bodies_of_the_usual_form_are_read_as_by_the_general_reader(
+    fields: list[tuple[str, str]], prompt: str, place: int, space: str, end: str
+) -> None:
+    """Whatever fields they have, twice or damaged: what is read in one go is what is read field by field."""
+    fields.insert(place, ("prompt", prompt))
+    body = ("{" + f"{space},".join(f'{space}"{name}"{space}:{space}{value}' for name, value in fields) + end).encode()
+    outcomes = []
+    for present in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(native_core, "present", present)
+            outcomes.append(_outcome(body))
+
+    assert outcomes[0] == outcomes[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        (b'{"prompt":[1]}', (b"\1\0\0\0", None, False, None)),
+        (b' {"model": "m" , "prompt" : [ 1 ], "stream": true,"max_tokens":7} ', (b"\1\0\0\0", "m", True, 7)),
+        (
+            b'{"prompt":[1],"stream_options":{"include_usage":true},"stop":["a",[]],"n":-1.5e-03}',
+            (b"\1\0\0\0", None, False, None),
+        ),
+        (b'{"prompt":[1],"user":"u"}', None),
+        (b'{"prompt":[1],"prompt":[1]}', None),
+        (b'{"prompt":[1],"stream":null}', None),
+        (b'{"prompt":[]}', None),
+        (b'{"prompt":"[1]"}', None),
+        (b'{"input":[1]}', None),
+        (b'{"prompt":[1],"x":' + b"[" * 30 + b"]" * 30 + b"}", None),
+        (b"", None),
+    ],
+)
+def test_only_the_usual_form_is_read_in_one_go(text: bytes, read: object) -> None:
+    """Everything else is left to the general reader, and so is every beginning of a text."""
+    watched = b" cache_salt user "
+    assert native_core.native.read_token_body(text, b"prompt", watched) == read
+    for length in range(len(text.rstrip())):
+        assert native_core.native.read_token_body(text[:length], b"prompt", watched) is None
+    with pytest.raises(TypeError):
+        native_core.native.read_token_body(text, b"prompt")  # type: ignore[call-arg]
+
+
 def _outcome(body: bytes) -> object:
     try:
         read = RequestReader(PrefixCache(1 << 20)).read("/v1/completions", body)
     except RequestError as error:
         return error.status, error.message, error.code, error.param
     words = CachedPrompt(PrefixCache(0), read.nodes, read.words).token_ids
-    return read.kind, read.model, read.stream, read.batch, read.text, words
+    return (
+        read.kind,
+        read.model,
+        read.stream,
+        read.max_tokens,
+        read.cache_salt,
+        read.session,
+        read.batch,
+        read.text,
+        words,
+    )

@@ -69,6 +69,9 @@ class RequestReader:
             return None
 
     def _read_completion(self, data: bytes) -> InferenceBody:
+        usual = self._prompts.read_usual(data)
+        if usual is not None:
+            return usual
         found = self._prompts.read(data)
         if found is not None:
             fields, nodes, words = found
@@ -77,6 +80,9 @@ class RequestReader:
         return _prompt(whole, whole.prompt, "prompt")
 
     def _read_embedding(self, data: bytes) -> InferenceBody:
+        usual = self._inputs.read_usual(data)
+        if usual is not None:
+            return usual
         found = self._inputs.read(data)
         if found is not None:
             fields, nodes, words = found

@@ -1,7 +1,8 @@
 """Prompts given as arrays of token ids: read without a Python integer of each, or once and then from where they differ.
 
 The native core reads a whole array in less time than it takes to recognise its pieces, so with it nothing is
-remembered. Everything else here is for those who have to do without.
+remembered: it reads a body of the usual form in one go, and leaves any other one to the general reader, all but the
+array. Everything else here is for those who have to do without.
 
 A JSON reader goes from left to right, so what it has read is decided by the bytes so far. We look for the place where
 the array of the prompt seems to begin, walk the remembered 2 KiB pieces that follow it, and then let the JSON reader
@@ -20,7 +21,7 @@ import msgspec
 from kvrouter import native_core
 from kvrouter.blocks import TOKEN_ID_MAX, token_bytes
 from kvrouter.errors import RequestError
-from kvrouter.service.prompts.body import CompletionFields, EmbeddingFields
+from kvrouter.service.prompts.body import CompletionFields, EmbeddingFields, InferenceBody
 from kvrouter.service.prompts.prefix_cache import PrefixCache, PrefixNode
 
 __all__ = ["TokenArrayReader", "token_words"]
@@ -28,6 +29,8 @@ __all__ = ["TokenArrayReader", "token_words"]
 PIECE_BYTES = 2048
 # In shorter bodies there is nothing to save.
 _READ_BYTES_MIN, _REMEMBERED_BYTES_MIN = 256, 2 * PIECE_BYTES
+
+_USUAL_FIELDS = ("model", "stream", "max_tokens")
 
 Fields = TypeVar("Fields", CompletionFields, EmbeddingFields)
 
@@ -38,11 +41,28 @@ class TokenArrayReader(Generic[Fields]):
     def __init__(self, cache: PrefixCache, root: PrefixNode, name: str, fields: type[Fields]) -> None:
         self._cache, self._root, self._name = cache, root, name
         self._decode: Callable[[bytes], Fields] = msgspec.json.Decoder(fields).decode
-        self._key = b'"%s"' % name.encode()
+        self._bare_name = name.encode()
+        self._key = b'"%s"' % self._bare_name
+        # What a body of the usual form has, and what the general reader looks at beside that.
+        watched = {field.encode_name for field in msgspec.structs.fields(fields)} - {*_USUAL_FIELDS, name}
+        self._watched = f" {' '.join(sorted(watched))} ".encode()
         self._opening = re.compile(rb"\s*:\s*\[(?=\s*[0-9-])").match
         self._marker = -1 - secrets.randbits(62)
         self._marker_text = b"%d" % self._marker
         self._marker_first = self._marker_text + b","
+
+    def read_usual(self, body: bytes) -> InferenceBody | None:
+        """Read a body that has token ids, `model`, `stream`, `max_tokens` and nothing else of interest.
+
+        None: read it another way, which also says what is wrong with it.
+        """
+        if not native_core.present:
+            return None
+        found = native_core.native.read_token_body(body, self._bare_name, self._watched)
+        if found is None:
+            return None
+        words, model, stream, max_tokens = found
+        return InferenceBody("token_ids", model, stream, None, None, max_tokens, words=words)
 
     def read(self, body: bytes) -> tuple[Fields, list[PrefixNode], bytes] | None:
         """Return the fields, the remembered nodes and the token ids after them; None: read it the plain way.

@@ -1,0 +1,58 @@
+/* What ranks are busy with, and the choice among them; `kvrouter/routing/rank_load.py` and `kvrouter/routing/kv.py` are
+ * the specification. */
+#ifndef KVR_ROUTING_LOADS_H
+#define KVR_ROUTING_LOADS_H
+
+#include "index_core.h"
+#include "python_abi.h"
+
+struct kvr_load {
+    PyObject_HEAD
+    uint32_t rank; /* dense; below KVR_RANKS_MAX */
+    long long turn;
+    long long active_requests;
+    long long prefill_tokens;
+    long long decode_blocks;
+};
+
+KVR_INLINE struct kvr_load *kvr_load_of(PyObject *object)
+{
+    return (struct kvr_load *)(void *)object;
+}
+
+/* How many loads there are in a tuple of nothing else; -1 with an exception set. */
+Py_ssize_t kvr_count_loads(PyTypeObject *type, PyObject *loads);
+
+/* How a choice is made; see `kvrouter.routing.settings`. */
+struct kvr_weights {
+    double token_seconds, request_seconds, block_seconds;
+    double affinity, escape_ratio, escape_seconds;
+};
+
+/* From a tuple of numbers in this order: 0, or -1 with an exception set. */
+int kvr_read_weights(PyObject *tuple, struct kvr_weights *weights);
+
+/* Tokens per rank; 0 where nothing is said of one. */
+struct kvr_credits {
+    uint64_t ranks[KVR_RANK_WORDS_MAX];
+    long long tokens[KVR_RANKS_MAX]; /* valid for `ranks` */
+};
+
+KVR_INLINE long long kvr_credit(const struct kvr_credits *credits, uint32_t rank)
+{
+    return credits->ranks[rank / 64] >> rank % 64 & 1 ? credits->tokens[rank] : 0;
+}
+
+enum kvr_reason { KVR_REASON_LOAD, KVR_REASON_AFFINITY, KVR_REASON_ESCAPE };
+
+struct kvr_choice {
+    const struct kvr_load *load;
+    double cost;
+    Py_ssize_t position;
+};
+
+/* Choose among at least one load for a prompt of so many tokens. */
+enum kvr_reason kvr_choose(PyObject *loads, Py_ssize_t count, const struct kvr_credits *credits, double tokens,
+                           const struct kvr_weights *weights, struct kvr_choice *chosen);
+
+#endif

@@ -1,0 +1,322 @@
+/* A whole decision in one call: what ranks have of a prompt, confirmed and predicted, and the best of them.
+ *
+ * The same as, one after the other, `usable_tokens` of `kvrouter/ingest/lookup.py` for ranks that are all alike,
+ * `promised` of `kvrouter/routing/predictions.py` and `choose` of `kvrouter/routing/kv.py`, without a Python object for
+ * anything in between. Where a source is in doubt nothing is decided: that is for Python.
+ */
+#include "index_arguments.h"
+#include "index_object.h"
+#include "module.h"
+#include "routing_landmarks.h"
+#include "routing_loads.h"
+#include "routing_predictions.h"
+#include "routing_predictions_object.h"
+
+/* Candidates that are noted in a decision; of more, the chosen one and those that have some of the prompt. */
+#define NOTED_MAX 64
+/* Numbers per candidate: position, requests, tokens, blocks, and tokens promised, confirmed and credited. */
+#define COLUMNS 7
+
+struct weigher {
+    PyObject_HEAD
+    PyObject *index;
+    PyTypeObject *load_type, *predictions_type;
+    struct kvr_weights weights;
+    /* What would be too large for the stack. */
+    struct kvr_overlap confirmed, predicted;
+    struct kvr_known known[KVR_RANKS_MAX];
+    struct kvr_credits promised;
+};
+
+struct prompt {
+    const uint64_t *hashes;
+    size_t count, block_size;
+    long long tokens;
+    /* Blocks that an engine can use: it computes at least the last token itself. */
+    size_t usable;
+};
+
+static struct weigher *weigher_of(PyObject *object)
+{
+    return (struct weigher *)(void *)object;
+}
+
+/* -- what ranks have ---------------------------------------------------------------------------------------------- */
+
+/* Blocks that events confirm, on the GPU. 0, or -1 with an exception set. */
+static int find_confirmed(struct weigher *weigher, const struct prompt *prompt)
+{
+    const struct kvr_index *index = kvr_index_of(weigher->index);
+    struct kvr_keys keys = {.array = prompt->hashes};
+    uint8_t few[64], *selected = few;
+    int tier = kvr_index_find_tier(index, "gpu", 3);
+    weigher->confirmed.words = 0;
+    if (tier < 0)
+        return 0;
+    keys.count = prompt->usable < prompt->count ? prompt->usable : prompt->count;
+    if (index->tier_count == 1)
+        return kvr_match_exact(index, &keys, NULL, &weigher->confirmed);
+    if (index->tier_count > sizeof few && (selected = PyMem_Malloc(index->tier_count)) == NULL) {
+        (void)PyErr_NoMemory();
+        return -1;
+    }
+    memset(selected, 0, index->tier_count);
+    selected[tier] = 1;
+    int failed = kvr_match_exact(index, &keys, selected, &weigher->confirmed);
+    if (selected != few)
+        PyMem_Free(selected);
+    return failed;
+}
+
+/* Whether one of the ranks that events confirm blocks of is in doubt; -1 with an exception set. */
+static int is_doubtful(const struct weigher *weigher, PyObject *doubtful)
+{
+    Py_ssize_t count = PyObject_Size(doubtful);
+    int found = count < 0 ? -1 : 0;
+    for (uint32_t word = 0; found == 0 && count > 0 && word < weigher->confirmed.words; word++) {
+        for (uint64_t bits = weigher->confirmed.ranks[word]; found == 0 && bits; bits &= bits - 1) {
+            PyObject *rank = PyLong_FromUnsignedLong(word * 64 + (uint32_t)kvr_lowest_bit(bits));
+            found = rank == NULL ? -1 : PySequence_Contains(doubtful, rank);
+            Py_XDECREF(rank);
+        }
+    }
+    return found;
+}
+
+static void promise(struct kvr_credits *promised, uint32_t rank, size_t tokens)
+{
+    promised->ranks[rank / 64] |= UINT64_C(1) << rank % 64;
+    promised->tokens[rank] = (long long)tokens;
+}
+
+/* Fill `promised`: what is confirmed, or longer, what is predicted to follow it. 0, or -1 with an exception set. */
+static int find_promised(struct weigher *weigher, const struct prompt *prompt, const struct kvr_predictions *predictions)
+{
+    size_t known_count = 0;
+    memset(weigher->promised.ranks, 0, sizeof weigher->promised.ranks);
+    for (uint32_t word = 0; word < weigher->confirmed.words; word++) {
+        for (uint64_t bits = weigher->confirmed.ranks[word]; bits; bits &= bits - 1) {
+            uint32_t rank = word * 64 + (uint32_t)kvr_lowest_bit(bits), depth = weigher->confirmed.depths[rank];
+            promise(&weigher->promised, rank, depth * prompt->block_size);
+            weigher->known[known_count].rank = rank;
+            weigher->known[known_count++].position = kvr_landmarks_within(depth);
+        }
+    }
+    if (predictions->written == 0)
+        return 0;
+    struct kvr_landmarks marks;
+    if (kvr_landmarks_open(&marks, prompt->hashes, prompt->count)) {
+        (void)PyErr_NoMemory();
+        return -1;
+    }
+    kvr_predictions_match(predictions, marks.all, marks.count, weigher->known, known_count, &weigher->predicted);
+    kvr_landmarks_close(&marks);
+    for (uint32_t word = 0; word < weigher->predicted.words; word++) {
+        for (uint64_t bits = weigher->predicted.ranks[word]; bits; bits &= bits - 1) {
+            uint32_t rank = word * 64 + (uint32_t)kvr_lowest_bit(bits);
+            size_t depth = kvr_landmark_depth(weigher->predicted.depths[rank]);
+            size_t tokens = (depth < prompt->usable ? depth : prompt->usable) * prompt->block_size;
+            if ((long long)tokens > kvr_credit(&weigher->promised, rank))
+                promise(&weigher->promised, rank, tokens);
+        }
+    }
+    return 0;
+}
+
+static long long confirmed_tokens(const struct weigher *weigher, const struct prompt *prompt, uint32_t rank)
+{
+    const struct kvr_overlap *confirmed = &weigher->confirmed;
+    if (rank / 64 >= confirmed->words || !(confirmed->ranks[rank / 64] >> rank % 64 & 1))
+        return 0;
+    return (long long)(confirmed->depths[rank] * prompt->block_size);
+}
+
+/* -- the answer --------------------------------------------------------------------------------------------------- */
+
+static char *note_row(const struct weigher *weigher, const struct prompt *prompt, PyObject *loads, Py_ssize_t position,
+                      char *out)
+{
+    const struct kvr_load *load = kvr_load_of(PyTuple_GetItem(loads, position));
+    long long promised = kvr_credit(&weigher->promised, load->rank);
+    long long row[COLUMNS] = {position,
+                              load->active_requests,
+                              load->prefill_tokens,
+                              load->decode_blocks,
+                              promised,
+                              confirmed_tokens(weigher, prompt, load->rank),
+                              promised};
+    memcpy(out, row, sizeof row);
+    return out + sizeof row;
+}
+
+/* The candidates as they are now, for whoever asks why. */
+static PyObject *note_rows(const struct weigher *weigher, const struct prompt *prompt, PyObject *loads, Py_ssize_t count,
+                           Py_ssize_t chosen)
+{
+    char rows[NOTED_MAX * COLUMNS * sizeof(long long)], *out = rows;
+    if (count > NOTED_MAX)
+        out = note_row(weigher, prompt, loads, chosen, out);
+    for (Py_ssize_t at = 0; at < count && out < rows + sizeof rows; at++) {
+        if (count > NOTED_MAX &&
+            (at == chosen || kvr_credit(&weigher->promised, kvr_load_of(PyTuple_GetItem(loads, at))->rank) == 0))
+            continue;
+        out = note_row(weigher, prompt, loads, at, out);
+    }
+    return PyBytes_FromStringAndSize(rows, out - rows);
+}
+
+static PyObject *answer(const struct weigher *weigher, const struct prompt *prompt, PyObject *loads, Py_ssize_t count)
+{
+    struct kvr_choice chosen;
+    enum kvr_reason reason =
+        kvr_choose(loads, count, &weigher->promised, (double)prompt->tokens, &weigher->weights, &chosen);
+    PyObject *rows = note_rows(weigher, prompt, loads, count, chosen.position);
+    if (rows == NULL)
+        return NULL;
+    PyObject *parts[] = {PyLong_FromSsize_t(chosen.position),
+                         PyLong_FromLong(reason),
+                         PyLong_FromLongLong(kvr_credit(&weigher->promised, chosen.load->rank)),
+                         PyLong_FromLongLong(confirmed_tokens(weigher, prompt, chosen.load->rank)),
+                         PyFloat_FromDouble(chosen.cost),
+                         rows};
+    PyObject *result = NULL;
+    if (parts[0] && parts[1] && parts[2] && parts[3] && parts[4])
+        result = PyTuple_Pack(6, parts[0], parts[1], parts[2], parts[3], parts[4], parts[5]);
+    for (size_t at = 0; at < sizeof parts / sizeof *parts; at++)
+        Py_XDECREF(parts[at]);
+    return result;
+}
+
+static int read_prompt(PyObject *hashes, PyObject *block_size, PyObject *tokens, struct prompt *prompt)
+{
+    if (!PyBytes_Check(hashes)) {
+        PyErr_SetString(PyExc_TypeError, "the hashes of a prompt come as bytes");
+        return -1;
+    }
+    Py_ssize_t size = PyLong_AsSsize_t(block_size), length = PyLong_AsSsize_t(tokens);
+    if (PyErr_Occurred())
+        return -1;
+    if (size < 1 || length < 0) {
+        PyErr_Format(PyExc_ValueError, "block_size is %zd and tokens %zd; at least 1 and 0 are needed", size, length);
+        return -1;
+    }
+    prompt->hashes = (const uint64_t *)(const void *)PyBytes_AsString(hashes);
+    prompt->count = (size_t)PyBytes_Size(hashes) / sizeof(uint64_t);
+    prompt->block_size = (size_t)size;
+    prompt->tokens = length;
+    prompt->usable = length ? ((size_t)length - 1) / (size_t)size : 0;
+    return 0;
+}
+
+/* weigh(loads, predictions, hashes, block_size, tokens, doubtful, now)
+ * -> position, reason, tokens promised and confirmed, cost, rows; None where a rank in doubt has some of the prompt */
+static PyObject *weigh(PyObject *self, PyObject *const *arguments, Py_ssize_t given)
+{
+    struct weigher *weigher = weigher_of(self);
+    struct prompt prompt;
+    if (given != 7) {
+        PyErr_Format(PyExc_TypeError, "weigh takes 7 arguments, not %zd", given);
+        return NULL;
+    }
+    Py_ssize_t count = kvr_count_loads(weigher->load_type, arguments[0]);
+    if (count < 0 || read_prompt(arguments[2], arguments[3], arguments[4], &prompt))
+        return NULL;
+    if (Py_TYPE(arguments[1]) != weigher->predictions_type) {
+        PyErr_SetString(PyExc_TypeError, "predictions are PredictedBlocks");
+        return NULL;
+    }
+    double now = PyFloat_AsDouble(arguments[6]);
+    if (now == -1.0 && PyErr_Occurred())
+        return NULL;
+    struct kvr_predictions *predictions = kvr_predictions_of(arguments[1]);
+    if (find_confirmed(weigher, &prompt))
+        return NULL;
+    int doubtful = is_doubtful(weigher, arguments[5]);
+    if (doubtful)
+        return doubtful < 0 ? NULL : Py_NewRef(Py_None);
+    kvr_predictions_expire(predictions, now);
+    if (find_promised(weigher, &prompt, predictions))
+        return NULL;
+    return answer(weigher, &prompt, arguments[0], count);
+}
+
+/* -- the type ----------------------------------------------------------------------------------------------------- */
+
+/* A type of this module, by name. */
+static PyTypeObject *sibling(PyTypeObject *type, const char *name)
+{
+    PyObject *module = PyType_GetModule(type);
+    return module == NULL ? NULL : (PyTypeObject *)PyObject_GetAttrString(module, name);
+}
+
+static int fill(struct weigher *weigher, PyTypeObject *type, PyObject *index, PyObject *weights)
+{
+    PyTypeObject *index_type = sibling(type, "PrefixIndex");
+    if (index_type == NULL)
+        return -1;
+    int fits = PyType_IsSubtype(Py_TYPE(index), index_type);
+    Py_DECREF(index_type);
+    if (!fits) {
+        PyErr_SetString(PyExc_TypeError, "a weigher needs a PrefixIndex");
+        return -1;
+    }
+    weigher->index = Py_NewRef(index);
+    weigher->load_type = sibling(type, "RankLoad");
+    weigher->predictions_type = sibling(type, "PredictedBlocks");
+    return weigher->load_type && weigher->predictions_type ? kvr_read_weights(weights, &weigher->weights) : -1;
+}
+
+static PyObject *new(PyTypeObject *type, PyObject *arguments, PyObject *names)
+{
+    static char *known[] = {"index", "weights", NULL};
+    PyObject *index, *weights;
+    if (!PyArg_ParseTupleAndKeywords(arguments, names, "OO:Weigher", known, &index, &weights))
+        return NULL;
+    allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+    PyObject *self = allocate(type, 0); /* All zero. */
+    if (self != NULL && fill(weigher_of(self), type, index, weights)) {
+        Py_DECREF(self);
+        return NULL;
+    }
+    return self;
+}
+
+static void dealloc(PyObject *object)
+{
+    PyTypeObject *type = Py_TYPE(object);
+    Py_XDECREF(weigher_of(object)->index);
+    Py_XDECREF((PyObject *)weigher_of(object)->load_type);
+    Py_XDECREF((PyObject *)weigher_of(object)->predictions_type);
+    ((freefunc)PyType_GetSlot(type, Py_tp_free))(object);
+    Py_DECREF(type);
+}
+
+static PyMethodDef methods[] = {
+    {"weigh", (PyCFunction)(void (*)(void))weigh, METH_FASTCALL, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot slots[] = {
+    {Py_tp_doc, (void *)"Decides in one call; see kvrouter.routing.router."},
+    {Py_tp_new, (void *)new},
+    {Py_tp_dealloc, (void *)dealloc},
+    {Py_tp_methods, methods},
+    {0, NULL},
+};
+
+static PyType_Spec spec = {
+    .name = "kvrouter._native.Weigher",
+    .basicsize = sizeof(struct weigher),
+    .flags = Py_TPFLAGS_DEFAULT,
+    .slots = slots,
+};
+
+int kvr_add_weigher_type(PyObject *module)
+{
+    PyObject *type = PyType_FromModuleAndSpec(module, &spec, NULL);
+    if (type == NULL)
+        return -1;
+    int failed = PyModule_AddObjectRef(module, "Weigher", type);
+    Py_DECREF(type);
+    return failed;
+}
