@@ -222,7 +222,7 @@ class Sequencer:
             return Receipt("gap", missing)
         self._drain_all()
         self._given_up_below = self._waiting.lowest
-        return Receipt(self._give_up())
+        return self._give_up()
 
     def judge(self, sequence: int, incarnation: int | None, *, kept_from: int) -> Outcome:
         """Tell what a snapshot after batch `sequence` of that life is: applied, restarted, or a duplicate.
@@ -259,15 +259,18 @@ class Sequencer:
         self._given_up_below, self.replay_welcome = 0, False
         self._waiting.forget_below(self.expected)
         self._drain()
-        return self._ask_after_jump(restarted=restarted)
+        receipt = self._ask_for_hole("restarted" if restarted else "applied")
+        if not restarted or receipt.replay_from is not None:
+            return receipt
+        self._replay = _Replay(self.expected)  # What was published between the snapshot and our subscription.
+        return Receipt("restarted", self.expected)
 
-    def _ask_after_jump(self, *, restarted: bool) -> Receipt:
-        outcome: Outcome = "restarted" if restarted else "applied"
+    def _ask_for_hole(self, outcome: Outcome) -> Receipt:
+        """Ask for what those wait for that still wait, if nothing was asked for yet."""
         missing = self._waiting.first_missing(self.expected)
-        hole = bool(self._waiting) and missing <= self._waiting.highest
-        if self._replay is not None or not (hole or restarted):
+        if self._replay is not None or not self._waiting or missing > self._waiting.highest:
             return Receipt(outcome)
-        self.gaps += hole
+        self.gaps += 1
         self._replay = _Replay(missing)
         return Receipt(outcome, missing)
 
@@ -331,7 +334,7 @@ class Sequencer:
                 return self._receive_ahead(sequence, batch, replayed=replayed)
             # A replay begins with the oldest batch that is left, so the ones before are gone for good.
             self._waiting.add(sequence, batch)
-            return Receipt(self._give_up())
+            return self._give_up()
         return Receipt(self._advance(sequence, batch))
 
     def _receive_again(self, sequence: int, batch: Batch, *, replayed: bool) -> Receipt:
@@ -378,7 +381,7 @@ class Sequencer:
             self._drain_all()
         if waiting.full:
             self._given_up_below = waiting.lowest
-            return Receipt(self._give_up())
+            return self._give_up()
         return Receipt(outcome)
 
     def _advance(self, sequence: int, batch: Batch) -> Outcome:
@@ -425,7 +428,7 @@ class Sequencer:
         while self.backlog:
             self._drain()
 
-    def _give_up(self) -> Outcome:
+    def _give_up(self) -> Receipt:
         """Go on without what is missing. A removal may be among it, so nothing that was known can be kept."""
         lowest = self._waiting.lowest
         if self.expected:
@@ -438,7 +441,7 @@ class Sequencer:
         if self._replay is not None:
             self._replay.unverified = False
         self._drain()
-        return "applied"
+        return self._ask_for_hole("applied")
 
     def _begin_again(self) -> None:
         """The publisher has what was given up after all: follow its life anew, from the beginning of this replay."""

@@ -14,7 +14,7 @@ from kvrouter.events import TIERS, Event, Source
 from kvrouter.index import PrefixIndex
 from kvrouter.ingest import Ingest, Receipt
 from tests.ingest.engines import CLEARED, RANK, SOURCE, Rank, payload, removed, stored, tokens
-from tests.ingest.test_any_events import _LIMITS, _events
+from tests.ingest.test_any_events import _events
 
 OTHER_RANK = 9
 
@@ -228,12 +228,12 @@ def test_nothing_known_is_saved_as_nothing() -> None:
 @given(st.lists(_events, max_size=5), _events)
 def test_a_restored_rank_does_as_the_saved_one_would(batches: Sequence[Sequence[Event]], then: Sequence[Event]) -> None:
     """Whatever it was told, copies and blocks are the same, and stay the same under what follows."""
-    rank = Rank(limits=_LIMITS, block_size=None)
+    rank = Rank(block_size=None)
     for batch in batches:
         rank.send(*batch)
     if rank.sequence == 0:
         return
-    other = RestoredRank(rank.ingest.save(), sequence=rank.sequence, limits=_LIMITS, block_size=None)
+    other = RestoredRank(rank.ingest.save(), sequence=rank.sequence, block_size=None)
 
     for _ in range(2):
         assert other.ingest.copies(SOURCE) == rank.ingest.copies(SOURCE)
