@@ -17,16 +17,15 @@ from kvrouter.events import (
     AllBlocksCleared,
     BlockRemoved,
     BlockStored,
-    Envelope,
     Event,
     EventBatch,
     Source,
     encode_batch,
-    encode_envelope,
 )
 from kvrouter.events.decode import EVENTS_PER_BATCH_MAX, PAYLOAD_BYTES_MAX
 from kvrouter.events.digest import DigestRow
 from kvrouter.events.encode import Encoding
+from kvrouter.events.envelope_stream import EnvelopeWriter
 from kvrouter_publishers.counters import Counters
 from kvrouter_publishers.net_changes import NetChanges
 from kvrouter_publishers.outbox import Outbox
@@ -110,6 +109,7 @@ class PublisherCore:
             raise SettingsError(f"max_queue_size is {max_queue_size}; it must be at least 1")
         self.source = Source(worker_id, rank)
         self.incarnation = int.from_bytes(os.urandom(8))
+        self._writer = self._make_writer() if native else None
         self.counters = Counters()
         self.next_sequence = 0
         self._native, self._encoding = native, encoding
@@ -121,8 +121,6 @@ class PublisherCore:
         self._resident = ResidentSet() if snapshots else None
         self._places, self._layout = Places(), Layout()  # Where there is no resident set; it has its own.
         self._ready: deque[Frame] = deque()
-        if native:
-            self._check_source()
 
     def put(self, events: Sequence[Event]) -> None:
         """Add the events of one engine step; an empty one adds nothing. Never waits, never raises."""
@@ -173,17 +171,28 @@ class PublisherCore:
         No batch in them is larger than `part_bytes_max`, but for events that cannot be divided. The list is empty
         before the first frame was taken, and where there are no snapshots: without `snapshots` or `native`.
         """
-        if self._resident is None or not self._native or not self.next_sequence:
-            return []
-        batches = list(self._snapshot_batches(self._resident, part_bytes_max))
+        frames: list[bytes] = []
+        for frames in self.prepare_snapshot(part_bytes_max=part_bytes_max):  # noqa: B007 - the last one is wanted
+            pass
+        return frames
+
+    def prepare_snapshot(self, *, part_bytes_max: int = SNAPSHOT_PART_BYTES) -> Iterator[list[bytes]]:
+        """Make a snapshot of this moment step by step, a part in each, while the stream goes on.
+
+        Yields an empty list after every step but the last, then once the frames, as `snapshot` returns them.
+        """
+        if self._resident is None or self._writer is None or not self.next_sequence:
+            return
+        resident, digest, sequence = self._resident.copy(), self._resident.digest(), self.next_sequence - 1
+        batches: list[bytes] = []
+        for batch in self._snapshot_batches(resident, part_bytes_max):
+            batches.append(batch)
+            yield []
         self.counters.snapshots_taken += 1
-        digest = self._resident.digest()
-        return [
-            self._envelope(
-                self.next_sequence - 1,
-                batch,
-                snapshot=(part, len(batches)),
-                digest=digest if part == len(batches) - 1 else None,
+        now, parts = time.time(), len(batches)
+        yield [
+            self._writer.write_any(
+                sequence, now, batch, snapshot=(part, parts), digest=digest if part == parts - 1 else None
             )
             for part, batch in enumerate(batches)
         ]
@@ -198,9 +207,9 @@ class PublisherCore:
             "next_sequence": self.next_sequence,
         }
 
-    def _check_source(self) -> None:
+    def _make_writer(self) -> EnvelopeWriter:
         try:
-            self._envelope(0, b"\x92\x00\x90")
+            return EnvelopeWriter(self.source, self.incarnation)
         except WireError as error:
             raise SettingsError(f"cannot publish as worker {self.source.worker_id!r}: {error}") from error
 
@@ -349,7 +358,11 @@ class PublisherCore:
 
     def _send(self, batch: bytes, events: int, digest: tuple[DigestRow, ...] | None) -> None:
         sequence = self.next_sequence
-        payload = self._envelope(sequence, batch, digest=digest) if self._native else batch
+        payload = batch
+        if self._writer is not None and digest is None:
+            payload = self._writer.write(sequence, time.time(), batch)
+        elif self._writer is not None:
+            payload = self._writer.write_any(sequence, time.time(), batch, digest=digest)
         self.next_sequence = sequence + 1
         self._ring.add(sequence, payload)
         self._ready.append(Frame(sequence, payload, events))
@@ -365,26 +378,6 @@ class PublisherCore:
             return None
         self._digest_due = now + self._digest_seconds
         return self._resident.digest()
-
-    def _envelope(
-        self,
-        sequence: int,
-        batch: bytes,
-        *,
-        snapshot: tuple[int, int] | None = None,
-        digest: tuple[DigestRow, ...] | None = None,
-    ) -> bytes:
-        return encode_envelope(
-            Envelope(
-                source=self.source,
-                incarnation=self.incarnation,
-                sequence=sequence,
-                timestamp=time.time(),
-                payload=batch,
-                snapshot=snapshot,
-                digest=digest,
-            )
-        )
 
     def _snapshot_batches(self, resident: ResidentSet, bytes_max: int) -> Iterator[bytes]:
         """Return the batches of a snapshot, filled by the most that their events can take."""

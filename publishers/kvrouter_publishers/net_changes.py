@@ -65,7 +65,9 @@ class NetChanges:
         yield from self._removals(before_stores=True)
         if any(self._stored.values()) or self._nameable():
             yield from self._layout.markers()
-            yield from self._meanings.state(self._stored, self.places, names_namespaces=self._layout.names_namespaces)
+            yield from self._meanings.state(
+                self._stored, self._nameable(), self.places, names_namespaces=self._layout.names_namespaces
+            )
         yield from self._removals(before_stores=False)
 
     def _removals(self, *, before_stores: bool) -> Iterator[BlockRemoved]:

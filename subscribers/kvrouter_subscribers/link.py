@@ -12,7 +12,8 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from kvrouter.errors import WireError
-from kvrouter.events import Envelope, Source, decode_envelope, is_envelope
+from kvrouter.events import Source, is_envelope
+from kvrouter.events.envelope_stream import EnvelopeReader, Opened
 from kvrouter.events.frames import parse_live
 from kvrouter_subscribers.limits import CurveKeys, ZmqLimits
 from kvrouter_subscribers.subscriber import EventSink, Receipt, TransportStatus
@@ -67,6 +68,7 @@ class Link:
         self.idle_since = 0.0
         self.last_error: str | None = None
         self._sink, self._clock = sink, clock
+        self._reader = EnvelopeReader()
         self._on_receipt, self._on_connected = on_receipt, on_connected
         self._peers = self._failed_handshakes = 0
         self._lost_at: float | None = None
@@ -217,13 +219,13 @@ class Link:
         self._malformed += 1
         self.last_error = str(error)
 
-    def open_envelope(self, sequence: int, frame: bytes, *, snapshot: bool) -> Envelope:
+    def open_envelope(self, sequence: int, frame: bytes, *, snapshot: bool) -> Opened:
         """Read an envelope that came under number `sequence`, of a `snapshot` or of the stream.
 
         Raises:
             WireError: it is damaged, not of this source, or of the other kind.
         """
-        envelope = decode_envelope(frame)
+        envelope = self._reader.read(frame)
         if envelope.source != self.source:
             found, own = envelope.source, self.source
             raise WireError(

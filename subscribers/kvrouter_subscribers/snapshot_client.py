@@ -9,7 +9,7 @@ from collections.abc import Callable
 import zmq
 
 from kvrouter.errors import WireError
-from kvrouter.events import Envelope
+from kvrouter.events.envelope_stream import Opened
 from kvrouter.events.frames import SNAPSHOT_START
 from kvrouter_subscribers.limits import CurveKeys, ZmqLimits
 from kvrouter_subscribers.pump import Pump
@@ -21,7 +21,7 @@ __all__ = ["Snapshot"]
 class Snapshot:
     """One request for a snapshot. After a complete `run`: its parts as bare batches, and what they describe."""
 
-    def __init__(self, open_envelope: Callable[[int, bytes], Envelope], *, limits: ZmqLimits) -> None:
+    def __init__(self, open_envelope: Callable[[int, bytes], Opened], *, limits: ZmqLimits) -> None:
         self.batches: list[bytes] = []
         self.sequence = self.incarnation = 0
         self.error: str | None = None

@@ -40,7 +40,7 @@ _rows = st.builds(
 _snapshots = st.integers(1, SNAPSHOT_PARTS_MAX).flatmap(
     lambda parts: st.tuples(st.integers(0, parts - 1), st.just(parts))
 )
-_envelopes = st.builds(
+envelopes = st.builds(
     Envelope,
     source=st.builds(Source, _worker_ids, st.integers(0, RANK_MAX)),
     incarnation=st.integers(0, INCARNATION_MAX),
@@ -135,7 +135,7 @@ def test_batches_inside_the_vectors_are_readable() -> None:
     assert not any(batch.skipped for batch in batches)
 
 
-@given(_envelopes)
+@given(envelopes)
 def test_what_is_written_is_read(envelope: Envelope) -> None:
     """All of it, and the header keeps its bound."""
     frame = encode_envelope(envelope)
@@ -145,7 +145,7 @@ def test_what_is_written_is_read(envelope: Envelope) -> None:
 
 
 @given(
-    _envelopes,
+    envelopes,
     st.dictionaries(st.text(max_size=8) | st.integers(0, 9), _unknown_values, max_size=5),
     st.integers(0, 65535),
 )

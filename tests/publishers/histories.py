@@ -19,6 +19,7 @@ SALTED = 32
 SIZE = 4
 SOURCE = Source("worker", 0)
 _MEDIA = ("GPU", None, "CPU", "CPU_PINNED", "DISK", "REMOTE", "somewhere")
+_GPU_ALONE = ("GPU", None, "REMOTE")
 
 
 def block_hash(block: int) -> int:
@@ -48,14 +49,14 @@ def prompts() -> list[Prompt]:
 
 
 @st.composite
-def _stores(draw: st.DrawFn, kinds: bool) -> BlockStored:
+def _stores(draw: st.DrawFn, kinds: bool, offloads: bool) -> BlockStored:
     salted = draw(st.sampled_from((0, 0, SALTED)))
     path = lineage(draw(st.sampled_from(BLOCKS)) + salted)
     start = draw(st.integers(0, len(path) - 1))
     parent = block_hash(path[start - 1]) if start else None
-    medium = draw(st.sampled_from(_MEDIA))
-    group = draw(st.sampled_from((None, 0, 1) if kinds else (None, 0)))
-    form = draw(st.sampled_from(("plain", "plain", "plain", "bare", "masked")))
+    medium = draw(st.sampled_from(_MEDIA if offloads else _GPU_ALONE))
+    group = draw(st.sampled_from((None, 0, 1) if kinds and offloads else (None, 0)))
+    form = draw(st.sampled_from(("plain", "plain", "plain", "masked", "bare" if offloads else "masked")))
     blocks = path[start:]
     named = blocks[len(blocks) // 2 :] if form == "masked" else blocks
     keys = ((("salt",) if salted and not start and named == blocks else None), *(None,) * (len(named) - 1))
@@ -87,28 +88,31 @@ def _removals(draw: st.DrawFn) -> BlockRemoved:
 def histories(draw: st.DrawFn, *, orphans: bool = False) -> list[tuple[Event, ...]]:
     """Batches in which anything may happen, of an engine that names kinds of attention or one that does not.
 
-    With `orphans`, blocks may come before the blocks that they continue.
+    With `orphans`, blocks may come before the blocks that they continue. An engine that offloads shows it at once;
+    one that does not has nobody who names a block without saying what it is.
     """
-    kinds = draw(st.booleans())
-    events = st.one_of(_stores(kinds), _stores(kinds), _removals(), st.just(AllBlocksCleared()))
-    rare = st.one_of(_stores(kinds), _stores(kinds), _removals())
-    batches = st.lists(st.one_of(rare, rare, rare, events), min_size=1, max_size=4).map(tuple)
-    drawn = draw(st.lists(batches, max_size=14))
-    return drawn if orphans else _rooted(drawn)
+    kinds, offloads = draw(st.booleans()), draw(st.booleans())
+    stores = _stores(kinds, offloads)
+    events = st.one_of(stores, stores, stores, stores, _removals(), _removals(), st.just(AllBlocksCleared()))
+    batches = draw(st.lists(st.lists(events, min_size=1, max_size=4).map(tuple), max_size=14))
+    beginning = [(BlockStored(block_hashes=(block_hash(BLOCKS[-1]),), medium="CPU"),)] if offloads else []
+    return _plausible([*beginning, *batches], orphans=orphans)
 
 
-def _rooted(batches: list[tuple[Event, ...]]) -> list[tuple[Event, ...]]:
-    """Leave out what continues a block that was never described by a store that says all of it."""
+def _plausible(batches: list[tuple[Event, ...]], *, orphans: bool) -> list[tuple[Event, ...]]:
+    """Leave out what no engine says: a salted block elsewhere, described without its salt, that the GPU never had."""
     known: set[int | None] = {None}
     kept: list[tuple[Event, ...]] = []
     for events in batches:
         some: list[Event] = []
         for event in events:
             if isinstance(event, BlockStored) and event.token_ids:
-                if event.parent_block_hash not in known:
+                on_gpu = event.medium in ("GPU", None)
+                salted = event.block_hashes[-1] >= block_hash(SALTED)
+                rooted = orphans or event.parent_block_hash in known
+                if not rooted or (salted and not on_gpu and not known.issuperset(event.block_hashes)):
                     continue
-                whole = len(event.token_ids) == SIZE * len(event.block_hashes)
-                if whole and event.medium in ("GPU", None) and not event.group_idx:
+                if on_gpu and not event.group_idx and len(event.token_ids) == SIZE * len(event.block_hashes):
                     known.update(event.block_hashes)
             some.append(event)
         if some:
