@@ -179,20 +179,31 @@ class PublisherCore:
     def prepare_snapshot(self, *, part_bytes_max: int = SNAPSHOT_PART_BYTES) -> Iterator[list[bytes]]:
         """Make a snapshot of this moment step by step, a part in each, while the stream goes on.
 
-        Yields an empty list after every step but the last, then once the frames, as `snapshot` returns them.
+        Yields an empty list after every step but the last, then the frames, as `snapshot` returns them; nothing at
+        all where there is no snapshot.
         """
         if self._resident is None or self._writer is None or not self.next_sequence:
-            return
-        resident, digest, sequence = self._resident.copy(), self._resident.digest(), self.next_sequence - 1
+            return iter(())
+        return self._snapshot_steps(
+            self._writer, self._resident.copy(), self.next_sequence - 1, part_bytes_max=part_bytes_max
+        )
+
+    def _snapshot_steps(
+        self, writer: EnvelopeWriter, resident: ResidentSet, sequence: int, *, part_bytes_max: int
+    ) -> Iterator[list[bytes]]:
         batches: list[bytes] = []
         for batch in self._snapshot_batches(resident, part_bytes_max):
             batches.append(batch)
             yield []
         self.counters.snapshots_taken += 1
-        now, parts = time.time(), len(batches)
+        now, last = time.time(), len(batches) - 1
         yield [
-            self._writer.write_any(
-                sequence, now, batch, snapshot=(part, parts), digest=digest if part == parts - 1 else None
+            writer.write_any(
+                sequence,
+                now,
+                batch,
+                snapshot=(part, len(batches)),
+                digest=resident.digest() if part == last else None,
             )
             for part, batch in enumerate(batches)
         ]

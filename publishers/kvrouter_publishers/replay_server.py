@@ -10,8 +10,7 @@ The start `SNAPSHOT_START` asks for a snapshot instead, which comes in the same 
 under the number of the last batch that they include.
 """
 
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import zmq
@@ -43,7 +42,7 @@ class _Replay:
 
 
 class ReplayServer:
-    """Serves a bounded number of replays, a few batches of each per turn.
+    """Serves a bounded number of replays and snapshots, a few batches of each per turn.
 
     The socket must be a ROUTER with `ROUTER_MANDATORY`: a subscriber that reads slowly then makes us wait for it
     instead of losing batches in the middle, which is how old engines answer without contiguity or end.
@@ -52,15 +51,20 @@ class ReplayServer:
     def __init__(self, socket: zmq.Socket[bytes], core: PublisherCore, *, topic: bytes, with_topic: bool) -> None:
         self.socket = socket
         self._core, self._counters = core, core.counters
+        self._waiting: set[bytes] = set()  # Who asked for the snapshot that is being made.
+        self._preparing: Iterator[list[bytes]] | None = None
+        self._prepared_sequence = 0
         self._snapshot: list[tuple[int, bytes]] = []
-        self._snapshot_at = 0.0
+        self._snapshot_until = 0.0
         self._head = [b"", topic] if with_topic else [b""]
         end = [END_SEQUENCE.to_bytes(8), b""]
         self._end = [b"", b"", *end] if with_topic else [b"", *end]
         self._replays: dict[bytes, _Replay] = {}
 
     def poll_milliseconds(self) -> int | None:
-        """Return how soon `advance` should be called again; None when no replay is in progress."""
+        """Return how soon `advance` should be called again; None when nobody waits for anything."""
+        if self._preparing is not None:
+            return 0
         if not self._replays:
             return None
         all_stalled = all(replay.stalled_since is not None for replay in self._replays.values())
@@ -75,14 +79,20 @@ class ReplayServer:
                 return
             if len(frames) != 3 or frames[1] != b"" or len(frames[2]) != 8:
                 self._counters.replay_requests_ignored += 1
-            elif frames[0] not in self._replays and len(self._replays) >= REPLAYS_MAX:
+                continue
+            identity, start = frames[0], int.from_bytes(frames[2])
+            known = identity in self._replays or identity in self._waiting
+            if not known and len(self._replays) + len(self._waiting) >= REPLAYS_MAX:
                 self._counters.replays_refused += 1
+            elif start == SNAPSHOT_START:
+                self._ask_snapshot(identity)
             else:
-                self._replays[frames[0]] = _Replay(frames[0], self._answer(int.from_bytes(frames[2])))
+                self._waiting.discard(identity)
+                self._begin(identity, self._core.since(start))
 
     def advance(self, now: float) -> None:
         """Send the next batches of every replay; `now` is monotonic seconds."""
-        self._forget_snapshot(now)
+        self._advance_snapshot(now)
         for replay in list(self._replays.values()):
             outcome = self._send_some(replay, now)
             if outcome == "more":
@@ -93,25 +103,42 @@ class ReplayServer:
             else:
                 self._counters.replays_abandoned += 1
 
-    def _answer(self, start: int) -> Iterator[list[bytes]]:
-        for sequence, payload in self._recent_snapshot() if start == SNAPSHOT_START else self._core.since(start):
+    def _begin(self, identity: bytes, batches: Sequence[tuple[int, bytes]]) -> None:
+        self._replays[identity] = _Replay(identity, self._messages(batches))
+
+    def _messages(self, batches: Sequence[tuple[int, bytes]]) -> Iterator[list[bytes]]:
+        for sequence, payload in batches:
             yield [*self._head, sequence.to_bytes(8), payload]
         yield self._end
 
-    def _recent_snapshot(self) -> list[tuple[int, bytes]]:
-        """Return a snapshot; several routers that lost the same batches share one."""
-        now = time.monotonic()
+    def _ask_snapshot(self, identity: bytes) -> None:
+        """Several routers that lost the same batches share one, as long as what follows it is kept."""
         oldest = self._core.oldest_sequence()
-        follows = self._snapshot and oldest is not None and oldest <= self._snapshot[0][0] + 1
-        if not follows or now - self._snapshot_at > SNAPSHOT_SECONDS_MAX:
-            sequence = self._core.next_sequence - 1
-            self._snapshot = [(sequence, frame) for frame in self._core.snapshot()]
-            self._snapshot_at = now
-        return self._snapshot
-
-    def _forget_snapshot(self, now: float) -> None:
-        if self._snapshot and now - self._snapshot_at > SNAPSHOT_SECONDS_MAX:
+        if self._snapshot and oldest is not None and oldest <= self._snapshot[0][0] + 1:
+            self._begin(identity, self._snapshot)
+            return
+        self._replays.pop(identity, None)
+        self._waiting.add(identity)
+        if self._preparing is None:
             self._snapshot = []
+            self._preparing = self._core.prepare_snapshot()
+            self._prepared_sequence = self._core.next_sequence - 1
+
+    def _advance_snapshot(self, now: float) -> None:
+        """Make the next part of a snapshot that somebody waits for, or forget one that is too old to share."""
+        if self._preparing is None:
+            if self._snapshot and now >= self._snapshot_until:
+                self._snapshot = []
+            return
+        frames = next(self._preparing, None)
+        if frames == []:
+            return
+        self._preparing = None
+        self._snapshot = [(self._prepared_sequence, frame) for frame in frames or ()]
+        self._snapshot_until = now + SNAPSHOT_SECONDS_MAX
+        for identity in self._waiting:
+            self._begin(identity, self._snapshot)
+        self._waiting.clear()
 
     def _send_some(self, replay: _Replay, now: float) -> Literal["more", "done", "gone"]:
         for _ in range(TURN_BATCHES_MAX):

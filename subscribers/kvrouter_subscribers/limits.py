@@ -34,6 +34,8 @@ class ZmqLimits:
     replay_pause_seconds: float = 0.25
     """Pause after a failed attempt; doubled by each further failure."""
     replay_pause_seconds_max: float = 30.0
+    snapshot_silence_seconds: float = 30.0
+    """A publisher that was asked for a snapshot may say nothing for so long: it makes all of it first."""
     snapshot_bytes_max: int = 1 << 30
     """A snapshot that is larger is given up; a block takes about 100 bytes of it."""
     probe_seconds: float = 10.0

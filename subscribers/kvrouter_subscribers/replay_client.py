@@ -33,8 +33,10 @@ class Replay:
         deliver: Callable[[int, bytes], None],
         reject: Callable[[WireError], None],
         limits: ZmqLimits,
+        silence_seconds: float | None = None,
     ) -> None:
         self.start = start
+        self._silence_seconds = limits.replay_silence_seconds if silence_seconds is None else silence_seconds
         self.batches = 0
         self.error: str | None = None
         self._deliver, self._reject, self._limits = deliver, reject, limits
@@ -83,12 +85,12 @@ class Replay:
         while loop.time() < deadline:
             before = self.batches
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._limits.replay_silence_seconds):
+                async with asyncio.timeout(self._silence_seconds):
                     await self._ended.wait()
             if self._ended.is_set():
                 return
             if self.batches == before:
-                self.error = f"replay from {self.start}: no answer for {self._limits.replay_silence_seconds:g} s"
+                self.error = f"replay from {self.start}: no answer for {self._silence_seconds:g} s"
                 return
         self.error = f"replay from {self.start}: no end within {self._limits.replay_seconds_max:g} s"
 

@@ -27,7 +27,13 @@ class Snapshot:
         self.error: str | None = None
         self._open_envelope, self._limits = open_envelope, limits
         self._parts = self._bytes = 0
-        self._replay = Replay(SNAPSHOT_START, deliver=self._take, reject=self._fail, limits=limits)
+        self._replay = Replay(
+            SNAPSHOT_START,
+            deliver=self._take,
+            reject=self._fail,
+            limits=limits,
+            silence_seconds=limits.snapshot_silence_seconds,
+        )
 
     async def run(
         self, context: zmq.Context[zmq.Socket[bytes]], pump: Pump, endpoint: str, curve: CurveKeys | None

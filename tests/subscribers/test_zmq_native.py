@@ -259,7 +259,7 @@ def test_a_snapshot_that_is_not_whole_is_not_taken(spoil, ends: bool) -> None:  
     """It is asked for again; if that is no better the sink goes on without, and live events never stop."""
 
     async def scenario() -> None:
-        async with scripted() as engine, scene() as stage:
+        async with scripted() as engine, scene(replace(QUICK, snapshot_silence_seconds=0.3)) as stage:
             stream = _ScriptedNative(engine)
             stream.publish(*range(100), send=False)
 
