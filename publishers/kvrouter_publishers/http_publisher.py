@@ -111,7 +111,7 @@ class HttpEventPublisher(ThreadedPublisher):
         desk, core, stream = self.server.desk, self._core, self._stream
         desk.open(stream)
         loop, bell = asyncio.get_running_loop(), asyncio.Event()
-        loop.add_reader(self._bell_pull.fileno(), bell.set)
+        loop.add_reader(self._bell_descriptor(), bell.set)
         try:
             while not self._is_finished():
                 for _ in range(_TURN_FRAMES):
@@ -126,7 +126,7 @@ class HttpEventPublisher(ThreadedPublisher):
             stream.wake()
             await asyncio.sleep(0)  # Who waits gets the last frames before the stream ends.
         finally:
-            loop.remove_reader(self._bell_pull.fileno())
+            loop.remove_reader(self._bell_descriptor())
             desk.close(core.source)
 
     async def _sleep_till(self, bell: asyncio.Event) -> None:
@@ -136,5 +136,4 @@ class HttpEventPublisher(ThreadedPublisher):
             async with asyncio.timeout(seconds):
                 await bell.wait()
         bell.clear()
-        self._hush()
         self._end_sleep()
