@@ -5,13 +5,18 @@ mean is `kvrouter.events.envelope`; how answers arrive is `http_client`.
 """
 
 from collections.abc import Iterator
+from typing import Final
 
 import msgpack
 
 from kvrouter.errors import WireError
-from kvrouter.events.envelope import ENVELOPE_BYTES_MAX, HEADER_BYTES_MAX, is_envelope
+from kvrouter.events.decode import PAYLOAD_BYTES_MAX
+from kvrouter.events.envelope import is_envelope
 
 __all__ = ["split_frames"]
+
+_MARK_BYTES: Final = 16
+"""More than `is_envelope` looks at."""
 
 
 def split_frames(body: bytes) -> Iterator[bytes]:
@@ -20,26 +25,28 @@ def split_frames(body: bytes) -> Iterator[bytes]:
     Raises:
         WireError: what follows the frames that were yielded is not another whole frame.
     """
+    unpacker = msgpack.Unpacker(use_list=False, strict_map_key=False, max_buffer_size=len(body) or 1)
+    unpacker.feed(body)
     offset = 0
     while offset < len(body):
-        size = _frame_bytes(body[offset : offset + HEADER_BYTES_MAX])
-        if size > len(body) - offset:
-            raise WireError(f"the answer ends {size - len(body) + offset} bytes before its last frame", reason="cut")
-        yield body[offset : offset + size]
-        offset += size
+        size = _batch_bytes(unpacker, body[offset : offset + _MARK_BYTES])
+        end = unpacker.tell() + size
+        if end > len(body):
+            raise WireError(f"the answer ends {end - len(body)} bytes before its last frame", reason="truncated")
+        unpacker.read_bytes(size)
+        yield body[offset:end]
+        offset = end
 
 
-def _frame_bytes(start: bytes) -> int:
-    """Return the length of the frame that begins with `start`."""
+def _batch_bytes(unpacker: msgpack.Unpacker, start: bytes) -> int:
+    """Read the header of the next frame, which begins with `start`; returns the length of its batch."""
     if not is_envelope(start):
         raise WireError("the answer goes on with something that is not an envelope", reason="not_an_envelope")
-    unpacker = msgpack.Unpacker(use_list=False, strict_map_key=False, max_buffer_size=len(start))
-    unpacker.feed(start)
     try:
         header = unpacker.unpack()
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
         raise WireError("the header of an envelope cannot be read", reason="not_msgpack") from error
     size = header.get("bytes")
-    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= ENVELOPE_BYTES_MAX:
+    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= PAYLOAD_BYTES_MAX:
         raise WireError("the header of an envelope does not say how long its batch is", reason="bad_bytes")
-    return int(unpacker.tell()) + size
+    return size
