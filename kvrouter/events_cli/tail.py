@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 
 from kvrouter.errors import SettingsError, WireError
 from kvrouter.events import AllBlocksCleared, BlockRemoved, BlockStored, Event, Source, decode_batch
+from kvrouter.events.endpoints import check_source, transport_of
 
 __all__ = ["Tail", "add_parser", "run"]
 
-_SOURCE = Source("tail", 0)
+_ANY_WORKER = "tail"
 _SILENT_SECONDS = 5.0
 _HASHES_SHOWN = 2
 _HELD_MAX = 10_000
@@ -31,7 +32,20 @@ def add_parser(commands: Any) -> None:
         help="print the events of one publisher as they arrive",
         description="Print the KV-cache events that arrive from ENDPOINT. Shows counts and hashes, never token ids.",
     )
-    tail.add_argument("endpoint", metavar="ENDPOINT", help="where events are published, such as tcp://10.0.0.5:5557")
+    tail.add_argument(
+        "endpoint",
+        metavar="ENDPOINT",
+        help="where events are published: tcp://10.0.0.5:5557, http://10.0.0.5:8100, nats://broker:4222/stream, "
+        "redis://broker:6379/0/stream",
+    )
+    tail.add_argument("--worker", metavar="ID", help="whose events; needed where one address carries many workers'")
+    tail.add_argument("--rank", type=_whole_number(0), default=0, metavar="N", help="with --worker (default: 0)")
+    tail.add_argument(
+        "--api-key",
+        default=os.environ.get("KVROUTER_EVENTS_KEY"),
+        metavar="KEY",
+        help="for http:// endpoints that want one (default: KVROUTER_EVENTS_KEY)",
+    )
     tail.add_argument(
         "--replay", metavar="ENDPOINT", help="where missed events are replayed, such as tcp://10.0.0.5:5657"
     )
@@ -53,6 +67,12 @@ def run(arguments: argparse.Namespace) -> int:
     """
     if arguments.start is not None and arguments.replay is None:
         raise SettingsError("--start needs --replay: only replayed events can begin earlier")
+    transport = transport_of(check_source(arguments.endpoint))
+    if transport != "zmq":
+        if arguments.worker is None:
+            raise SettingsError(f"{transport} endpoints carry the events of many workers; say whose with --worker ID")
+        if arguments.replay is not None or arguments.topic:
+            raise SettingsError("--replay, --start and --topic are ZeroMQ's; other transports repeat what they have")
     return asyncio.run(_tail(arguments))
 
 
@@ -275,8 +295,6 @@ def _event_line(event: Mapping[str, Any]) -> str:
 
 
 async def _tail(arguments: argparse.Namespace) -> int:
-    from kvrouter_subscribers import ZmqEventSubscriber  # noqa: PLC0415 - other commands need not load pyzmq
-
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -286,11 +304,13 @@ async def _tail(arguments: argparse.Namespace) -> int:
         if record["kind"] in ("batch", "quarantined") and tail.batches == arguments.count:
             stop.set()
 
-    tail = Tail(emit, replay=arguments.replay is not None, start=arguments.start or 0)
-    subscriber = ZmqEventSubscriber(tail)
-    subscriber.add(_SOURCE, arguments.endpoint, replay_endpoint=arguments.replay, topic=arguments.topic)
+    source = Source(arguments.worker or _ANY_WORKER, arguments.rank)
+    replays = arguments.replay is not None or transport_of(arguments.endpoint) != "zmq"
+    tail = Tail(emit, replay=replays, start=arguments.start or 0)
+    subscriber = _subscriber(tail, arguments.endpoint, arguments.api_key)
+    subscriber.add(source, arguments.endpoint, replay_endpoint=arguments.replay, topic=arguments.topic)
     async with subscriber, asyncio.TaskGroup() as tasks:
-        nagging = tasks.create_task(_tell_if_silent(subscriber.status, tail))
+        nagging = tasks.create_task(_tell_if_silent(lambda: subscriber.status(source), tail))
         try:
             async with asyncio.timeout(arguments.seconds):
                 await stop.wait()
@@ -298,18 +318,32 @@ async def _tail(arguments: argparse.Namespace) -> int:
             pass
         nagging.cancel()
         if arguments.seconds is not None and arguments.seconds <= _SILENT_SECONDS and not tail.batches:
-            _tell_silence(subscriber.status(_SOURCE))
+            _tell_silence(subscriber.status(source))
     emit(tail.summary())
     return 1 if arguments.seconds is not None and not tail.batches else 0
 
 
-async def _tell_if_silent(status: Callable[[Source], Any], tail: Tail) -> None:
+def _subscriber(tail: Tail, endpoint: str, api_key: str | None) -> Any:
+    import kvrouter_subscribers as subscribers  # noqa: PLC0415 - other commands need not load pyzmq
+
+    match transport_of(endpoint):
+        case "zmq":
+            return subscribers.ZmqEventSubscriber(tail)
+        case "http":
+            return subscribers.HttpEventSubscriber(tail, token_of=lambda _: api_key)
+        case "jetstream":
+            return subscribers.JetStreamEventSubscriber(tail)
+        case "redis":
+            return subscribers.RedisEventSubscriber(tail)
+
+
+async def _tell_if_silent(status: Callable[[], Any], tail: Tail) -> None:
     """Tell on standard error why nothing comes: that is what this command is for."""
     while True:
         await asyncio.sleep(_SILENT_SECONDS)
         if tail.batches:
             return
-        _tell_silence(status(_SOURCE))
+        _tell_silence(status())
 
 
 def _tell_silence(now: Any) -> None:
