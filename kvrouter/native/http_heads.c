@@ -84,34 +84,73 @@ static PyObject *key_of(const struct head *head)
     return key;
 }
 
+/* The remembered head that the memory begins with, borrowed; NULL, perhaps with an exception, where there is none. */
+static PyObject *recall(struct head *head, const Py_buffer *data, Py_ssize_t size, PyObject *heads)
+{
+    head->begin = data->buf;
+    if (size < 0 || size > data->len || !scan(head, head->begin + size))
+        return NULL;
+    PyObject *key = key_of(head);
+    PyObject *known = key == NULL ? NULL : PyDict_GetItemWithError(heads, key);
+    Py_XDECREF(key);
+    return known;
+}
+
+/* Take (data, size, known) apart; -1 with an exception. The buffer is the caller's to release. */
+static int read_arguments(const char *name, PyObject *const *arguments, Py_ssize_t given, Py_buffer *data,
+                          Py_ssize_t *size)
+{
+    if (given != 3) {
+        PyErr_Format(PyExc_TypeError, "%s takes 3 arguments, not %zd", name, given);
+        return -1;
+    }
+    *size = PyLong_AsSsize_t(arguments[1]);
+    if (*size == -1 && PyErr_Occurred())
+        return -1;
+    return PyObject_GetBuffer(arguments[0], data, PyBUF_SIMPLE);
+}
+
 static PyObject *recall_head(PyObject *module, PyObject *const *arguments, Py_ssize_t given)
 {
     (void)module;
     Py_buffer data;
-    if (given != 3)
-        return PyErr_Format(PyExc_TypeError, "recall_head takes 3 arguments, not %zd", given);
-    Py_ssize_t size = PyLong_AsSsize_t(arguments[1]);
-    if ((size == -1 && PyErr_Occurred()) || PyObject_GetBuffer(arguments[0], &data, PyBUF_SIMPLE))
+    Py_ssize_t size;
+    if (read_arguments("recall_head", arguments, given, &data, &size))
         return NULL;
-    struct head head = {.begin = data.buf};
-    PyObject *key = NULL, *known = NULL;
-    if (size >= 0 && size <= data.len && scan(&head, head.begin + size))
-        key = key_of(&head);
-    if (key != NULL)
-        known = PyDict_GetItemWithError(arguments[2], key);
-    Py_XDECREF(key);
-    Py_ssize_t end = known == NULL ? 0 : head.end + 4 - head.begin;
-    PyBuffer_Release(&data);
+    struct head head;
+    PyObject *known = recall(&head, &data, size, arguments[2]), *result = NULL;
     if (known != NULL)
-        return Py_BuildValue("OLn", known, head.length, end);
-    if (PyErr_Occurred())
-        return NULL;
-    Py_RETURN_NONE;
+        result = Py_BuildValue("OLn", known, head.length, head.end + 4 - head.begin);
+    else if (!PyErr_Occurred())
+        result = Py_NewRef(Py_None);
+    PyBuffer_Release(&data);
+    return result;
 }
 
+/* As above for a head and a body that are all there is, and give the body too. */
+static PyObject *recall_whole(PyObject *module, PyObject *const *arguments, Py_ssize_t given)
+{
+    (void)module;
+    Py_buffer data;
+    Py_ssize_t size;
+    if (read_arguments("recall_whole", arguments, given, &data, &size))
+        return NULL;
+    struct head head;
+    PyObject *known = recall(&head, &data, size, arguments[2]), *result = NULL;
+    Py_ssize_t rest = known == NULL ? 0 : size - (head.end + 4 - head.begin);
+    if (known != NULL && rest == (head.length < 0 ? 0 : head.length))
+        result = Py_BuildValue("OLy#", known, head.length, head.end + 4, rest);
+    else if (!PyErr_Occurred())
+        result = Py_NewRef(Py_None);
+    PyBuffer_Release(&data);
+    return result;
+}
+
+#define FAST(function) #function, (PyCFunction)(void (*)(void))function, METH_FASTCALL
+
 static PyMethodDef functions[] = {
-    {"recall_head", (PyCFunction)(void (*)(void))recall_head, METH_FASTCALL,
-     "recall_head(data, size, known) -> (head, length, end) or None"},
+    {FAST(recall_head), "recall_head(data, size, known) -> (head, length, end) or None"},
+    {FAST(recall_whole), "recall_whole(data, size, known) -> (head, length, body) or None"},
     {NULL, NULL, 0, NULL},
 };
 

@@ -18,6 +18,7 @@ int kvr_add_predictions_type(PyObject *module);
 int kvr_add_http_heads(PyObject *module);
 int kvr_add_http_chunks(PyObject *module);
 int kvr_add_http_usage(PyObject *module);
+int kvr_add_http_text(PyObject *module);
 int kvr_add_block_table(PyObject *module);
 int kvr_add_load_type(PyObject *module);
 int kvr_add_weigher_type(PyObject *module);

@@ -8,7 +8,7 @@ import pytest
 import uvloop
 
 from kvrouter import native_core
-from kvrouter.service.proxy import chunked, head_memory, usage
+from kvrouter.service.proxy import chunked, forwarding, head_memory, usage
 
 _TEST_SECONDS = 60
 
@@ -32,6 +32,8 @@ def http_core(request: pytest.FixtureRequest) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "reference":
             patch.setattr(head_memory, "_recall", head_memory.recall_head)
+            patch.setattr(head_memory, "_recall_whole", head_memory.recall_whole)
+            patch.setattr(forwarding, "_join", forwarding.join_parts)
             patch.setattr(chunked, "_skip", None)
             patch.setattr(usage, "_find", usage.search_usage)
         yield request.param

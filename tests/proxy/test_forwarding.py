@@ -94,7 +94,7 @@ def test_a_worker_sees_exactly_the_request_that_we_judged(data: bytes) -> None:
         return
 
     length = len(body) if head.chunked else parser.length
-    sent = render_request(head, ENDPOINT, request_id="r", extra_headers=b"X-Rank: 1\r\n", length=length) + body
+    sent = render_request(head, ENDPOINT, request_id="r", extra_headers=b"X-Rank: 1\r\n", length=length, body=body)
 
     assert _as_h11(sent) == (b"/base/v1/completions?a=1", body)
     assert _as_httptools(sent) == [body]
@@ -117,10 +117,16 @@ def test_a_client_sees_exactly_the_answer_that_we_framed(data: bytes, keep_alive
     raw = data[end + 4 : end + 4 + used]
     expected = b"".join(sink) if head.chunked else raw
 
-    rendered = render_response(
-        head, length=length, request_id="r", route_lines=b"", keep_alive=keep_alive, http10=False
+    sent = render_response(
+        head,
+        length=length,
+        request_id="r",
+        route_line=b"\r\nx-worker: 1\r\nx-overlap: ",
+        overlap_tokens=17,
+        keep_alive=keep_alive,
+        http10=False,
+        body=raw,
     )
-    sent = rendered + raw
 
     connection = h11.Connection(h11.CLIENT)
     connection.send(h11.Request(method="POST", target="/", headers=[("Host", "a")]))
@@ -142,7 +148,7 @@ def test_extra_headers_replace_lines_of_the_same_name() -> None:
         b"POST / HTTP/1.1\r\nHost: a\r\nX-RANK: 9\r\nX-Rank-Other: 8\r\nContent-Length: 0"
     )
 
-    sent = render_request(head, ENDPOINT, request_id="r", extra_headers=b"x-rank: 1\r\n", length=length)
+    sent = render_request(head, ENDPOINT, request_id="r", extra_headers=b"x-rank: 1\r\n", length=length, body=b"")
 
     assert sent == (
         b"POST /base/ HTTP/1.1\r\nhost: engine:8000\r\nX-Rank-Other: 8\r\ncontent-length: 0\r\n"

@@ -10,7 +10,8 @@ from kvrouter import native_core
 from kvrouter.errors import WireError
 from kvrouter.service.proxy import chunked
 from kvrouter.service.proxy.chunked import ChunkedBody
-from kvrouter.service.proxy.head_memory import recall_head, split_length
+from kvrouter.service.proxy.forwarding import join_parts
+from kvrouter.service.proxy.head_memory import recall_head, recall_whole, split_length
 from kvrouter.service.proxy.usage import search_usage
 
 _LINES = [
@@ -36,7 +37,7 @@ _bodies = st.lists(st.sampled_from(_CHUNKS) | st.binary(max_size=4), max_size=6)
 
 
 @settings(max_examples=1000)
-@given(_heads, st.binary(max_size=6), st.integers(0, 8))
+@given(_heads, st.binary(max_size=8), st.integers(0, 2))
 def test_heads_are_recalled_alike(block: bytes, after: bytes, missing: int) -> None:
     """Known or not, whole or not, as bytes and in a larger memory."""
     data = block + b"\r\n\r\n" + after
@@ -46,6 +47,7 @@ def test_heads_are_recalled_alike(block: bytes, after: bytes, missing: int) -> N
 
     assert native_core.native.recall_head(data, size, known) == expected
     assert native_core.native.recall_head(memoryview(bytearray(data + b"\r\n\r\n")), size, known) == expected
+    assert native_core.native.recall_whole(data, size, known) == recall_whole(data, size, known)
 
 
 @settings(max_examples=1000)
@@ -77,6 +79,12 @@ def test_chunks_end_alike(data: bytes, cut: int) -> None:
     assert native == reference
 
 
+@given(st.lists(st.binary(max_size=8) | st.text(max_size=8) | st.integers(0, 2**64 - 1), max_size=24))
+def test_parts_are_joined_alike(parts: list[bytes | str | int]) -> None:
+    """Bytes, text and numbers, up to the most that is taken."""
+    assert native_core.native.join_text(*parts) == join_parts(*parts)
+
+
 @pytest.mark.parametrize(
     ("call", "error"),
     [
@@ -84,12 +92,18 @@ def test_chunks_end_alike(data: bytes, cut: int) -> None:
         (lambda core: core.recall_head("text", 0, {}), TypeError),
         (lambda core: core.recall_head(b"", None, {}), TypeError),
         (lambda core: core.recall_head(b"\r\n\r\n", 4, []), SystemError),
+        (lambda core: core.recall_whole(b"", 0), TypeError),
+        (lambda core: core.recall_whole(b"\r\n\r\n", 4, []), SystemError),
         (lambda core: core.skip_chunks(b""), TypeError),
         (lambda core: core.skip_chunks("text", 0), TypeError),
         (lambda core: core.skip_chunks(b"", "0"), TypeError),
         (lambda core: core.skip_chunks(b"", 1), ValueError),
         (lambda core: core.skip_chunks(b"", -1), ValueError),
         (lambda core: core.find_usage("text"), TypeError),
+        (lambda core: core.join_text(b"", None), TypeError),
+        (lambda core: core.join_text(b"", -1), OverflowError),
+        (lambda core: core.join_text("\ud800"), UnicodeEncodeError),
+        (lambda core: core.join_text(*[b""] * 25), TypeError),
     ],
 )
 def test_wrong_calls_are_errors(call: Callable[[object], object], error: type[Exception]) -> None:
@@ -104,3 +118,4 @@ def test_sizes_beyond_the_memory_find_nothing() -> None:
 
     assert native_core.native.recall_head(b"\r\n\r\n", 5, known) is None
     assert native_core.native.recall_head(b"\r\n\r\n", -1, known) is None
+    assert native_core.native.recall_whole(b"\r\n\r\n", 5, known) is None

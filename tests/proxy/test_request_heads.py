@@ -174,7 +174,7 @@ def test_framing_headers_cannot_be_nominated_away() -> None:
     )
 
     assert (head.forward, length) == (b"", 5)
-    assert head.authorization is None
+    assert head.authorization_line == b""
 
 
 def test_memory_of_lines_is_bounded() -> None:

@@ -22,6 +22,8 @@ from .upstream import UpstreamConnection
 
 __all__ = ["Exchange", "ReplyingClient"]
 
+_JOINED_BYTES_MAX: Final = 16_384
+"""Up to here copying a body costs less than sending it as a piece of its own."""
 _IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
 
 
@@ -109,14 +111,20 @@ class Exchange(Relay):
         request, plane = self._request, self._plane
         assert self._silent  # nothing is tried again after a byte was answered
         self._upstream, upstream.consumer = upstream, self
-        head = render_request(
+        body = request.body
+        is_short = len(body) <= _JOINED_BYTES_MAX
+        rendered = render_request(
             self._head,
             route.endpoint,
             request_id=request.id,
             extra_headers=route.extra_headers,
             length=self._length,
+            body=body if is_short else b"",
         )
-        upstream.send(head, request.body)
+        if is_short:
+            upstream.send(rendered)
+        else:
+            upstream.send(rendered, body)
         self._client.deadline = plane.now + plane.limits.first_byte_seconds
 
     def _repeatable(self, route: Route) -> bool:

@@ -62,7 +62,7 @@ async def fetch(
 async def _ask(upstream: UpstreamConnection, method: str, head: bytes, body: bytes, max_bytes: int) -> Response:
     question = _Question(upstream, method, max_bytes)
     upstream.consumer = question
-    upstream.send(head, body)
+    upstream.send(head + body)
     try:
         return await question.answer
     finally:

@@ -9,7 +9,7 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 
 from kvrouter import native_core
 
-__all__ = ["FramedHead", "HeadMemory", "recall_head", "split_length"]
+__all__ = ["FramedHead", "HeadMemory", "recall_head", "recall_whole", "split_length"]
 
 _HEADS_KEPT: Final = 512
 _HEAD_BYTES_KEPT: Final = 2048
@@ -50,6 +50,15 @@ class HeadMemory(Generic[Head]):
             return None if length >= 0 else (head, head.odd_length, end)
         return found
 
+    def find_whole(self, data: "bytes | memoryview", size: int) -> tuple[Head, int, bytes] | None:
+        """Look for a remembered head that `data[:size]` begins with, and whose body is all the rest of it.
+
+        Returns:
+            The head, its plain Content-Length or -1, and the body; None also for heads that frame it in another way.
+        """
+        found = _recall_whole(data, size, self.known)
+        return None if found is not None and found[0].framed else found
+
     def keep(self, block: bytes, head: Head) -> None:
         """Remember a head by its bytes without a plain Content-Length."""
         if len(block) <= _HEAD_BYTES_KEPT:
@@ -78,4 +87,14 @@ def recall_head(data: "bytes | memoryview", size: int, known: dict[bytes, Any]) 
     return None if head is None else (head, length, end + 4)
 
 
+def recall_whole(data: "bytes | memoryview", size: int, known: dict[bytes, Any]) -> tuple[Any, int, bytes] | None:
+    """Return the head as `recall_head` does, and the body if that is all the rest of `data[:size]`; the reference."""
+    found = recall_head(data, size, known)
+    if found is None or size - found[2] != max(found[1], 0):
+        return None
+    head, length, end = found
+    return head, length, bytes(data[end:size])
+
+
+_recall_whole = native_core.native.recall_whole if native_core.present else recall_whole
 _recall = native_core.native.recall_head if native_core.present else recall_head

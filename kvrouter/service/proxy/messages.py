@@ -33,7 +33,16 @@ class Endpoint:
         authorization: value of Authorization for the worker; None keeps the client's, empty removes it.
     """
 
-    __slots__ = ("authorization", "host", "host_header", "path_prefix", "port", "tls", "unix_path")
+    __slots__ = (
+        "authorization",
+        "authorization_line",
+        "host",
+        "host_header",
+        "path_prefix",
+        "port",
+        "tls",
+        "unix_path",
+    )
 
     def __init__(
         self,
@@ -48,6 +57,8 @@ class Endpoint:
     ) -> None:
         self.host, self.port, self.tls, self.unix_path = host, port, tls, unix_path
         self.path_prefix, self.authorization = path_prefix, authorization
+        self.authorization_line = b"authorization: %b\r\n" % authorization if authorization else authorization
+        """As a line with its CRLF; None and empty as `authorization`."""
         self.host_header = host_header or (b"localhost" if unix_path is not None else str(self).encode("ascii"))
 
     def __str__(self) -> str:

@@ -21,6 +21,7 @@ ErrorHook = Callable[[str, Exception], None]
 """Told of exceptions that the dispatcher should not have raised: where, and what."""
 
 _ROUTE_LINES_KEPT: Final = 4096
+_ID_ENDINGS: Final = [f"{number:03x}" for number in range(4096)]
 _RECEIVE_BYTES: Final = 256 * 1024
 
 
@@ -48,7 +49,8 @@ class DataPlane:
         self._on_error = on_error
         self._tasks: set[asyncio.Task[None]] = set()
         self._route_lines: dict[str, bytes] = {}
-        self._id_prefix, self._id_count = secrets.token_hex(8), 0
+        self._id_prefix, self._id_count = secrets.token_hex(8), -1
+        self._id_stem = ""
         self.tick()
 
     def tick(self) -> None:
@@ -59,7 +61,10 @@ class DataPlane:
     def new_request_id(self) -> str:
         """Return an id that no other request has, in this process or another."""
         self._id_count += 1
-        return f"{self._id_prefix}{self._id_count:012x}"
+        low = self._id_count & 0xFFF
+        if not low:
+            self._id_stem = f"{self._id_prefix}{self._id_count >> 12:09x}"
+        return self._id_stem + _ID_ENDINGS[low]
 
     def spawn(self, work: Coroutine[object, object, None]) -> "asyncio.Task[None]":
         """Run what has to wait; it is cancelled when the data plane closes."""
@@ -107,8 +112,8 @@ class DataPlane:
         except Exception as error:  # noqa: BLE001 - supervised edge: counted and reported
             self.failed("finished", error)
 
-    def route_lines(self, route: Route) -> bytes:
-        """Return the response header lines that tell where a request went; none where it was no worker's."""
+    def route_line(self, route: Route) -> bytes:
+        """Return the header lines that tell where a request went, up to the overlap; none where it was no worker's."""
         if not self.limits.route_headers or not route.worker_id:
             return b""
         line = self._route_lines.get(route.worker_id)
@@ -116,8 +121,9 @@ class DataPlane:
             if len(self._route_lines) >= _ROUTE_LINES_KEPT:
                 self._route_lines.clear()
             safe = "".join(each if "!" <= each <= "~" else "?" for each in route.worker_id)
-            line = self._route_lines[route.worker_id] = b"x-kvrouter-worker: %b\r\n" % safe.encode()
-        return b"%bx-kvrouter-overlap-tokens: %d\r\n" % (line, route.overlap_tokens)
+            line = b"\r\nx-kvrouter-worker: %b\r\nx-kvrouter-overlap-tokens: " % safe.encode()
+            self._route_lines[route.worker_id] = line
+        return line
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         """A task that died of a bug is loud; its request ends at its deadline."""

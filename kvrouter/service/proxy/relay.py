@@ -83,6 +83,7 @@ class Relay:
         self._sink: list[bytes] | None = None
         """Payload without chunked framing, for clients that do not know it (HTTP/1.0)."""
         self._tail: Tail | None = None
+        self._tokens_seen = False
 
     @abstractmethod
     def _unanswered(self, error: UpstreamError, *, silent: bool) -> None:
@@ -176,30 +177,48 @@ class Relay:
         """Send the head and what came with it of the body, which begins at `start`, in one piece."""
         plane, route, request = self._plane, self._route, self._head
         assert route is not None
-        http10 = request.line.http10
-        sink = self._sink = [] if http10 and head.chunked else None
-        body = head.body(request.line.method, length, sink)
-        end = body.feed(data, start)
-        self._response, self._body, self._tokens_seen, route.status = head, body, False, head.status
-        self._keep_alive = (
-            request.keep_alive and not plane.draining and sink is None and not isinstance(body, UntilCloseBody)
-        )
+        self._response, route.status = head, head.status
         responses = plane.statistics.responses
         responses[head.status] = responses.get(head.status, 0) + 1
-        rendered = render_response(
+        body = data[start:]
+        if length == len(body) and not head.chunked and not head.bodiless and request.line.method != "HEAD":
+            # All of it is here, as with most answers that are no streams: no framing has to be kept.
+            self._keep_alive = request.keep_alive and not plane.draining
+            if length:
+                self._first_body_byte()
+            self._client.send(self._rendered(head, length, body))
+            self._complete(surplus=False, whole=body)
+        else:
+            self._begin_body(head, length, body)
+
+    def _begin_body(self, head: ResponseHead, length: int, data: bytes) -> None:
+        plane, route, request = self._plane, self._route, self._head
+        assert route is not None
+        self._sink = [] if request.line.http10 and head.chunked else None
+        body = head.body(request.line.method, length, self._sink)
+        end = body.feed(data)
+        self._body = body
+        delimited = self._sink is None and not isinstance(body, UntilCloseBody)
+        self._keep_alive = delimited and request.keep_alive and not plane.draining
+        if not body.done and (head.event_stream or (route.is_inference and head.status < 300)):
+            self._tail = Tail()
+        self._send_body(data, end, self._rendered(head, length, b""))
+        if body.done:
+            self._complete(surplus=end < len(data), whole=data)
+
+    def _rendered(self, head: ResponseHead, length: int, body: bytes) -> bytes:
+        route = self._route
+        assert route is not None
+        return render_response(
             head,
             length=length,
             request_id=self._request.id,
-            route_lines=plane.route_lines(route),
+            route_line=self._plane.route_line(route),
+            overlap_tokens=route.overlap_tokens,
             keep_alive=self._keep_alive,
-            http10=http10,
+            http10=self._head.line.http10,
+            body=body,
         )
-        if not body.done and (head.event_stream or (route.is_inference and head.status < 300)):
-            self._tail = Tail()
-        whole = data[start:]
-        self._send_body(whole, end - start, rendered)
-        if body.done:
-            self._complete(surplus=end < len(data), whole=whole)
 
     def _send_body(self, data: bytes, end: int, head: bytes = b"") -> None:
         client = self._client

@@ -58,7 +58,7 @@ class RequestHead:
     """
 
     __slots__ = (
-        "authorization",
+        "authorization_line",
         "chunked",
         "expects_continue",
         "forward",
@@ -79,8 +79,8 @@ class RequestHead:
 
         Without Host, Authorization, X-Request-Id, Content-Length, and those that are not for the worker.
         """
-        self.authorization: bytes | None = None
-        """The client's Authorization line."""
+        self.authorization_line = b""
+        """The client's Authorization line with its CRLF, if there is one."""
         self.chunked = False
         self.odd_length = -1
         """Content-Length in an unusual spelling."""
@@ -183,9 +183,9 @@ def _read_rare(head: RequestHead, lines: list[tuple[int, bytes, bytes]]) -> None
     nominated: set[bytes] = set()
     for kind, value, line in lines:
         if kind == AUTHORIZATION:
-            if head.authorization is not None:
+            if head.authorization_line:
                 raise WireError("more than one Authorization", reason="authorization")
-            head.authorization = line
+            head.authorization_line = line + b"\r\n"
         elif kind == REQUEST_ID:
             head.request_id = value.decode() if _REQUEST_ID.fullmatch(value) else None
         elif kind == CONNECTION:
@@ -223,7 +223,7 @@ def _read_connection(head: RequestHead, options: set[bytes]) -> None:
     if dropped:
         head.forward = without_names(head.forward, dropped)
         if b"authorization" in dropped:
-            head.authorization = None
+            head.authorization_line = b""
 
 
 def _origin_form(target: bytes) -> bytes:

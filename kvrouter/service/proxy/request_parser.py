@@ -104,18 +104,14 @@ class RequestParser:
 
         What most requests are, without a copy more than the body itself.
         """
-        if self._buffer:
-            return None
-        found = self._memory.find(data, size)
+        found = None if self._buffer else self._memory.find_whole(data, size)
         if found is None:
             return None
-        head, length, end = found
-        if head.chunked or size - end != max(length, 0) or end - 4 > self._unchecked:
-            return None
-        if length > self._limits.body_bytes_max:
+        head, length, body = found
+        if size - length > self._unchecked or length > self._limits.body_bytes_max:
             return None
         self.length = length
-        return head, bytes(data[end:size])
+        return head, body
 
     def _read_head(self, buffer: bytes) -> tuple[RequestHead, int, int] | None:
         """Find the end of a head that is not remembered, and parse it."""

@@ -4,11 +4,9 @@ It knows nothing of HTTP; its consumer does.
 """
 
 import asyncio
-from typing import Final, Protocol, cast
+from typing import Protocol, cast
 
 __all__ = ["ConnectionHome", "ResponseConsumer", "UpstreamConnection"]
-
-_JOINED_BYTES_MAX: Final = 16_384
 
 
 class ResponseConsumer(Protocol):
@@ -78,13 +76,13 @@ class UpstreamConnection(asyncio.Protocol):
         """It is open as far as we know."""
         return self._transport is not None
 
-    def send(self, head: bytes, body: bytes) -> None:
-        """Send a request."""
+    def send(self, head: bytes, body: bytes = b"") -> None:
+        """Send a request; a short body had better be part of `head`."""
         assert self._transport is not None
-        if len(body) > _JOINED_BYTES_MAX:
+        if body:
             self._transport.writelines((head, body))
         else:
-            self._transport.write(head + body)
+            self._transport.write(head)
 
     def pause(self) -> None:
         """Stop reading from the worker."""
