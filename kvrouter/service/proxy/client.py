@@ -105,7 +105,12 @@ class ClientConnection(asyncio.BufferedProtocol):
         if state == _IDLE and not self.write_paused:
             whole = self._parser.take_whole(received, nbytes)
             if whole is not None:
-                self._take(*whole)
+                head, body = whole
+                try:
+                    if self._admit(head):
+                        self._begin(body)
+                except RequestError as error:
+                    self._refuse(error, error.code or "bad_request")
                 return
         self._parser.feed(bytes(received[:nbytes]))
         if state == _BUSY or self.write_paused:
@@ -237,14 +242,6 @@ class ClientConnection(asyncio.BufferedProtocol):
             self._advancing = False
         if self._paused and not self.write_paused:
             self._resume_reading()
-
-    def _take(self, head: RequestHead, body: bytes) -> None:
-        """Go all the way with a request that came in one piece, as most do."""
-        try:
-            if self._admit(head):
-                self._begin(body)
-        except RequestError as error:
-            self._refuse(error, error.code or "bad_request")
 
     def _step(self) -> bool:
         """Take one step; False when more bytes are needed or an answer is under way."""

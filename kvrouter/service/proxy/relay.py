@@ -152,7 +152,8 @@ class Relay:
         if self._buffer:
             data = self._buffer + data
         try:
-            while (found := plane.response_heads.read(data)) is not None:
+            heads = plane.response_heads
+            while (found := heads.memory.find(data, len(data)) or heads.read(data)) is not None:
                 head, length, end = found
                 if head.status >= 200:
                     self._begin(head, length, data, end)
@@ -175,18 +176,14 @@ class Relay:
 
     def _begin(self, head: ResponseHead, length: int, data: bytes, start: int) -> None:
         """Send the head and what came with it of the body, which begins at `start`, in one piece."""
-        plane, route, request = self._plane, self._route, self._head
-        assert route is not None
-        self._response, route.status = head, head.status
-        responses = plane.statistics.responses
-        responses[head.status] = responses.get(head.status, 0) + 1
-        body = data[start:]
+        request, body = self._head, data[start:]
         if length == len(body) and not head.chunked and not head.bodiless and request.line.method != "HEAD":
             # All of it is here, as with most answers that are no streams: no framing has to be kept.
-            self._keep_alive = request.keep_alive and not plane.draining
+            self._keep_alive = request.keep_alive and not self._plane.draining
+            answer = self._start(head, length, body)
             if length:
                 self._first_body_byte()
-            self._client.send(self._rendered(head, length, body))
+            self._client.send(answer)
             self._complete(surplus=False, whole=body)
         else:
             self._begin_body(head, length, body)
@@ -202,18 +199,22 @@ class Relay:
         self._keep_alive = delimited and request.keep_alive and not plane.draining
         if not body.done and (head.event_stream or (route.is_inference and head.status < 300)):
             self._tail = Tail()
-        self._send_body(data, end, self._rendered(head, length, b""))
+        self._send_body(data, end, self._start(head, length, b""))
         if body.done:
             self._complete(surplus=end < len(data), whole=data)
 
-    def _rendered(self, head: ResponseHead, length: int, body: bytes) -> bytes:
-        route = self._route
+    def _start(self, head: ResponseHead, length: int, body: bytes) -> bytes:
+        """Note what the worker answers; return the head for the client, and `body` after it."""
+        plane, route, status = self._plane, self._route, head.status
         assert route is not None
+        self._response, route.status = head, status
+        responses = plane.statistics.responses
+        responses[status] = responses.get(status, 0) + 1
         return render_response(
             head,
             length=length,
             request_id=self._request.id,
-            route_line=self._plane.route_line(route),
+            route_line=plane.route_line(route),
             overlap_tokens=route.overlap_tokens,
             keep_alive=self._keep_alive,
             http10=self._head.line.http10,

@@ -142,13 +142,16 @@ class ResponseHeads:
     def read(self, data: bytes) -> tuple[ResponseHead, int, int] | None:
         """Return the head that `data` begins with, its Content-Length or -1, and its end; None until it is whole.
 
+        For heads that `memory` does not find.
+
         Raises:
             WireError: anything malformed or ambiguous.
         """
-        found = self.memory.find(data, len(data))
-        if found is None and (end := data.find(b"\r\n\r\n")) >= 0:
-            found = (*self.parse(data[:end]), end + 4)
-        return found
+        end = data.find(b"\r\n\r\n")
+        if end < 0:
+            return None
+        head, length = self.parse(data[:end])
+        return head, length, end + 4
 
     def pairs(self, block: bytes) -> list[tuple[bytes, bytes]]:
         """Return the (lower-case name, value) pairs of a head."""
