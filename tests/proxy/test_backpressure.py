@@ -41,7 +41,7 @@ async def test_a_slow_client_holds_the_worker_back() -> None:
         proxying(w.endpoint) as (server, fleet),
         connected(server, receive_buffer=4096) as client,
     ):
-        client.writer.transport.pause_reading()
+        client.pause_reading()
         client.send(post())
         await until(lambda: any(each.write_paused for each in server._connections))
         before = -1
@@ -53,7 +53,7 @@ async def test_a_slow_client_holds_the_worker_back() -> None:
         (connection,) = server._connections
         assert connection._transport is not None
         assert connection._transport.get_write_buffer_size() < MIB
-        client.writer.transport.resume_reading()
+        client.resume_reading()
         await client.head()
         received = 0
         while received < total:
@@ -79,7 +79,7 @@ async def test_a_client_that_stops_reading_is_cut_off() -> None:
         proxying(w.endpoint, stall_seconds=0.2, idle_seconds=60) as (server, fleet),
         connected(server, receive_buffer=4096) as client,
     ):
-        client.writer.transport.pause_reading()
+        client.pause_reading()
         client.send(post())
         await until(lambda: w.closed == 1)
 
@@ -99,11 +99,11 @@ async def test_a_slow_client_does_not_make_the_worker_look_slow() -> None:
         proxying(w.endpoint, idle_seconds=0.1) as (server, fleet),
         connected(server, receive_buffer=4096) as client,
     ):
-        client.writer.transport.pause_reading()
+        client.pause_reading()
         client.send(post())
         await until(lambda: any(each.write_paused for each in server._connections))
         await asyncio.sleep(0.4)
-        client.writer.transport.resume_reading()
+        client.resume_reading()
         answer = await client.answer()
 
         assert len(answer.body) == 8 * MIB

@@ -352,10 +352,10 @@ async def test_nagle_is_off_on_both_sides() -> None:
 
     async with worker(script) as w, proxying(w.endpoint) as (server, _), connected(server) as client:
         await client.ask(post())
-        for connection in server._connections:
-            flags.append(connection._transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, original))
-        for upstream in server.pool._endpoints[w.endpoint].idle:
-            flags.append(upstream._transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, original))
+        clients, workers = server._connections, server.pool._endpoints[w.endpoint].idle
+        for transport in (*(each._transport for each in clients), *(each._transport for each in workers)):
+            assert transport is not None
+            flags.append(transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, original))
 
     assert flags == [1, 1]
 

@@ -1,5 +1,7 @@
 """Request heads: what is understood, and every shape that two parsers could read differently is refused."""
 
+from typing import Any
+
 import pytest
 
 from kvrouter.errors import RequestError
@@ -11,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("http_core")
 BASE = b"POST /v1/completions HTTP/1.1\r\nHost: a"
 
 
-def _parse(block: bytes, **limits: int) -> RequestHead:
+def _parse(block: bytes, **limits: Any) -> RequestHead:
     return RequestHeads(ProxyLimits(**limits)).parse(block)[0]
 
 

@@ -15,7 +15,7 @@ _POST = b"POST / HTTP/1.1\r\nHost: a\r\n"
 
 def _error(answer: Answer) -> dict[str, str | None]:
     """Return the OpenAI-shaped error of an answer; it must have all four fields."""
-    error = json.loads(answer.body)["error"]
+    error: dict[str, str | None] = json.loads(answer.body)["error"]
     assert set(error) == {"message", "type", "param", "code"}
     return error
 
@@ -41,7 +41,7 @@ async def test_a_pipelining_client_that_never_reads_is_held_back() -> None:
     """Its answers do not pile up in memory: no further request is read until it reads."""
     big = b"x" * 50_000
     async with proxying() as (server, _), connected(server, receive_buffer=4096) as client:
-        client.writer.transport.pause_reading()
+        client.pause_reading()
         for _ in range(400):
             client.send(post(big, "/echo"))
         await until(lambda: any(each.write_paused for each in server._connections))
@@ -51,7 +51,7 @@ async def test_a_pipelining_client_that_never_reads_is_held_back() -> None:
 
         assert server.statistics.requests == handled
         assert handled < 200
-        client.writer.transport.resume_reading()
+        client.resume_reading()
         for _ in range(400):
             assert len((await client.answer()).body) == 50_000
 

@@ -133,10 +133,10 @@ async def test_many_stale_connections_cost_one_retry() -> None:
     async with worker(script) as w, proxying(w.endpoint) as (server, _), connected(server) as client:
         others = [connected(server) for _ in range(8)]
         clients = [await each.__aenter__() for each in others]
-        for each in clients:
-            each.send(post())
-        for each in clients:
-            await each.answer()
+        for sending in clients:
+            sending.send(post())
+        for sending in clients:
+            await sending.answer()
         closing = True
 
         assert (await client.ask(post())).status == 200
@@ -216,7 +216,8 @@ async def test_a_malformed_answer_is_502() -> None:
 
             assert (answer.status, json.loads(answer.body)["error"]["code"]) == (502, "worker_bad_response")
             assert fleet.outcomes == ["bad_response"]
-            await until(lambda server=server, w=w: server.pool.connections(w.endpoint) == (0, 0))
+            pool, endpoint = server.pool, w.endpoint
+            await until(lambda pool=pool, endpoint=endpoint: pool.connections(endpoint) == (0, 0))  # type: ignore[misc]
 
 
 async def test_bytes_after_an_answer_end_the_connection() -> None:
@@ -302,19 +303,19 @@ async def test_waiting_for_a_route_has_an_end() -> None:
 
 async def test_all_connections_in_use_lets_another_worker_answer() -> None:
     """A worker at its connection limit is passed over when none becomes free in time."""
-    async with worker(silence) as busy, worker(answering(OK)) as other:
-        limits = {"worker_connections_max": 1, "connect_seconds": 0.1}
-        async with (
-            proxying(busy.endpoint, other.endpoint, **limits) as (server, fleet),
-            connected(server) as first,
-            connected(server) as second,
-        ):
-            first.send(post())
-            await until(lambda: busy.requests)
-            answer = await second.ask(post())
+    async with (
+        worker(silence) as busy,
+        worker(answering(OK)) as other,
+        proxying(busy.endpoint, other.endpoint, worker_connections_max=1, connect_seconds=0.1) as (server, fleet),
+        connected(server) as first,
+        connected(server) as second,
+    ):
+        first.send(post())
+        await until(lambda: busy.requests)
+        answer = await second.ask(post())
 
-            assert answer.headers["x-kvrouter-worker"] == "w1"
-            assert fleet.outcomes == ["saturated", "ok"]
+        assert answer.headers["x-kvrouter-worker"] == "w1"
+        assert fleet.outcomes == ["saturated", "ok"]
 
 
 async def test_those_who_wait_for_a_connection_are_served_in_order() -> None:

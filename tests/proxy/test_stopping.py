@@ -80,13 +80,13 @@ async def test_draining_waits_for_a_client_that_reads_slowly() -> None:
     """An answer that is still in our buffers is not thrown away."""
     big = b"x" * 600_000
     async with proxying() as (server, _), connected(server, receive_buffer=4096) as client:
-        client.writer.transport.pause_reading()
+        client.pause_reading()
         for _ in range(40):
             client.send(post(big, "/echo"))
         await until(lambda: any(each.write_paused for each in server._connections))
         draining = asyncio.create_task(server.drain(30))
         await until(lambda: server.port == 0)
-        client.writer.transport.resume_reading()
+        client.resume_reading()
 
         answers = [await client.answer()]
         while "connection" not in answers[-1].headers:
@@ -96,15 +96,52 @@ async def test_draining_waits_for_a_client_that_reads_slowly() -> None:
 
 
 async def test_what_does_not_finish_is_cut() -> None:
-    """After the time given, worker and client are both let go, and the number is told."""
+    """After the time given, the worker is let go, the client is told to come again, and the number is told."""
     async with worker(silence) as w, proxying(w.endpoint) as (server, fleet), connected(server) as client:
         client.send(post())
         await until(lambda: w.requests)
 
         assert await server.drain(0.05) == 1
+        answer = await client.answer()
+        assert (answer.status, answer.headers["connection"]) == (503, "close")
+        assert "retry-after" in answer.headers
+        assert b"stopping" in answer.body
         assert await client.closed() == b""
         await until(lambda: w.closed == 1)
         assert fleet.outcomes == ["client_gone"]
+
+
+async def test_a_stream_that_does_not_finish_ends_with_an_error_event() -> None:
+    """Its client can tell it from one that is whole, and why it is short."""
+
+    async def script(conversation: Conversation) -> None:
+        await conversation.request()
+        conversation.send(STREAM_HEAD + chunk(b"data: 1\n\n"))
+        await conversation.closed()
+
+    async with worker(script) as w, proxying(w.endpoint) as (server, fleet), connected(server) as client:
+        client.send(post())
+        await client.head()
+
+        assert await server.drain(0.05) == 1
+        rest = await client.closed()
+        assert rest.startswith(chunk(b"data: 1\n\n"))
+        assert b"stopping" in rest
+        assert not rest.endswith(b"0\r\n\r\n")
+        await until(lambda: w.closed == 1)
+        assert fleet.outcomes == ["client_gone"]
+        assert server.statistics.truncated == 1
+
+
+async def test_an_upload_that_does_not_finish_is_cut() -> None:
+    """Nobody waits for what a client has not sent in the time given."""
+    async with proxying() as (server, fleet), connected(server) as client:
+        client.send(post(b"hello", "/echo")[:-1])
+        await until(lambda: server.statistics.requests_active == 1)
+
+        assert await server.drain(0.05) == 1
+        assert await client.closed() == b""
+        assert fleet.outcomes == []
 
 
 async def test_closing_leaves_nothing_behind() -> None:

@@ -93,7 +93,7 @@ async def test_a_real_asgi_server_behind(http: str) -> None:
             gone.set()
         await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})  # type: ignore[operator]
 
-    config = uvicorn.Config(application, port=0, http=http, log_level="error", lifespan="off")  # type: ignore[arg-type]
+    config = uvicorn.Config(application, port=0, http=http, log_level="error", lifespan="off")
     uvicorn_server = uvicorn.Server(config)
     config.load()
     uvicorn_server.lifespan = config.lifespan_class(config)

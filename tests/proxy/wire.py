@@ -10,6 +10,7 @@ import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 from kvrouter.errors import NoWorkerError
 from kvrouter.service.proxy import Endpoint, ProxyLimits, ProxyServer, Reply, Request, Route, Usage
@@ -115,6 +116,13 @@ class RawClient:
             return await self.reader.read()
         except ConnectionError:
             return b""
+
+    def pause_reading(self) -> None:
+        """Leave answers in the kernel's buffers."""
+        cast("asyncio.Transport", self.writer.transport).pause_reading()
+
+    def resume_reading(self) -> None:
+        cast("asyncio.Transport", self.writer.transport).resume_reading()
 
     def close(self) -> None:
         self.writer.close()
@@ -314,10 +322,10 @@ async def proxying(
     fleet: Fleet | None = None,
     tls: ssl.SSLContext | None = None,
     on_error: Callable[[str, Exception], None] | None = None,
-    **limits: object,
+    **limits: Any,
 ) -> AsyncIterator[tuple[ProxyServer, Fleet]]:
     """Start a proxy in front of `endpoints`."""
     fleet = fleet or Fleet(*endpoints)
-    async with ProxyServer(fleet, ProxyLimits(**limits), on_error=on_error) as server:  # type: ignore[arg-type]
+    async with ProxyServer(fleet, ProxyLimits(**limits), on_error=on_error) as server:
         await server.start("127.0.0.1", 0, tls)
         yield server, fleet

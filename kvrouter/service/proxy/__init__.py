@@ -1,8 +1,9 @@
 """The data plane: a strict, fast HTTP/1.1 reverse proxy that asks a `Dispatcher` where each request goes.
 
-Read in this order: `messages` (the contract), `server`, `client` (a connection), `exchange` (a request), `relay` (an
-answer), `pool` and `upstream` (connections to workers). The parsers are sans I/O: `header_lines`, `request_head`,
-`request_parser`, `chunked`, `response_head`, `forwarding`, `usage`. `fetch` is a small client on the same pool.
+Read in this order: `messages` (the contract), `server`, `client` (a connection), `exchange` (a request), `relay` (its
+answer), `pool` and `upstream` (connections to workers). The parsers are sans I/O: `header_lines`, `head_memory`,
+`request_head`, `request_parser`, `chunked`, `response_head`, `forwarding`, `usage`; parts of four of them are native.
+`fetch` is a small client on the same pool.
 """
 
 from .fetch import Response, fetch

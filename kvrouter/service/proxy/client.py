@@ -167,6 +167,13 @@ class ClientConnection(asyncio.BufferedProtocol):
         if not self.busy:
             self._close()
 
+    def stop(self, error: KvrouterError) -> None:
+        """End the request under way, and tell the client why; without one, close at once."""
+        if self._state == _BUSY and self._exchange is not None:
+            self._exchange.stop(error)
+        else:
+            self.abort()
+
     def abort(self) -> None:
         """Close at once."""
         if self._transport is not None:

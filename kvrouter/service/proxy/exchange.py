@@ -73,6 +73,15 @@ class Exchange(Relay):
         self._drop()
         self._settled("client_gone", None)
 
+    def stop(self, error: KvrouterError) -> None:
+        """End what is under way for a reason of our own: no worker is to blame, but the client is told."""
+        self._drop()
+        if self._body is None:
+            self._settled("client_gone", None)
+            self._client.reply(error_reply(error))
+        else:
+            self._cut(error, "client_gone")
+
     def expired(self) -> None:
         """The deadline that `start` or the relay set has passed."""
         limits = self._plane.limits

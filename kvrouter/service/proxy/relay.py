@@ -8,7 +8,7 @@ other body just ends before its announced end.
 from abc import abstractmethod
 from typing import Protocol
 
-from kvrouter.errors import WireError
+from kvrouter.errors import KvrouterError, WireError
 
 from .chunked import ChunkedBody
 from .forwarding import render_response
@@ -135,10 +135,14 @@ class Relay:
         self._upstream.abort()
         if self._body is None:
             self._unanswered(error, silent=self._silent)
-            return
+        else:
+            self._cut(error, error.outcome)
+
+    def _cut(self, error: KvrouterError, outcome: Outcome) -> None:
+        """End an answer that has begun."""
         self._plane.statistics.truncated += 1
         told = self._tell(error)
-        self._settled(error.outcome, self._usage())
+        self._settled(outcome, self._usage())
         # Only a reset tells a client that a body without any length is short.
         self._client.cut(abort=not told and isinstance(self._body, UntilCloseBody))
 
@@ -263,7 +267,7 @@ class Relay:
             return find_usage(without_framing(whole[-TAIL_BYTES:]) if chunked else whole[-TAIL_BYTES:])
         return find_usage(self._tail.bytes(chunked=chunked))
 
-    def _tell(self, error: UpstreamError) -> bool:
+    def _tell(self, error: KvrouterError) -> bool:
         """Add an error event to an event stream; False where that is not possible."""
         if self._response is None or self._body is None or self._tail is None or not self._response.event_stream:
             return False

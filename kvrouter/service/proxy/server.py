@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from kvrouter.errors import OverloadedError
+
 from .client import ClientConnection
 from .limits import ProxyLimits, ProxyStatistics
 from .messages import Dispatcher
@@ -101,6 +103,10 @@ class ProxyServer:
             if not busy or self._plane.clock() >= deadline:
                 break
             await asyncio.sleep(_DRAIN_POLL_SECONDS)
+        if busy:
+            for connection in list(self._connections):
+                connection.stop(OverloadedError("the router is stopping"))
+            await asyncio.sleep(_DRAIN_POLL_SECONDS)  # what they were told is sent
         for connection in list(self._connections):
             connection.abort()
         return busy
