@@ -61,7 +61,7 @@ def test_an_engine_killed_in_mid_stream_ends_the_stream_with_an_error(
     assert after.headers["x-kvrouter-worker"] != victim
     eventually(lambda: _worker(router, victim)["lifecycle"] == "unschedulable")
     eventually(lambda: _blocks(router, victim) == 0)
-    assert "refused" in str(_worker(router, victim)["not_schedulable_reasons"])
+    eventually(lambda: "refused" in str(_worker(router, victim)["not_schedulable_reasons"]))
 
 
 def test_a_restarted_engine_is_used_again_with_an_empty_cache(
