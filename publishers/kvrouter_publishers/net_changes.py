@@ -160,7 +160,7 @@ class NetChanges:
 
     def _nameable(self) -> Collection[int]:
         """Return blocks that came and went, and that later stores may name: as in the resident set."""
-        return self._idle if len(self.places.media) > 1 else ()
+        return self._idle if self.places.has_others() else ()
 
     def _prune(self) -> None:
         """Forget what blocks are that came and went, unless one that stays continues them or one to come may."""

@@ -47,6 +47,10 @@ class Places:
         """Whether `AllBlocksCleared` empties `place`: vLLM means its GPU blocks, SGLang its whole tree."""
         return self.clears_all_tiers or place[0] == "gpu"
 
+    def has_others(self) -> bool:
+        """Whether blocks are elsewhere too than in the first group on the GPU: there they may come by hash alone."""
+        return any(place != ("gpu", 0) for place in self.media)
+
     def markers(self) -> list[BlockStored]:
         """Return events without blocks that tell consumers what `clears_all_tiers` says."""
         return [BlockStored(block_hashes=(), medium=_HOST_MEDIUM)] if self.clears_all_tiers else []

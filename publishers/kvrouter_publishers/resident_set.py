@@ -89,7 +89,7 @@ class ResidentSet:
 
     def _nameable(self) -> Collection[int]:
         """Return idle blocks that later stores may name: copies elsewhere may come without saying what they are."""
-        return self._idle if len(self.places.media) > 1 else ()
+        return self._idle if self.places.has_others() else ()
 
     def _follow(self, event: Event) -> None:
         if isinstance(event, BlockStored):

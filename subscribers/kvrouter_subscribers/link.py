@@ -31,6 +31,8 @@ _HANDSHAKE_FAILURES = (
 _STILL_TRYING = (zmq.EVENT_CONNECT_RETRIED, zmq.EVENT_CONNECT_DELAYED, zmq.EVENT_CONNECTED)
 _MONITORED = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | sum(_HANDSHAKE_FAILURES) | sum(_STILL_TRYING)
 _ABANDONED_SECONDS = 1.0
+_MAPS = frozenset(bytes([mark]) for mark in (*range(0x80, 0x90), 0xDE, 0xDF))
+"""What an envelope may begin with and an engine's batch never does: one look for each of an engine's messages."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,8 +259,10 @@ class Link:
         """
         now = self.idle_since = self._clock()
         incarnation = digest = None
-        self.native = is_envelope(payload)
-        if self.native:
+        if payload[:1] not in _MAPS or not is_envelope(payload):
+            self.native = False
+        else:
+            self.native = True
             try:
                 envelope = self.open_envelope(sequence, payload, snapshot=False)
             except WireError as error:
