@@ -105,9 +105,11 @@ class ScriptedPublisher:
 
 
 @asynccontextmanager
-async def publisher(*cores: ScriptedCore, port: int = 0, key: str | None = None) -> AsyncIterator[ScriptedPublisher]:
+async def publisher(
+    *cores: ScriptedCore, port: int = 0, key: str | None = None, limits: ServerLimits | None = None
+) -> AsyncIterator[ScriptedPublisher]:
     """A publisher on a free port of loopback until the end of the block."""
-    served = ScriptedPublisher(port, key=key)
+    served = ScriptedPublisher(port, key=key, limits=limits)
     for core in cores:
         served.open(core)
     await served.start()

@@ -1,6 +1,8 @@
 """Events over long polls, from publishers that do what they should."""
 
 import asyncio
+import ssl
+from pathlib import Path
 
 import pytest
 import uvloop
@@ -8,9 +10,13 @@ import uvloop
 from kvrouter.errors import SettingsError
 from kvrouter.events import Source
 from kvrouter.events.load import LoadReport
+from kvrouter_publishers import HttpEventPublisher
+from kvrouter_publishers.http_server import ServerLimits
 from kvrouter_subscribers import HttpEventSubscriber
 from tests.subscribers.http_scene import PATIENT, HttpSink, ScriptedCore, http_scene, publisher
-from tests.subscribers.scene import WORKER, run, until
+from tests.subscribers.scene import WORKER, run, stored, until
+
+CERTIFICATES = Path(__file__).parents[1] / "proxy" / "certificates"
 
 
 @pytest.mark.parametrize("loop", [asyncio, uvloop], ids=["asyncio", "uvloop"])
@@ -61,8 +67,8 @@ def test_a_hundred_sources_share_one_address() -> None:
     """Each has its own connection, cursor and blocks."""
 
     async def scenario() -> None:
-        cores = [ScriptedCore(Source(f"worker-{number % 10}", number // 10)) for number in range(60)]
-        async with publisher(*cores) as served, http_scene(PATIENT) as stage:
+        cores = [ScriptedCore(Source(f"worker-{number % 10}", number // 10)) for number in range(100)]
+        async with publisher(*cores, limits=ServerLimits(connections_max=100)) as served, http_scene(PATIENT) as stage:
             for core in cores:
                 stage.listen(served.endpoint, core.source)
             for number, core in enumerate(cores):
@@ -140,6 +146,31 @@ def test_load_reports_come_beside_the_events() -> None:
             await until(lambda: heard)
 
             assert heard[0] == report
+
+    run(scenario())
+
+
+def test_a_publisher_behind_tls_is_verified_and_followed() -> None:
+    """With our own context for its certificate; the system's does not know it."""
+
+    async def scenario() -> None:
+        server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        server.load_cert_chain(CERTIFICATES / "certificate.pem", CERTIFICATES / "key.pem")
+        sink, stranger = HttpSink(), HttpSink()
+        trusting = ssl.create_default_context(cafile=str(CERTIFICATES / "certificate.pem"))
+        with HttpEventPublisher("127.0.0.1:0", worker_id="worker", tls=server) as served:
+            async with (
+                HttpEventSubscriber(sink, tls=trusting, limits=PATIENT) as subscriber,
+                HttpEventSubscriber(stranger, limits=PATIENT) as other,
+            ):
+                sink.ingest.open(WORKER, 0, now=0.0)
+                subscriber.add(WORKER, str(served.endpoint))
+                other.add(WORKER, str(served.endpoint))
+                served.publish([stored(1)])
+                await until(lambda: sink.holds(1))
+                await until(lambda: "CERTIFICATE" in str(other.status(WORKER)))
+
+                assert stranger.receipts == []
 
     run(scenario())
 
