@@ -25,6 +25,7 @@ from kvrouter.events import (
 from kvrouter.events.decode import EVENTS_PER_BATCH_MAX, PAYLOAD_BYTES_MAX
 from kvrouter.events.digest import DigestRow
 from kvrouter.events.encode import Encoding
+from kvrouter.events.envelope import DIGEST_ROWS_MAX
 from kvrouter.events.envelope_stream import EnvelopeWriter
 from kvrouter_publishers.counters import Counters
 from kvrouter_publishers.net_changes import NetChanges
@@ -203,7 +204,7 @@ class PublisherCore:
                 now,
                 batch,
                 snapshot=(part, len(batches)),
-                digest=resident.digest() if part == last else None,
+                digest=_bounded(resident.digest()) if part == last else None,
             )
             for part, batch in enumerate(batches)
         ]
@@ -388,7 +389,7 @@ class PublisherCore:
         if self._digest_seconds is None or self._resident is None or now < self._digest_due:
             return None
         self._digest_due = now + self._digest_seconds
-        return self._resident.digest()
+        return _bounded(self._resident.digest())
 
     def _snapshot_batches(self, resident: ResidentSet, bytes_max: int) -> Iterator[bytes]:
         """Return the batches of a snapshot, filled by the most that their events can take."""
@@ -407,6 +408,11 @@ class PublisherCore:
     def _encode(self, timestamp: float, events: Sequence[Event]) -> bytes:
         batch = EventBatch(timestamp=timestamp, events=tuple(events), data_parallel_rank=self.source.rank, skipped={})
         return encode_batch(batch, encoding=self._encoding)
+
+
+def _bounded(rows: tuple[DigestRow, ...]) -> tuple[DigestRow, ...] | None:
+    """Return the rows of a digest, unless the wire has no room for them: no engine is known to have so many groups."""
+    return rows if len(rows) <= DIGEST_ROWS_MAX else None
 
 
 def _bytes_at_most(event: Event) -> int:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from kvrouter.events import BlockRemoved, BlockStored, tier_of
+from kvrouter.events.envelope import MEDIUM_BYTES_MAX
 
 __all__ = ["Layout", "Place", "Places"]
 
@@ -39,8 +40,9 @@ class Places:
         if event.medium == _HOST_MEDIUM:
             self.clears_all_tiers = True  # SGLang's name for its host tier, which a reset of its tree empties too.
             self.media[place] = _HOST_MEDIUM
-        else:
-            self.media.setdefault(place, event.medium)
+        elif place not in self.media:
+            long = event.medium is not None and len(event.medium.encode()) > MEDIUM_BYTES_MAX
+            self.media[place] = tier.upper() if long else event.medium
         return place
 
     def is_cleared(self, place: Place) -> bool:
@@ -112,7 +114,9 @@ class Layout:
         return not self.names_namespaces or event.extra_keys is not None or event.sequence_hashes is not None
 
     def markers(self) -> list[BlockStored]:
-        """Return events without blocks that tell the layout before any block is named."""
+        """Return events without blocks that tell the layout before any block is named, if it has to be told."""
+        if all(group.kind is None for group in self._groups.values()):
+            return []
         return [
             BlockStored(
                 block_hashes=(),

@@ -11,10 +11,11 @@ __all__ = ["EventPublisher"]
 class EventPublisher(Protocol):
     """Announces what one rank's KV cache stores and removes.
 
-    Guarantee: batches leave in the order of `publish` calls, numbered without holes. What a transport loses on
-    its way is the transport's to state; what the publisher itself must drop is never silent: it is counted by
-    reason, and the stream says so (a skipped number and `AllBlocksCleared`), so that no consumer goes on
-    believing in blocks whose removal was lost.
+    Guarantee: batches leave in the order of `publish` calls, numbered without holes. Steps that wait longer than
+    there is room for them leave as one batch that says what they changed in sum. What a transport loses on its way
+    is the transport's to state. An event that cannot be encoded is counted, and unless it was a store the stream
+    says so (a skipped number and `AllBlocksCleared`), so that no consumer goes on believing in blocks whose removal
+    was lost.
 
     Idempotence: publishing equal events twice announces two physical copies of the blocks; consumers count
     copies. Do not retry `publish`.

@@ -170,6 +170,21 @@ def test_a_store_that_cannot_be_divided_is_dropped_and_not_claimed() -> None:
     assert core.counters.events_dropped_unencodable == 1
 
 
+def test_a_digest_for_which_there_is_no_room_is_left_out() -> None:
+    """More places than the wire has rows, and a medium of any length: the stream goes on."""
+    core = _core(digest_seconds=0.001)
+    _taken(core)
+    core.put([replace(stored(1), medium="cuda:" + "0" * 99)])
+    core.put([replace(stored(group), group_idx=group) for group in range(1, 65)])
+
+    one, many = _envelopes(_taken(core, 1.0) + _taken(core, 2.0))[:2]
+
+    assert one.digest == _row(1)
+    assert many.digest is None
+    core.put([replace(stored(64), group_idx=64), BlockRemoved(block_hashes=(64,), group_idx=64)])
+    assert core.take(3.0) is not None
+
+
 def test_a_snapshot_is_the_state_after_the_last_frame() -> None:
     """In numbered parts of bounded size, all of one moment."""
     core = _core()
