@@ -10,8 +10,9 @@ import dataclasses
 import time
 from typing import Any, Final
 
+from kvrouter.errors import SettingsError
 from kvrouter.events.encode import Encoding
-from kvrouter.events.load import LoadReport
+from kvrouter.events.load import LoadReport, load_from_record, load_record
 from kvrouter_publishers.core import PublisherCore
 from kvrouter_publishers.http_desk import EventStream
 from kvrouter_publishers.http_host import HttpEventServer
@@ -72,6 +73,8 @@ class HttpEventPublisher(ThreadedPublisher):
             digest_seconds=digest_seconds,
             snapshots=snapshots,
         )
+        if isinstance(endpoint, HttpEventServer) and (api_key is not None or insecure or server_options):
+            raise SettingsError("api_key, insecure and other options of a server are given to the HttpEventServer")
         self._owns_server = isinstance(endpoint, str)
         if isinstance(endpoint, str):
             endpoint = HttpEventServer(endpoint, api_key=api_key, insecure=insecure, **server_options)
@@ -79,21 +82,27 @@ class HttpEventPublisher(ThreadedPublisher):
         self.endpoint = endpoint.endpoint
         """Where clients find the stream; None where only an application that mounted the server answers."""
         super().__init__(core)
+        self._loads_refused = 0
         self._stream = EventStream(core.source, core, self.statistics)
         self._start()
 
     def publish_load(self, report: LoadReport) -> None:
-        """Serve `report` from now on, under our own `worker_id` and `rank`; never waits, never raises."""
-        self._stream.load = dataclasses.replace(
-            report,
-            worker_id=self._core.source.worker_id,
-            rank=self._core.source.rank,
-            timestamp=report.timestamp or time.time(),
-        )
+        """Serve `report` from now on, under our own `worker_id` and `rank`; never waits, never raises.
+
+        Figures that cannot be meant are left out. What is no report at all is counted as refused.
+        """
+        source = self._core.source
+        try:
+            ours = dataclasses.replace(
+                report, worker_id=source.worker_id, rank=source.rank, timestamp=report.timestamp or time.time()
+            )
+            self._stream.load = load_from_record(load_record(ours))
+        except Exception:  # noqa: BLE001 - a guest never raises into its host; it is counted
+            self._loads_refused += 1
 
     def statistics(self) -> dict[str, int]:
         """Return counters since the start, and the state now; those of the server are of all its streams."""
-        return {**super().statistics(), **self.server.counts()}
+        return {**super().statistics(), **self.server.counts(), "load_reports_refused": self._loads_refused}
 
     def _run(self) -> None:
         """Wait for what runs on the server's loop, where alone the core is touched."""

@@ -1,5 +1,6 @@
 """What clients get when they poll a publisher, over real sockets."""
 
+import math
 import threading
 import time
 
@@ -158,6 +159,23 @@ def test_load_reports_are_served_as_json_and_as_text() -> None:
     assert 'kvrouter_load_gpu_cache_usage_perc{worker_id="w\\"1",rank="2"} 0.5\n' in chosen
     assert "# TYPE kvrouter_publisher_batches_published_total counter\n" in text
     assert "# TYPE kvrouter_publisher_polls gauge\n" in text
+
+
+def test_a_load_report_that_cannot_be_served_leaves_the_last_one() -> None:
+    """The engine is told nothing; figures that cannot be meant are left out."""
+    with HttpEventPublisher(LOOPBACK, worker_id="w") as publisher, client(publisher) as asking:
+        publisher.publish_load(LoadReport(worker_id="w", num_requests_waiting=4, gpu_cache_usage_perc=math.nan))
+        publisher.publish_load("no report")  # type: ignore[arg-type]
+        record = asking.get("/kv_metrics").json["reports"][0]["data"]
+
+        assert (record["worker_stats"]["num_requests_waiting"], record["kv_stats"]) == (4, {})
+        assert publisher.statistics()["load_reports_refused"] == 1
+
+
+def test_the_options_of_a_shared_server_are_its_own() -> None:
+    """A key that was given to a publisher would otherwise be asked of nobody."""
+    with HttpEventServer(LOOPBACK) as server, pytest.raises(SettingsError, match="api_key"):
+        HttpEventPublisher(server, worker_id="w", api_key="secret")
 
 
 def test_health_is_open_and_everything_else_needs_the_key() -> None:
