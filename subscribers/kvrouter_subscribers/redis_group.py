@@ -16,6 +16,8 @@ from kvrouter_subscribers.redis_limits import RedisLimits
 __all__ = ["ConsumerGroup", "has_entry", "last_id"]
 
 _FIRST = "0-0"
+# KEYS: stream. ARGV: id. On the server, so that the entry itself, which may be large, stays there.
+_HAS_ENTRY = "return #redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[1], 'COUNT', 1)"
 
 
 async def last_id(client: RedisClient, stream: str) -> EntryId:
@@ -31,7 +33,11 @@ async def last_id(client: RedisClient, stream: str) -> EntryId:
 
 async def has_entry(client: RedisClient, stream: str, place: EntryId) -> bool:
     """Tell whether an entry is still there; then so are all behind it, because streams are trimmed from the front."""
-    return bool(await client.command("XRANGE", stream, str(place), str(place), "COUNT", 1))
+    return bool(await client.command(*_has_entry(stream, place)))
+
+
+def _has_entry(stream: str, place: EntryId) -> tuple[object, ...]:
+    return ("EVAL", _HAS_ENTRY, 1, stream, str(place))
 
 
 class ConsumerGroup:
@@ -58,15 +64,16 @@ class ConsumerGroup:
 
     async def read(self, acknowledge: Sequence[bytes]) -> list[Entry]:
         """Acknowledge entries, and return the next ones; none after a while in which there were none."""
-        block = max(1, round(self._limits.block_seconds * 1000))
-        what = ("XREADGROUP", "GROUP", self._group, self._consumer)
-        how = ("COUNT", self._count, "BLOCK", block, "STREAMS", self._stream, ">")
-        commands: list[tuple[object, ...]] = [(*what, *how)]
-        if acknowledge:
-            commands.insert(0, ("XACK", self._stream, self._group, *acknowledge))
-        entries = _entries((await self._client.together(*commands, wait_seconds=self._limits.block_seconds))[-1])
-        self._adapt(entries)
-        return entries
+        answers = await self._send(acknowledge)
+        return self._entries(answers[-1])
+
+    async def read_behind(self, position: EntryId, acknowledge: Sequence[bytes]) -> tuple[list[Entry], bool]:
+        """As `read`; returns also whether the entry at `position` was still there then.
+
+        If it was, none is missing between it and what is returned.
+        """
+        answers = await self._send(acknowledge, _has_entry(self._stream, position))
+        return self._entries(answers[-2]), bool(answers[-1])
 
     @property
     def full_read(self) -> int:
@@ -109,12 +116,24 @@ class ConsumerGroup:
             return False
         return True
 
-    def _adapt(self, entries: Sequence[Entry]) -> None:
-        """Ask for fewer entries where they are large."""
+    async def _send(self, acknowledge: Sequence[bytes], *others: tuple[object, ...]) -> list[Any]:
+        """Acknowledge and read at once, and whatever else is to be known then."""
+        block = max(1, round(self._limits.block_seconds * 1000))
+        what = ("XREADGROUP", "GROUP", self._group, self._consumer)
+        how = ("COUNT", self._count, "BLOCK", block, "STREAMS", self._stream, ">")
+        commands: list[tuple[object, ...]] = [(*what, *how), *others]
+        if acknowledge:
+            commands.insert(0, ("XACK", self._stream, self._group, *acknowledge))
+        return await self._client.together(*commands, wait_seconds=self._limits.block_seconds)
+
+    def _entries(self, answer: Any) -> list[Entry]:
+        """Read an answer, and ask for fewer entries the next time where they are large."""
+        entries = _entries(answer)
         if entries:
             size = sum(len(value) for entry in entries for value in (entry.fields or {}).values())
             average = max(1, size // len(entries))
             self._count = min(self._limits.read_entries, max(1, self._limits.read_bytes_max // average))
+        return entries
 
 
 def _entries(answer: Any) -> list[Entry]:

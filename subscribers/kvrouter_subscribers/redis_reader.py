@@ -202,11 +202,13 @@ class StreamReader:
     async def _read(self, client: RedisClient, group: ConsumerGroup) -> None:
         """Read everything, as the only one."""
         done: Sequence[bytes] = ()
+        doubted = _BEGINNING  # Nothing can be said of what was before the first entry, nor twice of the same place.
         while True:
             before, full = self.position or _BEGINNING, group.full_read
-            entries = await group.read(done)
+            entries, unbroken = await group.read_behind(before, done)
             behind = len(entries) >= full
-            if behind and before != _BEGINNING and not await has_entry(client, self.endpoint.stream, before):
+            if not unbroken and before > doubted:
+                doubted = before
                 await self._doubt(client)
             await self._take(entries)
             done = [entry.id for entry in entries]

@@ -22,8 +22,12 @@ __all__ = ["Recovery"]
 _LISTEN_SECONDS = 1.0
 
 
-class _NoSnapshotError(Exception):
-    """The publisher does not answer, or not with a snapshot; the text says which."""
+class _NoAnswerError(Exception):
+    """The publisher does not answer in time; it may the next time."""
+
+
+class _NoSnapshotsError(Exception):
+    """The publisher answers that it makes none, and never will."""
 
 
 class Recovery:
@@ -156,7 +160,10 @@ class Recovery:
             try:
                 async with self._snapshots:
                     frames = await self._ask_for_state(followed.source)
-            except _NoSnapshotError as error:
+            except _NoSnapshotsError as error:
+                followed.last_error = f"snapshot: {error}"
+                return False
+            except _NoAnswerError as error:
                 followed.last_error = f"snapshot: {error}"
             except (RedisError, OSError, TimeoutError, WireError) as error:
                 followed.last_error = f"snapshot: {type(error).__name__}: {error}"
@@ -174,7 +181,7 @@ class Recovery:
         await self._client.transaction(("RPUSH", wanted, mine), ("EXPIRE", wanted, lifetime))
         try:
             return await self._parts(source, mine)
-        except (_NoSnapshotError, WireError):
+        except (_NoAnswerError, WireError):
             await self._client.transaction(("LREM", wanted, 0, mine), ("DEL", mine))  # Else both expire.
             raise
 
@@ -201,9 +208,9 @@ class Recovery:
             if taken is None:
                 continue
             if taken[1] == REFUSED_ANSWER:
-                raise _NoSnapshotError("the publisher makes none")
+                raise _NoSnapshotsError("the publisher makes none")
             return bytes(taken[1])
-        raise _NoSnapshotError("the publisher does not answer")
+        raise _NoAnswerError("the publisher does not answer")
 
 
 def _check_part(frame: Envelope, source: Source, before: list[Envelope]) -> None:
