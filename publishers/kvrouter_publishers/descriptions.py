@@ -6,6 +6,7 @@ description of its own, packed, because a publisher may have to remember a milli
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import repeat
 from struct import Struct
 from typing import Final, cast
@@ -15,7 +16,7 @@ import msgpack
 from kvrouter.events import BlockStored
 from kvrouter.events.model import ExtraKey
 
-__all__ = ["DescriptionError", "describe", "fold", "home_of", "parent_of", "stores"]
+__all__ = ["DescriptionError", "describe", "fold", "folded", "home_of", "parent_of", "stores"]
 
 # Home, block size, whether there is a parent, the parent, how many tokens; the tokens; what is out of the ordinary.
 _HEAD: Final = Struct("<HI?QI")
@@ -39,6 +40,20 @@ def fold(hashes: Sequence[object]) -> tuple[int, ...]:
     except (TypeError, OverflowError):
         return tuple(map(_fold, hashes))
     return cast("tuple[int, ...]", hashes)
+
+
+def folded(event: BlockStored) -> BlockStored:
+    """Return `event` with all its hashes folded; itself if they are.
+
+    Raises:
+        DescriptionError: one of them is no hash.
+    """
+    hashes, parent = fold(event.block_hashes), event.parent_block_hash
+    if parent is not None:
+        (parent,) = fold((parent,))
+    if hashes is event.block_hashes and parent is event.parent_block_hash:
+        return event
+    return replace(event, block_hashes=hashes, parent_block_hash=parent)
 
 
 def describe(event: BlockStored, home: int) -> list[bytes] | None:

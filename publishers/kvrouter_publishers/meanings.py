@@ -50,26 +50,37 @@ class Meanings:
     def __contains__(self, block: int) -> bool:
         return block in self._blocks or block in self._ranges
 
-    def learn(self, event: BlockStored, place: Place) -> None:
-        """Take what a store in `place` says; its hashes must be folded.
+    @property
+    def has_ranges(self) -> bool:
+        """Whether there are descriptions that need those of other blocks beside their parents."""
+        return bool(self._ranges)
+
+    def learn(self, event: BlockStored, place: Place) -> list[int | None]:
+        """Take what a store in `place` says; its hashes must be folded. Returns the parent of each that is new.
 
         Raises:
             DescriptionError: a value is not what it should be.
         """
+        new: list[int | None] = []
         described = describe(event, self._home(place))
         if described is not None:
-            blocks, ranges = self._blocks, self._ranges
+            blocks, ranges, parent = self._blocks, self._ranges, event.parent_block_hash
             for block, description in zip(event.block_hashes, described, strict=True):
-                blocks.setdefault(block, description)
-                if ranges:
-                    ranges.pop(block, None)
+                if block not in blocks:
+                    blocks[block] = description
+                    new.append(parent)
+                    if ranges:
+                        ranges.pop(block, None)
+                parent = block
         elif event.block_size and len(event.token_ids) > event.block_size * len(event.block_hashes):
             self._learn_range(event, place)
+        return new
 
-    def forget(self, block: int) -> None:
-        """Drop one description."""
-        self._blocks.pop(block, None)
+    def forget(self, block: int) -> int | None:
+        """Drop one description; returns the block that it continues, if that is known."""
+        description = self._blocks.pop(block, None)
         self._ranges.pop(block, None)
+        return None if description is None else parent_of(description)
 
     def keep(self, blocks: Collection[int]) -> None:
         """Drop all other descriptions."""

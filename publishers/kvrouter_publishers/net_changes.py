@@ -5,12 +5,10 @@ waits. A consumer that is told the rest has the same blocks, with as many copies
 """
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import replace
-from itertools import islice
 from typing import Final
 
 from kvrouter.events import AllBlocksCleared, BlockRemoved, BlockStored, Event
-from kvrouter_publishers.descriptions import fold
+from kvrouter_publishers.descriptions import fold, folded
 from kvrouter_publishers.meanings import Meanings, removals
 from kvrouter_publishers.places import Layout, Place, Places
 from kvrouter_publishers.resident_set import IDLE_MAX, ResidentSet
@@ -42,6 +40,7 @@ class NetChanges:
         self._removed: dict[Place, dict[int, int]] = {}
         self._cleared = self._cleared_all = False
         self._idle: dict[int, None] = {}  # In the order in which they came and went.
+        self._continued: dict[int, int] = {}  # How many described blocks continue each.
 
     def add(self, events: Sequence[Event]) -> None:
         """Add the events of the next batch; never raises."""
@@ -97,18 +96,24 @@ class NetChanges:
 
     def _store(self, event: BlockStored) -> None:
         place = self.places.place(event)
-        hashes = fold(event.block_hashes)
+        event = folded(event)
+        hashes = event.block_hashes
         if place is None or not hashes:
             return
-        if hashes is not event.block_hashes:
-            event = replace(event, block_hashes=hashes)
         if self._layout.believes(event, place):
-            self._meanings.learn(event, place)
+            for parent in self._meanings.learn(event, place):
+                if parent is not None:
+                    self._continued[parent] = self._continued.get(parent, 0) + 1
         if place[0] == "gpu" and self._is_repetition(event, place):
+            for block in hashes:
+                self._retire(block)
             return
         stored = self._stored.setdefault(place, {})
+        idle = self._idle
         for block in hashes:
             stored[block] = stored.get(block, 0) + 1
+            if idle:
+                idle.pop(block, None)
 
     def _is_repetition(self, event: BlockStored, place: Place) -> bool:
         resident = self._resident
@@ -135,19 +140,24 @@ class NetChanges:
                 stored[block] = count - 1
             elif count:
                 del stored[block]
-                self._idle[block] = None
+                self._retire(block)
             elif not forgotten:
                 removed[block] = removed.get(block, 0) + 1
 
     def _clear(self) -> None:
         self._cleared = True
         self._cleared_all |= self.places.clears_all_tiers
-        for changes in (self._stored, self._removed):
-            for place, pool in changes.items():
-                if self._is_cleared(place):
-                    if changes is self._stored:
-                        self._idle.update(dict.fromkeys(pool))
-                    pool.clear()
+        for place, pool in self._removed.items():
+            if self._is_cleared(place):
+                pool.clear()
+        gone: list[int] = []
+        for place in [place for place in self._stored if self._is_cleared(place)]:
+            gone.extend(self._stored.pop(place))
+        if any(self._stored.values()) or self.places.has_others():
+            for block in gone:
+                self._retire(block)
+        else:
+            self._meanings, self._continued = Meanings(), {}
 
     def _is_cleared(self, place: Place) -> bool:
         return self._cleared_all or place[0] == "gpu"
@@ -162,11 +172,40 @@ class NetChanges:
         """Return blocks that came and went, and that later stores may name: as in the resident set."""
         return self._idle if self.places.has_others() else ()
 
-    def _prune(self) -> None:
-        """Forget what blocks are that came and went, unless one that stays continues them or one to come may."""
-        if len(self._meanings) + len(self._idle) <= self._limit:
+    def _retire(self, block: int) -> None:
+        """A copy came and went; unless there are others, what the block is need not be said, or not for long."""
+        if self._is_stored(block):
             return
-        self._idle = dict.fromkeys(islice(reversed(self._idle), IDLE_MAX))
-        self._idle = dict.fromkeys(reversed(self._idle))
-        self._meanings.keep(self._meanings.needed(self._stored, self._nameable()))
-        self._limit = 2 * (len(self._meanings) + len(self._idle)) + _SPARE_MAX
+        if not self.places.has_others():
+            self._forget(block)
+            return
+        self._idle[block] = None
+        if len(self._idle) > IDLE_MAX:
+            oldest = next(iter(self._idle))
+            del self._idle[oldest]
+            self._forget(oldest)
+
+    def _forget(self, block: int | None) -> None:
+        """Forget what a block is, unless one that stays continues it; then those that only it continued."""
+        if self._meanings.has_ranges:
+            return  # What these need is found out once in a while, by `_prune`.
+        continued = self._continued
+        while block is not None and block in self._meanings:
+            if continued.get(block) or block in self._idle or self._is_stored(block):
+                return
+            parent = self._meanings.forget(block)
+            if parent is not None:
+                continued[parent] -= 1
+                if not continued[parent]:
+                    del continued[parent]
+            block = parent
+
+    def _prune(self) -> None:
+        if not self._meanings.has_ranges or len(self._meanings) <= self._limit:
+            return
+        kept = self._meanings.needed(self._stored, self._nameable())
+        self._meanings.keep(kept)
+        self._limit = 2 * len(self._meanings) + _SPARE_MAX
+
+    def _is_stored(self, block: int) -> bool:
+        return any(block in stored for stored in self._stored.values())

@@ -5,12 +5,11 @@ after its last copy is gone, because blocks that stay, and stores to come, may c
 """
 
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import replace
 from typing import Final
 
 from kvrouter.events import BlockRemoved, BlockStored, Event
 from kvrouter.events.digest import DigestRow, mix64
-from kvrouter_publishers.descriptions import fold
+from kvrouter_publishers.descriptions import fold, folded
 from kvrouter_publishers.meanings import Meanings
 from kvrouter_publishers.places import Layout, Place, Places
 
@@ -102,11 +101,10 @@ class ResidentSet:
 
     def _store(self, event: BlockStored) -> None:
         place = self.places.place(event)
-        hashes = fold(event.block_hashes)
+        event = folded(event)
+        hashes = event.block_hashes
         if place is None or not hashes:
             return
-        if hashes is not event.block_hashes:
-            event = replace(event, block_hashes=hashes)
         if self.layout.believes(event, place):
             self._meanings.learn(event, place)
         pool = self._copies.setdefault(place, {})

@@ -189,7 +189,8 @@ class Recovery:
                 await asyncio.sleep(min(limits.replay_pause_seconds * 2**attempt, limits.replay_pause_seconds_max))
             receipt = await self._request_snapshot()
             if receipt is not None and not receipt.snapshot_wanted:
-                link.snapshots += 1
+                link.snapshots += receipt.outcome in ("applied", "restarted")
+                link.snapshots_failed += receipt.outcome == "quarantined"
                 if receipt.replay_from is not None:
                     self.ask(receipt.replay_from, supersede=receipt.outcome == "restarted")
                 return

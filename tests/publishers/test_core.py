@@ -308,10 +308,14 @@ def test_hashes_count_as_consumers_read_them() -> None:
     names = cast("tuple[int, ...]", (-1, digest))
     core.put([BlockStored(block_hashes=names, token_ids=tuple(range(8)), block_size=4, medium="GPU")])
 
-    (frame,) = _taken(core, 1.0)
+    core.put([replace(stored(20), parent_block_hash=cast("int", digest))])
+    core.put([replace(stored(21), parent_block_hash=-1)])
 
-    assert decode_envelope(frame.payload).digest == _row(2**64 - 1, 12)
-    assert Consumer().hear(_events([frame])).copies() == Consumer().hear(_parts(core)).copies()
+    frames = _taken(core, 1.0)
+
+    assert decode_envelope(frames[0].payload).digest == _row(2**64 - 1, 12)
+    assert Consumer().hear(_events(frames)).copies() == Consumer().hear(_parts(core)).copies()
+    assert Consumer().hear(_parts(core)).ingest.status(now=0.0)[0].orphans == 0
 
 
 def test_an_overflow_becomes_one_frame_and_the_digest_follows() -> None:

@@ -15,7 +15,7 @@ def _resident(batches: list[tuple[Event, ...]]) -> ResidentSet:
     return resident
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(histories())
 def test_a_snapshot_tells_what_the_whole_history_told(batches: list[tuple[Event, ...]]) -> None:
     """To somebody who heard nothing else: the same copies everywhere, the same prompts can use them."""
@@ -27,7 +27,7 @@ def test_a_snapshot_tells_what_the_whole_history_told(batches: list[tuple[Event,
     assert snapshot.usable() == everything.usable()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(histories(orphans=True))
 def test_a_snapshot_may_tell_more(batches: list[tuple[Event, ...]]) -> None:
     """Who hears of a block before the block that it continues may never learn what it is; a snapshot says it."""
@@ -40,7 +40,7 @@ def test_a_snapshot_may_tell_more(batches: list[tuple[Event, ...]]) -> None:
         assert told.get(0, 0) >= known.get(0, 0)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(histories(orphans=True))
 def test_a_digest_describes_what_consumers_hold(batches: list[tuple[Event, ...]]) -> None:
     """A row for each place that is not empty."""
