@@ -11,6 +11,7 @@ import pytest
 
 from kvrouter_publishers import HttpEventPublisher
 from kvrouter_publishers.http_server import ServerLimits
+from kvrouter_subscribers.http_frames import split_frames
 from tests.publishers.http_wire import LOOPBACK, Client, Reply, client
 from tests.publishers.wire import stored, wait_for
 
@@ -234,6 +235,36 @@ def test_an_answer_has_a_bound_and_goes_on_in_the_next() -> None:
             sequences += [each.sequence for each in reply.envelopes]
 
     assert sequences == list(range(302))
+
+
+def test_large_batches_and_small_ones_arrive_as_they_were() -> None:
+    """However they are cut and joined on their way through the socket."""
+    with serving() as publisher, client(publisher) as asking:
+        for number, blocks in enumerate((1, 40_000, 2, 60_000, 3)):
+            publisher.publish([stored(number * 1_000_000, blocks)])
+        wait_for(lambda: publisher.statistics()["outbox_batches"] == 0)
+        stream = publisher._core.since(0)
+        received: list[bytes] = []
+        while (reply := asking.get(f"/kv_events?after={len(received) - 1}")).status == 200:
+            received += split_frames(reply.body)
+
+    assert received == [frame for _, frame in stream]
+    assert max(map(len, received)) > 1_000_000
+
+
+def test_a_bug_in_one_answer_is_counted_and_told(caplog: pytest.LogCaptureFixture) -> None:
+    """The client gets 500, the log the traceback once, and everybody else what they ask for."""
+    with serving() as publisher:
+        publisher._core.snapshot = lambda **_: 1 / 0  # type: ignore[method-assign,assignment]
+        for _ in range(2):
+            with client(publisher) as asking:
+                reply = asking.get("/kv_snapshot")
+                assert (reply.status, reply.json["error"]["code"]) == (500, "internal_error")
+                assert asking.is_closed()
+
+        assert publisher.statistics()["http_errors"] == 2
+        assert [record.message for record in caplog.records] == ["kvrouter_publisher_http_error"]
+        assert still_serves(publisher)
 
 
 def test_many_snapshots_at_once_cost_one() -> None:

@@ -9,8 +9,9 @@ import uvloop
 
 from kvrouter.errors import SettingsError
 from kvrouter.events import Source
-from kvrouter.events.load import LoadReport
+from kvrouter.events.load import LoadReport, load_record
 from kvrouter_publishers import HttpEventPublisher
+from kvrouter_publishers.http_request import Answer, Request, json_answer
 from kvrouter_publishers.http_server import ServerLimits
 from kvrouter_subscribers import HttpEventSubscriber
 from tests.subscribers.http_scene import PATIENT, HttpSink, ScriptedCore, http_scene, publisher
@@ -142,10 +143,21 @@ def test_load_reports_come_beside_the_events() -> None:
         async with publisher(core) as served, http_scene(on_load=heard.append) as stage:
             report = LoadReport(worker_id="worker", timestamp=5.0, num_requests_waiting=3, kv_active_blocks=10)
             served.streams[WORKER].load = report
+            good = served.desk.answer
+
+            async def answer(request: Request) -> Answer:
+                """Add what is not this source's, and what is no report."""
+                if request.path != "/kv_metrics":
+                    return await good(request)
+                other = load_record(LoadReport(worker_id="other", kv_active_blocks=1))
+                return json_answer({"reports": [other, 7, load_record(report)]})
+
+            served.server._answer = answer
             stage.listen(served.endpoint)
             await until(lambda: heard)
 
             assert heard[0] == report
+            assert stage.status().malformed >= 1
 
     run(scenario())
 

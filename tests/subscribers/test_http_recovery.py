@@ -311,6 +311,51 @@ def test_a_fault_of_the_sink_is_counted_and_ends_nothing() -> None:
     run(scenario())
 
 
+@pytest.mark.parametrize("method", ["snapshot", "snapshot_failed", "disconnected"])
+def test_a_fault_of_the_sink_in_a_recovery_ends_nothing(method: str) -> None:
+    """What it did not take is found missing later, and got again."""
+
+    async def scenario() -> None:
+        core = ScriptedCore(kept_max=3)
+        core.snapshots = method == "snapshot"
+        async with http_scene() as stage:
+            async with publisher(core) as served:
+                for number in range(10):
+                    served.publish(core, number)
+                stage.sink.failing[method] = ValueError("planned")
+                stage.listen(served.endpoint)
+                await until(lambda: stage.sink.holds(9))
+            await until(lambda: not stage.status().connected)
+            async with publisher(core, port=served.port) as again:
+                again.publish(core, 50)
+                await until(lambda: stage.sink.holds(50))
+
+            assert stage.status().sink_errors == 1
+
+    run(scenario())
+
+
+def test_a_snapshot_that_the_sink_refuses_is_not_gone_on_from() -> None:
+    """It is whole, but not understood: what is kept is replayed instead."""
+
+    async def scenario() -> None:
+        core = ScriptedCore(kept_max=3)
+        core.snapshot = lambda: [  # type: ignore[method-assign]
+            core.frame(core.next_sequence - 1, (), snapshot=(0, 1), payload=b"\x93\x00\x91\x81\xa4type\xa3odd\xc0")
+        ]
+        async with publisher(core) as served, http_scene() as stage:
+            for number in range(10):
+                served.publish(core, number)
+            stage.listen(served.endpoint)
+            await until(lambda: stage.sink.holds(7, 8, 9))
+            served.publish(core, 20)
+            await until(lambda: stage.sink.holds(20))
+
+            assert "quarantined" in {outcome for _, outcome in stage.sink.snapshots}
+
+    run(scenario())
+
+
 @pytest.mark.parametrize("fatal", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
 def test_a_publisher_process_that_dies_and_comes_back_is_followed(fatal: signal.Signals) -> None:
     """Its cache died with it; the new process's is learnt."""
