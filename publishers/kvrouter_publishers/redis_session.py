@@ -106,8 +106,8 @@ class SnapshotDesk:
         self._counters.snapshot_requests_answered += 1
 
     async def _taken(self, asker: bytes) -> bool:
-        """Wait until the asker has taken some of the parts; returns False if it does not."""
-        deadline = time.monotonic() + _ANSWER_SECONDS
+        """Wait until the asker has taken some of the parts; returns False if it does not, before they expire."""
+        deadline = time.monotonic() + _ANSWER_SECONDS / 2
         while await self._client.command("LLEN", asker) >= _PARTS_WAITING_MAX // 2:
             if time.monotonic() > deadline:
                 return False

@@ -72,6 +72,7 @@ def test_many_sources_share_a_stream_and_a_connection(endpoint: str, server: Red
     async def scenario() -> None:
         async with following() as scene, client(server.url) as connected:
             scene.listen(endpoint, WORKER, RANK_1, OTHER)
+            await until(lambda: scene.status().connected)
             with (
                 working(endpoint) as first,
                 working(endpoint, RANK_1) as second,
@@ -96,6 +97,7 @@ def test_a_source_that_is_added_later_gets_what_was_there_before(endpoint: str) 
     async def scenario() -> None:
         async with following() as scene:
             scene.listen(endpoint)
+            await until(lambda: scene.status().connected)
             with working(endpoint) as worker, working(endpoint, OTHER) as other:
                 for each in (worker, other):
                     each.work(30)
@@ -243,6 +245,7 @@ def test_a_router_that_knows_its_position_goes_on_there(endpoint: str) -> None:
     async def scenario() -> None:
         with working(endpoint) as worker:
             worker.work(50)
+            await until(worker.delivered)
             async with following() as scene:
                 scene.listen(endpoint)
                 await scene.heals(worker)
