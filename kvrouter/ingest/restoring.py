@@ -1,9 +1,10 @@
 """Between a followed source and what is saved of it.
 
-A rank's tables are read from its cache, and come back as the events that make a new cache know the same: blocks named
-by sequence hashes, as hash-only publishers send them. So a restored rank is built as every other one is.
+A rank's tables are read from its cache. They come back as meanings of hashes, and as the events that make a new cache
+count the same copies, so that a restored rank is built as every other one is.
 """
 
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from itertools import chain
@@ -11,7 +12,8 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
-from kvrouter.events import BlockRemoved, BlockStored, Event, Namespace
+from kvrouter.events import BlockRemoved, BlockStored, Namespace
+from kvrouter.ingest.block_table import Meanings
 from kvrouter.ingest.followed import Followed
 from kvrouter.ingest.rank_cache import RankCache
 from kvrouter.ingest.saved import SavedCache, SavedGroup, SavedMeanings, SavedPlace, SavedSource
@@ -105,23 +107,42 @@ def _numbers(values: Iterable[int], dtype: str = "<u8") -> bytes:
 def _resume_cache(cache: RankCache, saved: SavedCache) -> int:
     """Tell an empty cache what is saved; returns its blocks."""
     cache.apply(_layout(saved))
+    aliases = cache._aliases  # noqa: SLF001
+    same_blocks = cache.profile.shape.unit == saved.unit  # Keys of another block size say nothing.
     blocks = 0
     for place in saved.places:
+        if same_blocks:
+            _teach(aliases.keys, place.blocks)
         medium = "CPU_PINNED" if saved.clears_all_tiers and place.tier == "cpu" else _MEDIUM[place.tier]
         blocks += len(place.blocks.hashes) // 8
-        described = place.tier != "gpu" or place.group in cache.profile.groups
-        for store in _stores(place.blocks, place.counts, medium, place.group, saved.unit):
-            cache.apply([store] if described else _without_layout(store))
-    for store in _stores(saved.idle, b"", _ELSEWHERE, 0, saved.unit):
-        cache.apply([store, BlockRemoved(block_hashes=store.block_hashes, medium=_ELSEWHERE)])
-    aliases = cache._aliases  # noqa: SLF001
-    aliases._namespaces.update(_namespaces(saved))  # noqa: SLF001
-    aliases._inner.update(_inner(saved))  # noqa: SLF001
+        for some in _copies(place.blocks.hashes, place.counts):
+            cache.apply([BlockStored(block_hashes=some, medium=medium, group_idx=place.group)])
+    if same_blocks:
+        _teach(aliases.keys, saved.idle)
+        for some in _copies(saved.idle.hashes, b""):  # They are idle once the only copy has left.
+            cache.apply(
+                [
+                    BlockStored(block_hashes=some, medium=_ELSEWHERE),
+                    BlockRemoved(block_hashes=some, medium=_ELSEWHERE),
+                ]
+            )
+        aliases._namespaces.update(_namespaces(saved))  # noqa: SLF001
+        aliases._inner.update(_inner(saved))  # noqa: SLF001
     cache._names_namespaces = saved.names_namespaces  # noqa: SLF001
     cache._clears_all_tiers = saved.clears_all_tiers  # noqa: SLF001
     for orphan in saved.orphans:
         aliases.wait_for_parent(orphan, _ORPHAN_BLOCKS_MAX)
     return blocks
+
+
+def _teach(meanings: Meanings, blocks: SavedMeanings) -> None:
+    """Say what hashes mean. A meaning is given once: a hash may be in several places."""
+    hashes, keys = _array(blocks.hashes), _array(blocks.keys)
+    known = np.frombuffer(blocks.known, np.uint8) != 0 if blocks.known else np.ones(len(hashes), np.bool_)
+    if len(meanings):
+        known = known & ~np.fromiter(map(meanings.__contains__, hashes.tolist()), np.bool_, len(hashes))
+    # As a loop in C: there may be a million.
+    deque(map(meanings.__setitem__, hashes[known].tolist(), keys[known].tolist()), maxlen=0)
 
 
 def _layout(saved: SavedCache) -> list[BlockStored]:
@@ -142,15 +163,6 @@ def _layout(saved: SavedCache) -> list[BlockStored]:
     ]
 
 
-def _without_layout(store: BlockStored) -> list[Event]:
-    """The same, of a group whose block size nobody told yet: a store that names one would tell it."""
-    return [
-        replace(store, medium=_ELSEWHERE, group_idx=None),
-        replace(store, block_size=0, sequence_hashes=None),
-        BlockRemoved(block_hashes=store.block_hashes, medium=_ELSEWHERE),
-    ]
-
-
 def _namespaces(saved: SavedCache) -> Iterator[tuple[int, Namespace]]:
     named = [Namespace(*pair) for pair in saved.namespaces]
     numbers = _array(saved.namespace_of, "<u4").tolist()
@@ -165,24 +177,14 @@ def _inner(saved: SavedCache) -> Iterator[tuple[int, list[int]]]:
         yield engine_hash, keys[end - size : end]
 
 
-def _stores(blocks: SavedMeanings, counts: bytes, medium: str, group: int, unit: int) -> Iterator[BlockStored]:
-    """Stores of the first copy of each block, then of the second one of those that have it, and so on."""
-    hashes, keys = _array(blocks.hashes).tolist(), _array(blocks.keys).tolist()
-    if blocks.known:
-        keys = [key if known else None for key, known in zip(keys, blocks.known, strict=True)]
-    left = _array(counts, "<u4").tolist()
-    while hashes:
-        for start in range(0, len(hashes), _EVENT_HASHES):
-            yield BlockStored(
-                block_hashes=tuple(hashes[start : start + _EVENT_HASHES]),
-                block_size=unit,
-                medium=medium,
-                group_idx=group,
-                sequence_hashes=tuple(keys[start : start + _EVENT_HASHES]),
-            )
-        more = [position for position, count in enumerate(left) if count > 1]
-        hashes, keys = [hashes[position] for position in more], [keys[position] for position in more]
-        left = [left[position] - 1 for position in more]
+def _copies(hashes: bytes, counts: bytes) -> Iterator[tuple[int, ...]]:
+    """The hashes of first copies, then those of which there is a second one, and so on."""
+    values, left = _array(hashes), _array(counts, "<u4")
+    while len(values):
+        for start in range(0, len(values), _EVENT_HASHES):
+            yield tuple(values[start : start + _EVENT_HASHES].tolist())
+        more = left > 1
+        values, left = values[: len(left)][more], left[more] - 1
 
 
 def _array(data: bytes, dtype: str = "<u8") -> NDArray[np.uint64]:
