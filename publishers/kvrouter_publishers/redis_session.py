@@ -49,8 +49,11 @@ class Session:
         frames = self._outgoing.next(time.monotonic())
         if not frames:
             return False
-        # All of them or none: what is sent again after a refusal must not come behind what followed it.
-        ids = await self._client.transaction(*((*self._add, frame) for frame in frames))
+        commands = [(*self._add, frame) for frame in frames]
+        if len(commands) == 1:  # Half the work of a transaction.
+            ids = [await self._client.command(*commands[0])]
+        else:  # All of them or none: what is sent again after a refusal must not come behind what followed it.
+            ids = await self._client.transaction(*commands)
         self._outgoing.acknowledge([parse_entry_id(entry) for entry in ids])
         return True
 
