@@ -73,6 +73,8 @@ class HttpEventSubscriber:
         """
         if transport_of(check_source(endpoint)) != "http":
             raise SettingsError(f"event endpoint {endpoint!r} is not polled over HTTP")
+        if not (endpoint.isascii() and endpoint.isprintable()):
+            raise SettingsError(f"event endpoint {endpoint!r} is not printable ASCII")
         if token is None and self._token_of is not None:
             token = self._token_of(source)
         if token is not None and not (token.isascii() and token.isprintable()):

@@ -188,7 +188,17 @@ def test_a_publisher_behind_tls_is_verified_and_followed() -> None:
 
 
 @pytest.mark.parametrize(
-    "endpoint", ["http://host", "tcp://host:1", "http://host:1/a?b=c", "http://user:pass@host:1", "ftp://host:1", "x"]
+    "endpoint",
+    [
+        "http://host",
+        "tcp://host:1",
+        "http://host:1/a?b=c",
+        "http://user:pass@host:1",
+        "http://host:1/\u00e4\u20ac",
+        "http://host:1/\x00",
+        "ftp://host:1",
+        "x",
+    ],
 )
 def test_a_malformed_address_is_refused_at_once(endpoint: str) -> None:
     """Only one that merely does not answer is tried for ever."""
