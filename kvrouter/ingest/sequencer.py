@@ -339,7 +339,7 @@ class Sequencer:
 
     def _receive_again(self, sequence: int, batch: Batch, *, replayed: bool) -> Receipt:
         verdict = self._fingerprints.judge(sequence, batch.payload, expected=self.expected)
-        if verdict == "same" or (verdict == "skipped" and replayed):
+        if verdict == "same" or (verdict in {"skipped", "unknown"} and replayed):
             self.duplicates += 1
             if verdict == "same" and sequence < self._known_below():
                 self._verified()

@@ -273,6 +273,21 @@ def test_a_replay_that_begins_late_changes_nothing_about_a_doubt(rank: NamedRank
     assert (rank.held(2), rank.status.state) == ([0, 1], "suspect")
 
 
+def test_a_whole_replay_that_lacks_the_beginning_of_a_long_life_is_no_restart() -> None:
+    """It was asked for because of a doubt; what it repeats is longer ago than bytes are remembered."""
+    rank = Rank()
+    rank.receive(0, store_of(0))
+    for sequence in range(1, 5000):
+        rank.receive(sequence, removed(9))
+    rank.ingest.doubt(SOURCE, reason="promised too much", now=0.0)
+
+    receipts = {rank.receive(sequence, removed(9), replayed=True).outcome for sequence in range(7, 5000)}
+    rank.ingest.replay_finished(SOURCE, now=0.0, complete=True)
+
+    assert receipts == {"duplicate"}
+    assert (rank.usable(tokens(1)), rank.status.restarts, rank.status.state) == (4, 0, "suspect")
+
+
 def test_nothing_is_doubted_before_anything_is_known(rank: NamedRank) -> None:
     """There is no snapshot of a publisher that published nothing."""
     rank.ingest.doubt(SOURCE, reason="a test", now=0.0)
