@@ -111,26 +111,32 @@ class Meanings:
         because another block continues it, or somebody may name it later (`idle`), is removed again at the end.
         """
         is_wanted = _any_of(copies, idle)
-        surplus: dict[Place, Counter[int]] = {}
+        surplus: dict[Place, Counter[int]] = {place: Counter() for place in (*copies, *self._homes)}
+        missing: dict[Place, dict[int, int]] = {place: {} for place in copies}
+        stated = dict.fromkeys(self._homes, 0)
         for home, run in self._runs(is_wanted):
             place = self._homes[home]
             pool = copies.get(place, {})
-            surplus.setdefault(place, Counter()).update([block for block, _ in run if block not in pool])
+            for block, _ in run:
+                count = pool.get(block, 0)
+                stated[place] += count > 0
+                if count != 1:
+                    (missing if count else surplus)[place][block] = count - 1 if count else 1
             yield from stores(run, medium=places.media[place], group=place[1], names_namespaces=names_namespaces)
         ranged: Counter[tuple[Place, int]] = Counter()
         for each in self._wanted_ranges(is_wanted):
             ranged.update((each.home, block) for block in each.event.block_hashes)
             yield each.store(places.media[each.home])
         for place, pool in copies.items():
-            missing = self._not_stated(place, pool, ranged)
-            yield from repeated_stores(missing, places.media[place], place[1])
-            surplus.setdefault(place, Counter()).update(
-                {block: -count for block, count in missing.items() if count < 0}
-            )
+            if ranged or stated.get(place) != len(pool):  # Looking at all of them once more takes its time.
+                missing[place] = self._not_stated(place, pool, ranged)
+            yield from repeated_stores(missing[place], places.media[place], place[1])
+            surplus[place].update({block: -count for block, count in missing[place].items() if count < 0})
         for (place, block), count in ranged.items():
-            surplus.setdefault(place, Counter())[block] += count
+            surplus[place][block] += count
         for place, counts in surplus.items():
-            yield from removals(counts, places.media[place], place[1])
+            if counts:
+                yield from removals(counts, places.media[place], place[1])
 
     def _not_stated(self, place: Place, pool: Mapping[int, int], ranged: Counter[tuple[Place, int]]) -> dict[int, int]:
         """Return how many copies in one place no description has stated; below zero where too many were."""

@@ -26,6 +26,8 @@ TURN_BATCHES_MAX = 64
 STALLED_SECONDS_MAX = 30.0
 """A subscriber that reads nothing for so long is given up."""
 STALLED_POLL_MILLISECONDS = 5
+SNAPSHOT_PART_BYTES = 1 << 18
+"""A part of a snapshot: about ten milliseconds' work, after which live events get their turn again."""
 SNAPSHOT_SECONDS_MAX = 2.0
 """A snapshot that is not older is given to others who ask, as long as the batches after it are kept."""
 
@@ -121,7 +123,7 @@ class ReplayServer:
         self._waiting.add(identity)
         if self._preparing is None:
             self._snapshot = []
-            self._preparing = self._core.prepare_snapshot()
+            self._preparing = self._core.prepare_snapshot(part_bytes_max=SNAPSHOT_PART_BYTES)
             self._prepared_sequence = self._core.next_sequence - 1
 
     def _advance_snapshot(self, now: float) -> None:
