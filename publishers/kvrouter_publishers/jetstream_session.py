@@ -11,7 +11,7 @@ import json
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Final
+from typing import Any, Final
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -204,8 +204,9 @@ async def connection(settings: SessionSettings, *, name: str) -> AsyncIterator[C
 
     try:
         async with life:
-            await client.connect(
-                endpoint.server,
+            await _connect(
+                client,
+                servers=endpoint.server,
                 name=name,
                 allow_reconnect=False,
                 max_reconnect_attempts=1,  # Of the first connection; 0 would try for ever.
@@ -234,6 +235,18 @@ async def connection(settings: SessionSettings, *, name: str) -> AsyncIterator[C
         transport = client._transport  # noqa: SLF001 - `close` leaves it open if what it still wants to write fails
         if transport is not None:
             transport.close()  # type: ignore[no-untyped-call]
+
+
+async def _connect(client: Client, **options: Any) -> None:
+    """Connect. Who is cancelled meanwhile waits a moment: the client would leak the socket that it is just opening."""
+    connecting = asyncio.ensure_future(client.connect(**options))
+    try:
+        await asyncio.shield(connecting)
+    except asyncio.CancelledError:
+        await asyncio.wait({connecting}, timeout=_CLOSE_SECONDS)
+        if not connecting.cancel() and not connecting.cancelled():
+            connecting.exception()
+        raise
 
 
 def _read_answer(message: Msg) -> tuple[int, bool] | str:

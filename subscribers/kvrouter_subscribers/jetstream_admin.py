@@ -75,8 +75,8 @@ class StreamAdministration:
             from kvrouter_subscribers.jetstream_connection import connection  # noqa: PLC0415 - loads the client library
         except ModuleNotFoundError as error:
             raise MissingExtraError("looking after JetStream", "nats") from error
-        made = await self._open.enter_async_context(connection(self._endpoint, self._access))
-        self._jetstream = made.client.jetstream(timeout=self._access.timeout_seconds)
+        client = await self._open.enter_async_context(connection(self._endpoint, self._access))
+        self._jetstream = client.jetstream(timeout=self._access.timeout_seconds)
         return self
 
     async def __aexit__(self, *_: object) -> None:

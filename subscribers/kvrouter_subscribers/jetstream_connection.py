@@ -7,7 +7,8 @@ before. Whoever holds a connection begins anew when it is lost, from what is tru
 import asyncio
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 from nats.aio.client import Client
 from nats.errors import Error, NoServersError
@@ -15,68 +16,76 @@ from nats.errors import Error, NoServersError
 from kvrouter.events.nats_names import NatsEndpoint
 from kvrouter_subscribers.jetstream_status import NatsAccess
 
-__all__ = ["NatsConnection", "connection"]
+__all__ = ["connection"]
 
 _PING_SECONDS = 10
 _PINGS_OUTSTANDING_MAX = 2
-
-
-class NatsConnection:
-    """A connection that is used until `lost` is set."""
-
-    def __init__(self) -> None:
-        self.client = Client()
-        self.lost = asyncio.Event()
-        self.reason: Exception | None = None
-        """The client's last complaint; if it was fatal `closed` follows."""
-
-    @property
-    def error(self) -> str | None:
-        """The complaint as it is shown."""
-        return None if self.reason is None else f"{type(self.reason).__name__}: {self.reason}"
-
-    async def closed(self) -> None:
-        """Note the end, whoever brought it."""
-        self.lost.set()
-
-    async def failed(self, error: Exception) -> None:
-        """Keep the client's complaint."""
-        self.reason = error
+_CLOSE_SECONDS = 0.5
 
 
 @asynccontextmanager
-async def connection(endpoint: NatsEndpoint, access: NatsAccess) -> AsyncIterator[NatsConnection]:
-    """Connect, and disconnect at the end.
+async def connection(endpoint: NatsEndpoint, access: NatsAccess) -> AsyncIterator[Client]:
+    """Connect, and disconnect at the end. When the connection is lost, whatever waits within is ended.
 
     Raises:
         nats.errors.Error: the server refuses us.
-        OSError: nobody answers there. TimeoutError: not in time.
+        OSError: nobody answers there, or the connection was lost. TimeoutError: not in time.
     """
-    made = NatsConnection()
+    client, seconds = Client(), access.timeout_seconds
     credentials = endpoint.credentials or access.credentials
     tls = ssl.create_default_context() if access.tls is None and endpoint.secure else access.tls
+    reasons: list[Exception] = []
+    life = asyncio.timeout(seconds)
+
+    async def closed() -> None:
+        with suppress(RuntimeError):  # We closed it ourselves.
+            life.reschedule(asyncio.get_running_loop().time())
+
+    async def failed(error: Exception) -> None:
+        reasons[:] = [error]
+
     try:
-        async with asyncio.timeout(access.timeout_seconds):
-            await made.client.connect(
-                endpoint.server,
+        async with life:
+            await _connect(
+                client,
+                servers=endpoint.server,
                 name=access.name,
                 allow_reconnect=False,
                 max_reconnect_attempts=1,  # Of the first connection; 0 would try for ever.
                 reconnect_time_wait=0,
-                connect_timeout=max(1, round(access.timeout_seconds)),
+                connect_timeout=max(1, round(seconds)),
                 ping_interval=_PING_SECONDS,
                 max_outstanding_pings=_PINGS_OUTSTANDING_MAX,
-                closed_cb=made.closed,
-                error_cb=made.failed,
+                closed_cb=closed,
+                error_cb=failed,
                 tls=tls,
                 **(credentials.connect_options() if credentials else {}),
             )
-        yield made
-    except NoServersError:
-        raise made.reason or OSError("nobody answers") from None
+            life.reschedule(None)
+            reasons.clear()
+            yield client
+    except (NoServersError, TimeoutError):
+        if reasons:
+            raise reasons[0] from None
+        if client.is_closed:
+            raise ConnectionError("the connection was lost") from None
+        raise
     finally:
-        try:
-            async with asyncio.timeout(access.timeout_seconds):
-                await made.client.close()
-        except (Error, OSError, TimeoutError):
-            pass  # It was lost already, or does not answer: there is nothing left to give back.
+        with suppress(Error, OSError, TimeoutError):  # It was lost already, or does not answer.
+            async with asyncio.timeout(seconds):
+                await client.close()
+        transport = client._transport  # noqa: SLF001 - `close` leaves it open if what it still wants to write fails
+        if transport is not None:
+            transport.close()  # type: ignore[no-untyped-call]
+
+
+async def _connect(client: Client, **options: Any) -> None:
+    """Connect. Who is cancelled meanwhile waits a moment: the client would leak the socket that it is just opening."""
+    connecting = asyncio.ensure_future(client.connect(**options))
+    try:
+        await asyncio.shield(connecting)
+    except asyncio.CancelledError:
+        await asyncio.wait({connecting}, timeout=_CLOSE_SECONDS)
+        if not connecting.cancel() and not connecting.cancelled():
+            connecting.exception()
+        raise

@@ -19,7 +19,7 @@ from nats.js.errors import NotFoundError
 from kvrouter.errors import WireError
 from kvrouter.events import Source, decode_envelope
 from kvrouter.events.nats_names import NatsEndpoint
-from kvrouter_subscribers.jetstream_connection import NatsConnection, connection
+from kvrouter_subscribers.jetstream_connection import connection
 from kvrouter_subscribers.jetstream_limits import JetStreamLimits
 from kvrouter_subscribers.jetstream_pull import Place, Puller
 from kvrouter_subscribers.jetstream_recovery import Recovery
@@ -107,9 +107,8 @@ class StreamReader:
         while True:
             connects = self._connects
             try:
-                async with connection(self.endpoint, self._access) as made:
-                    reason = await self._session(made, tasks)
-                    self.last_error = f"{self.endpoint}: {made.error or reason}"
+                async with connection(self.endpoint, self._access) as client:
+                    self.last_error = f"{self.endpoint}: {await self._session(client, tasks)}"
             except (Error, OSError, TimeoutError) as error:
                 self.last_error = f"{self.endpoint}: {type(error).__name__}: {error}".rstrip(": ")
             if self._connects > connects:
@@ -117,9 +116,9 @@ class StreamReader:
             await asyncio.sleep(pause)
             pause = min(2 * pause, limits.reconnect_seconds_max)
 
-    async def _session(self, made: NatsConnection, tasks: asyncio.TaskGroup) -> str:
-        """Read until the connection is lost or the consumer is gone; returns why."""
-        client, stream, limits = made.client, self.endpoint.stream, self._limits
+    async def _session(self, client: Client, tasks: asyncio.TaskGroup) -> str:
+        """Read until the consumer is gone; returns why. The end of the connection ends it anywhere."""
+        stream, limits = self.endpoint.stream, self._limits
         jetstream = client.jetstream(timeout=limits.request_seconds)
         info = await jetstream.stream_info(stream)
         whole = self._compare(info)
@@ -130,7 +129,7 @@ class StreamReader:
         self._up(info.state.last_seq if pending else 0, whole=whole)
         try:
             await puller.open()
-            return await self._watch(made, puller)
+            return await self._watch(jetstream, puller)
         finally:
             self._down()
             recovery.close()
@@ -277,26 +276,21 @@ class StreamReader:
         if self._recovery is not None:
             self._recovery.want_snapshot(followed)
 
-    async def _watch(self, made: NatsConnection, puller: Puller) -> str:
-        """Wait for the end of the connection or consumer, and look at the stream while it is silent."""
-        jetstream = made.client.jetstream(timeout=self._limits.request_seconds)
-        ends = [asyncio.ensure_future(event.wait()) for event in (made.lost, puller.failed)]
+    async def _watch(self, jetstream: JetStreamContext, puller: Puller) -> str:
+        """Wait for the end of the consumer, and look at the stream while it is silent."""
         messages, silent_since = self._messages, time.monotonic()
-        try:
-            while True:
-                ended, _ = await asyncio.wait(ends, timeout=_TICK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-                if ended:
-                    return puller.reason or "the connection was lost"
-                puller.check_silence()
-                now = time.monotonic()
-                if messages != self._messages:
-                    messages, silent_since = self._messages, now
-                elif now - silent_since >= self._limits.look_seconds:
-                    silent_since = now
-                    await self._look(jetstream)
-        finally:
-            for end in ends:
-                end.cancel()
+        while not puller.failed.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_TICK_SECONDS):
+                    await puller.failed.wait()
+            puller.check_silence()
+            now = time.monotonic()
+            if messages != self._messages:
+                messages, silent_since = self._messages, now
+            elif now - silent_since >= self._limits.look_seconds:
+                silent_since = now
+                await self._look(jetstream)
+        return puller.reason
 
     async def _look(self, jetstream: JetStreamContext) -> None:
         """Ask whether the stream dropped messages at its end that nothing follows."""

@@ -58,6 +58,7 @@ class Recovery:
         self._snapshots = asyncio.Semaphore(limits.snapshots_max)
         self._readings: list[_Reading] = []
         self._reader: asyncio.Task[None] | None = None
+        self._closed = False
 
     def answer(self, followed: FollowedSource, receipt: Receipt | None) -> None:
         """Do what the sink's answer asks for."""
@@ -88,6 +89,7 @@ class Recovery:
 
     def close(self) -> None:
         """Give up everything that is under way: its connection is lost."""
+        self._closed = True  # A task that is cancelled while an answer arrives does not notice it.
         for source in list(self._serving):
             self.cancel(source)
         if self._reader is not None:
@@ -95,7 +97,7 @@ class Recovery:
 
     def _serve(self, followed: FollowedSource) -> None:
         wanted = followed.replay_wanted is not None or followed.snapshot_wanted
-        if wanted and followed.source not in self._serving:
+        if wanted and not self._closed and followed.source not in self._serving:
             work = self._until_content(followed)
             task = self._serving[followed.source] = self._tasks.create_task(work, name="jetstream-recovery")
             task.add_done_callback(lambda done: self._ended(followed, done))
@@ -108,7 +110,7 @@ class Recovery:
     async def _until_content(self, followed: FollowedSource) -> None:
         """Serve wishes until the sink has none, more and more slowly if what is done does not help."""
         limits, failures = self._limits, 0
-        while followed.replay_wanted is not None or followed.snapshot_wanted:
+        while not self._closed and (followed.replay_wanted is not None or followed.snapshot_wanted):
             followed.replaying = True
             helped = await self._serve_once(followed)
             failures = 0 if helped else failures + 1
@@ -208,6 +210,8 @@ class Recovery:
             return  # Of a life that has ended since.
         if reading.lowest is None or envelope.sequence < reading.lowest:
             reading.lowest = envelope.sequence
+        if reading.lowest > reading.start > 0:
+            return  # What follows a gap is known already; to hear it again would tell that the gap cannot be closed.
         self.answer(reading.followed, reading.followed.receive(envelope, replayed=True))
 
     async def _snapshot(self, followed: FollowedSource) -> Literal["taken", "empty", "failed"]:
@@ -232,9 +236,7 @@ class Recovery:
 
     async def _ask_for_state(self, followed: FollowedSource) -> list[Envelope]:
         """Get all parts, one by one and a few at a time, so that neither side ever buffers more than that."""
-        last = followed.last
-        known = {} if last is None else {"incarnation": last.incarnation, "sequence": last.sequence}
-        first = await self._part(followed, {"part": 0, **({"after": known} if known else {})})
+        first = await self._part(followed, {"part": 0})
         if first is None:
             return []
         assert first.snapshot is not None
