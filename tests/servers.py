@@ -197,7 +197,7 @@ def nats_server(folder: Path, *, configuration: str = "") -> Iterator[NatsServer
     try:
         yield server.start()
     finally:
-        server.stop()
+        server.kill()  # Nobody needs its data any more, so it need not take leave of them.
 
 
 @contextmanager
@@ -207,7 +207,7 @@ def redis_server(folder: Path, *options: str) -> Iterator[RedisServer]:
     try:
         yield server.start()
     finally:
-        server.stop()
+        server.kill()  # Nobody needs its data any more, so it need not take leave of them.
 
 
 def _free_port() -> int:
