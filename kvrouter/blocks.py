@@ -266,10 +266,13 @@ class Prompt:
         """Sequence hashes as 64-bit integers in the machine's byte order: the least work with the native core."""
         found = self._packed.get(block_size)
         if found is None:
-            if native_core.present and block_size not in self._lists:
-                found = self._pack(block_size)
-            else:
+            if not native_core.present or block_size in self._lists:
                 found = array("Q", self.hash_list(block_size)).tobytes()
+            elif self.block_size is not None:
+                found = b""  # hashes were given for another block size: nothing is known about this one
+            else:
+                seed = hash_seed(self.salt, self.lora) if self.salt or self.lora else HASH_SEED
+                found = native_core.native.chain_hashes(None, self._all_words(), block_size, seed, 0)
             self._packed[block_size] = found
         return found
 
@@ -282,11 +285,8 @@ class Prompt:
             return []  # hashes were given for another block size: nothing is known about this one
         return chain_hashes(None, self._words, block_size, hash_seed(self.salt, self.lora))
 
-    def _pack(self, block_size: int) -> bytes:
-        if self.block_size is not None:
-            return b""
-        seed = hash_seed(self.salt, self.lora) if self.salt or self.lora else HASH_SEED
-        return native_core.native.chain_hashes(None, self._words, block_size, seed, 0)
+    def _all_words(self) -> bytes:
+        return self._words
 
 
 def _check(parent: int | None, block_size: int, lookahead: int) -> None:

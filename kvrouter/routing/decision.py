@@ -4,6 +4,8 @@ from array import array
 from collections.abc import Hashable, Iterable, Sequence
 from itertools import islice
 
+import msgspec
+
 from kvrouter.blocks import Prompt
 from kvrouter.events import Source
 from kvrouter.routing.cost import CostModel
@@ -60,69 +62,38 @@ def note_candidates(candidates: Candidates, chosen: int, overlaps: Overlaps) -> 
     return rows.tobytes()
 
 
-class Decision:
-    """Where one request goes.
+class Decision(msgspec.Struct, eq=False):
+    """Where one request goes; made by the router.
 
     Attributes:
-        worker_id: the chosen worker.
-        rank: its data-parallel rank.
-        dense_rank: the number of that rank in index and load book.
+        target: the chosen rank.
+        prompt: what was asked, until it is booked: whoever keeps decisions must not keep prompts.
+        prompt_tokens: length of the prompt.
         overlap_tokens: leading prompt tokens that the rank is promised to have cached, confirmed or predicted.
         confirmed_tokens: the part of them that its events confirm.
-        prefill_tokens: prompt tokens that it has to compute.
-        prompt_tokens: length of the prompt.
+        prefill_tokens: prompt tokens that it has to compute; a gateway that books may know it better.
         block_size: tokens per block of the prompt on that rank.
-        blocks: KV blocks that the prompt occupies, the last, partial one included.
         cost: predicted time to first token in seconds.
         policy: name of the policy that chose.
         reason: one word of that policy.
         id: under which id it was booked; None before.
     """
 
-    __slots__ = (
-        "_candidates",
-        "_model",
-        "_rows",
-        "block_size",
-        "blocks",
-        "confirmed_tokens",
-        "cost",
-        "dense_rank",
-        "id",
-        "overlap_tokens",
-        "policy",
-        "prefill_tokens",
-        "prompt",
-        "prompt_tokens",
-        "reason",
-        "target",
-    )
-
-    def __init__(
-        self,
-        target: FleetRank,
-        prompt: Prompt | None,
-        overlap_tokens: int,
-        confirmed_tokens: int,
-        *,
-        block_size: int,
-        cost: float,
-        policy: str,
-        reason: str,
-        candidates: Sequence[FleetRank],
-        rows: bytes,
-        model: CostModel,
-    ) -> None:
-        self.target, self.prompt = target, prompt
-        self.dense_rank = target.dense_rank
-        self.prompt_tokens = tokens = prompt.tokens if prompt is not None else 0
-        self.overlap_tokens, self.confirmed_tokens = overlap_tokens, confirmed_tokens
-        self.prefill_tokens = tokens - overlap_tokens
-        self.block_size, self.blocks = block_size, -(-tokens // block_size)
-        self.cost, self.policy, self.reason = cost, policy, reason
-        self.id: Hashable = None
-        # What explains it, as `note_candidates` has it.
-        self._candidates, self._rows, self._model = candidates, rows, model
+    target: FleetRank
+    prompt: Prompt | None
+    prompt_tokens: int
+    overlap_tokens: int
+    confirmed_tokens: int
+    prefill_tokens: int
+    block_size: int
+    cost: float
+    policy: str
+    reason: str
+    # What explains it, as `note_candidates` has it.
+    _candidates: Candidates
+    _rows: bytes
+    _model: CostModel
+    id: Hashable = None
 
     def __repr__(self) -> str:
         return (
@@ -139,6 +110,16 @@ class Decision:
     def rank(self) -> int:
         """The chosen data-parallel rank of the worker."""
         return self.target.rank
+
+    @property
+    def dense_rank(self) -> int:
+        """The number of that rank in index and load book."""
+        return self.target.dense_rank
+
+    @property
+    def blocks(self) -> int:
+        """KV blocks that the prompt occupies, the last, partial one included."""
+        return -(-self.prompt_tokens // self.block_size)
 
     @property
     def source(self) -> Source:

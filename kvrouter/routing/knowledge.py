@@ -3,7 +3,8 @@
 The truth is `kvrouter.ingest`'s; the predictions are written here, by the router's own decisions.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from itertools import chain
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -74,29 +75,31 @@ NO_OVERLAPS = Overlaps(_NOTHING, _NOTHING, _NOTHING)
 class Knowledge:
     """Joins the truth with predictions, for every way of hashing in use."""
 
-    __slots__ = ("_confirmable", "_confirmed", "_predicted", "_settings", "_state_of", "_truth")
+    __slots__ = ("_confirmable", "_confirmed", "_settings", "_truth", "bytewise", "exact")
 
     def __init__(self, truth: CacheTruth, settings: RoutingSettings) -> None:
         self._truth = truth
-        self._confirmed, self._state_of = truth.usable_tokens, truth.is_trusted
+        self._confirmed = truth.usable_tokens
         self._settings = settings
-        # By block size, and by whether events speak of such hashes at all (`Prompt.exact`).
-        self._predicted: dict[tuple[int, bool], PredictedBlocks] = {}
+        self.exact: dict[int, PredictedBlocks] = {}
+        """By block size, what is predicted in hashes of which events speak too (`Prompt.exact`)."""
+        self.bytewise: dict[int, PredictedBlocks] = {}
+        """By block size, what is predicted in others."""
         # Per rank, whether its events were live when it was predicted last.
         self._confirmable: dict[int, bool] = {}
 
     def __len__(self) -> int:
         """Pairs of a block and a rank that is predicted to hold it; of long prompts only landmarks count."""
-        return sum(map(len, self._predicted.values()))
+        return sum(map(len, self._all()))
 
     def overlaps(self, prompt: Prompt, now: float) -> Overlaps:
         """What every rank has of a prompt."""
         is_exact = prompt.exact
         confirmed = self._confirmed(prompt) if is_exact else _NOTHING
         promised = confirmed
-        for (block_size, exact), predictions in self._predicted.items():
+        for block_size, predictions in (self.exact if is_exact else self.bytewise).items():
             predictions.expire(now)
-            if exact is is_exact and prompt.block_size in (None, block_size):
+            if prompt.block_size is None or prompt.block_size == block_size:
                 promised = predictions.promised(promised, prompt.hash_bytes(block_size), block_size, prompt.tokens)
         if not promised:
             return NO_OVERLAPS
@@ -107,10 +110,9 @@ class Knowledge:
 
     def only_predictions(self, block_size: int) -> PredictedBlocks | None:
         """The predictions for prompts of tokens, if there are none for other sizes of blocks."""
-        for size, exact in self._predicted:
-            if exact and size != block_size:
-                return None
-        return self._predictions(block_size, exact=True)
+        if self.exact and (block_size not in self.exact or len(self.exact) > 1):
+            return None
+        return self._predictions(self.exact, block_size)
 
     def block_size(self, rank: int, prompt: Prompt | None) -> int:
         """Tokens per block of a prompt on a rank."""
@@ -128,14 +130,15 @@ class Knowledge:
         settings = self._settings
         lifetime = settings.predicted_seconds_unconfirmed
         if prompt.exact:
-            is_live = self._state_of(rank) == "live"
+            is_live = rank not in self._truth.doubtful
             if self._confirmable.get(rank) is not is_live:
                 self._begin_anew(rank, is_live)
             if is_live:
                 lifetime = settings.predicted_seconds_live
         if not lifetime or prompt.tokens < block_size:
             return
-        predictions = self._predictions(block_size, exact=prompt.exact)
+        group = self.exact if prompt.exact else self.bytewise
+        predictions = group.get(block_size) or self._predictions(group, block_size)
         # The part that is predicted already is written again only when it is getting old.
         fresh = now + lifetime * (1 - _REFRESH_SHARE)
         deadline = now + _PATIENCE * cost + lifetime
@@ -143,19 +146,22 @@ class Knowledge:
 
     def expire(self, now: float) -> None:
         """End the predictions whose time is over."""
-        for predictions in self._predicted.values():
+        for predictions in self._all():
             predictions.expire(now)
 
     def forget(self, rank: int) -> None:
         """Drop a rank's predictions."""
         self._confirmable.pop(rank, None)
-        for predictions in self._predicted.values():
+        for predictions in self._all():
             predictions.drop(rank)
 
-    def _predictions(self, block_size: int, *, exact: bool) -> PredictedBlocks:
-        predictions = self._predicted.get((block_size, exact))
+    def _all(self) -> Iterable[PredictedBlocks]:
+        return chain(self.exact.values(), self.bytewise.values())
+
+    def _predictions(self, group: dict[int, PredictedBlocks], block_size: int) -> PredictedBlocks:
+        predictions = group.get(block_size)
         if predictions is None:
-            predictions = self._predicted[block_size, exact] = PredictedBlocks(
+            predictions = group[block_size] = PredictedBlocks(
                 blocks_max=self._settings.predicted_blocks_max, total_max=self._settings.predicted_total_max
             )
         return predictions
@@ -163,9 +169,8 @@ class Knowledge:
     def _begin_anew(self, rank: int, is_live: bool) -> None:  # noqa: FBT001 - the state itself
         """Drop what was predicted for a rank while its events were of another use than now."""
         self._confirmable[rank] = is_live
-        for (_, exact), predictions in self._predicted.items():
-            if exact:
-                predictions.drop(rank)
+        for predictions in self.exact.values():
+            predictions.drop(rank)
 
     def _credited(self, confirmed: dict[int, int], promised: dict[int, int]) -> dict[int, int]:
         """What a source in doubt confirmed counts only in part."""

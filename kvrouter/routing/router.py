@@ -201,18 +201,19 @@ class Router:
             ValueError: the id is booked already.
             OverloadedError: too many requests are booked.
         """
-        target = decision.target
-        if self.fleet.ranks[target.dense_rank] is not target:
+        target, prompt = decision.target, decision.prompt
+        rank = target.dense_rank
+        if self.fleet.ranks[rank] is not target:
             raise NoWorkerError(f"worker {target.worker_id!r} left before the request was booked")
-        rank, prompt = target.dense_rank, decision.prompt
+        block_size = decision.block_size
         self.book.reserve(
             id,
             rank,
             prefill_tokens=decision.prefill_tokens,
-            blocks=decision.blocks,
+            blocks=-(-decision.prompt_tokens // block_size),
             now=now,
             lease_seconds=lease_seconds,
-            hashes=prompt.hash_list(decision.block_size) if self._shares_blocks and prompt is not None else (),
+            hashes=prompt.hash_list(block_size) if self._shares_blocks and prompt is not None else (),
         )
         decision.id = id
         decision.prompt = None  # whoever keeps decisions must not keep prompts
@@ -220,7 +221,7 @@ class Router:
             self.knowledge.predict(
                 rank,
                 prompt,
-                decision.block_size,
+                block_size,
                 confirmed=decision.confirmed_tokens,
                 promised=decision.overlap_tokens,
                 cost=decision.cost,
@@ -240,11 +241,14 @@ class Router:
     def _weigh(self, weigher: "native.Weigher", candidates: Candidates, prompt: Prompt, now: float) -> Decision | None:
         """As `_compare`, in one call of the native core; None where things are not as simple as they mostly are."""
         block_size = self._lookup.only_block_size
-        if not block_size or not prompt.exact or prompt.block_size is not None:
+        if not block_size or not prompt.exact or (prompt.block_size is not None and prompt.block_size != block_size):
             return None
-        predictions = self.knowledge.only_predictions(block_size)
+        known = self.knowledge.exact
+        predictions = known[block_size] if len(known) == 1 and block_size in known else None
         if predictions is None:
-            return None
+            predictions = self.knowledge.only_predictions(block_size)
+            if predictions is None:
+                return None
         hashes, doubtful = prompt.hash_bytes(block_size), self.ingest.doubtful
         found = weigher.weigh(candidates.loads, predictions, hashes, block_size, prompt.tokens, doubtful, now)
         if found is None:
@@ -253,15 +257,17 @@ class Router:
         return Decision(
             candidates[position],
             prompt,
+            prompt.tokens,
             promised,
             confirmed,
-            block_size=block_size,
-            cost=cost,
-            policy=KvPolicy.name,
-            reason=NATIVE_REASONS[reason],
-            candidates=candidates,
-            rows=rows,
-            model=self._cost,
+            prompt.tokens - promised,
+            block_size,
+            cost,
+            KvPolicy.name,
+            NATIVE_REASONS[reason],
+            candidates,
+            rows,
+            self._cost,
         )
 
     def _compare(
@@ -271,19 +277,22 @@ class Router:
         tokens = 0 if prompt is None else prompt.tokens
         target, reason = chooser.choose(candidates, Request(prompt, tokens, overlaps.credited, session))
         number, load = target.dense_rank, target.load
+        promised = overlaps.promised.get(number, 0)
         ahead = load.prefill_tokens + tokens - overlaps.credited.get(number, 0)
         return Decision(
             target,
             prompt,
-            overlaps.promised.get(number, 0),
+            tokens,
+            promised,
             overlaps.confirmed.get(number, 0),
-            block_size=self.knowledge.block_size(number, prompt),
-            cost=self._cost.seconds(ahead, load.active_requests, load.decode_blocks),
-            policy=chooser.name,
-            reason=reason,
-            candidates=candidates,
-            rows=note_candidates(candidates, candidates.index(target), overlaps),
-            model=self._cost,
+            tokens - promised,
+            self.knowledge.block_size(number, prompt),
+            self._cost.seconds(ahead, load.active_requests, load.decode_blocks),
+            chooser.name,
+            reason,
+            candidates,
+            note_candidates(candidates, candidates.index(target), overlaps),
+            self._cost,
         )
 
     def _resolve(self, policy: str | Policy) -> Policy:

@@ -14,7 +14,7 @@ from itertools import count
 
 from xxhash import xxh3_64_intdigest
 
-from kvrouter.blocks import Prompt, chain_hashes, hash_seed, packed_hashes
+from kvrouter.blocks import Prompt, chain_hashes, hash_seed
 
 __all__ = ["CachedPrompt", "PrefixCache", "PrefixNode"]
 
@@ -190,9 +190,9 @@ class CachedPrompt(Prompt):
         self._remember(known, key, hashes)
         return hashes
 
-    def _pack(self, block_size: int) -> bytes:
+    def _all_words(self) -> bytes:
         # The native core hashes everything in less time than putting together what is remembered takes.
-        return packed_hashes(None, self._words_from(0), block_size, hash_seed(self.salt, self.lora))
+        return self._words_from(0)
 
     def _remember(self, known: int, key: tuple[int, int], hashes: list[int]) -> None:
         begin = self._nodes[known - 1].tokens // key[0] if known else 0

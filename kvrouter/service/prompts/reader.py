@@ -43,6 +43,10 @@ class RequestReader:
         self._chat = msgspec.json.Decoder(ChatFields).decode
         self._responses = msgspec.json.Decoder(ResponsesFields).decode
         self._model = msgspec.json.Decoder(ModelField).decode
+        self._usual = {
+            "/v1/completions": self._prompts.read_usual,
+            "/v1/embeddings": self._inputs.read_usual,
+        }
         self._readers: dict[str, Callable[[bytes], InferenceBody]] = {
             "/v1/chat/completions": self._read_chat,
             "/v1/completions": self._read_completion,
@@ -56,10 +60,14 @@ class RequestReader:
         Raises:
             RequestError: 400; `param` names the field.
         """
+        data = body if type(body) is bytes else bytes(body)
+        read_usual = self._usual.get(path)
+        if read_usual is not None:
+            usual = read_usual(data)
+            if usual is not None:
+                return usual
         reader = self._readers.get(path)
-        if reader is None:
-            return InferenceBody("none", self.model_of(body))
-        return reader(body if type(body) is bytes else bytes(body))
+        return reader(data) if reader is not None else InferenceBody("none", self.model_of(data))
 
     def model_of(self, body: bytes | memoryview) -> str | None:
         """Return the `model` that any body names; None if it is not a JSON object or names none."""
@@ -69,9 +77,6 @@ class RequestReader:
             return None
 
     def _read_completion(self, data: bytes) -> InferenceBody:
-        usual = self._prompts.read_usual(data)
-        if usual is not None:
-            return usual
         found = self._prompts.read(data)
         if found is not None:
             fields, nodes, words = found
@@ -80,9 +85,6 @@ class RequestReader:
         return _prompt(whole, whole.prompt, "prompt")
 
     def _read_embedding(self, data: bytes) -> InferenceBody:
-        usual = self._inputs.read_usual(data)
-        if usual is not None:
-            return usual
         found = self._inputs.read(data)
         if found is not None:
             fields, nodes, words = found
