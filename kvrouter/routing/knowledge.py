@@ -138,7 +138,9 @@ class Knowledge:
         if not lifetime or prompt.tokens < block_size:
             return
         group = self.exact if prompt.exact else self.bytewise
-        predictions = group.get(block_size) or self._predictions(group, block_size)
+        predictions = group.get(block_size)
+        if predictions is None:
+            predictions = self._predictions(group, block_size)
         # The part that is predicted already is written again only when it is getting old.
         fresh = now + lifetime * (1 - _REFRESH_SHARE)
         deadline = now + _PATIENCE * cost + lifetime

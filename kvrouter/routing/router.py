@@ -244,8 +244,8 @@ class Router:
         if not block_size or not prompt.exact or (prompt.block_size is not None and prompt.block_size != block_size):
             return None
         known = self.knowledge.exact
-        predictions = known[block_size] if len(known) == 1 and block_size in known else None
-        if predictions is None:
+        predictions = known.get(block_size)
+        if predictions is None or len(known) > 1:
             predictions = self.knowledge.only_predictions(block_size)
             if predictions is None:
                 return None

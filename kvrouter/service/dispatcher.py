@@ -14,7 +14,7 @@ from urllib.parse import unquote
 import msgspec
 
 from kvrouter.blocks import Prompt
-from kvrouter.errors import NoWorkerError, RequestError, UnknownModelError
+from kvrouter.errors import NoWorkerError, RequestError, RoutingError, UnknownModelError
 from kvrouter.routing import Decision, Router
 from kvrouter.service.auth import Authenticator, refuse_foreign_page
 from kvrouter.service.decisions import DecisionRing
@@ -100,7 +100,11 @@ class RequestDispatcher:
         if path in INFERENCE_PATHS:
             if request.method != "POST":
                 raise RequestError.wrong_method(path, "POST")
-            return self._route_inference(request, excluded)
+            body = self._reader.read(path, request.body)
+            prompt = self._resolver.resolve(body, model_profile=body.model or self._views.current().sole_model)
+            if prompt is None or isinstance(prompt, Prompt):
+                return self._choose(request, body, prompt, excluded)
+            return self._choose_later(request, body, prompt, excluded)
         if path.startswith("/v1/"):
             return self._route_other(request, excluded)
         if self._admin is None:
@@ -125,13 +129,19 @@ class RequestDispatcher:
         flight = route.token
         if not isinstance(flight, Flight):
             return
-        now = self._clock()
-        worker = flight.worker
+        now, worker = self._clock(), flight.worker
+        counters = worker.counters
         worker.active -= 1
         self._router.book.free(flight.booking)
-        self._count_end(flight, outcome, now, is_inference=route.is_inference)
+        counters.outcomes[outcome] = counters.outcomes.get(outcome, 0) + 1
+        if outcome == "ok":
+            if route.is_inference:
+                self._traffic.request_seconds.observe(now - flight.received_at)
+            if worker.losses_in_row or worker.ejections_in_row:
+                self._registry.answered(worker)
+        else:
+            self._learn_from_failure(worker, outcome, now)
         if usage is not None and usage.prompt_tokens:
-            counters = worker.counters
             counters.usage_reports += 1
             counters.usage_prompt_tokens += usage.prompt_tokens
             counters.usage_promised_tokens += flight.overlap_tokens
@@ -139,88 +149,75 @@ class RequestDispatcher:
 
     # -- choosing ------------------------------------------------------------------------------------------------------
 
-    def _route_inference(self, request: Request, excluded: Collection[str]) -> Route | Awaitable[Route]:
-        body = self._reader.read(request.path, request.body)
-        prompt = self._resolver.resolve(body, model_profile=body.model or self._views.current().sole_model)
-        if prompt is None or isinstance(prompt, Prompt):
-            return self._choose(request, body, prompt, excluded)
-        return self._choose_later(request, body, prompt, excluded)
-
     async def _choose_later(
         self, request: Request, body: InferenceBody, prompt: Awaitable[Prompt | None], excluded: Collection[str]
     ) -> Route:
         return self._choose(request, body, await prompt, excluded)
 
     def _choose(self, request: Request, body: InferenceBody, prompt: Prompt | None, excluded: Collection[str]) -> Route:
-        now = self._clock()
         session = (_session(request) or body.session) if self._uses_sessions else None
-        decision = self._decide(prompt, body.model, session, excluded, now)
-        route = self._depart(request, decision, now)
-        traffic = self._traffic
+        model, now = body.model, self._clock()
+        decision, route = self._decide(request, prompt, model, excluded, session=session, now=now)
+        traffic, policy = self._traffic, decision.policy
         traffic.routed += 1
         traffic.prompt_tokens += decision.prompt_tokens
         traffic.overlap_tokens += decision.overlap_tokens
-        traffic.by_policy[decision.policy] = traffic.by_policy.get(decision.policy, 0) + 1
-        self._decisions.record(request.id, decision, body.model, now + self._wall_offset)
+        traffic.by_policy[policy] = traffic.by_policy.get(policy, 0) + 1
+        self._decisions.record(request.id, decision, model, now + self._wall_offset)
         return route
 
     def _route_other(self, request: Request, excluded: Collection[str]) -> Route:
         """Send a path that we do not interpret to the least loaded worker of the model that its body names."""
-        now = self._clock()
         model = self._reader.model_of(request.body)
-        decision = self._decide(None, model, None, excluded, now)
-        route = self._depart(request, decision, now)
+        _, route = self._decide(request, None, model, excluded, session=None, now=self._clock())
         self._traffic.other_requests += 1
         route.is_inference = False
         return route
 
     def _decide(
-        self, prompt: Prompt | None, model: str | None, session: str | None, excluded: Collection[str], now: float
-    ) -> Decision:
-        if self._registry.unproxied:
-            excluded = self._registry.unproxied.union(excluded)
+        self,
+        request: Request,
+        prompt: Prompt | None,
+        model: str | None,
+        excluded: Collection[str],
+        *,
+        session: str | None,
+        now: float,
+    ) -> tuple[Decision, Route]:
+        """Decide, book the decision, and tell the way."""
+        registry, router = self._registry, self._router
+        if registry.unproxied:
+            excluded = registry.unproxied.union(excluded)
         try:
-            return self._router.decide(prompt, model=model, session=session, exclude=excluded, now=now)
-        except UnknownModelError:
-            self._traffic.refused_unknown_model += 1
-            raise
-        except NoWorkerError:
-            self._refuse_unknown_model(model)
-            self._traffic.refused_no_worker += 1
-            raise
-
-    def _refuse_unknown_model(self, model: str | None) -> None:
-        """A worker that was never reached could serve anything; but if others are there, 404 helps a client more."""
-        known = self._views.current().models
-        if model is not None and known and model not in known:
-            self._traffic.refused_unknown_model += 1
-            raise UnknownModelError(model, known)
-
-    def _depart(self, request: Request, decision: Decision, now: float) -> Route:
-        """Book the decision, and tell the way."""
+            decision = router.decide(prompt, model=model, session=session, exclude=excluded, now=now)
+        except (UnknownModelError, NoWorkerError) as error:
+            raise self._refusal(error, model) from None
         booking = next(self._bookings)
-        self._router.commit(decision, id=booking, now=now)
+        router.commit(decision, id=booking, now=now)
         worker_id, rank = decision.target.source
-        worker = self._registry.workers[worker_id]
+        worker = registry.workers[worker_id]
         worker.active += 1
         worker.counters.requests += 1
         assert worker.endpoint is not None
         overlap_tokens = decision.overlap_tokens
         flight = Flight(worker, booking, overlap_tokens, request.received_at)
-        return Route(worker.endpoint, worker_id, overlap_tokens, worker.rank_headers[rank], flight)
+        return decision, Route(worker.endpoint, worker_id, overlap_tokens, worker.rank_headers[rank], flight)
+
+    def _refusal(self, error: UnknownModelError | NoWorkerError, model: str | None) -> RoutingError:
+        """A worker that was never reached could serve anything; but if others are there, 404 helps a client more."""
+        known = self._views.current().models
+        if isinstance(error, NoWorkerError) and model is not None and known and model not in known:
+            error = UnknownModelError(model, known)
+        if isinstance(error, UnknownModelError):
+            self._traffic.refused_unknown_model += 1
+        else:
+            self._traffic.refused_no_worker += 1
+        return error
 
     # -- learning ------------------------------------------------------------------------------------------------------
 
-    def _count_end(self, flight: Flight, outcome: Outcome, now: float, *, is_inference: bool) -> None:
-        worker = flight.worker
-        outcomes = worker.counters.outcomes
-        outcomes[outcome] = outcomes.get(outcome, 0) + 1
-        if outcome == "ok":
-            if is_inference:
-                self._traffic.request_seconds.observe(now - flight.received_at)
-            if worker.losses_in_row or worker.ejections_in_row:
-                self._registry.answered(worker)
-        elif outcome == "connect_failed":
+    def _learn_from_failure(self, worker: Worker, outcome: Outcome, now: float) -> None:
+        if outcome == "connect_failed":
             self._registry.connect_failed(worker, now=now)
         elif outcome in ("upstream_lost", "bad_response"):
             self._registry.upstream_lost(worker, now=now)
