@@ -66,6 +66,7 @@ class PredictedBlocks:
         deadline: float,
         fresh: float,
     ) -> None: ...
+    def follow(self, rank: int, is_live: bool) -> None: ...
     def store(self, rank: int, hashes: Hashes, deadline: float) -> None: ...
     def match(self, hashes: Hashes, known: dict[int, int]) -> dict[int, int]: ...
     def deadline(self, rank: int, key: int) -> float | None: ...
@@ -138,13 +139,15 @@ class RankLoad:
     def add(self, requests: int, tokens: int, blocks: int, /) -> None: ...
     @classmethod
     def choose(
-        cls, loads: tuple[object, ...], credits: dict[int, int], tokens: int, weights: tuple[float, ...], /
+        cls, loads: tuple[object, ...], believed: dict[int, int], tokens: int, weights: tuple[float, ...], /
     ) -> tuple[int, int]: ...
 
 class Weigher:
     """Used by `kvrouter.routing.router`, which says what a decision is made of."""
 
-    def __init__(self, index: object, weights: tuple[float, ...]) -> None: ...
+    def __init__(
+        self, index: object, weights: tuple[float, ...], lifetimes: tuple[float, float, float, float]
+    ) -> None: ...
     def weigh(
         self,
         loads: tuple[object, ...],
@@ -154,5 +157,17 @@ class Weigher:
         tokens: int,
         doubtful: Collection[int],
         now: float,
+        /,
+    ) -> tuple[int, int, int, int, float, bytes] | None: ...
+    def place(
+        self,
+        loads: tuple[object, ...],
+        predictions: object,
+        hashes: bytes,
+        block_size: int,
+        tokens: int,
+        doubtful: Collection[int],
+        now: float,
+        turn: int,
         /,
     ) -> tuple[int, int, int, int, float, bytes] | None: ...

@@ -296,6 +296,8 @@ static struct kvr_rank_notes *notes_of(struct kvr_predictions *predictions, uint
         if (ranks == NULL)
             return NULL;
         memset(ranks + predictions->ranks_max, 0, (ranks_max - predictions->ranks_max) * sizeof *ranks);
+        for (uint32_t each = predictions->ranks_max; each < ranks_max; each++)
+            ranks[each].followed = -1;
         predictions->ranks = ranks;
         predictions->ranks_max = ranks_max;
     }
@@ -364,6 +366,22 @@ int kvr_predictions_store(struct kvr_predictions *predictions, uint32_t rank, co
     return failed;
 }
 
+int kvr_predictions_predict(struct kvr_predictions *predictions, uint32_t rank, const struct kvr_landmarks *marks,
+                            size_t confirmed, size_t promised, double deadline, double fresh)
+{
+    size_t begin = kvr_landmarks_within(confirmed), known = kvr_landmarks_within(promised);
+    known = known < marks->count ? known : marks->count;
+    if (known > begin) {
+        /* The part that is predicted already is written again only when it is getting old. */
+        const struct kvr_note *note = kvr_predictions_find(predictions, rank, marks->all[known - 1]);
+        if (note != NULL && note->deadline > fresh)
+            begin = known;
+    }
+    if (begin >= marks->count)
+        return 0;
+    return kvr_predictions_store(predictions, rank, marks->all + begin, marks->count - begin, deadline);
+}
+
 /* -- ending ------------------------------------------------------------------------------------------------------- */
 
 void kvr_predictions_expire(struct kvr_predictions *predictions, double now)
@@ -386,6 +404,18 @@ void kvr_predictions_drop(struct kvr_predictions *predictions, uint32_t rank)
     struct kvr_rank_notes *own = rank < predictions->ranks_max ? &predictions->ranks[rank] : NULL;
     while (own != NULL && own->first != NULL)
         end_oldest(predictions, own);
+}
+
+int kvr_predictions_follow(struct kvr_predictions *predictions, uint32_t rank, int is_live)
+{
+    struct kvr_rank_notes *own = notes_of(predictions, rank);
+    if (own == NULL)
+        return -1;
+    if (own->followed != is_live) {
+        own->followed = is_live;
+        kvr_predictions_drop(predictions, rank);
+    }
+    return 0;
 }
 
 /* -- matching ----------------------------------------------------------------------------------------------------- */

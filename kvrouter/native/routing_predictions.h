@@ -9,6 +9,7 @@
 #define KVR_ROUTING_PREDICTIONS_H
 
 #include "index_match.h"
+#include "routing_landmarks.h"
 
 /* Objects by number, from 1 on: what a slot of a table has room for. */
 struct kvr_pool {
@@ -33,6 +34,7 @@ struct kvr_rank_notes {
     struct kvr_note *first, *last;
     size_t written;  /* blocks in its notes, those that a later note repeats included */
     size_t distinct; /* and without them */
+    int followed;    /* whether its events confirm predictions: 1, 0, or -1 where nobody said */
 };
 
 struct kvr_predictions {
@@ -60,6 +62,14 @@ void kvr_predictions_close(struct kvr_predictions *predictions);
 
 int kvr_predictions_store(struct kvr_predictions *predictions, uint32_t rank, const uint64_t *hashes, size_t count,
                           double deadline);
+/* The same of a prompt of which a rank has so many blocks for certain, and is promised to have so many: what is promised
+ * is written again only if its own deadline is not after `fresh`. */
+int kvr_predictions_predict(struct kvr_predictions *predictions, uint32_t rank, const struct kvr_landmarks *marks,
+                            size_t confirmed, size_t promised, double deadline, double fresh);
+
+/* Say whether a rank's events confirm predictions; what was predicted when it was otherwise is dropped. */
+int kvr_predictions_follow(struct kvr_predictions *predictions, uint32_t rank, int is_live);
+
 void kvr_predictions_expire(struct kvr_predictions *predictions, double now);
 void kvr_predictions_drop(struct kvr_predictions *predictions, uint32_t rank);
 

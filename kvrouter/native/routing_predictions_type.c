@@ -178,26 +178,32 @@ static PyObject *predict(PyObject *self, PyObject *const *arguments, Py_ssize_t 
         "predict", 7, 7, {"rank", "hashes", "block_size", "confirmed", "promised", "deadline", "fresh"}};
     PyObject *found[7];
     uint32_t rank;
-    size_t block_size, begin, known;
+    size_t block_size, confirmed, promised;
     double deadline, fresh;
     struct kvr_landmarks marks;
     if (kvr_read_arguments(&signature, arguments, count, names, found) || kvr_read_rank(found[0], &rank) ||
-        read_block_size(found[2], &block_size) || read_number(found[3], &begin) || read_number(found[4], &known) ||
+        read_block_size(found[2], &block_size) || read_number(found[3], &confirmed) ||
+        read_number(found[4], &promised) ||
         read_time(found[5], &deadline) || read_time(found[6], &fresh) || open_marks(&marks, found[1]))
         return NULL;
-    begin = kvr_landmarks_within(begin / block_size);
-    known = kvr_landmarks_within(known / block_size);
-    known = known < marks.count ? known : marks.count;
-    if (known > begin) {
-        /* The part that is predicted already is written again only when it is getting old. */
-        const struct kvr_note *note = kvr_predictions_find(kvr_predictions_of(self), rank, marks.all[known - 1]);
-        if (note != NULL && note->deadline > fresh)
-            begin = known;
-    }
-    int failed = begin < marks.count && kvr_predictions_store(kvr_predictions_of(self), rank, marks.all + begin,
-                                                              marks.count - begin, deadline);
+    int failed = kvr_predictions_predict(kvr_predictions_of(self), rank, &marks, confirmed / block_size,
+                                         promised / block_size, deadline, fresh);
     kvr_landmarks_close(&marks);
     return no_memory_or_none(failed);
+}
+
+/* follow(rank, is_live) */
+static PyObject *follow(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names)
+{
+    static const struct kvr_signature signature = {"follow", 2, 2, {"rank", "is_live"}};
+    PyObject *found[2];
+    uint32_t rank;
+    if (kvr_read_arguments(&signature, arguments, count, names, found) || kvr_read_rank(found[0], &rank))
+        return NULL;
+    int is_live = PyObject_IsTrue(found[1]);
+    if (is_live < 0)
+        return NULL;
+    return no_memory_or_none(kvr_predictions_follow(kvr_predictions_of(self), rank, is_live));
 }
 
 /* -- single runs -------------------------------------------------------------------------------------------------- */
@@ -349,6 +355,7 @@ static void dealloc(PyObject *object)
 static PyMethodDef methods[] = {
     FAST("promised", promised),
     FAST("predict", predict),
+    FAST("follow", follow),
     FAST("store", store),
     FAST("match", match),
     FAST("deadline", deadline),

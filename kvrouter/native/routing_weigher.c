@@ -17,11 +17,19 @@
 /* Numbers per candidate: position, requests, tokens, blocks, and tokens promised, confirmed and credited. */
 #define COLUMNS 7
 
+/* How long predictions hold; see `kvrouter/routing/knowledge.py`. */
+struct lifetimes {
+    double live_seconds, unconfirmed_seconds;
+    double patience;      /* how many times longer than predicted a prompt's computation may take */
+    double refresh_share; /* of a lifetime, after which what is promised is written again */
+};
+
 struct weigher {
     PyObject_HEAD
     PyObject *index;
     PyTypeObject *load_type, *predictions_type;
     struct kvr_weights weights;
+    struct lifetimes lifetimes;
     /* What would be too large for the stack. */
     struct kvr_overlap confirmed, predicted;
     struct kvr_known known[KVR_RANKS_MAX];
@@ -165,19 +173,18 @@ static PyObject *note_rows(const struct weigher *weigher, const struct prompt *p
     return PyBytes_FromStringAndSize(rows, out - rows);
 }
 
-static PyObject *answer(const struct weigher *weigher, const struct prompt *prompt, PyObject *loads, Py_ssize_t count)
+/* What is answered about a choice. */
+static PyObject *answer(const struct weigher *weigher, const struct prompt *prompt, PyObject *loads, Py_ssize_t count,
+                        const struct kvr_choice *chosen, enum kvr_reason reason)
 {
-    struct kvr_choice chosen;
-    enum kvr_reason reason =
-        kvr_choose(loads, count, &weigher->promised, (double)prompt->tokens, &weigher->weights, &chosen);
-    PyObject *rows = note_rows(weigher, prompt, loads, count, chosen.position);
+    PyObject *rows = note_rows(weigher, prompt, loads, count, chosen->position);
     if (rows == NULL)
         return NULL;
-    PyObject *parts[] = {PyLong_FromSsize_t(chosen.position),
+    PyObject *parts[] = {PyLong_FromSsize_t(chosen->position),
                          PyLong_FromLong(reason),
-                         PyLong_FromLongLong(kvr_credit(&weigher->promised, chosen.load->rank)),
-                         PyLong_FromLongLong(confirmed_tokens(weigher, prompt, chosen.load->rank)),
-                         PyFloat_FromDouble(chosen.cost),
+                         PyLong_FromLongLong(kvr_credit(&weigher->promised, chosen->load->rank)),
+                         PyLong_FromLongLong(confirmed_tokens(weigher, prompt, chosen->load->rank)),
+                         PyFloat_FromDouble(chosen->cost),
                          rows};
     PyObject *result = NULL;
     if (parts[0] && parts[1] && parts[2] && parts[3] && parts[4])
@@ -185,6 +192,33 @@ static PyObject *answer(const struct weigher *weigher, const struct prompt *prom
     for (size_t at = 0; at < sizeof parts / sizeof *parts; at++)
         Py_XDECREF(parts[at]);
     return result;
+}
+
+/* Predict that the chosen rank will hold the prompt. 0, or -1 with an exception set. */
+static int predict(const struct weigher *weigher, const struct prompt *prompt, struct kvr_predictions *predictions,
+                   const struct kvr_choice *chosen, PyObject *doubtful, double now)
+{
+    uint32_t rank = chosen->load->rank;
+    PyObject *number = PyLong_FromUnsignedLong(rank);
+    int is_doubtful = number == NULL ? -1 : PySequence_Contains(doubtful, number);
+    Py_XDECREF(number);
+    if (is_doubtful < 0)
+        return -1;
+    const struct lifetimes *lifetimes = &weigher->lifetimes;
+    double lifetime = is_doubtful ? lifetimes->unconfirmed_seconds : lifetimes->live_seconds;
+    struct kvr_landmarks marks;
+    int failed = kvr_predictions_follow(predictions, rank, !is_doubtful);
+    if (!failed && lifetime != 0.0 && !(failed = kvr_landmarks_open(&marks, prompt->hashes, prompt->count))) {
+        size_t confirmed = (size_t)confirmed_tokens(weigher, prompt, rank);
+        size_t promised = (size_t)kvr_credit(&weigher->promised, rank);
+        failed = kvr_predictions_predict(predictions, rank, &marks, confirmed / prompt->block_size,
+                                         promised / prompt->block_size, now + lifetimes->patience * chosen->cost + lifetime,
+                                         now + lifetime * (1 - lifetimes->refresh_share));
+        kvr_landmarks_close(&marks);
+    }
+    if (failed)
+        (void)PyErr_NoMemory();
+    return failed;
 }
 
 static int read_prompt(PyObject *hashes, PyObject *block_size, PyObject *tokens, struct prompt *prompt)
@@ -208,16 +242,10 @@ static int read_prompt(PyObject *hashes, PyObject *block_size, PyObject *tokens,
     return 0;
 }
 
-/* weigh(loads, predictions, hashes, block_size, tokens, doubtful, now)
- * -> position, reason, tokens promised and confirmed, cost, rows; None where a rank in doubt has some of the prompt */
-static PyObject *weigh(PyObject *self, PyObject *const *arguments, Py_ssize_t given)
+/* What both methods do. `turn` is NULL where nothing may be changed. */
+static PyObject *decide(struct weigher *weigher, PyObject *const *arguments, PyObject *turn)
 {
-    struct weigher *weigher = weigher_of(self);
     struct prompt prompt;
-    if (given != 7) {
-        PyErr_Format(PyExc_TypeError, "weigh takes 7 arguments, not %zd", given);
-        return NULL;
-    }
     Py_ssize_t count = kvr_count_loads(weigher->load_type, arguments[0]);
     if (count < 0 || read_prompt(arguments[2], arguments[3], arguments[4], &prompt))
         return NULL;
@@ -226,7 +254,8 @@ static PyObject *weigh(PyObject *self, PyObject *const *arguments, Py_ssize_t gi
         return NULL;
     }
     double now = PyFloat_AsDouble(arguments[6]);
-    if (now == -1.0 && PyErr_Occurred())
+    long long number = turn ? PyLong_AsLongLong(turn) : 0;
+    if (PyErr_Occurred())
         return NULL;
     struct kvr_predictions *predictions = kvr_predictions_of(arguments[1]);
     if (find_confirmed(weigher, &prompt))
@@ -237,7 +266,38 @@ static PyObject *weigh(PyObject *self, PyObject *const *arguments, Py_ssize_t gi
     kvr_predictions_expire(predictions, now);
     if (find_promised(weigher, &prompt, predictions))
         return NULL;
-    return answer(weigher, &prompt, arguments[0], count);
+    struct kvr_choice chosen;
+    enum kvr_reason reason =
+        kvr_choose(arguments[0], count, &weigher->promised, (double)prompt.tokens, &weigher->weights, &chosen);
+    PyObject *result = answer(weigher, &prompt, arguments[0], count, &chosen, reason);
+    if (turn != NULL && result != NULL) {
+        kvr_load_of(PyTuple_GetItem(arguments[0], chosen.position))->turn = number;
+        if (predict(weigher, &prompt, predictions, &chosen, arguments[5], now)) {
+            Py_DECREF(result);
+            return NULL;
+        }
+    }
+    return result;
+}
+
+/* weigh(loads, predictions, hashes, block_size, tokens, doubtful, now)
+ * -> position, reason, tokens promised and confirmed, cost, rows; None where a rank in doubt has some of the prompt */
+static PyObject *weigh(PyObject *self, PyObject *const *arguments, Py_ssize_t given)
+{
+    if (given == 7)
+        return decide(weigher_of(self), arguments, NULL);
+    PyErr_Format(PyExc_TypeError, "weigh takes 7 arguments, not %zd", given);
+    return NULL;
+}
+
+/* place(loads, predictions, hashes, block_size, tokens, doubtful, now, turn) -> the same; and the chosen rank has had
+ * this turn, and is predicted to hold the prompt */
+static PyObject *place(PyObject *self, PyObject *const *arguments, Py_ssize_t given)
+{
+    if (given == 8)
+        return decide(weigher_of(self), arguments, arguments[7]);
+    PyErr_Format(PyExc_TypeError, "place takes 8 arguments, not %zd", given);
+    return NULL;
 }
 
 /* -- the type ----------------------------------------------------------------------------------------------------- */
@@ -268,9 +328,12 @@ static int fill(struct weigher *weigher, PyTypeObject *type, PyObject *index, Py
 
 static PyObject *new(PyTypeObject *type, PyObject *arguments, PyObject *names)
 {
-    static char *known[] = {"index", "weights", NULL};
+    static char *known[] = {"index", "weights", "lifetimes", NULL};
     PyObject *index, *weights;
-    if (!PyArg_ParseTupleAndKeywords(arguments, names, "OO:Weigher", known, &index, &weights))
+    struct lifetimes lifetimes;
+    if (!PyArg_ParseTupleAndKeywords(arguments, names, "OO(dddd):Weigher", known, &index, &weights,
+                                     &lifetimes.live_seconds, &lifetimes.unconfirmed_seconds, &lifetimes.patience,
+                                     &lifetimes.refresh_share))
         return NULL;
     allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
     PyObject *self = allocate(type, 0); /* All zero. */
@@ -278,6 +341,8 @@ static PyObject *new(PyTypeObject *type, PyObject *arguments, PyObject *names)
         Py_DECREF(self);
         return NULL;
     }
+    if (self != NULL)
+        weigher_of(self)->lifetimes = lifetimes;
     return self;
 }
 
@@ -293,6 +358,7 @@ static void dealloc(PyObject *object)
 
 static PyMethodDef methods[] = {
     {"weigh", (PyCFunction)(void (*)(void))weigh, METH_FASTCALL, NULL},
+    {"place", (PyCFunction)(void (*)(void))place, METH_FASTCALL, NULL},
     {NULL, NULL, 0, NULL},
 };
 

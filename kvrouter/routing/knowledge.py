@@ -19,12 +19,12 @@ if TYPE_CHECKING or not native_core.present:
 else:
     PredictedBlocks = native_core.native.PredictedBlocks
 
-__all__ = ["NO_OVERLAPS", "CacheTruth", "Knowledge", "Overlaps"]
+__all__ = ["NO_OVERLAPS", "PATIENCE", "REFRESH_SHARE", "CacheTruth", "Knowledge", "Overlaps", "PredictedBlocks"]
 
 # A predicted prefix is written again once this share of its lifetime is over, so that what is in use stays.
-_REFRESH_SHARE = 0.25
+REFRESH_SHARE = 0.25
 # How many times longer than predicted a prompt's computation may take before its blocks are no longer expected.
-_PATIENCE = 4.0
+PATIENCE = 4.0
 _NOTHING: dict[int, int] = {}
 
 
@@ -75,7 +75,7 @@ NO_OVERLAPS = Overlaps(_NOTHING, _NOTHING, _NOTHING)
 class Knowledge:
     """Joins the truth with predictions, for every way of hashing in use."""
 
-    __slots__ = ("_confirmable", "_confirmed", "_settings", "_truth", "bytewise", "exact")
+    __slots__ = ("_confirmed", "_settings", "_truth", "bytewise", "exact")
 
     def __init__(self, truth: CacheTruth, settings: RoutingSettings) -> None:
         self._truth = truth
@@ -85,8 +85,6 @@ class Knowledge:
         """By block size, what is predicted in hashes of which events speak too (`Prompt.exact`)."""
         self.bytewise: dict[int, PredictedBlocks] = {}
         """By block size, what is predicted in others."""
-        # Per rank, whether its events were live when it was predicted last.
-        self._confirmable: dict[int, bool] = {}
 
     def __len__(self) -> int:
         """Pairs of a block and a rank that is predicted to hold it; of long prompts only landmarks count."""
@@ -129,21 +127,18 @@ class Knowledge:
         """
         settings = self._settings
         lifetime = settings.predicted_seconds_unconfirmed
+        predictions = self._predictions(self.exact if prompt.exact else self.bytewise, block_size)
         if prompt.exact:
             is_live = rank not in self._truth.doubtful
-            if self._confirmable.get(rank) is not is_live:
-                self._begin_anew(rank, is_live)
+            for each in self.exact.values():
+                each.follow(rank, is_live)
             if is_live:
                 lifetime = settings.predicted_seconds_live
-        if not lifetime or prompt.tokens < block_size:
+        if not lifetime:
             return
-        group = self.exact if prompt.exact else self.bytewise
-        predictions = group.get(block_size)
-        if predictions is None:
-            predictions = self._predictions(group, block_size)
         # The part that is predicted already is written again only when it is getting old.
-        fresh = now + lifetime * (1 - _REFRESH_SHARE)
-        deadline = now + _PATIENCE * cost + lifetime
+        fresh = now + lifetime * (1 - REFRESH_SHARE)
+        deadline = now + PATIENCE * cost + lifetime
         predictions.predict(rank, prompt.hash_bytes(block_size), block_size, confirmed, promised, deadline, fresh)
 
     def expire(self, now: float) -> None:
@@ -153,7 +148,6 @@ class Knowledge:
 
     def forget(self, rank: int) -> None:
         """Drop a rank's predictions."""
-        self._confirmable.pop(rank, None)
         for predictions in self._all():
             predictions.drop(rank)
 
@@ -167,12 +161,6 @@ class Knowledge:
                 blocks_max=self._settings.predicted_blocks_max, total_max=self._settings.predicted_total_max
             )
         return predictions
-
-    def _begin_anew(self, rank: int, is_live: bool) -> None:  # noqa: FBT001 - the state itself
-        """Drop what was predicted for a rank while its events were of another use than now."""
-        self._confirmable[rank] = is_live
-        for predictions in self.exact.values():
-            predictions.drop(rank)
 
     def _credited(self, confirmed: dict[int, int], promised: dict[int, int]) -> dict[int, int]:
         """What a source in doubt confirmed counts only in part."""

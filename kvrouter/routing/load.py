@@ -94,14 +94,13 @@ class LoadBook:
 
         Raises:
             ValueError: the id is booked already, or a number is negative.
-            OverloadedError: `reservations_max` bookings are held.
+            OverloadedError: as `check_room`.
         """
         if booking_id in self._bookings:
             raise ValueError(f"{booking_id!r} is booked already")
         if prefill_tokens < 0 or blocks < len(hashes):
             raise ValueError(f"prefill_tokens ({prefill_tokens}) and blocks ({blocks}) must be at least 0")
-        if len(self._bookings) >= self.reservations_max:
-            raise OverloadedError(f"{self.reservations_max} requests are booked already")
+        self.check_room()
         load = self._loads.get(rank) or self.load(rank)
         load.add(1, prefill_tokens, blocks)
         booking = self._bookings[booking_id] = _Booking(load, rank, prefill_tokens, blocks, blocks)
@@ -111,6 +110,11 @@ class LoadBook:
             booking.lease, booking.deadline = lease_seconds, now + lease_seconds
             self._leased += 1  # breaks ties, so that ids and bookings are never compared
             heappush(self._leases, (booking.deadline, self._leased, booking_id, booking))
+
+    def check_room(self) -> None:
+        """Raise OverloadedError if `reservations_max` bookings are held."""
+        if len(self._bookings) >= self.reservations_max:
+            raise OverloadedError(f"{self.reservations_max} requests are booked already")
 
     def prefill_complete(self, booking_id: Hashable, *, now: float) -> bool:
         """The first token came; renews the lease. False if the id is unknown; again is no error."""

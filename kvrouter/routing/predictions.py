@@ -55,13 +55,14 @@ class PredictedBlocks:
     from the front. Memory is bounded by `blocks_max` blocks written per rank and `total_max` over all.
     """
 
-    __slots__ = ("_blocks_max", "_due", "_latest", "_queued", "_ranks", "_total_max", "_written")
+    __slots__ = ("_blocks_max", "_due", "_followed", "_latest", "_queued", "_ranks", "_total_max", "_written")
 
     def __init__(self, *, blocks_max: int = 65_536, total_max: int = 4_194_304) -> None:
         self._blocks_max, self._total_max = blocks_max, total_max
         self._latest: dict[int, _Latest] = {}
         self._ranks: dict[int, _RankNotes] = {}
         self._written = 0
+        self._followed: dict[int, bool] = {}
         # Each rank that has notes is here once, under a time before which none of them is due. Numbers break ties.
         self._due: list[tuple[float, int, _RankNotes]] = []
         self._queued = 0
@@ -122,6 +123,12 @@ class PredictedBlocks:
             if until is not None and until > fresh:
                 begin = known
         self.store(rank, tuple(marks[begin:]), deadline)
+
+    def follow(self, rank: int, is_live: bool) -> None:  # noqa: FBT001 - the state itself
+        """Say whether a rank's events confirm predictions; what was predicted when it was otherwise is dropped."""
+        if self._followed.get(rank) is not is_live:
+            self._followed[rank] = is_live
+            self.drop(rank)
 
     def store(self, rank: int, hashes: Sequence[int], deadline: float) -> None:
         """Predict that `rank` holds these blocks, a run of one prompt, until `deadline`.

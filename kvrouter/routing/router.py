@@ -20,7 +20,14 @@ from kvrouter.ingest import Ingest
 from kvrouter.routing.cost import CostModel
 from kvrouter.routing.decision import Decision, note_candidates
 from kvrouter.routing.fleet import Candidates, Fleet, FleetRank, FleetWorker
-from kvrouter.routing.knowledge import NO_OVERLAPS, Knowledge, Overlaps
+from kvrouter.routing.knowledge import (
+    NO_OVERLAPS,
+    PATIENCE,
+    REFRESH_SHARE,
+    Knowledge,
+    Overlaps,
+    PredictedBlocks,
+)
 from kvrouter.routing.kv import NATIVE_REASONS, KvPolicy, NativeKvPolicy
 from kvrouter.routing.load import LoadBook
 from kvrouter.routing.policies import make_policy
@@ -69,14 +76,17 @@ class Router:
         self._policies: dict[str, Policy] = {}
         self._policy = self._resolve(policy)
         self._lookup = self.ingest.lookup
-        self._weigher = (
-            native_core.native.Weigher(self._lookup.index, self._policy.weights)
-            if isinstance(self._policy, NativeKvPolicy)
-            else None
-        )
+        self._weigher = self._make_weigher()
         self._shares_blocks = self.settings.share_active_blocks
         self._turns = 0
         self._routed = 0
+
+    def _make_weigher(self) -> "native.Weigher | None":
+        if not isinstance(self._policy, NativeKvPolicy):
+            return None
+        knobs = self.settings
+        lifetimes = (knobs.predicted_seconds_live, knobs.predicted_seconds_unconfirmed, PATIENCE, REFRESH_SHARE)
+        return native_core.native.Weigher(self._lookup.index, self._policy.weights, lifetimes)
 
     # -- workers -------------------------------------------------------------------------------------------------------
 
@@ -189,8 +199,60 @@ class Router:
         if decision is None:
             chooser = self._policy if policy is None else self._resolve(policy)
             decision = self._compare(candidates, prompt, session, chooser, now)
+        self._take_turn(decision)
+        return decision
+
+    def place(
+        self,
+        prompt: Prompt | None,
+        *,
+        model: str | None,
+        session: str | None,
+        exclude: Collection[str],
+        id: Hashable,  # noqa: A002 - as for `commit`
+        now: float,
+    ) -> Decision:
+        """Decide and book in one step, as `decide` and `commit` do one after the other: the way of every request.
+
+        Raises:
+            UnknownModelError, NoWorkerError: as `decide`.
+            ValueError, OverloadedError: as `commit`; nothing is decided then.
+        """
+        known = None
+        if prompt is not None and self._weigher is not None and not exclude and not self._shares_blocks:
+            known = self._single_predictions(prompt)
+        if known is None or prompt is None or self._weigher is None:
+            decision = self.decide(prompt, model=model, session=session, exclude=exclude, now=now)
+            self.commit(decision, id=id, now=now)
+            return decision
+        candidates = self.fleet.candidates(model)
+        self.book.check_room()
+        block_size, tokens = self._lookup.only_block_size, prompt.tokens
+        found = self._weigher.place(
+            candidates.loads,
+            known,
+            prompt.hash_bytes(block_size),
+            block_size,
+            tokens,
+            self.ingest.doubtful,
+            now,
+            self._turns + 1,
+        )
+        if found is None:
+            decision = self._compare(candidates, prompt, session, self._policy, now)
+            self._take_turn(decision)
+            self.commit(decision, id=id, now=now)
+            return decision
         self._turns += 1
-        decision.target.load.turn = self._turns
+        decision = self._decision(candidates, prompt, block_size, found)
+        self.book.reserve(
+            id,
+            decision.target.dense_rank,
+            prefill_tokens=decision.prefill_tokens,
+            blocks=-(-tokens // block_size),
+            now=now,
+        )
+        decision.id, decision.prompt = id, None
         return decision
 
     def commit(self, decision: Decision, *, id: Hashable, now: float, lease_seconds: float | None = None) -> None:  # noqa: A002
@@ -238,21 +300,29 @@ class Router:
         overlaps = NO_OVERLAPS if prompt is None else self.knowledge.overlaps(prompt, now)
         return [self._potential(each, prompt, overlaps) for each in self.fleet.candidates(model)]
 
-    def _weigh(self, weigher: "native.Weigher", candidates: Candidates, prompt: Prompt, now: float) -> Decision | None:
-        """As `_compare`, in one call of the native core; None where things are not as simple as they mostly are."""
+    def _single_predictions(self, prompt: Prompt) -> PredictedBlocks | None:
+        """The predictions that the native core can weigh; None where things are not as simple as they mostly are."""
         block_size = self._lookup.only_block_size
         if not block_size or not prompt.exact or (prompt.block_size is not None and prompt.block_size != block_size):
             return None
         known = self.knowledge.exact
         predictions = known.get(block_size)
-        if predictions is None or len(known) > 1:
-            predictions = self.knowledge.only_predictions(block_size)
-            if predictions is None:
-                return None
+        return (
+            predictions if predictions is not None and len(known) == 1 else self.knowledge.only_predictions(block_size)
+        )
+
+    def _weigh(self, weigher: "native.Weigher", candidates: Candidates, prompt: Prompt, now: float) -> Decision | None:
+        """As `_compare`, in one call of the native core; None where it cannot."""
+        predictions, block_size = self._single_predictions(prompt), self._lookup.only_block_size
+        if predictions is None:
+            return None
         hashes, doubtful = prompt.hash_bytes(block_size), self.ingest.doubtful
         found = weigher.weigh(candidates.loads, predictions, hashes, block_size, prompt.tokens, doubtful, now)
-        if found is None:
-            return None
+        return None if found is None else self._decision(candidates, prompt, block_size, found)
+
+    def _decision(
+        self, candidates: Candidates, prompt: Prompt, block_size: int, found: tuple[int, int, int, int, float, bytes]
+    ) -> Decision:
         position, reason, promised, confirmed, cost, rows = found
         return Decision(
             candidates[position],
@@ -269,6 +339,10 @@ class Router:
             rows,
             self._cost,
         )
+
+    def _take_turn(self, decision: Decision) -> None:
+        self._turns += 1
+        decision.target.load.turn = self._turns
 
     def _compare(
         self, candidates: Candidates, prompt: Prompt | None, session: str | None, chooser: Policy, now: float

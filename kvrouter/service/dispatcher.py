@@ -185,15 +185,14 @@ class RequestDispatcher:
         now: float,
     ) -> tuple[Decision, Route]:
         """Decide, book the decision, and tell the way."""
-        registry, router = self._registry, self._router
+        registry = self._registry
         if registry.unproxied:
             excluded = registry.unproxied.union(excluded)
+        booking = next(self._bookings)
         try:
-            decision = router.decide(prompt, model=model, session=session, exclude=excluded, now=now)
+            decision = self._router.place(prompt, model=model, session=session, exclude=excluded, id=booking, now=now)
         except (UnknownModelError, NoWorkerError) as error:
             raise self._refusal(error, model) from None
-        booking = next(self._bookings)
-        router.commit(decision, id=booking, now=now)
         worker_id, rank = decision.target.source
         worker = registry.workers[worker_id]
         worker.active += 1

@@ -59,16 +59,24 @@ def test_the_core_refuses_what_it_cannot_weigh(changed: dict[int, object], error
     """Whatever is given in the place of an argument."""
     index = PrefixIndex()
     index.store(0, Prompt(prompt_of(1)).hashes(16))
-    weigher = native.Weigher(index, (1.0,) * 6)
+    weigher = native.Weigher(index, (1.0,) * 6, (1.0,) * 4)
     good = [(native.RankLoad(),), native.PredictedBlocks(), Prompt(prompt_of(1)).hash_bytes(16), 16, 64, {5}, 0.0]
 
     assert weigher.weigh(*good)[:4] == (0, 1, 48, 48)
     with pytest.raises(error):
         weigher.weigh(*(changed.get(place, each) for place, each in enumerate(good)))
+    with pytest.raises(error):
+        weigher.place(*(changed.get(place, each) for place, each in enumerate(good)), 1)
     with pytest.raises(TypeError):
         weigher.weigh(*good[1:])
     with pytest.raises(TypeError):
-        native.Weigher(object(), (1.0,) * 6)
+        weigher.place(*good)
     with pytest.raises(TypeError):
-        native.Weigher(index, (1.0,) * 5)
+        weigher.place(*good, "next")
+    with pytest.raises(TypeError):
+        native.Weigher(index, (1.0,) * 6, (1.0,) * 3)
+    with pytest.raises(TypeError):
+        native.Weigher(object(), (1.0,) * 6, (1.0,) * 4)
+    with pytest.raises(TypeError):
+        native.Weigher(index, (1.0,) * 5, (1.0,) * 4)
     assert weigher.weigh(*good[:5], {0}, 0.0) is None

@@ -255,6 +255,19 @@ def test_a_long_prompt_is_found_to_within_a_landmark(kind: Kind) -> None:
     assert predictions.blocks(0) == len(predictions) - predictions.blocks(1) == 64 + 56 + 5
 
 
+def test_predictions_begin_anew_when_events_of_a_rank_become_of_another_use(kind: Kind) -> None:
+    """They are dropped once; other ranks keep theirs."""
+    predictions = kind()
+    predictions.store(1, [1], 10.0)
+    predictions.follow(0, True)
+    predictions.store(0, [1], 10.0)
+
+    predictions.follow(0, True)
+    assert predictions.match([1], {}) == {0: 1, 1: 1}
+    predictions.follow(0, False)
+    assert predictions.match([1], {}) == {1: 1}
+
+
 def test_what_is_promised_is_written_again_only_when_it_gets_old(kind: Kind) -> None:
     """The deadline tells."""
     predictions = kind()
@@ -273,6 +286,7 @@ STEPS = st.one_of(
     st.tuples(st.just("predict"), RANKS, st.integers(0, 700), st.integers(0, 1), st.integers(0, 700)),
     st.tuples(st.just("expire"), st.integers(0, 4)),
     st.tuples(st.just("drop"), RANKS),
+    st.tuples(st.just("follow"), RANKS, st.booleans()),
 )
 QUESTIONS = st.tuples(st.integers(0, 700), st.integers(0, 1), st.dictionaries(RANKS, st.integers(0, 720), max_size=4))
 
@@ -301,6 +315,8 @@ def test_every_implementation_does_what_the_reference_does(kind: Kind, steps: li
                     predictions.expire(now + seconds)
                 case "drop", rank:
                     predictions.drop(rank)
+                case "follow", rank, is_live:
+                    predictions.follow(rank, is_live)
         now += step[1] if step[0] == "expire" else 0
         assert len(both[0]) == len(both[1])
         assert [both[0].blocks(rank) for rank in (0, 1, 63, 64, 200)] == [

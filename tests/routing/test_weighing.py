@@ -20,6 +20,7 @@ WORKERS = "abcd"
 PARTS = st.lists(st.integers(1, 3), min_size=1, max_size=3)
 STEPS = st.one_of(
     st.tuples(st.just("route"), PARTS, st.sampled_from([20, 64, 700])),
+    st.tuples(st.just("place"), PARTS, st.sampled_from([20, 64, 700])),
     st.tuples(st.just("store"), st.integers(0, 3), PARTS, st.sampled_from([20, 64, 700])),
     st.tuples(st.just("lose"), st.integers(0, 3)),
     st.tuples(st.just("pass"), st.sampled_from([0.5, 3.0, 20.0, 700.0])),
@@ -57,6 +58,10 @@ def test_every_history_leads_to_the_same_decisions(steps: list[Any]) -> None:
                     decision = router.decide(Prompt(prompt_of(*parts, tokens=tokens)), now=now)
                     said.append(shown(decision))
                     router.commit(decision, id=routed, now=now)
+                case "place", parts, tokens:
+                    prompt = Prompt(prompt_of(*parts, tokens=tokens))
+                    decision = router.place(prompt, model=None, session=None, exclude=(), id=routed, now=now)
+                    said.append(shown(decision))
                 case "exclude", parts, worker:
                     prompt = Prompt(prompt_of(*parts))
                     said.append(shown(router.decide(prompt, exclude={WORKERS[worker]}, now=now)))
@@ -70,7 +75,9 @@ def test_every_history_leads_to_the_same_decisions(steps: list[Any]) -> None:
                 case "pass", _:
                     router.expire(now)
         assert said[:1] == said[1:]
-        routed += step[0] == "route"
+        assert [router.book.loads() for router in routers[:1]] == [router.book.loads() for router in routers[1:]]
+        assert len(routers[0].knowledge) == len(routers[1].knowledge)
+        routed += step[0] in ("route", "place")
         now += step[1] if step[0] == "pass" else 0
         if step[0] == "store":
             sequences[WORKERS[step[1]]] += 1
