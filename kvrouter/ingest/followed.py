@@ -61,6 +61,7 @@ class Followed:
         self._last_event_at: float | None = None
         self._index, self._limits, self._lookup = index, limits, lookup
         self._disproved = False  # Whether the doubt is a proof.
+        self._hearsay = False  # Whether the doubt is somebody else's.
         self._miscounted = False  # Whether copies may be miscounted, of which no digest tells.
 
     @property
@@ -127,9 +128,22 @@ class Followed:
 
     def suspect(self, reason: str) -> None:
         """Doubt what is believed, and want the truth."""
-        self.doubt = reason
+        self.doubt, self._hearsay = reason, False
         self.sequencer.replay_welcome = True
         self.want()
+
+    def hear_doubt(self, reason: str) -> None:
+        """Doubt for a reason that the events do not show; one that they show says more."""
+        if self.doubt is None:
+            self.suspect(reason)
+            self._hearsay = True
+
+    def hear_trust(self) -> None:
+        """What was heard is not so any more."""
+        if self._hearsay:
+            self._trust()
+            if not self.incomplete:
+                self._want_no_more()
 
     def want(self) -> None:
         """Want a snapshot, if none is awaited already."""
@@ -252,7 +266,7 @@ class Followed:
 
     def _trust(self) -> None:
         self.doubt = None
-        self._disproved = self.sequencer.replay_welcome = False
+        self._disproved = self._hearsay = self.sequencer.replay_welcome = False
 
     def _want_no_more(self) -> None:
         self._journal = None

@@ -156,7 +156,15 @@ class Ingest:
         if followed is not None and followed.sequencer.expected:
             followed.now = now
             followed.last_error = reason
-            followed.suspect(reason)
+            followed.hear_doubt(reason)
+            self._note_state(followed)
+
+    def trust(self, source: Source, *, now: float) -> None:
+        """End what `doubt` began, if nothing else speaks against what is believed: the reason is gone."""
+        followed = self._followed.get(source)
+        if followed is not None:
+            followed.now = now
+            followed.hear_trust()
             self._note_state(followed)
 
     def work(self, *, now: float) -> bool:

@@ -367,6 +367,11 @@ class NamedChannel(Channel):
         """Somebody has a reason."""
         self.ingest.doubt(SOURCE, reason="a test says so", now=0.0)
 
+    @rule()
+    def trust(self) -> None:
+        """It has none any more."""
+        self.ingest.trust(SOURCE, now=0.0)
+
     def answer(self) -> bool:
         """Replays, then a snapshot."""
         wanted = super().answer()

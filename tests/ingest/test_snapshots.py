@@ -234,6 +234,28 @@ def test_a_doubt_stays_when_no_snapshot_can_be_had(rank: NamedRank) -> None:
     assert (rank.status.snapshots_missed, rank.status.snapshot_awaited) == (1, False)
 
 
+def test_a_doubt_ends_when_its_reason_does(rank: NamedRank) -> None:
+    """Requests found again what was promised."""
+    rank.store(0)
+    rank.ingest.doubt(SOURCE, reason="promised too much", now=0.0)
+
+    rank.ingest.trust(SOURCE, now=0.0)
+
+    assert (rank.held(1), rank.status.state, rank.status.doubt) == ([0], "live", None)
+    assert not rank.store(1).snapshot_wanted
+
+
+def test_what_the_events_show_is_not_talked_away(rank: NamedRank) -> None:
+    """A batch that nobody understood stays a reason, whatever requests found."""
+    rank.store(0)
+    rank.ingest.receive(SOURCE, 1, b"\xc1", now=0.0, incarnation=FIRST)
+    rank.ingest.doubt(SOURCE, reason="promised too much", now=0.0)
+
+    rank.ingest.trust(SOURCE, now=0.0)
+
+    assert (rank.status.state, rank.status.doubt) == ("suspect", "a batch was not understood")
+
+
 def test_a_snapshot_that_never_comes_is_not_awaited_for_ever() -> None:
     """A transport may not know how to get one."""
     rank = NamedRank(limits=IngestLimits(snapshot_seconds_max=5.0))
@@ -362,4 +384,5 @@ def test_nobody_is_told_of_unknown_sources(rank: NamedRank) -> None:
     assert rank.ingest.snapshot(other, [], sequence=0, incarnation=0, now=0.0) == Receipt("unknown_source")
     rank.ingest.snapshot_failed(other, now=0.0)
     rank.ingest.doubt(other, reason="x", now=0.0)
+    rank.ingest.trust(other, now=0.0)
     assert rank.ingest.is_trusted(RANK) == "predicted"
