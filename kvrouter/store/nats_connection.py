@@ -18,7 +18,7 @@ except ImportError as error:
 __all__ = ["JetStreamContext", "NatsConnection", "api", "errors"]
 
 _CONNECT_SECONDS = 5.0
-_ANSWER_SECONDS = 15.0
+_ANSWER_SECONDS = 5.0
 _CLOSE_SECONDS = 2.0
 
 

@@ -28,7 +28,10 @@ _BEGINNING = EntryId(0, 0)
 
 
 class StreamReader:
-    """Reads until its task is cancelled. `sources` changes through `follow` and `leave` at any time."""
+    """Reads until its task is cancelled. `sources` changes through `follow` and `leave` at any time.
+
+    A `passing` reader takes its group along when it goes: its name was drawn for this life alone.
+    """
 
     def __init__(
         self,
@@ -37,6 +40,7 @@ class StreamReader:
         *,
         name: str,
         mode: Mode,
+        passing: bool,
         start_after: EntryId | None,
         limits: RedisLimits,
     ) -> None:
@@ -47,6 +51,7 @@ class StreamReader:
         self.last_error: str | None = None
         self._tls, self._limits = tls, limits
         self._shared = mode == "worker-group"
+        self._passing = passing and not self._shared
         self._name, self._group = name, WORKER_GROUP if self._shared else router_group(name)
         self._recovery: Recovery | None = None
         self._catch_up_to: EntryId | None = None
@@ -124,6 +129,10 @@ class StreamReader:
                 await self._read_shared(group)
             else:
                 await self._read(client, group)
+        except asyncio.CancelledError:
+            if self._passing:
+                await sweeper.leave()
+            raise
         finally:
             self._groups_removed += sweeper.removed
             self._down()

@@ -70,6 +70,7 @@ class RedisEventSubscriber:
             raise SettingsError(f"a name has 1 to {_NAME_CHARACTERS_MAX} characters")
         self._sink, self._clock, self._mode, self._tls = sink, clock, mode, tls
         self._limits = limits or RedisLimits()
+        self._passing = name is None
         self._name = name or f"router-{secrets.token_hex(8)}"
         self._positions = {
             str(parse_redis_endpoint(each)): parse_entry_id(at) for each, at in (positions or {}).items()
@@ -147,7 +148,7 @@ class RedisEventSubscriber:
             self._reading.clear()
 
     async def close(self) -> None:
-        """Stop at once. The groups stay until they expire, so that a router that comes back goes on with them."""
+        """Stop at once. The group of a router with a name stays until it expires; one that was drawn is removed."""
         self._stop.set()
         if self._running is not None:
             await self._running
@@ -167,6 +168,7 @@ class RedisEventSubscriber:
             self._tls,
             name=self._name,
             mode=self._mode,
+            passing=self._passing,
             start_after=self._positions.get(str(address)),
             limits=self._limits,
         )

@@ -55,6 +55,10 @@ class LocalBackend(Backend):
     async def leftovers(self, bucket: str) -> int:
         return len(list((self.folder / bucket).glob(".half-*")))
 
+    async def leave_behind(self, bucket: str) -> None:
+        """Leave what a writer leaves that dies."""
+        (self.folder / bucket / ".half-0123").write_bytes(b"half")
+
 
 class NatsBackend(Backend):
     """A prefix on a nats-server."""
@@ -81,6 +85,12 @@ class NatsBackend(Backend):
             named.add(json.loads(message.data or b"{}")["nuid"])
         await client.close()
         return sum(subject.rpartition(".")[2] not in named for subject in chunks.state.subjects or ())
+
+    async def leave_behind(self, bucket: str) -> None:
+        """Leave what a writer leaves that dies."""
+        client = await nats.connect(self.server.url)
+        await client.jetstream().publish(f"$O.{self.prefix}-{bucket}.C.NOBODY", b"half")
+        await client.close()
 
     async def _rewrite(self, bucket: str, name: str, *, lose: bool) -> None:
         client = await nats.connect(self.server.url)

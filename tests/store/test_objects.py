@@ -2,15 +2,21 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from itertools import pairwise
+from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from kvrouter.errors import SettingsError, StoreError
-from kvrouter.store import open_object_store
-from tests.store.backends import Backend
+from kvrouter.store import Entry, open_key_value_store, open_object_store
+from tests.servers import NatsServer, RedisServer
+from tests.store.backends import Backend, LocalBackend, NatsBackend
 from tests.store.conftest import Run
+
+Result = TypeVar("Result")
 
 MIB = 1 << 20
 SIZES = [0, 1, (128 << 10) - 1, 128 << 10, (128 << 10) + 1, 512 << 10, MIB, 5 * MIB + 3]
@@ -303,3 +309,72 @@ def test_other_urls_are_refused_without_their_password(url: str) -> None:
         open_object_store(url)
 
     assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", ["nats", "redis"])
+def test_a_store_survives_its_server(kind: str, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed, it is unavailable; back with its data, it is as it was; back without, everything is missing."""
+    monkeypatch.setattr("kvrouter.store.nats_connection._ANSWER_SECONDS", 0.5)  # What a dead socket swallows.
+
+    async def scenario() -> None:
+        server: NatsServer | RedisServer
+        server = NatsServer(tmp_path) if kind == "nats" else RedisServer(tmp_path, "--appendfsync", "always")
+        url = f"{server.url}/prefix" if kind == "nats" else f"{server.url}/0/prefix"
+        try:
+            server.start()
+            async with open_object_store(url) as store, open_key_value_store(url) as keys:
+                bucket = keys.bucket("pointers")
+                await store.put("bucket", "name", b"data")
+                revision = await bucket.create("current", b"value")
+                assert isinstance(revision, int)
+                server.restart()
+                assert await eventually(lambda: store.get("bucket", "name")) == b"data"
+                assert await eventually(lambda: bucket.get("current")) == Entry(b"value", revision)
+
+                server.restart(keep_data=False)
+                assert await eventually(lambda: store.list("bucket")) == []
+                assert await eventually(lambda: bucket.get("current")) is None
+                assert isinstance(await eventually(lambda: bucket.create("current", b"new")), int)
+                await eventually(lambda: store.put("bucket", "name", b"again"))
+                assert await store.get("bucket", "name") == b"again"
+        finally:
+            server.stop()
+
+    run(scenario())
+
+
+async def eventually(attempt: Callable[[], Awaitable[Result]]) -> Result:
+    """Try again as long as the server is unavailable."""
+    deadline = time.monotonic() + 20.0
+    while True:
+        try:
+            return await attempt()
+        except StoreError as error:
+            if error.reason != "unavailable" or time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("kind", ["local", "nats"])
+def test_what_dead_writers_left_is_removed_after_a_while(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the next one that writes into the bucket; what is young may still be written. On Redis it expires."""
+    backend: LocalBackend | NatsBackend
+    backend = LocalBackend(tmp_path) if kind == "local" else NatsBackend(request.getfixturevalue("nats"))
+
+    async def scenario() -> None:
+        async with open_object_store(backend.url) as store:
+            await store.put("bucket", "name", b"data")
+            await backend.leave_behind("bucket")
+            await store.put("bucket", "name", b"data")
+            assert await backend.leftovers("bucket") == 1
+
+            monkeypatch.setattr("kvrouter.store.files._ABANDONED_SECONDS", -1.0)
+            monkeypatch.setattr("kvrouter.store.nats_stream._ABANDONED_SECONDS", -1.0)
+            await store.put("bucket", "name", b"data")
+            assert await backend.leftovers("bucket") == 0
+            assert await store.list("bucket") == ["name"]
+            assert await store.get("bucket", "name") == b"data"
+
+    run(scenario())

@@ -381,6 +381,22 @@ def test_a_router_that_slept_too_long_makes_its_group_anew(endpoint: str, server
     run(scenario())
 
 
+def test_a_router_without_a_name_takes_its_group_along(endpoint: str, server: RedisServer) -> None:
+    """One with a name leaves it for its next life."""
+
+    async def scenario() -> None:
+        async with client(server.url) as connected:
+            for name in (None, "named"):
+                async with following(name=name) as scene:
+                    scene.listen(endpoint)
+                    await until(lambda: scene.status().connected)
+            rows = await connected.execute_command("XINFO", "GROUPS", STREAM)
+
+        assert [row[1] for row in rows] == [router_group("named").encode()]
+
+    run(scenario())
+
+
 GARBAGE: list[tuple[str, list[object]]] = [
     ("another field", [b"x", b"y"]),
     ("no envelope", [b"e", b"garbage"]),
