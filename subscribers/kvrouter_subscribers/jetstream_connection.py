@@ -72,7 +72,7 @@ async def connection(endpoint: NatsEndpoint, access: NatsAccess) -> AsyncIterato
         raise
     finally:
         with suppress(Error, OSError, TimeoutError):  # It was lost already, or does not answer.
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(_CLOSE_SECONDS):
                 await client.close()
         transport = client._transport  # noqa: SLF001 - `close` leaves it open if what it still wants to write fails
         if transport is not None:

@@ -155,7 +155,7 @@ class JetStreamEventSubscriber:
             self._reading.clear()
 
     async def close(self) -> None:
-        """Stop; connections are closed within the time of one request. The consumers stay until they expire."""
+        """Stop, within a second or two whatever servers do. The consumers stay until they expire."""
         self._stop.set()
         if self._running is not None:
             await self._running

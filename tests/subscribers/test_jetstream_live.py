@@ -1,6 +1,7 @@
 """Following JetStream while nothing fails: who gets what, from where on, and what is told about it."""
 
 import asyncio
+import ssl
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -30,6 +31,8 @@ from tests.subscribers.scene import WORKER, RecordingSink, run, until
 
 OTHER = Source("other", 0)
 RANK_1 = Source("worker", 1)
+CERTIFICATES = Path(__file__).parents[1] / "proxy" / "certificates"
+TLS = f'tls {{ cert_file: "{CERTIFICATES}/certificate.pem", key_file: "{CERTIFICATES}/key.pem" }}'
 
 
 @pytest.fixture
@@ -513,3 +516,36 @@ def test_a_missing_client_library_is_one_sentence_with_the_command(monkeypatch: 
 
     with pytest.raises(MissingExtraError, match=r"pip install 'kvrouter\[nats\]'"):
         JetStreamEventSubscriber(RecordingSink())
+
+
+def test_events_travel_encrypted_where_the_address_says_so(tmp_path: Path) -> None:
+    """`tls://` on both sides, with a certificate that only these tests trust."""
+
+    async def scenario(server: NatsServer) -> None:
+        endpoint = f"tls://localhost:{server.port}/{STREAM}"
+        trust = ssl.create_default_context(cafile=CERTIFICATES / "certificate.pem")
+        async with following(tls=trust) as scene:
+            scene.listen(endpoint)
+            with working(endpoint, tls=trust) as worker:
+                worker.work(5)
+                await scene.heals(worker)
+
+    with nats_server(tmp_path, configuration=TLS) as server:
+        run(scenario(server))
+
+
+def test_a_server_whose_certificate_is_not_trusted_is_not_read(tmp_path: Path) -> None:
+    """Nobody else can play the server; why is told."""
+
+    async def scenario(server: NatsServer) -> None:
+        endpoint = f"tls://localhost:{server.port}/{STREAM}"
+        async with following() as scene:
+            scene.listen(endpoint)
+            with working(endpoint) as worker:
+                await until(lambda: "certificate" in str(scene.status().last_error).lower())
+                await until(lambda: "certificate" in str(worker.publisher.last_error).lower())
+
+        assert not scene.status().connected
+
+    with nats_server(tmp_path, configuration=TLS) as server:
+        run(scenario(server))
