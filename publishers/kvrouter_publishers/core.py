@@ -158,6 +158,10 @@ class PublisherCore:
             return float("inf")
         return max(0.0, self._digest_due - (time.monotonic() if now is None else now))
 
+    def limit_batches(self, bytes_max: int) -> None:
+        """Divide batches to at most `bytes_max` from now on, if that is less than before; a transport found its own."""
+        self._batch_bytes_max = max(BATCH_BYTES_MIN, min(self._batch_bytes_max, bytes_max))
+
     def since(self, sequence: int) -> list[tuple[int, bytes]]:
         """Return the kept frames from number `sequence` on, oldest first; they may begin above it."""
         return self._ring.since(sequence)

@@ -44,7 +44,7 @@ class JetStreamEventPublisher(ThreadedPublisher):
         stream_max_age_seconds: how long a stream that we make keeps its messages; 0 is for ever.
         stream_bytes_max: how much it keeps at most; None sets no bound.
         stream_replicas: on how many servers of a cluster it is kept.
-        payload_bytes_max: the server's own `max_payload`; batches are divided to fit.
+        payload_bytes_max: of one message; batches are divided to fit, and more if the server's `max_payload` is less.
         outstanding_max: batches on their way, sent and not acknowledged.
         outstanding_bytes_max: bytes of them.
         buffer_steps, buffer_bytes: batches kept to be sent again to a server that lost its data.

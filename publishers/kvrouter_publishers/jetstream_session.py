@@ -35,10 +35,9 @@ _TURN_FRAMES: Final = 64
 _PING_SECONDS: Final = 10
 _PINGS_OUTSTANDING_MAX: Final = 2
 _CLOSE_SECONDS: Final = 0.5
-_ASKED_MAX: Final = 1024
-"""Requests for our state that wait for one turn; more are not answered, and come again."""
 _MESSAGE_HEADER_BYTES: Final = 1024
-"""Room for our NATS headers beside a frame."""
+_HEADERS_BYTES: Final = 4096 + _MESSAGE_HEADER_BYTES
+"""Room for the header of an envelope and those of NATS, beside a batch."""
 
 
 class Session:
@@ -61,9 +60,9 @@ class Session:
         self._counters, self._wake = counters, wake
         self._subject = events_subject(settings.endpoint.stream)
         self._inbox = client.new_inbox()
-        self._desk = StateDesk(core, part_bytes_max=client.max_payload - 5 * 1024, offered=settings.snapshots)
+        self._desk = StateDesk(core, part_bytes_max=client.max_payload - _HEADERS_BYTES, offered=settings.snapshots)
         self._acked_at = time.monotonic()
-        self._asked: list[tuple[str, bytes]] = []
+        self._parts_before, self._refused_before = counters.snapshot_parts_served, counters.snapshot_requests_refused
         self._held_until: float | None = None
         self._retry_seconds = settings.retry_seconds
         self.last_error: str | None = None
@@ -73,6 +72,7 @@ class Session:
 
         Returns when it was made. Raises what `ensure_stream` raises.
         """
+        self._core.limit_batches(self._client.max_payload - _HEADERS_BYTES)
         info = await self._ensure_stream()
         window, counters = self._window, self._counters
         if created not in (None, info.created) or info.state.last_seq < window.highest_place:
@@ -88,11 +88,12 @@ class Session:
         return info.created
 
     async def turn(self) -> bool:
-        """Send a few frames; returns whether there may be more to send at once."""
+        """Send a few frames, and a part of our state if somebody asked; returns whether there may be more at once."""
         now = time.monotonic()
-        self._desk.tidy(now)
-        if self._asked:
-            await self._answer_for_state()
+        await self._answer_for_state(now)
+        return await self._send_some(now) or self._desk.busy
+
+    async def _send_some(self, now: float) -> bool:
         if self._held_until is not None:
             if now < self._held_until:
                 return False
@@ -166,19 +167,15 @@ class Session:
         self._retry_seconds = min(2 * self._retry_seconds, self._settings.retry_seconds_max)
 
     async def _asked_for_state(self, message: Msg) -> None:
-        """Answer in the next turn: all who lost the same messages ask at the same time, and share one snapshot."""
-        if message.reply and len(self._asked) < _ASKED_MAX:
-            self._asked.append((message.reply, message.data))
+        if message.reply:
+            self._desk.ask(message.reply, message.data)
             self._wake()
 
-    async def _answer_for_state(self) -> None:
-        counters, asked = self._counters, self._asked
-        self._asked = []
-        for reply, request in asked:
-            answer = self._desk.answer(request)
+    async def _answer_for_state(self, now: float) -> None:
+        for reply, answer in self._desk.advance(now):
             await self._client.publish(reply, answer)
-        counters.snapshot_parts_served = self._desk.parts_served
-        counters.snapshot_requests_refused = self._desk.requests_refused
+        self._counters.snapshot_parts_served = self._parts_before + self._desk.parts_served
+        self._counters.snapshot_requests_refused = self._refused_before + self._desk.requests_refused
 
 
 @contextlib.asynccontextmanager

@@ -18,9 +18,19 @@ def core(blocks: int) -> PublisherCore:
     return made
 
 
+def answer(desk: StateDesk, *requests: bytes) -> list[bytes]:
+    """The answers to requests that come together."""
+    for number, request in enumerate(requests):
+        desk.ask(str(number), request)
+    answers: dict[str, bytes] = {}
+    while desk.busy:
+        answers.update(desk.advance(0.0))
+    return [answers[str(number)] for number in range(len(requests))]
+
+
 def ask(desk: StateDesk, part: int, **of: int) -> bytes:
-    """One request."""
-    return desk.answer(msgpack.packb({"part": part, "of": of} if of else {"part": part}))
+    """The answer to one request."""
+    return answer(desk, msgpack.packb({"part": part, "of": of} if of else {"part": part}))[0]
 
 
 def test_a_snapshot_is_kept_while_its_parts_are_fetched() -> None:
@@ -42,7 +52,8 @@ def test_who_asks_at_the_same_time_shares_a_snapshot_and_who_asks_later_does_not
     """Whoever asks may have missed anything up to that moment."""
     source = core(10)
     desk = StateDesk(source, part_bytes_max=8192, offered=True)
-    assert ask(desk, 0) == ask(desk, 0)
+    first, second = answer(desk, msgpack.packb({"part": 0}), msgpack.packb({"part": 0}))
+    assert first == second == ask(desk, 0)
     assert source.counters.snapshots_taken == 1
     source.put([stored(5000)])
     source.take(0.0)
@@ -96,5 +107,37 @@ def test_what_is_no_request_is_refused_and_counted(request_bytes: bytes) -> None
     """Anybody on the server may send to us."""
     desk = StateDesk(core(1), part_bytes_max=8192, offered=True)
 
-    assert desk.answer(request_bytes) in (b"refused", b"gone")
+    assert answer(desk, request_bytes)[0] in (b"refused", b"gone")
     assert desk.parts_served == 0
+
+
+def test_a_large_snapshot_is_made_in_many_turns() -> None:
+    """Live batches have theirs between; who asks meanwhile waits for the next one."""
+    source = core(2000)
+    desk = StateDesk(source, part_bytes_max=4096, offered=True)
+    desk.ask("first", msgpack.packb({"part": 0}))
+    assert desk.advance(0.0) == []
+    source.put([stored(5000)])
+    source.take(0.0)
+    desk.ask("second", msgpack.packb({"part": 0}))
+
+    answers: dict[str, bytes] = {}
+    turns = 0
+    while desk.busy:
+        answers.update(desk.advance(0.0))
+        turns += 1
+
+    assert turns > 20
+    assert decode_envelope(answers["first"]).sequence == 1
+    assert decode_envelope(answers["second"]).sequence == 2
+
+
+def test_more_requests_than_can_wait_are_forgotten() -> None:
+    """They come again; the memory of a guest is bounded."""
+    desk = StateDesk(core(1), part_bytes_max=8192, offered=True)
+    for number in range(2000):
+        desk.ask(str(number), msgpack.packb({"part": 0}))
+
+    answers = desk.advance(0.0) + desk.advance(0.0)
+
+    assert len(answers) == 1024
