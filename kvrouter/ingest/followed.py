@@ -87,9 +87,7 @@ class Followed:
         for reason, count in applied.skipped.items():
             self.skipped[reason] = self.skipped.get(reason, 0) + count
         if self.doubt and applied.cleared:
-            self._trust()
-            if not self.incomplete:
-                self._want_no_more()
+            self._cleared()
         if applied.changed:
             self._lookup.place(self.cache)
         return True
@@ -114,9 +112,12 @@ class Followed:
         """Compare what is believed with what the publisher says."""
         if agrees(self.cache, digest):
             self.counts["digests_matched"] += 1
-            self._trust()
-            self.incomplete = False
+            # It tells neither how many copies there are, nor what the blocks are.
             if not self._miscounted:
+                self._trust()
+            if self.incomplete or self._miscounted:
+                self.want()
+            else:
                 self._want_no_more()
         elif self.incomplete:
             self.want()  # No news: less is known than there is.
@@ -263,6 +264,15 @@ class Followed:
             last_event_age=None if self._last_event_at is None else max(0.0, now - self._last_event_at),
             last_error=self.last_error,
         )
+
+    def _cleared(self) -> None:
+        """The engine reset its cache; what it keeps on the host may still be miscounted."""
+        if self._miscounted and any(tier != "gpu" for tier, _ in self.cache.copies()):
+            return
+        self._miscounted = False
+        self._trust()
+        if not self.incomplete:
+            self._want_no_more()
 
     def _trust(self) -> None:
         self.doubt = None

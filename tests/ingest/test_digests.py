@@ -90,8 +90,8 @@ def test_what_is_disproved_is_forgotten_when_no_snapshot_can_be_had(rank: Digest
     assert (rank.status.digest_mismatches, rank.status.incomplete, rank.status.doubt) == (1, True, None)
 
 
-def test_a_match_clears_a_doubt_and_what_was_missing(rank: DigestingRank) -> None:
-    """All that is held is known, for whatever reason it was doubted."""
+def test_a_match_clears_a_doubt(rank: DigestingRank) -> None:
+    """All that is believed is held, for whatever reason it was doubted."""
     rank.ingest.doubt(SOURCE, reason="promised too much", now=0.0)
     doubtful = rank.status.state
 
@@ -104,11 +104,11 @@ def test_a_match_clears_a_doubt_and_what_was_missing(rank: DigestingRank) -> Non
 def test_a_batch_that_was_not_understood_may_have_changed_copies_of_which_no_digest_tells(
     rank: DigestingRank,
 ) -> None:
-    """The doubt is gone, and the snapshot is wanted all the same."""
+    """It ends no doubt then: a removal to come may be one too few."""
     rank.ingest.receive(SOURCE, 1, b"\xc1", now=0.0, incarnation=LIFE, digest=(row(11, 12),))
 
     status = rank.status
-    assert (status.digests_matched, status.doubt, status.snapshot_awaited) == (1, None, True)
+    assert (status.digests_matched, status.state, status.snapshot_awaited) == (1, "suspect", True)
 
 
 def test_a_digest_waits_with_its_batch(rank: DigestingRank) -> None:
@@ -145,3 +145,15 @@ def test_an_empty_cache_has_no_rows(rank: DigestingRank, fields: dict[str, Any])
     rank.arrive(1, stored([21], tokens(1), **fields), removed(21, **fields), CLEARED, digest=())
 
     assert rank.status.digests_matched == 1
+
+
+def test_a_match_does_not_make_whole_what_is_incomplete(rank: DigestingRank) -> None:
+    """The same hashes may have copies that were missed, or nobody said what they are: each digest asks again."""
+    rank.arrive(2, stored([11, 12], tokens(2)))
+    rank.ingest.replay_finished(SOURCE, now=0.0, complete=False)
+    rank.ingest.snapshot_failed(SOURCE, now=0.0)
+
+    receipt = rank.arrive(3, digest=(row(11, 12),))
+
+    assert receipt.snapshot_wanted
+    assert (rank.status.digests_matched, rank.status.incomplete) == (1, True)

@@ -301,6 +301,17 @@ def test_garbage_is_quarantined_and_the_stream_goes_on(rank: Rank) -> None:
     assert rank.status.state == "live"
 
 
+def test_a_reset_of_the_gpu_does_not_end_doubts_about_the_host(rank: Rank) -> None:
+    """The batch that nobody understood may have removed an offloaded copy."""
+    rank.send(stored([11], tokens(1)), stored([11], tokens(1), medium="CPU"))
+    rank.ingest.receive(SOURCE, 1, b"\xc1 garbage", now=0.0)
+    rank.sequence = 2
+
+    rank.send(CLEARED)
+
+    assert rank.status.state == "suspect"
+
+
 def test_a_skipped_event_is_counted_on_its_source(rank: Rank) -> None:
     """Under the decoder's reason."""
     rank.ingest.receive(SOURCE, 0, b"\x92\xcb" + bytes(8) + b"\x91\x07", now=0.0)
