@@ -152,7 +152,7 @@ async def test_memory_is_flat_over_many_requests() -> None:
         heads = server._plane.request_heads
         for told in (fleet.told, fleet.usages, fleet.requests, fleet.statuses, w.requests):
             told.clear()
-        for bounded in (heads.memory.known, heads._header_lines.known):
+        for bounded in (heads.memory.plain, heads._header_lines.known):
             bounded.clear()
         gc.collect()
         return tracemalloc.get_traced_memory()[0]

@@ -30,12 +30,15 @@ Head = TypeVar("Head", bound=FramedHead)
 
 
 class HeadMemory(Generic[Head]):
-    """At most 512 heads of at most 2 KiB, each by its bytes without a plain Content-Length."""
+    """Heads of at most 2 KiB, 512 of each kind, by their bytes without a plain Content-Length."""
 
-    __slots__ = ("known",)
+    __slots__ = ("framed", "plain")
 
     def __init__(self) -> None:
-        self.known: dict[bytes, Head] = {}
+        self.plain: dict[bytes, Head] = {}
+        """Heads that leave it to a plain Content-Length where their body ends, or have none."""
+        self.framed: dict[bytes, Head] = {}
+        """Heads that are `framed`: with a plain Content-Length too they would be ambiguous."""
 
     def find(self, data: "bytes | memoryview", size: int) -> tuple[Head, int, int] | None:
         """Look for a remembered head at the beginning of `data[:size]`.
@@ -44,11 +47,7 @@ class HeadMemory(Generic[Head]):
             The head, its Content-Length or -1, and where it ends in `data`; None for a head that is not whole, not
             remembered, or ambiguous about its body.
         """
-        found = _recall(data, size, self.known)
-        if found is not None and found[0].framed:
-            head, length, end = found
-            return None if length >= 0 else (head, head.odd_length, end)
-        return found
+        return _recall(data, size, self.plain) or (self._find_framed(data, size) if self.framed else None)
 
     def find_whole(self, data: "bytes | memoryview", size: int) -> tuple[Head, int, bytes] | None:
         """Look for a remembered head that `data[:size]` begins with, and whose body is all the rest of it.
@@ -56,15 +55,22 @@ class HeadMemory(Generic[Head]):
         Returns:
             The head, its plain Content-Length or -1, and the body; None also for heads that frame it in another way.
         """
-        found = _recall_whole(data, size, self.known)
-        return None if found is not None and found[0].framed else found
+        return _recall_whole(data, size, self.plain)
 
     def keep(self, block: bytes, head: Head) -> None:
         """Remember a head by its bytes without a plain Content-Length."""
+        known = self.framed if head.framed else self.plain
         if len(block) <= _HEAD_BYTES_KEPT:
-            if len(self.known) >= _HEADS_KEPT:
-                self.known.clear()
-            self.known[block] = head
+            if len(known) >= _HEADS_KEPT:
+                known.clear()
+            known[block] = head
+
+    def _find_framed(self, data: "bytes | memoryview", size: int) -> tuple[Head, int, int] | None:
+        found = _recall(data, size, self.framed)
+        if found is None or found[1] >= 0:
+            return None
+        head, _, end = found
+        return head, head.odd_length, end
 
 
 def split_length(block: bytes) -> tuple[bytes, int]:
