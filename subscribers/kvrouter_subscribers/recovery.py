@@ -141,6 +141,8 @@ class Recovery:
         while True:
             complete = await self._replay_with_retries(start)
             receipt = self._link.finish_replay(complete=complete)
+            if receipt is not None and receipt.snapshot_wanted:
+                self.ask_snapshot()
             if receipt is None or receipt.replay_from is None:
                 self._replay_start = None  # From here on the sink may ask again.
                 return

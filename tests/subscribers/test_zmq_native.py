@@ -162,6 +162,25 @@ def test_a_lie_is_found_by_the_next_digest() -> None:
     run(scenario())
 
 
+def test_without_a_replay_endpoint_there_are_no_snapshots() -> None:
+    """The sink is told at once that there is nobody to ask, and live batches go on."""
+
+    async def scenario() -> None:
+        with native(replay_endpoint=None, digest_seconds=0.1) as publisher:
+            publisher.publish([stored(1)])
+            async with scene() as stage:
+                stage.listen(publisher.endpoint)
+                await until(lambda: stage.sink.applied() >= 0)
+
+                await until(lambda: stage.status().snapshots_failed >= 1)
+
+                assert not stage.subscriber.resync(WORKER)
+                publisher.publish([stored(3)])
+                await until(lambda: stage.sink.holds(3))
+
+    run(scenario())
+
+
 def _life(publisher: ZmqEventPublisher) -> int:
     return publisher._core.incarnation
 
