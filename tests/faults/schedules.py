@@ -79,6 +79,8 @@ class Schedule:
     index: PrefixIndex
     wanted: int | None
     snapshot_wanted: bool
+    touched: bool
+    """Whether ingest was told anything by the last action."""
 
     def __init__(self, seed: int, clock: Clock) -> None:
         self.random = random.Random(seed)
@@ -124,8 +126,10 @@ class Schedule:
         self.reconnect()
         for action in self.random.choices([each for each, _ in actions], [often for _, often in actions], k=STEPS):
             self.clock.now += 0.01
+            self.touched = False
             action()
-            self.check()
+            if self.touched:
+                self.check()
         self.heal()
 
     # What the engine does.
@@ -250,7 +254,7 @@ class Schedule:
 
     def refuse_snapshot(self) -> None:
         """It cannot be had now."""
-        self.snapshot_wanted = False
+        self.snapshot_wanted, self.touched = False, True
         self.ingest.snapshot_failed(SOURCE, now=self.clock.now)
 
     # What the router does.
@@ -408,6 +412,7 @@ class Schedule:
         self.outcomes[names.get(receipt.outcome, receipt.outcome)] += 1
 
     def _note(self, receipt: Receipt) -> None:
+        self.touched = True
         if receipt.replay_from is not None:
             self.wanted = receipt.replay_from
         self.snapshot_wanted |= receipt.snapshot_wanted
