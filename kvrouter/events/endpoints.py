@@ -42,7 +42,7 @@ _FORMS: dict[Transport, str] = {
     "redis": "redis://host[:port]/database/stream",
 }
 _PATHS: dict[Transport, re.Pattern[str]] = {
-    "http": re.compile(r"(/[^/\s]+)*/?"),
+    "http": re.compile(r"(/[!-.0-~]+)*/?"),
     "jetstream": re.compile(r"/[A-Za-z0-9_-]{1,255}"),
     "redis": re.compile(r"/[0-9]{1,4}/[^/\s]{1,255}"),
 }
