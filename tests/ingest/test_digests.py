@@ -14,6 +14,8 @@ from tests.ingest.engines import CLEARED, SOURCE, Rank, payload, removed, stored
 
 LIFE = 77
 
+pytestmark = pytest.mark.usefixtures("implementation")
+
 
 def row(*hashes: int, medium: str | None = "GPU", group: int = 0) -> DigestRow:
     """What a publisher says that holds these."""

@@ -18,6 +18,8 @@ from tests.ingest.test_any_events import _events
 
 OTHER_RANK = 9
 
+pytestmark = pytest.mark.usefixtures("implementation")
+
 
 class RestoredRank(Rank):
     """A rank that knows what another one saved, under another dense number."""

@@ -9,6 +9,8 @@ from tests.ingest.engines import CLEARED, RANK, SOURCE, Rank, payload, removed, 
 
 FIRST, SECOND = 2**64 - 1, 5
 
+pytestmark = pytest.mark.usefixtures("implementation")
+
 
 class NamedRank(Rank):
     """One followed source that names its lives, and what its publisher holds."""
