@@ -35,11 +35,6 @@ class Window:
         """Whether the server must acknowledge something before more is sent."""
         return len(self.outstanding) >= self._frames_max or (self._bytes >= self._bytes_max and bool(self.outstanding))
 
-    @property
-    def unsent(self) -> bool:
-        """Whether frames wait to be sent that the core gave us long ago."""
-        return bool(self._unsent)
-
     def next(self, now: float) -> Frame | None:
         """Return the next frame to send, which is outstanding from now on; None if there is none, or no room."""
         if self.full:
