@@ -1,0 +1,219 @@
+"""The processes of `benchmarks.events`: `events_side.py publish SETTINGS` and `events_side.py receive SETTINGS` (JSON).
+
+A publisher holds everything that it will say, already in bytes, so that what is measured is the other side. A receiver
+is the router's own: subscriber, ingest and index in one process. Both answer to a control socket, in the end with what
+they saw; times are of the system's monotonic clock, which processes share.
+"""
+
+import asyncio
+import json
+import random
+import struct
+import sys
+import time
+from array import array
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import msgpack
+import zmq
+
+from benchmarks import event_loop
+from kvrouter.events import Source, peek_timestamp
+from kvrouter.index import PrefixIndex
+from kvrouter.ingest import Ingest, Receipt
+
+BLOCK_SIZE = 16
+RESIDENT_BLOCKS = 20_000
+"""Per publisher; from then on every store is followed by a removal of the oldest blocks."""
+MARK_EVERY = 40
+_CHAIN_EVENTS = 16
+_VOCABULARY = 128_000
+_PACK_STAMP = struct.Struct(">d").pack_into
+_STAMP_AT = 2  # In `[timestamp, ...]`, as msgpack writes it.
+
+
+def mark_tokens(publisher: int, number: int) -> list[int]:
+    """The tokens of a block whose only use is that somebody looks for it."""
+    return [_VOCABULARY + publisher, number, *[7] * (BLOCK_SIZE - 2)]
+
+
+def payloads(publisher: int, *, blocks_per_event: int, events: int, seed: int = 0) -> tuple[list[bytearray], int]:
+    """Return what one publisher says, on vLLM's wire with one event in each batch, and how many blocks are in it.
+
+    Chains of blocks that grow event by event, the oldest removed tail first; every so often a mark, and one at the end.
+    """
+    choose = random.Random(f"{seed}-{publisher}")
+    said, blocks, marks, resident = [], 0, 0, 0
+    chains: list[list[list[int]]] = []
+    while len(said) < events:
+        if len(said) % MARK_EVERY == MARK_EVERY - 1 or len(said) == events - 1:
+            said.append(_stored([choose.getrandbits(64)], None, mark_tokens(publisher, marks)))
+            marks, blocks = marks + 1, blocks + 1
+        elif resident >= RESIDENT_BLOCKS:
+            gone = chains[0].pop()
+            if not chains[0]:
+                chains.pop(0)
+            said.append(_batch({"type": "BlockRemoved", "block_hashes": gone[::-1], "medium": "GPU", "group_idx": 0}))
+            resident, blocks = resident - len(gone), blocks + len(gone)
+        else:
+            if not chains or len(chains[-1]) == _CHAIN_EVENTS:
+                chains.append([])
+            parent = chains[-1][-1][-1] if chains[-1] else None
+            hashes = [choose.getrandbits(64) for _ in range(blocks_per_event)]
+            chains[-1].append(hashes)
+            tokens = choose.choices(range(_VOCABULARY), k=BLOCK_SIZE * blocks_per_event)
+            said.append(_stored(hashes, parent, tokens))
+            resident, blocks = resident + len(hashes), blocks + len(hashes)
+    return said, blocks
+
+
+def _stored(hashes: list[int], parent: int | None, tokens: list[int]) -> bytearray:
+    return _batch(
+        {
+            "type": "BlockStored",
+            "block_hashes": hashes,
+            "parent_block_hash": parent,
+            "token_ids": tokens,
+            "block_size": BLOCK_SIZE,
+            "medium": "GPU",
+            "group_idx": 0,
+            "kv_cache_spec_kind": "full_attention",
+        }
+    )
+
+
+def _batch(event: dict[str, Any]) -> bytearray:
+    return bytearray(msgpack.packb([0.0, [event], 0]))
+
+
+class ZmqPublishers:
+    """Publishers as engines have them, except that they forget nothing that is not yet sent."""
+
+    def __init__(self, addresses: list[str]) -> None:
+        self._context = zmq.Context()
+        self._sockets = []
+        for address in addresses:
+            socket = self._context.socket(zmq.XPUB)
+            socket.setsockopt(zmq.SNDHWM, 0)
+            socket.bind(address)
+            self._sockets.append(socket)
+
+    def wait_for_subscribers(self) -> None:
+        """Return when somebody listens to each."""
+        for socket in self._sockets:
+            socket.recv()
+
+    def send(self, publisher: int, sequence: int, payload: bytearray) -> None:
+        """Publish the next batch."""
+        self._sockets[publisher].send_multipart((b"", sequence.to_bytes(8, "big"), payload))
+
+
+PUBLISHERS: dict[str, Callable[[list[str]], ZmqPublishers]] = {"zmq": ZmqPublishers}
+
+
+def _zmq_subscriber(sink: "_Sink", sources: list[tuple[Source, str]]) -> AbstractAsyncContextManager[object]:
+    from kvrouter_subscribers import ZmqEventSubscriber  # noqa: PLC0415 - publishers do without
+
+    subscriber = ZmqEventSubscriber(sink)
+    for source, address in sources:
+        subscriber.add(source, address)
+    return subscriber
+
+
+SUBSCRIBERS: dict[str, Callable[["_Sink", list[tuple[Source, str]]], AbstractAsyncContextManager[object]]] = {
+    "zmq": _zmq_subscriber
+}
+
+
+class _Sink(Ingest):
+    """Ingest that counts what it applied and, where asked to, how old it was then."""
+
+    def __init__(self, index: PrefixIndex) -> None:
+        super().__init__(index)
+        self.batches = 0
+        self.last = 0.0
+        self.ages: array[float] | None = None
+
+    def receive(self, source: Source, sequence: int, payload: bytes, **rest: Any) -> Receipt:
+        receipt = super().receive(source, sequence, payload, **rest)
+        self.batches += 1
+        if self.ages is not None:
+            self.last = time.monotonic()
+            self.ages.append(self.last - (peek_timestamp(payload) or self.last))
+        return receipt
+
+
+async def _receive(settings: dict[str, Any]) -> None:
+    control = zmq.Context().socket(zmq.REP)
+    control.bind(settings["control"])
+    index = PrefixIndex()
+    sink = _Sink(index)
+    if settings["paced"]:
+        sink.ages = array("d")
+    sources = []
+    for number, address in enumerate(settings["addresses"]):
+        sources.append((Source(str(number + 1), 0), address))
+        sink.open(sources[-1][0], number, block_size=BLOCK_SIZE, now=time.monotonic())
+    async with SUBSCRIBERS[settings["transport"]](sink, sources):
+        while sink.batches < settings["batches"]:
+            await asyncio.sleep(0.002)
+        finished = sink.last or time.monotonic()
+        statuses = sink.status(now=finished)
+    ages = sorted(sink.ages or ())
+    answer = {
+        "finished": finished,
+        "held": sum(index.blocks(rank) for rank in range(len(sources))),
+        "ages": {share: ages[int(len(ages) * share / 100)] for share in (50, 99)} if ages else {},
+        "lost": sum(each.gaps + each.quarantined + sum(each.ignored.values()) for each in statuses),
+    }
+    control.recv()
+    control.send_json(answer)
+
+
+def _publish(settings: dict[str, Any]) -> None:
+    control = zmq.Context().socket(zmq.REP)
+    control.bind(settings["control"])
+    publishers = PUBLISHERS[settings["transport"]](settings["addresses"])
+    count = len(settings["addresses"])
+    said, blocks = [], []
+    for publisher in range(count):
+        own, number = payloads(
+            publisher, blocks_per_event=settings["blocks_per_event"], events=settings["batches"] // count
+        )
+        said.append(own)
+        blocks.append(number)
+    control.recv()
+    publishers.wait_for_subscribers()
+    control.send_json({"blocks": sum(blocks), "batches": sum(map(len, said))})
+    control.recv()
+    # In turn, as engines that work at the same pace.
+    order = [(publisher, sequence) for sequence in range(len(said[0])) for publisher in range(count)]
+    per_second = settings["paced"] * len(order) / sum(blocks)
+    began = time.monotonic()
+    sent = []
+    for number, (publisher, sequence) in enumerate(order):
+        payload = said[publisher][sequence]
+        if per_second:
+            while (now := time.monotonic()) < began + number / per_second:
+                time.sleep(0.0005)
+            _PACK_STAMP(payload, _STAMP_AT, now)
+            if publisher == 0 and sequence % MARK_EVERY == MARK_EVERY - 1:
+                sent.append(now)
+        publishers.send(publisher, sequence, payload)
+    control.send_json({"began": began, "marks_sent": sent})
+    control.recv()
+
+
+def main() -> None:
+    """Be one of the processes."""
+    settings = json.loads(sys.argv[2])
+    if sys.argv[1] == "publish":
+        _publish(settings)
+    else:
+        event_loop.run(_receive(settings))
+
+
+if __name__ == "__main__":
+    main()
