@@ -44,10 +44,10 @@ static int is_vacant(const uint8_t *row)
     return kvr_row_copies(row) == 0;
 }
 
-/* After a copy a segment is filled to 4/5; it is copied again above 9/10 and below 2/5. */
+/* After a copy a segment is filled to 10/13; it is copied again above 9/10 and below 2/5. */
 static uint32_t fitting_capacity(uint32_t used)
 {
-    uint32_t capacity = used + used / 4;
+    uint32_t capacity = used + used / 10 * 3;
     return capacity < CAPACITY_MIN ? CAPACITY_MIN : capacity;
 }
 
@@ -94,51 +94,49 @@ static uint32_t count_run(struct run run)
     return count;
 }
 
-/* The place behind the last row of `run`, when it is copied behind place `next`. */
-static uint32_t measure_run(const struct kvr_rows *segment, struct run run, uint32_t next)
+static void vacate(const struct kvr_rows *segment, uint32_t from, uint32_t until)
 {
-    for (const uint8_t *row = run.from; row < run.stop; row += KVR_ROW_BYTES) {
-        if (!is_vacant(row)) {
-            uint32_t home = kvr_rows_home(segment, kvr_row_hash(row));
-            next = (home > next ? home : next) + 1;
-        }
-    }
-    return next;
+    for (; from < until; from++)
+        memcpy(row_at(segment, from), NOTHING, KVR_ROW_BYTES);
 }
 
-static uint32_t copy_run(struct kvr_rows *segment, struct run run, uint32_t next)
+/* Copy rows to where they belong, or right behind place `next`; the place behind the last one, or UINT32_MAX if there
+ * are not enough before `extent`. */
+static uint32_t copy_run(struct kvr_rows *segment, struct run run, uint32_t next, uint32_t extent)
 {
     for (const uint8_t *row = run.from; row < run.stop; row += KVR_ROW_BYTES) {
         if (is_vacant(row))
             continue;
         uint32_t home = kvr_rows_home(segment, kvr_row_hash(row));
-        uint32_t at = home > next ? home : next;
-        memcpy(row_at(segment, at), row, KVR_ROW_BYTES);
-        next = at + 1;
-        head_of(segment)->used++;
+        vacate(segment, next, home);
+        next = home > next ? home : next;
+        if (next + 1 >= extent)
+            return UINT32_MAX;
+        memcpy(row_at(segment, next++), row, KVR_ROW_BYTES);
     }
     return next;
 }
 
-/* Fill a new segment of this capacity and depth with the runs; -1 when there is no memory. */
-static int make_segment(struct kvr_aliases *aliases, struct kvr_rows *segment, const struct run *runs, int count)
+/* Fill a new segment of this capacity and depth with the `used` rows of the runs; -1 when there is no memory. */
+static int make_segment(struct kvr_aliases *aliases, struct kvr_rows *segment, const struct run *runs, int count,
+                        uint32_t used)
 {
-    uint32_t end = 0;
-    for (int number = 0; number < count; number++)
-        end = measure_run(segment, runs[number], end);
-    uint32_t extent = (end > segment->capacity ? end : segment->capacity) + SPARE_ROWS;
-    struct head *head = kvr_take(aliases->account, segment_bytes(extent));
-    if (head == NULL)
-        return -1;
-    head->used = 0;
-    head->extent = extent;
-    segment->rows = (uint8_t *)(head + 1);
-    for (uint32_t at = 0; at < extent; at++)
-        memcpy(row_at(segment, at), NOTHING, KVR_ROW_BYTES);
-    uint32_t next = 0;
-    for (int number = 0; number < count; number++)
-        next = copy_run(segment, runs[number], next);
-    return 0;
+    for (uint32_t spare = SPARE_ROWS;; spare += used + 1) { /* In the end there is room for all behind the last home. */
+        uint32_t extent = segment->capacity + spare, next = 0;
+        struct head *head = kvr_take(aliases->account, segment_bytes(extent));
+        if (head == NULL)
+            return -1;
+        segment->rows = (uint8_t *)(head + 1);
+        for (int number = 0; number < count && next != UINT32_MAX; number++)
+            next = copy_run(segment, runs[number], next, extent);
+        if (next != UINT32_MAX && next + SPARE_ROWS / 2 < extent) {
+            vacate(segment, next, extent);
+            head->used = used;
+            head->extent = extent;
+            return 0;
+        }
+        kvr_give(aliases->account, head, segment_bytes(extent));
+    }
 }
 
 static struct kvr_rows without_rows(uint32_t depth)
@@ -201,18 +199,15 @@ static void halve_directory(struct kvr_aliases *aliases)
 
 /* -- resizing ----------------------------------------------------------------------------------------------------- */
 
-/* Put what the runs hold into a new segment for `place`, with room for `extra` more; what was there stays allocated.
- * -1 without memory. */
+/* Put the `used` rows of the runs into a new segment for `place`, with room for `extra` more; what was there stays
+ * allocated. -1 without memory. */
 static int replace(struct kvr_aliases *aliases, size_t place, uint32_t depth, const struct run *runs, int count,
-                   uint32_t extra)
+                   uint32_t used, uint32_t extra)
 {
-    uint32_t used = extra;
-    for (int number = 0; number < count; number++)
-        used += count_run(runs[number]);
     struct kvr_rows fresh = without_rows(depth);
-    if (used > 0) {
-        fresh.capacity = fitting_capacity(used);
-        if (make_segment(aliases, &fresh, runs, count))
+    if (used + extra > 0) {
+        fresh.capacity = fitting_capacity(used + extra);
+        if (make_segment(aliases, &fresh, runs, count, used))
             return -1;
     }
     enter_segment(aliases, place, fresh);
@@ -223,7 +218,7 @@ static int resize_segment(struct kvr_aliases *aliases, size_t place, uint32_t ex
 {
     struct kvr_rows old = aliases->directory[place];
     struct run run = whole(&old);
-    if (replace(aliases, place, old.depth, &run, 1, extra))
+    if (replace(aliases, place, old.depth, &run, 1, used_in(&old), extra))
         return -1;
     free_segment(aliases, &old);
     return 0;
@@ -248,10 +243,11 @@ static int split_segment(struct kvr_aliases *aliases, size_t place)
     high.from = low.stop;
     struct kvr_rows halves[2];
     const struct run *runs[2] = {&low, &high};
+    uint32_t used = count_run(low), counts[2] = {used, used_in(&old) - used};
     for (int half = 0; half < 2; half++) {
         halves[half] = without_rows(old.depth + 1);
-        halves[half].capacity = fitting_capacity(count_run(*runs[half]));
-        if (make_segment(aliases, &halves[half], runs[half], 1)) {
+        halves[half].capacity = fitting_capacity(counts[half]);
+        if (make_segment(aliases, &halves[half], runs[half], 1, counts[half])) {
             if (half == 1)
                 free_segment(aliases, &halves[0]);
             halve_directory(aliases);
@@ -288,7 +284,7 @@ static int join_segment(struct kvr_aliases *aliases, size_t place)
     if (low.depth != high.depth || used_in(&low) + used_in(&high) > CAPACITY_MAX / 2)
         return 0;
     struct run runs[2] = {whole(&low), whole(&high)};
-    if (replace(aliases, place, own.depth - 1, runs, 2, 0))
+    if (replace(aliases, place, own.depth - 1, runs, 2, used_in(&low) + used_in(&high), 0))
         return 0;
     free_segment(aliases, &low);
     free_segment(aliases, &high);
@@ -313,12 +309,15 @@ static void shrink(struct kvr_aliases *aliases, uint64_t hash)
 
 /* -- single hashes ------------------------------------------------------------------------------------------------ */
 
-/* Put a hash into its segment, unless its crowd reaches the end; the row, or NULL. */
-static uint8_t *insert(struct kvr_rows *segment, uint64_t hash, uint64_t key, uint16_t copies)
+/* Put a hash into its segment, unless its crowd reaches the end; the row, or NULL. One that is there is left alone. */
+static uint8_t *insert(struct kvr_rows *segment, uint64_t hash, uint64_t key, uint16_t copies, int *is_new)
 {
     uint8_t *row = row_at(segment, kvr_rows_home(segment, hash));
     while (!is_vacant(row) && kvr_row_hash(row) < hash)
         row += KVR_ROW_BYTES;
+    *is_new = is_vacant(row) || kvr_row_hash(row) != hash;
+    if (!*is_new)
+        return row;
     uint8_t *end = row;
     while (!is_vacant(end))
         end += KVR_ROW_BYTES;
@@ -332,7 +331,7 @@ static uint8_t *insert(struct kvr_rows *segment, uint64_t hash, uint64_t key, ui
     return row;
 }
 
-uint8_t *kvr_aliases_add(struct kvr_aliases *aliases, uint64_t hash, uint64_t key, uint16_t copies)
+uint8_t *kvr_aliases_add(struct kvr_aliases *aliases, uint64_t hash, uint64_t key, uint16_t copies, int *is_new)
 {
     size_t place = kvr_aliases_place(aliases, hash);
     int crowded = is_full(&aliases->directory[place]);
@@ -341,9 +340,9 @@ uint8_t *kvr_aliases_add(struct kvr_aliases *aliases, uint64_t hash, uint64_t ke
         place = kvr_aliases_place(aliases, hash);
         struct kvr_rows *segment = &aliases->directory[place];
         /* Without memory for a larger segment, its last gaps are used. */
-        uint8_t *row = segment->capacity ? insert(segment, hash, key, copies) : NULL;
+        uint8_t *row = segment->capacity ? insert(segment, hash, key, copies, is_new) : NULL;
         if (row != NULL) {
-            aliases->used++;
+            aliases->used += (size_t)*is_new;
             return row;
         }
         if (no_memory)

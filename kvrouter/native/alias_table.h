@@ -64,8 +64,8 @@ KVR_INLINE void kvr_row_set_copies(uint8_t *row, uint16_t copies)
 int kvr_aliases_open(struct kvr_aliases *aliases, size_t *account);
 void kvr_aliases_close(struct kvr_aliases *aliases);
 
-/* Add a hash that is absent; the new row, or NULL when there is no memory. Rows move. */
-uint8_t *kvr_aliases_add(struct kvr_aliases *aliases, uint64_t hash, uint64_t key, uint16_t copies);
+/* Add a hash, unless it is there (`is_new` says); its row, or NULL when there is no memory. Rows move. */
+uint8_t *kvr_aliases_add(struct kvr_aliases *aliases, uint64_t hash, uint64_t key, uint16_t copies, int *is_new);
 
 /* Take out a row that is present. Rows move. */
 void kvr_aliases_drop(struct kvr_aliases *aliases, uint8_t *row);

@@ -57,7 +57,8 @@ int kvr_rank_renumber(struct kvr_rank *rank, uint8_t *row, uint32_t before, uint
 /* A new row; NULL without memory. */
 static uint8_t *add_row(struct kvr_rank *rank, uint64_t scattered, uint64_t key, uint32_t number)
 {
-    uint8_t *row = kvr_aliases_add(&rank->aliases, scattered, key, KVR_LOOSE);
+    int is_new;
+    uint8_t *row = kvr_aliases_add(&rank->aliases, scattered, key, KVR_LOOSE, &is_new);
     if (row == NULL)
         return NULL;
     if (number != KVR_LOOSE && kvr_rank_renumber(rank, row, KVR_LOOSE, number)) {
@@ -403,16 +404,17 @@ static int undo(struct kvr_rank *rank, const uint64_t *hashes, size_t count)
 int kvr_rank_add_new(struct kvr_rank *rank, uint32_t number, const uint64_t *hashes, uint64_t *keys, size_t count)
 {
     struct kvr_place *place = &rank->places[number];
+    uint16_t one = place->one < IN_LARGE ? (uint16_t)place->one : KVR_LOOSE;
     for (size_t at = 0; at < count; at++) {
-        if (at + KVR_PREFETCH_BLOCKS < count)
-            kvr_rank_prefetch(rank, hashes[at + KVR_PREFETCH_BLOCKS]);
+        int is_new;
         uint64_t scattered = kvr_mix(hashes[at], rank->secret);
-        if (kvr_aliases_find(&rank->aliases, scattered) != NULL)
-            return undo(rank, hashes, at);
-        if (add_row(rank, scattered, keys[at], place->one) == NULL) {
-            (void)undo(rank, hashes, at);
-            return -1;
+        uint8_t *row = kvr_aliases_add(&rank->aliases, scattered, keys[at], one, &is_new);
+        if (row != NULL && is_new) {
+            kvr_copies_enter(&rank->copies, one);
+            is_new = one == place->one || kvr_rank_renumber(rank, row, one, place->one) == 0;
         }
+        if (row == NULL || !is_new)
+            return undo(rank, hashes, at + 1) && row != NULL ? 1 : -1;
     }
     place->hashes += count;
     if (!place->is_main) {
