@@ -186,7 +186,7 @@ class _Control:
         """Let it go on to its next answer."""
         self._socket.send(b"")
         self.child.wait(lambda: bool(self._socket.poll(20)), "answers", seconds=_ANSWER_SECONDS)
-        answer: dict[str, Any] = self._socket.recv_json()
+        answer: dict[str, Any] = json.loads(self._socket.recv())
         return answer
 
 

@@ -177,7 +177,8 @@ def _publish(settings: dict[str, Any]) -> None:
     control.bind(settings["control"])
     publishers = PUBLISHERS[settings["transport"]](settings["addresses"])
     count = len(settings["addresses"])
-    said, blocks = [], []
+    said: list[list[bytearray]] = []
+    blocks: list[int] = []
     for publisher in range(count):
         own, number = payloads(
             publisher, blocks_per_event=settings["blocks_per_event"], events=settings["batches"] // count

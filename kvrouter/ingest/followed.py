@@ -84,8 +84,9 @@ class Followed:
             self.suspect("a batch was not understood")  # It may have removed blocks that we go on believing in.
             return False
         self.announced_rank = applied.announced_rank
-        for reason, count in applied.skipped.items():
-            self.skipped[reason] = self.skipped.get(reason, 0) + count
+        if applied.skipped:
+            for reason, count in applied.skipped.items():
+                self.skipped[reason] = self.skipped.get(reason, 0) + count
         if self.doubt and applied.cleared:
             self._cleared()
         if applied.changed:

@@ -200,6 +200,24 @@ class Sequencer:
             self._restart(_Replay(replay.start, began=True))
         return self._receive_next(sequence, batch, replayed=replayed, first_of_replay=first_of_replay)
 
+    def is_next(self, sequence: int, incarnation: int | None) -> bool:
+        """Whether a live batch is the one that is expected, and nothing else is to be thought of: as nearly always."""
+        return (
+            sequence == self.expected
+            and incarnation == self._life
+            and self._replay is None
+            and self._doubted_from is None
+            and not self._waiting
+        )
+
+    def take_next(self, payload: bytes) -> bool:
+        """Apply the batch of which `is_next` is true; returns whether it could be understood."""
+        if self._life is None:
+            self._fingerprints.note(self.expected, payload)
+        self.expected += 1
+        self.applied += 1
+        return self._feed.apply(payload)
+
     def replay_finished(self, *, complete: bool) -> Receipt:
         """The replay that was asked for is over; `complete` if the publisher said so."""
         replay, self._replay = self._replay, None
@@ -397,11 +415,7 @@ class Sequencer:
 
     def _take(self, batch: Batch) -> bool:
         """Apply one batch. The cursor moves even past one that nobody understands, or nothing would ever follow it."""
-        if self._life is None:
-            self._fingerprints.note(self.expected, batch.payload)
-        self.expected += 1
-        self.applied += 1
-        understood = self._feed.apply(batch.payload)
+        understood = self.take_next(batch.payload)
         if batch.digest is not None:
             self._feed.compare(batch.digest)
         return understood

@@ -25,6 +25,12 @@ KVR_INLINE size_t kvr_queue_count(const struct kvr_queue *queue)
     return queue->used - queue->left;
 }
 
+/* A hash near the front, which may have left; the queue was never empty. */
+KVR_INLINE uint64_t kvr_queue_peek(const struct kvr_queue *queue, size_t number)
+{
+    return queue->ring[(queue->first + number) & (queue->allocated - 1)];
+}
+
 /* Join at the end; hashes are scattered. 0, or -1 without memory. */
 int kvr_queue_join(struct kvr_queue *queue, uint64_t hash);
 

@@ -39,8 +39,10 @@ enum field {
 
 struct name {
     const char *text;
-    uint8_t field;
+    uint8_t length, field;
 };
+
+#define NAME(text, field) {text, sizeof text - 1, field}
 
 /* As in the array encoding. */
 static const uint8_t STORED_ORDER[] = {TYPE,   HASHES,    PARENT,     TOKENS, BLOCK_SIZE, LORA_ID,
@@ -48,32 +50,32 @@ static const uint8_t STORED_ORDER[] = {TYPE,   HASHES,    PARENT,     TOKENS, BL
 static const uint8_t REMOVED_ORDER[] = {TYPE, HASHES, MEDIUM, GROUP};
 
 static const struct name STORED_NAMES[] = {
-    {"type", TYPE},
-    {"block_hashes", HASHES},
-    {"parent_block_hash", PARENT},
-    {"token_ids", TOKENS},
-    {"block_size", BLOCK_SIZE},
-    {"lora_id", LORA_ID},
-    {"medium", MEDIUM},
-    {"lora_name", LORA_NAME},
-    {"extra_keys", EXTRA_KEYS},
-    {"group_idx", GROUP},
-    {"kv_cache_spec_kind", KIND},
-    {"kv_cache_spec_sliding_window", WINDOW},
-    {"locality", LOCALITY},
-    {"ownership", OWNERSHIP},
-    {"session_id", SESSION_ID},
-    {"cache_salt", SALT},
-    {"lookahead_token_ids", OTHER},
-    {"mm_keys", OTHER},
-    {"sequence_hashes", OTHER},
-    {NULL, UNKNOWN},
+    NAME("type", TYPE),
+    NAME("block_hashes", HASHES),
+    NAME("parent_block_hash", PARENT),
+    NAME("token_ids", TOKENS),
+    NAME("block_size", BLOCK_SIZE),
+    NAME("lora_id", LORA_ID),
+    NAME("medium", MEDIUM),
+    NAME("lora_name", LORA_NAME),
+    NAME("extra_keys", EXTRA_KEYS),
+    NAME("group_idx", GROUP),
+    NAME("kv_cache_spec_kind", KIND),
+    NAME("kv_cache_spec_sliding_window", WINDOW),
+    NAME("locality", LOCALITY),
+    NAME("ownership", OWNERSHIP),
+    NAME("session_id", SESSION_ID),
+    NAME("cache_salt", SALT),
+    NAME("lookahead_token_ids", OTHER),
+    NAME("mm_keys", OTHER),
+    NAME("sequence_hashes", OTHER),
+    {NULL, 0, UNKNOWN},
 };
 
 static const struct name REMOVED_NAMES[] = {
-    {"type", TYPE},         {"block_hashes", HASHES},  {"medium", MEDIUM},     {"group_idx", GROUP},
-    {"locality", LOCALITY}, {"ownership", OWNERSHIP},  {"block_size", IGNORED}, {"lora_name", IGNORED},
-    {"token_ids", IGNORED}, {NULL, UNKNOWN},
+    NAME("type", TYPE),         NAME("block_hashes", HASHES),  NAME("medium", MEDIUM),     NAME("group_idx", GROUP),
+    NAME("locality", LOCALITY), NAME("ownership", OWNERSHIP),  NAME("block_size", IGNORED), NAME("lora_name", IGNORED),
+    NAME("token_ids", IGNORED), {NULL, 0, UNKNOWN},
 };
 
 /* Names in the events of shared stores. */
@@ -245,7 +247,8 @@ static int read_bounded(struct kvr_cursor *cursor, uint32_t limit, uint32_t *val
     return 0;
 }
 
-static int is_text(const char *text, size_t length, const char *wanted)
+/* Inline, because `wanted` is mostly a constant, and then its length is one too. */
+KVR_INLINE int is_text(const char *text, size_t length, const char *wanted)
 {
     return strlen(wanted) == length && memcmp(text, wanted, length) == 0;
 }
@@ -398,13 +401,24 @@ static int read_array_event(struct reader *reader, struct kvr_event *event, size
     return 0;
 }
 
-static enum field find_field(const struct kvr_event *event, const struct key *key)
+static int is_name(const struct key *key, const struct name *name)
 {
-    const struct name *names = event->kind == KVR_STORED ? STORED_NAMES : REMOVED_NAMES;
-    while (names->text != NULL && !is_text(key->text, key->length, names->text))
-        names++;
-    if (names->field != UNKNOWN)
-        return (enum field)names->field;
+    return name->length == key->length && memcmp(key->text, name->text, key->length) == 0;
+}
+
+/* The field of a key; `next` is where it stands if keys come in the usual order. */
+static enum field find_field(const struct kvr_event *event, const struct key *key, const struct name **next)
+{
+    const struct name *name = *next;
+    if (name->text == NULL || !is_name(key, name)) {
+        name = event->kind == KVR_STORED ? STORED_NAMES : REMOVED_NAMES;
+        while (name->text != NULL && !is_name(key, name))
+            name++;
+    }
+    if (name->text != NULL) {
+        *next = name + 1;
+        return (enum field)name->field;
+    }
     for (size_t at = 0; at < sizeof FOREIGN_NAMES / sizeof *FOREIGN_NAMES; at++)
         if (is_text(key->text, key->length, FOREIGN_NAMES[at]))
             return FOREIGN;
@@ -441,10 +455,11 @@ static int read_map_event(struct reader *reader, struct kvr_event *event, size_t
         return -1;
     if (event->kind == KVR_CLEARED)
         return count == 1 ? 0 : -1;
+    const struct name *next = (event->kind == KVR_STORED ? STORED_NAMES : REMOVED_NAMES) + 1;
     for (size_t at = 1; at < count; at++) {
         if (read_key(&reader->cursor, &key))
             return -1;
-        enum field field = find_field(event, &key);
+        enum field field = find_field(event, &key, &next);
         uint32_t bit = (uint32_t)1 << field;
         int is_twice = seen & bit && field != OTHER && field != IGNORED;
         if (field == UNKNOWN ? note_unknown(noted, unknown, &key) : field == TYPE || is_twice)

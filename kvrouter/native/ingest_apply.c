@@ -201,6 +201,8 @@ static int store_and_learn(struct kvr_table_object *table, const struct kvr_even
     PyObject *namespace;
     int done = chain(table, event, &namespace, keys);
     if (done == APPLIED) {
+        for (size_t at = 0; at < count && at < KVR_PREFETCH_BLOCKS; at++)
+            kvr_index_prefetch(rank->index, keys[at]);
         int learns = may_learn(table, event), place = kvr_rank_add_place(rank, event->tier, event->group);
         done = place < 0 ? FAILED : APPLIED;
         if (done == APPLIED && learns && new == count && namespace == NULL) {
@@ -220,6 +222,7 @@ static int store(struct kvr_table_object *table, const struct kvr_event *event)
 {
     size_t known, new;
     const uint64_t *hashes = table->batch->hashes + event->hashes;
+    kvr_rank_prefetch_first(&table->rank, hashes, event->hash_count);
     table->clears_all_tiers |= event->is_pinned;
     if (event->hash_count == 0)
         return APPLIED;
@@ -235,6 +238,7 @@ static int store(struct kvr_table_object *table, const struct kvr_event *event)
 static int remove_(struct kvr_table_object *table, const struct kvr_event *event)
 {
     table->clears_all_tiers |= event->is_pinned;
+    kvr_rank_prefetch_first(&table->rank, table->batch->hashes + event->hashes, event->hash_count);
     int place = kvr_rank_find_place(&table->rank, event->tier, event->group);
     if (place < 0) {
         table->unknown_removals += event->hash_count;
@@ -408,7 +412,15 @@ PyObject *kvr_apply(PyObject *self, PyObject *payload)
         kvr_abandon(table);
         return NULL;
     }
-    PyObject *odd = has_odd ? left : Py_NewRef(Py_None), *stopped = has_odd ? Py_NewRef(Py_None) : left;
+    PyObject *odd = has_odd ? left : Py_None, *stopped = has_odd ? Py_None : left;
     PyObject *rank = announced < 0 ? Py_NewRef(Py_None) : PyLong_FromLongLong(announced);
-    return Py_BuildValue("(NinNN)", rank, cleared, unknown, odd, stopped);
+    PyObject *fields = PyLong_FromSsize_t(unknown), *read = NULL;
+    if (rank != NULL && fields != NULL)
+        read = PyTuple_Pack(5, rank, cleared ? Py_True : Py_False, fields, odd, stopped);
+    Py_XDECREF(rank);
+    Py_XDECREF(fields);
+    Py_DECREF(left);
+    if (read == NULL)
+        kvr_abandon(table);
+    return read;
 }

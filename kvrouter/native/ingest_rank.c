@@ -9,6 +9,8 @@
 #define IDLE_SHARE 8
 #define GONE_AT_ONCE 64
 #define PLACES_AT_ONCE 2
+/* How far ahead rows are asked for that will be forgotten. */
+#define FORGOTTEN_SOON 6
 
 static const char *const TIER_NAMES[KVR_TIERS] = {"gpu", "cpu", "disk"};
 
@@ -147,6 +149,7 @@ static int block_went(struct kvr_rank *rank, struct kvr_place *place, uint64_t k
     if (!place->is_main)
         return 0;
     gone->keys[gone->count++] = key;
+    kvr_index_prefetch(rank->index, key);
     return gone->count == GONE_AT_ONCE ? flush(rank, place, gone) : 0;
 }
 
@@ -325,6 +328,7 @@ int kvr_rank_make_idle(struct kvr_rank *rank, uint8_t *row, uint32_t before)
 {
     if (kvr_queue_join(&rank->idle, kvr_row_hash(row)) || kvr_rank_renumber(rank, row, before, KVR_IDLE))
         return -1;
+    KVR_PREFETCH(kvr_aliases_home(&rank->aliases, kvr_queue_peek(&rank->idle, FORGOTTEN_SOON)));
     bound_idle(rank);
     return 0;
 }
@@ -490,7 +494,8 @@ static int remove_from_row(struct kvr_rank *rank, struct kvr_place *place, uint8
 int kvr_rank_remove(struct kvr_rank *rank, uint32_t number, const uint64_t *hashes, size_t count, size_t *unknown)
 {
     struct kvr_place *place = &rank->places[number];
-    struct gone gone = {.count = 0};
+    struct gone gone;
+    gone.count = 0;
     for (size_t at = 0; at < count; at++) {
         if (at + KVR_PREFETCH_BLOCKS < count)
             kvr_rank_prefetch(rank, hashes[at + KVR_PREFETCH_BLOCKS]);

@@ -116,4 +116,11 @@ KVR_INLINE void kvr_rank_prefetch(const struct kvr_rank *rank, uint64_t hash)
     KVR_PREFETCH(kvr_aliases_home(&rank->aliases, kvr_mix(hash, rank->secret)));
 }
 
+/* Ask for the rows of the first hashes of many, before anything else is done; loops ask for those behind them. */
+KVR_INLINE void kvr_rank_prefetch_first(const struct kvr_rank *rank, const uint64_t *hashes, size_t count)
+{
+    for (size_t at = 0; at < count && at < KVR_PREFETCH_BLOCKS; at++)
+        kvr_rank_prefetch(rank, hashes[at]);
+}
+
 #endif
