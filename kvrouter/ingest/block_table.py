@@ -16,7 +16,7 @@ from kvrouter.ingest.copies import Copies
 
 __all__ = ["BlockTable", "Left", "Meanings", "block_table"]
 
-_IDLE_MIN: Final = 4096
+_IDLE_MIN: Final = 1024
 _IDLE_SHARE: Final = 8
 
 Left = tuple[int, int, int]

@@ -119,15 +119,20 @@ class RankCache:
             WireError: as `decode_batch`; nothing is applied then.
         """
         read = self._table.apply(payload)
+        changed = False
         if read is None:
             batch = decode_batch(payload)
-            cleared = any(isinstance(event, AllBlocksCleared) for event in batch.events)
-            return Applied(batch.data_parallel_rank, cleared, batch.skipped, self.apply(batch.events))
+            changed = self._observe(batch.events)
+            read = self._table.apply(payload) if changed else None  # Now that the layout is known.
+            if read is None:
+                self._apply_observed(batch.events)
+                cleared = any(isinstance(event, AllBlocksCleared) for event in batch.events)
+                return Applied(batch.data_parallel_rank, cleared, batch.skipped, changed)
         announced_rank, cleared, unknown_fields, odd, stop = read
         if odd is None and stop is None and not unknown_fields:
-            return Applied(announced_rank, cleared)
+            return Applied(announced_rank, cleared, _NOTHING, changed)
         skipped = Counter({"unknown_field": unknown_fields} if unknown_fields else ())
-        return self._apply_rest(payload, odd or (), stop, Applied(announced_rank, cleared, skipped))
+        return self._apply_rest(payload, odd or (), stop, Applied(announced_rank, cleared, skipped, changed))
 
     def drop(self) -> None:
         """Forget all blocks and all hashes: what follows belongs to another life, or batches between are lost."""
@@ -175,7 +180,7 @@ class RankCache:
             if event is not None:
                 self._apply_one(event)
             stop = self._table.proceed()
-        return Applied(read.announced_rank, cleared, skipped)
+        return Applied(read.announced_rank, cleared, skipped, read.changed)
 
     def _observe(self, events: Sequence[Event]) -> bool:
         """Learn the layout from the whole batch before any of it is applied: later groups may be finer."""

@@ -5,7 +5,7 @@
 /* In a row: the number of copies is too large for it. */
 #define IN_LARGE UINT16_MAX
 /* Hashes kept after their last copy is gone: an eighth of the others, but not less than this and not more than allowed. */
-#define IDLE_MIN 4096
+#define IDLE_MIN 1024
 #define IDLE_SHARE 8
 #define GONE_AT_ONCE 64
 #define PLACES_AT_ONCE 2

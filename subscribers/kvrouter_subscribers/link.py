@@ -17,7 +17,6 @@ from kvrouter.events.envelope_stream import EnvelopeReader, Opened
 from kvrouter.events.frames import parse_live
 from kvrouter_subscribers.limits import CurveKeys, ZmqLimits
 from kvrouter_subscribers.subscriber import EventSink, Receipt, TransportStatus
-from kvrouter_subscribers.zmq_frames import receive_live
 
 __all__ = ["Link", "ZmqAddress", "configure"]
 
@@ -134,13 +133,13 @@ class Link:
 
     def drain(self, deadline: float) -> bool:
         """Read a burst, but nothing more after `deadline`; returns whether there may be more. Never raises."""
-        socket = self.socket
-        if socket is None or self.monitor is None:
+        if self.socket is None or self.monitor is None:
             return False
         self._read_monitor(self.monitor)
+        receive = self.socket.recv_multipart
         for _ in range(_BURST_MESSAGES):
             try:
-                frames = receive_live(socket)
+                frames = receive(zmq.NOBLOCK)
             except zmq.Again:
                 return False
             self._take(frames)
