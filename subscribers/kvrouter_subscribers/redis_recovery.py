@@ -95,9 +95,10 @@ class Recovery:
             self.cancel(source)
 
     def _ended(self, followed: FollowedSource, task: asyncio.Task[None]) -> None:
-        followed.replaying = False
         if self._serving.get(followed.source) is task:
             del self._serving[followed.source]
+            followed.replaying = False
+            self.serve(followed)  # What was wished for after the task had looked for the last time.
 
     async def _until_content(self, followed: FollowedSource) -> None:
         """Serve wishes until the sink has none, more and more slowly if what is done does not help."""

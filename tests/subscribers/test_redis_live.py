@@ -1,21 +1,15 @@
 """Following Redis Streams while nothing fails: who gets what, from where on, and what is told about it."""
 
-import asyncio
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from kvrouter.errors import MissingExtraError, SettingsError
 from kvrouter.events import Source
-from kvrouter.events.redis_names import alive_key, parse_redis_endpoint, request_key, router_group
-from kvrouter_subscribers import RedisEventSubscriber
+from kvrouter.events.redis_names import request_key
 from tests.servers import RedisServer, redis_server
 from tests.subscribers.redis_scene import QUICK, STREAM, client, following, frame, put, working
-from tests.subscribers.scene import WORKER, RecordingSink, run, until
+from tests.subscribers.scene import WORKER, run, until
 
 OTHER = Source("other", 0)
 RANK_1 = Source("worker", 1)
@@ -118,28 +112,6 @@ def test_a_source_that_is_added_later_gets_what_was_there_before(endpoint: str) 
     run(scenario())
 
 
-def test_each_router_sees_everything(endpoint: str, server: RedisServer) -> None:
-    """Each has a group of its own, and acknowledges what its sink has."""
-
-    async def scenario() -> None:
-        async with following(name="a") as first, following(name="b") as second, client(server.url) as connected:
-            for scene in (first, second):
-                scene.listen(endpoint)
-            with working(endpoint) as worker:
-                worker.work(100)
-                for scene in (first, second):
-                    await scene.heals(worker)
-
-                    async def pending(group: str) -> int:
-                        return int((await connected.execute_command("XPENDING", STREAM, group))["pending"])
-
-                for name in ("a", "b"):
-                    while await pending(router_group(name)):
-                        await asyncio.sleep(0.01)
-
-    run(scenario())
-
-
 def test_a_late_joiner_whose_history_was_trimmed_takes_a_snapshot(endpoint: str, server: RedisServer) -> None:
     """What the stream no longer has, the publisher still knows; two who ask at once get the same."""
 
@@ -172,7 +144,7 @@ def test_a_resync_gets_the_whole_state_anew(endpoint: str) -> None:
                 await scene.heals(worker)
                 before = scene.status().snapshots
                 assert scene.subscriber.resync(WORKER)
-                await until(lambda: scene.status().snapshots == before + 1)
+                await until(lambda: scene.status().snapshots > before)
                 await scene.heals(worker)
 
     run(scenario())
@@ -286,117 +258,6 @@ def test_a_position_that_the_stream_no_longer_has_is_not_trusted(endpoint: str, 
     run(scenario())
 
 
-def test_a_worker_group_shares_the_entries(endpoint: str) -> None:
-    """Each goes to one member."""
-
-    async def scenario() -> None:
-        async with (
-            following(mode="worker-group", name="a") as first,
-            following(mode="worker-group", name="b") as second,
-        ):
-            for scene in (first, second):
-                scene.listen(endpoint)
-                await until(lambda: scene.status().connected)  # noqa: B023 - awaited here
-            with working(endpoint, digest_seconds=None) as worker:
-                worker.work(300)
-                total = 601
-                await until(lambda: first.stream().messages + second.stream().messages == total)
-
-        received = sorted(sequence for scene in (first, second) for _, sequence, _ in scene.sink.receipts)
-        assert received == list(range(total))
-        assert not first.subscriber.resync(WORKER)
-
-    run(scenario())
-
-
-def test_what_a_dead_member_left_is_taken_over(endpoint: str, server: RedisServer) -> None:
-    """Entries that were given out and never acknowledged go to who lives; a member that returns finds its own."""
-
-    async def scenario() -> None:
-        async with client(server.url) as connected:
-            await put(connected, *(frame(sequence, sequence) for sequence in range(8)))
-            group = ("XREADGROUP", "GROUP", "kvrouter-workers")
-            await connected.execute_command("XGROUP", "CREATE", STREAM, "kvrouter-workers", "0")
-            await connected.execute_command(*group, "dead", "COUNT", 3, "STREAMS", STREAM, ">")
-            await connected.execute_command(*group, "back", "COUNT", 2, "STREAMS", STREAM, ">")
-            limits = replace(QUICK, claim_seconds=0.3)
-            async with following(limits, mode="worker-group", name="back") as scene:
-                scene.listen(endpoint)
-                await until(lambda: scene.stream().messages == 8)
-                assert scene.stream().claimed == 3
-                sequences = [sequence for _, sequence, _ in scene.sink.receipts]
-                assert sequences[:2] == [3, 4], "what it had not acknowledged comes first"
-                assert sorted(sequences) == list(range(8))
-                while (await connected.execute_command("XPENDING", STREAM, "kvrouter-workers"))["pending"]:
-                    await asyncio.sleep(0.01)
-
-    run(scenario())
-
-
-def test_groups_of_dead_routers_are_removed(endpoint: str, server: RedisServer) -> None:
-    """By those who live, when the dead ones were not heard of for long enough; others' groups are not ours."""
-
-    async def scenario() -> None:
-        async with client(server.url) as connected:
-            await put(connected, frame(0, 0))
-            for group in (router_group("dead"), router_group("asleep"), "somebody-else"):
-                await connected.execute_command("XGROUP", "CREATE", STREAM, group, "0")
-            await connected.execute_command("SET", alive_key(STREAM, router_group("asleep")), 1, "EX", 60)
-            limits = replace(QUICK, sweep_seconds=0.05)
-            async with following(limits, name="alive") as scene:
-                scene.listen(endpoint)
-
-                async def groups() -> set[bytes]:
-                    rows = await connected.execute_command("XINFO", "GROUPS", STREAM)
-                    return {row[1] for row in rows}
-
-                while router_group("dead").encode() in await groups():
-                    await asyncio.sleep(0.01)
-                left = await groups()
-                seconds = await connected.ttl(alive_key(STREAM, router_group("alive")))
-
-        assert left == {router_group("alive").encode(), router_group("asleep").encode(), b"somebody-else"}
-        assert 290 <= seconds <= 300
-
-    run(scenario())
-
-
-def test_a_router_that_slept_too_long_makes_its_group_anew(endpoint: str, server: RedisServer) -> None:
-    """And goes on where it had stopped, with nothing missing."""
-
-    async def scenario() -> None:
-        async with following(name="sleeper") as scene, client(server.url) as connected:
-            scene.listen(endpoint)
-            with working(endpoint) as worker:
-                worker.work(20)
-                await scene.heals(worker)
-                asked = scene.status().snapshots
-                await connected.execute_command("XGROUP", "DESTROY", STREAM, router_group("sleeper"))
-                worker.work(20, first=20)
-                await scene.heals(worker)
-
-        assert scene.status().snapshots == asked
-        assert scene.stream().trimmed == 0
-
-    run(scenario())
-
-
-def test_a_router_without_a_name_takes_its_group_along(endpoint: str, server: RedisServer) -> None:
-    """One with a name leaves it for its next life."""
-
-    async def scenario() -> None:
-        async with client(server.url) as connected:
-            for name in (None, "named"):
-                async with following(name=name) as scene:
-                    scene.listen(endpoint)
-                    await until(lambda: scene.status().connected)
-            rows = await connected.execute_command("XINFO", "GROUPS", STREAM)
-
-        assert [row[1] for row in rows] == [router_group("named").encode()]
-
-    run(scenario())
-
-
 GARBAGE: list[tuple[str, list[object]]] = [
     ("another field", [b"x", b"y"]),
     ("no envelope", [b"e", b"garbage"]),
@@ -456,82 +317,3 @@ def test_a_fault_of_the_sink_is_counted_and_does_not_end_the_stream(endpoint: st
             assert "two" in str(scene.status().last_error)
 
     run(scenario())
-
-
-def test_password_and_database_are_used_and_never_shown(tmp_path: Path) -> None:
-    """A wrong one is an error in the status, without the password in it."""
-
-    async def scenario() -> None:
-        with redis_server(tmp_path, "--requirepass", "s3cret") as server:
-            right = f"redis://:s3cret@127.0.0.1:{server.port}/3/{STREAM}"
-            wrong = f"redis://:wr0ng@127.0.0.1:{server.port}/3/{STREAM}"
-            async with following() as scene, following() as refused:
-                scene.listen(right)
-                refused.listen(wrong)
-                with working(right) as worker:
-                    worker.work(5)
-                    await scene.heals(worker)
-                await until(lambda: refused.status().last_error)
-
-                told = [
-                    scene.status(),
-                    scene.stream(),
-                    refused.status(),
-                    refused.stream(),
-                    scene.subscriber.positions(),
-                ]
-                assert "s3cret" not in str(told)
-                assert "wr0ng" not in str(told)
-                assert not refused.status().connected
-
-    run(scenario())
-
-
-@pytest.mark.parametrize(
-    "endpoint",
-    ["redis://host/stream", "redis://host/0/", "redis://host/x/stream", "redis:///0/stream", "nats://host/stream",
-     "redis://host/0/a/b", "redis://host/0/{braces}", "redis://user:s3cret@host/0"],
-)  # fmt: skip
-def test_a_malformed_endpoint_is_refused_without_its_password(endpoint: str) -> None:
-    """When it is added, not in the background."""
-    subscriber = RedisEventSubscriber(RecordingSink())
-
-    with pytest.raises(SettingsError) as raised:
-        subscriber.add(WORKER, endpoint)
-
-    assert "s3cret" not in str(raised.value)
-
-
-def test_wrong_settings_are_refused() -> None:
-    """Each with a sentence of its own."""
-    sink: Any = RecordingSink()
-    good = "redis://host/0/stream"
-    with pytest.raises(SettingsError, match="mode"):
-        RedisEventSubscriber(sink, mode="both")  # type: ignore[arg-type]
-    with pytest.raises(SettingsError, match="name"):
-        RedisEventSubscriber(sink, name="")
-    with pytest.raises(SettingsError, match="entry"):
-        RedisEventSubscriber(sink, positions={good: "tomorrow"})
-    with pytest.raises(SettingsError, match="neither"):
-        RedisEventSubscriber(sink).add(WORKER, good, topic="x")
-    with pytest.raises(SettingsError, match="neither"):
-        RedisEventSubscriber(sink).add(WORKER, good, replay_endpoint=good)
-
-
-def test_an_address_says_all_there_is() -> None:
-    """Ports, databases, users and streams, percent-encoded where they must be."""
-    address = parse_redis_endpoint("rediss://us%40er:p%2Fw@[::1]:7000/12/a%20stream")
-
-    assert (address.host, address.port, address.database, address.stream) == ("::1", 7000, 12, "a stream")
-    assert (address.username, address.password, address.secure) == ("us@er", "p/w", True)
-    assert str(address) == "rediss://[::1]:7000/12/a stream"
-    assert "p/w" not in repr(address)
-
-
-def test_a_missing_client_library_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the command that installs it."""
-    monkeypatch.setitem(sys.modules, "redis", None)
-    monkeypatch.setattr("kvrouter_subscribers.redis_subscriber.find_spec", lambda _: None)
-
-    with pytest.raises(MissingExtraError, match=r"kvrouter\[redis\]"):
-        RedisEventSubscriber(RecordingSink())
