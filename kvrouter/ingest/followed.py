@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from kvrouter.errors import WireError
-from kvrouter.events import EventBatch, Source, decode_batch
+from kvrouter.events import Source, decode_batch
 from kvrouter.index import PrefixIndex
 from kvrouter.ingest.digests import agrees
 from kvrouter.ingest.limits import IngestLimits
@@ -177,7 +177,7 @@ class Followed:
             self._asking = self.awaiting
             return Receipt("duplicate")
         try:
-            parts = _read(batches)
+            stamp = _check(batches)
         except WireError as error:
             self.counts["snapshots_refused"] += 1
             self.last_error = f"snapshot after batch {sequence}: {error}"
@@ -190,8 +190,8 @@ class Followed:
         self._want_no_more()
         self._trust()
         self.incomplete = self.restored = self._miscounted = False
-        self._rebuild(parts, newer, restarted=restarted)
-        return sequencer.jump(sequence, incarnation, parts[0].timestamp or None, restarted=restarted)
+        self._rebuild(batches, newer, restarted=restarted)
+        return sequencer.jump(sequence, incarnation, stamp, restarted=restarted)
 
     def go_without(self) -> None:
         """A snapshot that is wanted cannot be had: what is known to be wrong is dropped, as after a lost gap."""
@@ -283,14 +283,14 @@ class Followed:
         self._journal = None
         self._asking = False
 
-    def _rebuild(self, parts: Sequence[EventBatch], newer: Sequence[bytes], *, restarted: bool) -> None:
+    def _rebuild(self, parts: Sequence[bytes], newer: Sequence[bytes], *, restarted: bool) -> None:
         """Make the cache what a snapshot and the batches after it say; nobody can look at the index meanwhile."""
         if restarted:
             self.cache.restart()
         else:
             self.cache.drop()
-        for batch in parts:
-            self.cache.apply(batch.events)
+        for payload in parts:
+            self.cache.apply_payload(payload)
         for payload in newer:
             try:
                 self.cache.apply_payload(payload)
@@ -300,16 +300,18 @@ class Followed:
         self._lookup.place(self.cache)
 
 
-def _read(batches: Sequence[bytes]) -> list[EventBatch]:
-    """Decode a snapshot's batches; one that lacks an event is no snapshot.
+def _check(batches: Sequence[bytes]) -> float | None:
+    """Look at all of a snapshot before any of it is applied: one that lacks an event is none. Returns when it was made.
 
     Raises:
         WireError: it cannot be used.
     """
-    parts = [decode_batch(payload) for payload in batches]
-    if not parts:
-        raise WireError("a snapshot without a part", reason="bad_snapshot")
-    for part in parts:
+    stamps = []
+    for payload in batches:
+        part = decode_batch(payload)
         if part.skipped.keys() - _HARMLESS:
             raise WireError(f"events that are not understood: {', '.join(part.skipped)}", reason="bad_snapshot")
-    return parts
+        stamps.append(part.timestamp)
+    if not stamps:
+        raise WireError("a snapshot without a part", reason="bad_snapshot")
+    return stamps[0] or None
