@@ -224,7 +224,7 @@ class Prompt:
     @classmethod
     def from_hashes(
         cls,
-        hashes: Sequence[int] | HashArray,
+        hashes: Sequence[int] | HashArray | bytes,
         *,
         block_size: int,
         tokens: int,
@@ -232,13 +232,19 @@ class Prompt:
         salt: bytes = b"",
         lora: str | None = None,
     ) -> Self:
-        """A prompt of `tokens` tokens whose sequence hashes the caller already has, for one block size only."""
+        """A prompt of `tokens` tokens whose sequence hashes the caller already has, for one block size only.
+
+        As bytes they are 64-bit integers in the machine's byte order.
+        """
         if not 1 <= block_size <= BLOCK_SIZE_MAX:
             raise ValueError(f"block_size is {block_size}; it must be 1..{BLOCK_SIZE_MAX}")
-        if tokens < len(hashes) * block_size:
-            raise ValueError(f"{len(hashes)} hashes of {block_size} tokens are more than the prompt's {tokens} tokens")
+        count = len(hashes) // 8 if isinstance(hashes, bytes) else len(hashes)
+        if tokens < count * block_size:
+            raise ValueError(f"{count} hashes of {block_size} tokens are more than the prompt's {tokens} tokens")
         prompt = cls(b"", salt=salt, lora=lora)
-        if isinstance(hashes, np.ndarray):
+        if isinstance(hashes, bytes):
+            prompt._packed[block_size] = hashes
+        elif isinstance(hashes, np.ndarray):
             prompt._packed[block_size] = hashes.astype(np.uint64, copy=False).tobytes()
         else:
             prompt._lists[block_size] = list(hashes)

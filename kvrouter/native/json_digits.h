@@ -27,4 +27,9 @@ int kvr_digits_read(const struct kvr_digits *digits, size_t count, uint8_t *word
  * meanwhile, if they cannot change the text. */
 PyObject *kvr_digits_words(const struct kvr_digits *digits, int may_unlock);
 
+/* Where the value of the first `key` with a colon after it begins; the end of the text where there is none. `key` is as
+ * it stands in the text, with its quotes. Whether it is the key that was meant, or part of a text or of an inner
+ * object, is not looked at. */
+Py_ssize_t kvr_find_value(const Py_buffer *text, const Py_buffer *key);
+
 #endif

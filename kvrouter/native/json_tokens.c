@@ -57,10 +57,7 @@ static PyObject *parse(const Py_buffer *buffer, Py_ssize_t start, int with_start
     return result;
 }
 
-/* Where the value of the first `key` with a colon after it begins; the end of the text where there is none. `key` is as
- * it stands in the text, with its quotes. Whether it is the key that was meant, or part of a text or of an inner
- * object, is not looked at. */
-static Py_ssize_t find_value(const Py_buffer *text, const Py_buffer *key)
+Py_ssize_t kvr_find_value(const Py_buffer *text, const Py_buffer *key)
 {
     const uint8_t *begin = text->buf, *end = begin + text->len, *at = begin;
     while (key->len > 0 && end - at >= key->len) {
@@ -118,7 +115,7 @@ static PyObject *find_token_array(PyObject *module, PyObject *const *arguments, 
         return NULL;
     PyObject *result = NULL;
     if (PyObject_GetBuffer(arguments[1], &key, PyBUF_SIMPLE) == 0) {
-        result = parse(&text, find_value(&text, &key), 1, PyBytes_Check(arguments[0]));
+        result = parse(&text, kvr_find_value(&text, &key), 1, PyBytes_Check(arguments[0]));
         PyBuffer_Release(&key);
     }
     PyBuffer_Release(&text);

@@ -1,7 +1,7 @@
 """Reads selection requests; without the native core, of prompts that continue others only what is new.
 
 The native core reads a whole array of token ids in less time than it takes to recognise its pieces, so with it nothing
-is remembered. The rest of this is for those who have to do without.
+is remembered; it reads arrays of hashes too. The rest of this is for those who have to do without.
 
 A gateway asks about every turn of a conversation, and each turn repeats the whole of it. The bytes of the array of
 token ids are compared, in pieces of 2 KiB, with remembered ones; the JSON reader then sees one marker number in the
@@ -22,7 +22,7 @@ from kvrouter.blocks import Prompt
 from kvrouter.errors import RequestError
 from kvrouter.service.prompts import PrefixCache
 from kvrouter.service.prompts.prefix_cache import CachedPrompt, PrefixNode
-from kvrouter.service.selection_wire import SelectionRequest, parse_selection, prompt_of, token_words
+from kvrouter.service.selection_wire import GivenHashes, SelectionRequest, parse_selection, prompt_of, token_words
 
 __all__ = ["AskedSelection", "SelectionReader"]
 
@@ -33,15 +33,21 @@ _opening = re.compile(rb"\s*:\s*\[").match
 
 
 class AskedSelection:
-    """One request: its fields, and its prompt as remembered pieces and the words after them."""
+    """One request: its fields, and its prompt as remembered pieces and the words after them, or as hashes."""
 
-    __slots__ = ("_cache", "_nodes", "_words", "fields")
+    __slots__ = ("_cache", "_hashes", "_nodes", "_words", "fields")
 
     def __init__(
-        self, cache: PrefixCache, fields: SelectionRequest, nodes: Sequence[PrefixNode] = (), words: bytes | None = None
+        self,
+        cache: PrefixCache,
+        fields: SelectionRequest,
+        nodes: Sequence[PrefixNode] = (),
+        words: bytes | None = None,
+        *,
+        hashes: GivenHashes | None = None,
     ) -> None:
         self.fields = fields
-        self._cache, self._nodes, self._words = cache, nodes, words
+        self._cache, self._nodes, self._words, self._hashes = cache, nodes, words, hashes
 
     def prompt(self, *, block_size: int) -> Prompt:
         """Return the prompt; `block_size` is the one that given hashes are for.
@@ -51,7 +57,7 @@ class AskedSelection:
         """
         fields = self.fields
         if self._words is None or fields.mm_routing_info is not None or fields.block_mm_infos:
-            return prompt_of(fields, self._all_words(), block_size=block_size)
+            return prompt_of(fields, self._all_words(), self._hashes, block_size=block_size)
         salt = (fields.cache_salt or "").encode()
         return CachedPrompt(self._cache, self._nodes, self._words, salt=salt, lora=fields.lora_name or None)
 
@@ -75,7 +81,8 @@ class SelectionReader:
             RequestError: 400, it is not JSON or a field has the wrong type; `param` names the field.
         """
         if native_core.present:
-            return self._read_at_once(body) or AskedSelection(self._cache, parse_selection(body))
+            asked = self._read_at_once(body) or self._read_hashes(body)
+            return asked or AskedSelection(self._cache, parse_selection(body))
         at = body.find(_KEY) if len(body) > 2 * PIECE_BYTES else -1
         opening = _opening(body, at + len(_KEY)) if at >= 0 else None
         if opening is None:
@@ -96,6 +103,25 @@ class SelectionReader:
         except RequestError:
             return None  # the whole body says what is wrong, and where
         return AskedSelection(self._cache, fields, (), words) if bytes(fields.token_ids) == array else None
+
+    def _read_hashes(self, body: bytes) -> AskedSelection | None:
+        """As above, for both arrays of a prompt that is given as hashes: markers stand for them meanwhile."""
+        find = native_core.native.find_hash_array
+        sequences = find(body, b'"sequence_hashes"')
+        blocks = find(body, b'"block_hashes"') if sequences is not None else None
+        if sequences is None or blocks is None:
+            return None
+        first, last = (blocks, sequences) if blocks[1] < sequences[1] else (sequences, blocks)
+        marker = b"[%b]" % self._marker[:-1]
+        try:
+            fields = parse_selection(
+                b"".join((body[: first[1]], marker, body[first[2] : last[1]], marker, body[last[2] :]))
+            )
+        except RequestError:
+            return None
+        if fields.sequence_hashes != [int(self._marker[:-1])] or bytes(fields.block_hashes) != marker:
+            return None
+        return AskedSelection(self._cache, fields, hashes=GivenHashes(sequences[0], len(blocks[0]) // 8))
 
     def _walk(self, body: bytes, begin: int) -> list[PrefixNode]:
         self._cache.begin()

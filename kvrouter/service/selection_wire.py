@@ -6,7 +6,7 @@ there. Only parsing and checking happens here, the choosing is `selection.py`.
 
 import re
 from array import array
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -15,6 +15,7 @@ from kvrouter.blocks import TOKEN_ID_MAX, HashArray, Prompt, sequence_hashes, to
 from kvrouter.errors import RequestError
 
 __all__ = [
+    "GivenHashes",
     "OutputBlock",
     "Pinned",
     "SelectionRequest",
@@ -137,10 +138,21 @@ def parse_output_block(body: bytes) -> OutputBlock:
     return progress
 
 
-def prompt_of(request: SelectionRequest, words: bytes | None = None, *, block_size: int) -> Prompt:
+class GivenHashes(NamedTuple):
+    """Arrays of hashes that were read apart from the rest of a body."""
+
+    sequences: bytes
+    """64-bit integers in the machine's byte order."""
+    blocks: int
+    """How many block hashes came with them."""
+
+
+def prompt_of(
+    request: SelectionRequest, words: bytes | None = None, hashes: GivenHashes | None = None, *, block_size: int
+) -> Prompt:
     """Return the request's prompt; `block_size` is the one that given hashes are for.
 
-    `words` are its token ids, where somebody has read them already.
+    `words` are its token ids, and `hashes` its hashes, where somebody has read them already.
 
     Raises:
         RequestError: 400, no prompt is given, or it is not what it must be.
@@ -161,7 +173,7 @@ def prompt_of(request: SelectionRequest, words: bytes | None = None, *, block_si
         raise RequestError(
             "a prompt is needed: token_ids, or block_hashes with sequence_hashes and isl_tokens", param="token_ids"
         )
-    return _hashed_prompt(request, salt, lora, block_size)
+    return _hashed_prompt(request, hashes or _given_hashes(request), salt, lora, block_size)
 
 
 def token_words(raw: bytes) -> bytes:
@@ -211,22 +223,30 @@ def _checked_words(raw: bytes) -> bytes:
         raise RequestError(f"token_ids must be a list of integers 0..{TOKEN_ID_MAX}", param="token_ids") from None
 
 
-def _hashed_prompt(request: SelectionRequest, salt: bytes, lora: str | None, block_size: int) -> Prompt:
-    hashes, tokens = request.sequence_hashes or [], request.isl_tokens
-    others = _length(bytes(request.block_hashes)) if is_given(request.block_hashes) else len(hashes)
-    if others != len(hashes):
+def _hashed_prompt(
+    request: SelectionRequest, hashes: GivenHashes, salt: bytes, lora: str | None, block_size: int
+) -> Prompt:
+    count, tokens = len(hashes.sequences) // 8, request.isl_tokens
+    if hashes.blocks != count:
         raise RequestError(
-            f"block_hashes ({others}) and sequence_hashes ({len(hashes)}) must be equally long", param="sequence_hashes"
+            f"block_hashes ({hashes.blocks}) and sequence_hashes ({count}) must be equally long",
+            param="sequence_hashes",
         )
     if tokens is None or tokens <= 0:
         raise RequestError("isl_tokens must be at least 1 where hashes are given", param="isl_tokens")
     try:
-        unsigned = _unsigned(hashes)
-        return Prompt.from_hashes(unsigned, block_size=block_size, tokens=tokens, salt=salt, lora=lora)
-    except OverflowError:
-        raise RequestError("sequence_hashes must be 64-bit integers", param="sequence_hashes") from None
+        return Prompt.from_hashes(hashes.sequences, block_size=block_size, tokens=tokens, salt=salt, lora=lora)
     except ValueError as error:
         raise RequestError(str(error), param="isl_tokens") from None
+
+
+def _given_hashes(request: SelectionRequest) -> GivenHashes:
+    hashes = request.sequence_hashes or []
+    blocks = _length(bytes(request.block_hashes)) if is_given(request.block_hashes) else len(hashes)
+    try:
+        return GivenHashes(_unsigned(hashes).tobytes(), blocks)
+    except OverflowError:
+        raise RequestError("sequence_hashes must be 64-bit integers", param="sequence_hashes") from None
 
 
 def _length(raw: bytes) -> int:

@@ -12,7 +12,9 @@ from kvrouter import native_core
 from tests.native.hook import make_checkout
 
 collect_ignore = (
-    [] if native_core.present else ["test_hashing.py", "test_json_tokens.py", "test_memory.py", "test_xxh3.py"]
+    []
+    if native_core.present
+    else ["test_hashing.py", "test_json_hashes.py", "test_json_tokens.py", "test_memory.py", "test_xxh3.py"]
 )
 if hatch_build.refusal() is not None or hatch_build.find_compiler() is None:
     collect_ignore.append("test_compile.py")
