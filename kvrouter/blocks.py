@@ -32,6 +32,7 @@ from kvrouter import native_core
 __all__ = [
     "BLOCK_SIZE_MAX",
     "HASH_SEED",
+    "PROMPT_TOKENS_MAX",
     "TOKEN_ID_MAX",
     "BlockKeys",
     "HashArray",
@@ -49,6 +50,8 @@ __all__ = [
 HASH_SEED = 1337
 TOKEN_ID_MAX = 2**32 - 1
 BLOCK_SIZE_MAX = 65_536
+PROMPT_TOKENS_MAX = 2**40
+"""What a caller may say that a prompt has; a million such are still counted in 64 bits."""
 
 HashArray: TypeAlias = NDArray[np.uint64]
 TokenIds: TypeAlias = "Sequence[int] | NDArray[np.integer] | array[int] | bytes | bytearray | memoryview"
@@ -238,6 +241,8 @@ class Prompt:
         """
         if not 1 <= block_size <= BLOCK_SIZE_MAX:
             raise ValueError(f"block_size is {block_size}; it must be 1..{BLOCK_SIZE_MAX}")
+        if tokens > PROMPT_TOKENS_MAX:
+            raise ValueError(f"a prompt of {tokens} tokens is longer than {PROMPT_TOKENS_MAX}")
         count = len(hashes) // 8 if isinstance(hashes, bytes) else len(hashes)
         if tokens < count * block_size:
             raise ValueError(f"{count} hashes of {block_size} tokens are more than the prompt's {tokens} tokens")

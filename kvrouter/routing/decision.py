@@ -62,8 +62,10 @@ def note_candidates(candidates: Candidates, chosen: int, overlaps: Overlaps) -> 
     return rows.tobytes()
 
 
-class Decision(msgspec.Struct, eq=False):
+class Decision(msgspec.Struct, eq=False, gc=False):
     """Where one request goes; made by the router.
+
+    Many are kept and none is ever part of a cycle: the collector skips them.
 
     Attributes:
         target: the chosen rank.

@@ -57,7 +57,7 @@ class CacheTruth(Protocol):
         ...
 
 
-class Overlaps(msgspec.Struct, eq=False, frozen=True):
+class Overlaps(msgspec.Struct, eq=False, frozen=True, gc=False):
     """Leading tokens of one prompt that dense ranks have cached; ranks that have none are absent.
 
     `confirmed` is what events say, `promised` the longer of that and what is predicted, and `credited` the part of

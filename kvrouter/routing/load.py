@@ -22,7 +22,7 @@ else:
 __all__ = ["LoadBook", "RankLoad"]
 
 
-class _Booking(msgspec.Struct, eq=False):
+class _Booking(msgspec.Struct, eq=False, gc=False):
     load: RankLoad
     rank: int
     prefill_tokens: int
@@ -100,7 +100,8 @@ class LoadBook:
             raise ValueError(f"{booking_id!r} is booked already")
         if prefill_tokens < 0 or blocks < len(hashes):
             raise ValueError(f"prefill_tokens ({prefill_tokens}) and blocks ({blocks}) must be at least 0")
-        self.check_room()
+        if len(self._bookings) >= self.reservations_max:
+            self.check_room()
         load = self._loads.get(rank) or self.load(rank)
         load.add(1, prefill_tokens, blocks)
         booking = self._bookings[booking_id] = _Booking(load, rank, prefill_tokens, blocks, blocks)

@@ -13,7 +13,7 @@ __all__ = ["Choice", "Policy", "Request", "by_load"]
 Choice: TypeAlias = tuple[FleetRank, str]
 
 
-class Request(msgspec.Struct, eq=False, frozen=True):
+class Request(msgspec.Struct, eq=False, frozen=True, gc=False):
     """What a policy may know of a request.
 
     `credits` are the prompt tokens that each dense rank is believed to have cached; ranks that have none are absent.

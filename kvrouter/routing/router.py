@@ -226,7 +226,8 @@ class Router:
             self.commit(decision, id=id, now=now)
             return decision
         candidates = self.fleet.candidates(model)
-        self.book.check_room()
+        if len(self.book) >= self.book.reservations_max:
+            self.book.check_room()
         block_size, tokens = self._lookup.only_block_size, prompt.tokens
         found = self._weigher.place(
             candidates.loads,

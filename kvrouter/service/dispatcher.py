@@ -38,7 +38,7 @@ class LocalRoutes(Protocol):
         ...
 
 
-class Flight(msgspec.Struct, eq=False, frozen=True):
+class Flight(msgspec.Struct, eq=False, frozen=True, gc=False):
     """One attempt of one request, from the decision to its end."""
 
     worker: Worker

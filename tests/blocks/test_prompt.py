@@ -59,3 +59,5 @@ def test_more_hashes_than_tokens_are_refused() -> None:
         Prompt.from_hashes([1, 2, 3], block_size=16, tokens=47)
     with pytest.raises(ValueError, match="block_size is 0"):
         Prompt.from_hashes([], block_size=0, tokens=0)
+    with pytest.raises(ValueError, match="longer than"):
+        Prompt.from_hashes([1], block_size=16, tokens=2**41)

@@ -300,6 +300,7 @@ def test_taints_and_groups_keep_workers_apart(service: InProcess) -> None:
         ("/select", {"sequence_hashes": [2**64], "isl_tokens": 16}, 400, "sequence_hashes"),
         ("/select", {"sequence_hashes": [-(2**63) - 1], "isl_tokens": 16}, 400, "sequence_hashes"),
         ("/select", {"sequence_hashes": [1], "block_hashes": [1], "isl_tokens": 3}, 400, "isl_tokens"),
+        ("/select", {"sequence_hashes": [1], "block_hashes": [1], "isl_tokens": 2**70}, 400, "isl_tokens"),
         ("/select", {"token_ids": [1], "model_name": "nope"}, 404, "model"),
         ("/select", {"token_ids": [1], "pinned_worker": {"worker_id": 9}}, 404, "worker_id"),
         ("/select", {"token_ids": [1], "pinned_worker": {"worker_id": 1, "dp_rank": 3}}, 400, "dp_rank"),

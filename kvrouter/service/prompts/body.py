@@ -77,7 +77,7 @@ class ResponsesFields(CommonFields, gc=False):
     max_output_tokens: int | float | None = None
 
 
-class InferenceBody(msgspec.Struct, eq=False):
+class InferenceBody(msgspec.Struct, eq=False, gc=False):
     """One request body, read."""
 
     kind: PromptKind

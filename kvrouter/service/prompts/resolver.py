@@ -250,7 +250,7 @@ class PromptResolver:
         return self._local.get(model)
 
 
-class _Asked(msgspec.Struct, eq=False, frozen=True):
+class _Asked(msgspec.Struct, eq=False, frozen=True, gc=False):
     """One request on its way to a prompt."""
 
     body: InferenceBody
