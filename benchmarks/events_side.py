@@ -45,7 +45,8 @@ def payloads(publisher: int, *, blocks_per_event: int, events: int, seed: int = 
     Chains of blocks that grow event by event, the oldest removed tail first; every so often a mark, and one at the end.
     """
     choose = random.Random(f"{seed}-{publisher}")
-    said, blocks, marks, resident = [], 0, 0, 0
+    said: list[bytearray] = []
+    blocks = marks = resident = 0
     chains: list[list[list[int]]] = []
     while len(said) < events:
         if len(said) % MARK_EVERY == MARK_EVERY - 1 or len(said) == events - 1:

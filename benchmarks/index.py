@@ -61,7 +61,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         scale = 8 if arguments.quick else 1
         resident = _write_workload(
-            trace, Path(folder), ranks=arguments.ranks, pairs=pairs, queries=2000 // scale, wire_blocks=480_000 // scale
+            trace,
+            Path(folder),
+            ranks=arguments.ranks,
+            pairs=pairs,
+            queries=2000 // scale,
+            wire_blocks=4_000_000 // scale,
         )
         report.conditions |= {"ranks": arguments.ranks, "resident_pairs": resident, "requests": len(trace)}
         report.conditions["trace"] = arguments.trace.name if arguments.trace else "synthetic"
@@ -158,7 +163,10 @@ def _report(report: Report, results: dict[str, Result], resident: int, peers: Pe
         row(f"clear-rank{suffix}", "ms", result["clear_ms"])
         row(f"snapshot{suffix}", "ms", result["snapshot_ms"])
         row(f"restore{suffix}", "ms", result["restore_ms"])
-    row("apply-engine-bytes", "blocks/s", results["ingest"]["blocks_per_second"], "blocks_per_second")
+    ingest = results["ingest"]
+    row("apply-engine-bytes", "blocks/s", ingest["blocks_per_second"], "blocks_per_second")
+    bytes_per_pair = ingest["resident_bytes"] / ingest["pairs"]
+    row("bytes-per-pair-with-aliases", "bytes", bytes_per_pair, "resident_bytes", scale=1 / resident)
     tokens = 32_768
     theirs = _hash_dynamo(tokens, peers) if dynamo is not None else None
     ids = [number * 7919 % 128_000 for number in range(tokens)]

@@ -116,7 +116,8 @@ class _Ingest:
     def start(self) -> None:
         from kvrouter.events import Source  # noqa: PLC0415
 
-        self.ingest = self._kinds[0](self._kinds[1]())
+        self._index = self._kinds[1]()
+        self.ingest = self._kinds[0](self._index)
         self._sources: dict[int, Any] = {}
         self._next: dict[int, int] = {}
         self._source = Source
@@ -139,6 +140,10 @@ class _Ingest:
 
     def extras(self, query: Any) -> dict[str, float]:  # noqa: ARG002
         return {}
+
+    def pairs(self) -> int:
+        """Blocks held, summed over the ranks."""
+        return sum(self._index.blocks(rank) for rank in self._next)
 
 
 _SIDES = {"native": _Ours, "reference": _Ours, "dynamo": _Dynamo, "ingest": _Ingest}
@@ -183,7 +188,8 @@ def _measure_applying(side: Any, events: list[Any], counts: list[int]) -> dict[s
             grown = _resident_bytes() - before
     least = list(map(min, *passes))
     half = len(events) // 2
-    return {
+    measured = {"pairs": side.pairs()} if hasattr(side, "pairs") else {}
+    return measured | {
         "events": len(events),
         "blocks": sum(counts),
         "blocks_per_second": sum(counts[half:]) / (sum(least[half:]) / 1e9),
