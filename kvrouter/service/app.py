@@ -27,6 +27,7 @@ from kvrouter.service.load_reports import LoadReports
 from kvrouter.service.logs import log_event
 from kvrouter.service.metrics import Metrics, MetricsSources
 from kvrouter.service.probes import ProbeRoutes
+from kvrouter.service.promises import PromiseAudit, PromiseKeeper
 from kvrouter.service.prompts import PrefixCache, PromptResolver, RequestReader, model_paths
 from kvrouter.service.proxy import Endpoint, ProxyLimits, ProxyServer, UpstreamPool
 from kvrouter.service.questions import WorkerQuestions
@@ -87,6 +88,7 @@ class Service:
             # With keys of our own, a client's token is ours: workers get theirs from `api_key=` or none.
             default_authorization=b"" if settings.auth.api_keys else None,
         )
+        self.promises = PromiseKeeper(PromiseAudit(), self.ingest, resync=self.subscriber.resync)
         self.event_watch = EventWatch(self.registry)
         self.views = FleetViews(self.registry)
         self.decisions = DecisionRing(settings.routing.decisions_kept)
@@ -141,6 +143,7 @@ class Service:
             authenticator=self.authenticator,
             decisions=self.decisions,
             traffic=self.traffic,
+            promises=self.promises,
             local=(self.selection, ModelRoutes(self.views), self.probes),
             admin=Endpoint("localhost", 0, unix_path=admin_socket) if admin_socket else None,
             uses_sessions=settings.routing.policy == "sticky",

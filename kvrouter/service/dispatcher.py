@@ -15,13 +15,16 @@ import msgspec
 
 from kvrouter.blocks import Prompt
 from kvrouter.errors import NoWorkerError, RequestError, RoutingError, UnknownModelError
+from kvrouter.events import Source
 from kvrouter.routing import Decision, Router
 from kvrouter.service.auth import Authenticator, refuse_foreign_page
 from kvrouter.service.decisions import DecisionRing
 from kvrouter.service.fleet_view import FleetViews
+from kvrouter.service.promises import PromiseKeeper
 from kvrouter.service.prompts import InferenceBody, PromptResolver, RequestReader
 from kvrouter.service.proxy import Endpoint, Outcome, Reply, Request, Route, Usage
 from kvrouter.service.replies import JSON_HEADERS, json_reply
+from kvrouter.service.report_mode import without_report_mode
 from kvrouter.service.traffic import TrafficCounters
 from kvrouter.service.workers import Worker, WorkerRegistry
 
@@ -42,8 +45,10 @@ class Flight(msgspec.Struct, eq=False, frozen=True, gc=False):
     """One attempt of one request, from the decision to its end."""
 
     worker: Worker
+    source: Source
     booking: int
     overlap_tokens: int
+    confirmed_tokens: int
     received_at: float
 
 
@@ -61,6 +66,7 @@ class RequestDispatcher:
         authenticator: Authenticator,
         decisions: DecisionRing,
         traffic: TrafficCounters,
+        promises: PromiseKeeper,
         local: tuple[LocalRoutes, ...],
         admin: Endpoint | None,
         uses_sessions: bool,
@@ -72,6 +78,7 @@ class RequestDispatcher:
         self._reader, self._resolver = reader, resolver
         self._authenticator, self._decisions, self._traffic = authenticator, decisions, traffic
         self._asks_for_keys = not authenticator.is_open
+        self._promises = promises
         self._local, self._admin, self._clock = local, admin, clock
         self._bookings = count(1)
         self._wall_offset = time.time() - clock()
@@ -101,6 +108,8 @@ class RequestDispatcher:
             if request.method != "POST":
                 raise RequestError.wrong_method(path, "POST")
             body = self._reader.read(path, request.body)
+            if body.has_engine_arguments:
+                request.body = without_report_mode(request.body)
             prompt = self._resolver.resolve(body, model_profile=body.model or self._views.current().sole_model)
             if prompt is None or isinstance(prompt, Prompt):
                 return self._choose(request, body, prompt, excluded)
@@ -146,6 +155,10 @@ class RequestDispatcher:
             counters.usage_prompt_tokens += usage.prompt_tokens
             counters.usage_promised_tokens += flight.overlap_tokens
             counters.usage_cached_tokens += usage.cached_tokens or 0
+            if usage.cached_tokens is not None and flight.confirmed_tokens:
+                self._promises.answered(
+                    flight.source, promised=flight.confirmed_tokens, cached=usage.cached_tokens, now=now
+                )
 
     # -- choosing ------------------------------------------------------------------------------------------------------
 
@@ -193,13 +206,14 @@ class RequestDispatcher:
             decision = self._router.place(prompt, model=model, session=session, exclude=excluded, id=booking, now=now)
         except (UnknownModelError, NoWorkerError) as error:
             raise self._refusal(error, model) from None
-        worker_id, rank = decision.target.source
+        source = decision.target.source
+        worker_id, rank = source
         worker = registry.workers[worker_id]
         worker.active += 1
         worker.counters.requests += 1
         assert worker.endpoint is not None
         overlap_tokens = decision.overlap_tokens
-        flight = Flight(worker, booking, overlap_tokens, request.received_at)
+        flight = Flight(worker, source, booking, overlap_tokens, decision.confirmed_tokens, request.received_at)
         return decision, Route(worker.endpoint, worker_id, overlap_tokens, worker.rank_headers[rank], flight)
 
     def _refusal(self, error: UnknownModelError | NoWorkerError, model: str | None) -> RoutingError:

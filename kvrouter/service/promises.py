@@ -1,15 +1,23 @@
 """Compares what events promised with what engines then said was cached, where engines say it at all.
 
 It finds sources whose events went wrong without anybody noticing: a removal that was lost, a cache that was reset
-behind our back. A digest says the same sooner, but only our own publishers send one. What follows from a verdict, a
-source that is doubted and asked for its whole state, is the service's.
+behind our back. A digest says the same sooner, but only our own publishers send one. A source that breaks its promises
+is doubted and asked for its whole state, and believed again when it keeps them.
 """
 
-from typing import Literal
+import logging
+from collections.abc import Callable
+from typing import Literal, Protocol
 
 from kvrouter.events import Source
+from kvrouter.service.logs import log_event
 
-__all__ = ["PromiseAudit", "Verdict"]
+__all__ = ["Believer", "PromiseAudit", "PromiseKeeper", "Verdict"]
+
+RESYNC_SECONDS = 60.0
+"""A source is asked for its whole state at most so often; an engine that counts differently must not be flooded."""
+
+_log = logging.getLogger("kvrouter.events")
 
 Verdict = Literal["broken", "kept"]
 
@@ -30,7 +38,10 @@ class PromiseAudit:
         self.broken_total = 0
 
     def note(self, source: Source, *, promised: int, cached: int) -> Verdict | None:
-        """Take one answer: `promised` tokens by events, `cached` by the engine. Returns a verdict when it changes."""
+        """Take one answer: `promised` tokens by events, `cached` by the engine.
+
+        Returns `broken` whenever the last answers were, and `kept` once after that.
+        """
         if promised <= 0:
             return None
         window = self._windows.get(source)
@@ -43,9 +54,9 @@ class PromiseAudit:
             return None
         share = window.cached / window.promised
         window.answers = window.promised = window.cached = 0
-        if share < self._broken_below and not window.broken:
+        if share < self._broken_below:
+            self.broken_total += not window.broken
             window.broken = True
-            self.broken_total += 1
             return "broken"
         if share >= self._kept_from and window.broken:
             window.broken = False
@@ -63,3 +74,49 @@ class _Window:
     def __init__(self) -> None:
         self.answers = self.promised = self.cached = 0
         self.broken = False
+
+
+class Believer(Protocol):
+    """What follows the sources; `kvrouter.ingest.Ingest` does."""
+
+    def doubt(self, source: Source, *, reason: str, now: float) -> None:
+        """Mark what is believed of a source as maybe wrong."""
+        ...
+
+    def trust(self, source: Source, *, now: float) -> None:
+        """End a doubt."""
+        ...
+
+
+class PromiseKeeper:
+    """Does what verdicts ask for."""
+
+    def __init__(self, audit: PromiseAudit, believer: Believer, *, resync: Callable[[Source], bool]) -> None:
+        self.audit = audit
+        self._believer, self._resync = believer, resync
+        self._asked_at: dict[Source, float] = {}
+
+    def answered(self, source: Source, *, promised: int, cached: int, now: float) -> None:
+        """Take one answer that told what was cached."""
+        verdict = self.audit.note(source, promised=promised, cached=cached)
+        if verdict == "kept":
+            self._asked_at.pop(source, None)
+            self._believer.trust(source, now=now)
+            log_event(_log, logging.INFO, "promises_kept", worker=source.worker_id, rank=source.rank)
+        elif verdict == "broken" and now - self._asked_at.get(source, float("-inf")) >= RESYNC_SECONDS:
+            self._asked_at[source] = now
+            self._believer.doubt(source, reason="answers had less cached than events promised", now=now)
+            log_event(
+                _log,
+                logging.WARNING,
+                "promises_broken",
+                worker=source.worker_id,
+                rank=source.rank,
+                resync=self._resync(source),
+                hint="what the engine says was cached is less than half of what its events promised",
+            )
+
+    def forget(self, source: Source) -> None:
+        """The source is gone."""
+        self.audit.forget(source)
+        self._asked_at.pop(source, None)

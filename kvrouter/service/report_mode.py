@@ -9,9 +9,9 @@ from typing import Any, Final
 
 import msgspec
 
-__all__ = ["ARGUMENT", "without_report_mode"]
+__all__ = ["without_report_mode"]
 
-ARGUMENT: Final = b"kv_cache_report_mode"
+_ARGUMENT: Final = b"kv_cache_report_mode"
 
 _FIELDS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _ARGUMENTS: Final = msgspec.json.Decoder(dict[str, Any])
@@ -19,12 +19,12 @@ _ARGUMENTS: Final = msgspec.json.Decoder(dict[str, Any])
 
 def without_report_mode(body: bytes) -> bytes:
     """Return a JSON request body without the argument; one that does not have it, or cannot be read, as it is."""
-    if ARGUMENT not in body:
+    if _ARGUMENT not in body:
         return body
     try:
         fields = _FIELDS.decode(body)
         arguments = _ARGUMENTS.decode(fields["vllm_xargs"])
-        del arguments[ARGUMENT.decode()]
+        del arguments[_ARGUMENT.decode()]
     except (msgspec.MsgspecError, KeyError, UnicodeDecodeError, RecursionError):
         return body
     if arguments:

@@ -1,6 +1,7 @@
 """What is decided about a request, and what is learnt from its end; without sockets."""
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
@@ -25,7 +26,11 @@ def service() -> InProcess:
 def _route(
     service: InProcess, body: Any = None, path: str = "/v1/completions", excluded: tuple[str, ...] = ()
 ) -> Route:
-    found = service.service.dispatcher.route(service.request("POST", path, body or BODY), excluded)
+    return _settled(service.service.dispatcher.route(service.request("POST", path, body or BODY), excluded))
+
+
+def _settled(found: object) -> Route:
+    """The route that a dispatcher found, also where it has to be awaited."""
     if not isinstance(found, Route):
 
         async def wait() -> Any:
@@ -238,3 +243,37 @@ def test_readiness_tells_what_is_missing(service: InProcess) -> None:
     assert service.call("GET", "/readyz")[1]["reasons"] == ["no worker is registered"]
     assert service.call("GET", "/livez") == (200, {"status": "ok"})
     assert service.call("HEAD", "/livez")[0] == 200
+
+
+def test_an_engine_that_does_not_have_what_it_announced_is_doubted(service: InProcess) -> None:
+    """And believed again when it does; answers that do not say what was cached prove nothing."""
+    worker = service.service.registry.find("a")
+    service.store(worker, BODY["prompt"])
+    dense = worker.ranks[0]
+    states = []
+
+    for cached in (None, 0, 48):
+        for _ in range(16):
+            route = _route(service)
+            assert route.worker_id == "a"
+            service.service.dispatcher.finished(route, "ok", Usage(64, 4, cached))
+        states.append(service.service.ingest.is_trusted(dense))
+
+    assert states == ["live", "suspect", "live"]
+    assert service.service.promises.audit.broken_total == 1
+
+
+@pytest.mark.parametrize("body", [BODY, {**BODY, "prompt": "text"}, {"model": "m", "messages": []}])
+def test_no_request_makes_an_engine_announce_its_blocks_again(service: InProcess, body: dict[str, Any]) -> None:
+    """The argument is taken out, whatever form the prompt has; nothing else of the body changes."""
+    path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
+    arguments = {"kv_cache_report_mode": "full", "other": 1}
+    request = service.request("POST", path, {**body, "vllm_xargs": arguments})
+    untouched = service.request("POST", path, {**body, "vllm_xargs": {"other": 1}})
+    sent = untouched.body
+
+    for each in (request, untouched):
+        _settled(service.service.dispatcher.route(each, ()))
+
+    assert json.loads(request.body) == {**body, "vllm_xargs": {"other": 1}}
+    assert untouched.body is sent

@@ -3,7 +3,7 @@
 import pytest
 
 from kvrouter.events import Source
-from kvrouter.service.promises import PromiseAudit, Verdict
+from kvrouter.service.promises import RESYNC_SECONDS, PromiseAudit, PromiseKeeper, Verdict
 
 SOURCE, OTHER = Source("a", 0), Source("a", 1)
 
@@ -13,13 +13,13 @@ def verdicts(audit: PromiseAudit, *shares: float) -> list[Verdict | None]:
     return [audit.note(SOURCE, promised=1000, cached=round(1000 * share)) for share in shares]
 
 
-def test_a_source_whose_promises_fail_is_broken_once() -> None:
-    """Doubting it again and again would ask for its state again and again."""
+def test_a_source_whose_promises_fail_is_broken_as_long_as_they_do() -> None:
+    """It counts as one loss of trust."""
     audit = PromiseAudit(answers=3)
 
-    found = verdicts(audit, *[0.0] * 9)
+    found = verdicts(audit, *[0.0] * 6)
 
-    assert found == [None, None, "broken", None, None, None, None, None, None]
+    assert found == [None, None, "broken", None, None, "broken"]
     assert audit.broken_total == 1
 
 
@@ -78,3 +78,46 @@ def test_limits_that_contradict_each_other_are_refused(wrong: dict[str, float]) 
     """Between broken and kept there must be room."""
     with pytest.raises(ValueError, match="answers"):
         PromiseAudit(**wrong)  # type: ignore[arg-type]
+
+
+class Records:
+    """Who is told of doubts and asked for states."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def doubt(self, source: Source, *, reason: str, now: float) -> None:
+        """Note it."""
+        self.told.append(f"doubt {source.rank}")
+
+    def trust(self, source: Source, *, now: float) -> None:
+        """Note it."""
+        self.told.append(f"trust {source.rank}")
+
+    def resync(self, source: Source) -> bool:
+        """Note it."""
+        self.told.append(f"resync {source.rank}")
+        return True
+
+
+def test_a_broken_source_is_doubted_and_asked_for_its_state_but_not_all_the_time() -> None:
+    """An engine that counts differently would be asked with every answer."""
+    records = Records()
+    keeper = PromiseKeeper(PromiseAudit(answers=1), records, resync=records.resync)
+
+    for now in (0.0, 1.0, RESYNC_SECONDS - 1.0, RESYNC_SECONDS):
+        keeper.answered(SOURCE, promised=100, cached=0, now=now)
+
+    assert records.told == ["doubt 0", "resync 0", "doubt 0", "resync 0"]
+
+
+def test_a_source_that_keeps_its_promises_again_is_believed_again() -> None:
+    """Also where nothing else could have told: an engine whose wire has neither digests nor replays."""
+    records = Records()
+    keeper = PromiseKeeper(PromiseAudit(answers=1), records, resync=records.resync)
+
+    keeper.answered(SOURCE, promised=100, cached=0, now=0.0)
+    keeper.answered(SOURCE, promised=100, cached=100, now=1.0)
+    keeper.answered(SOURCE, promised=100, cached=0, now=2.0)
+
+    assert records.told == ["doubt 0", "resync 0", "trust 0", "doubt 0", "resync 0"]

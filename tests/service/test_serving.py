@@ -1,13 +1,14 @@
 """A real router in front of real (simulated) engines, as clients see it."""
 
 import asyncio
+import json
 
 import httpx
 import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.service.processes import Engine, Processes, Router, eventually
+from tests.service.processes import Engine, Processes, Router, eventually, raw_server
 
 PROMPT = list(range(1000, 1200))
 
@@ -228,3 +229,24 @@ def test_metrics_are_well_formed_and_count(router: Router) -> None:
     assert len(families) >= 40
     assert families["kvrouter_time_to_first_token_seconds"].type == "histogram"
     assert not [name for name in families if ":" in name]
+
+
+def test_a_body_that_was_changed_arrives_whole(processes: Processes) -> None:
+    """Its length is its own, and the engine sees no argument that would make it repeat itself."""
+    seen: list[bytes] = []
+
+    def answer(asked: bytes) -> bytes:
+        if asked.startswith(b"POST"):
+            seen.append(asked)
+        body = b'{"object":"list","data":[{"id":"m"}]}'
+        return b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+
+    with raw_server(answer) as port:
+        router = processes.router("--worker", f"http://127.0.0.1:{port},model=m", workers=1)
+        body = {"model": "m", "prompt": PROMPT, "vllm_xargs": {"kv_cache_report_mode": "full"}}
+        status = router.post("/v1/completions", body).status_code
+
+    head, _, sent = seen[0].partition(b"\r\n\r\n")
+    assert status == 200
+    assert json.loads(sent) == {"model": "m", "prompt": PROMPT}
+    assert b"content-length: %d" % len(sent) in head.lower()

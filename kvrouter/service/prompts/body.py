@@ -38,6 +38,8 @@ class CommonFields(msgspec.Struct, gc=False):
     session_id: Any = None
     prompt_cache_key: Any = None
     user: Any = None
+    # vLLM's own arguments, one of which must not reach it.
+    vllm_xargs: msgspec.Raw = _NOTHING
 
 
 class ChatFields(CommonFields, gc=False):
@@ -100,3 +102,5 @@ class InferenceBody(msgspec.Struct, eq=False, gc=False):
     """The token ids after `nodes`, as little-endian 32-bit integers."""
     chat: ChatFields | ResponsesFields | None = None
     """What a conversation consists of, where the prompt is one."""
+    has_engine_arguments: bool = False
+    """Whether there are `vllm_xargs`."""

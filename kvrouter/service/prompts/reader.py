@@ -136,6 +136,7 @@ def _refuse_field(problem: str) -> NoReturn:
 
 def _body(kind: Any, fields: CommonFields) -> InferenceBody:
     body = InferenceBody(kind, fields.model, fields.stream or False, fields.cache_salt)
+    body.has_engine_arguments = _given(fields.vllm_xargs)
     for candidate in (fields.session_id, fields.prompt_cache_key, fields.user):
         if candidate and type(candidate) is str:
             body.session = candidate

@@ -127,7 +127,7 @@ class Exchange(Relay):
             route.endpoint,
             request_id=request.id,
             extra_headers=route.extra_headers,
-            length=self._length,
+            length=len(body) or self._length,  # Whoever routes may have changed it.
             body=body if is_short else b"",
         )
         if is_short:
