@@ -206,6 +206,10 @@ class BlockTable:
         """
         return None
 
+    def tells(self, payload: bytes) -> list[Left]:  # noqa: ARG002 - as above
+        """Find in a batch of plain events the first of each group that tells something new about the layout."""
+        return []
+
     def proceed(self) -> Left | None:
         """Go on behind the event at which this ended, or begin; returns the next such event, None at the end."""
         return None

@@ -120,10 +120,15 @@ class RankCache:
         """
         read = self._table.apply(payload)
         changed = False
+        if read is None and not self.profile.groups:  # A rank's first batch may be large.
+            first = [decode_event(payload[start:end], Counter()) for _, start, end in self._table.tells(payload)]
+            changed = self._observe([event for event in first if event is not None])
+            read = self._table.apply(payload) if changed else None
         if read is None:
             batch = decode_batch(payload)
-            changed = self._observe(batch.events)
-            read = self._table.apply(payload) if changed else None  # Now that the layout is known.
+            if self._observe(batch.events):
+                changed = True
+                read = self._table.apply(payload)  # Now that the layout is known.
             if read is None:
                 self._apply_observed(batch.events)
                 cleared = any(isinstance(event, AllBlocksCleared) for event in batch.events)

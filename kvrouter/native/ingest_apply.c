@@ -352,13 +352,17 @@ PyObject *kvr_proceed(PyObject *self, PyObject *unused)
     return proceed(kvr_table_of(self));
 }
 
-/* The places of the events that are not plain, of which at least one may tell another layout. */
-static PyObject *list_odd(const struct kvr_table_object *table)
+/* The places of events that the reference has to look at before anything is applied: those that are not plain, or with
+ * `tells`, the first one of each group that tells something about the layout. */
+static PyObject *list_places(const struct kvr_table_object *table, int tells)
 {
+    uint8_t seen[KVR_GROUPS_MAX] = {0};
     PyObject *list = PyList_New(0);
     for (size_t at = 0; list != NULL && at < table->batch->event_count; at++) {
-        if (table->batch->events[at].kind != KVR_ODD)
+        const struct kvr_event *event = &table->batch->events[at];
+        if (tells ? !tells_layout(table, event) || seen[event->group] : event->kind != KVR_ODD)
             continue;
+        seen[event->group] = 1;
         PyObject *place = place_of(table->batch, at);
         if (place == NULL || PyList_Append(list, place)) {
             Py_XDECREF(place);
@@ -371,20 +375,25 @@ static PyObject *list_odd(const struct kvr_table_object *table)
 }
 
 /* Read a payload; 0, FAILED, or LEFT where all of it is the reference's. */
-static int begin(struct kvr_table_object *table, PyObject *payload)
+static int read_payload(struct kvr_table_object *table, PyObject *payload)
 {
     Py_buffer view;
     kvr_abandon(table);
-    if (table->group_count == 0)
-        return LEFT;
     if (PyObject_GetBuffer(payload, &view, PyBUF_SIMPLE))
         return FAILED;
     table->batch = PyMem_Malloc(sizeof *table->batch);
     table->next_event = 0;
     int read = table->batch == NULL ? -1 : kvr_batch_open(table->batch, view.buf, (size_t)view.len);
     PyBuffer_Release(&view);
-    if (read)
-        return read < 0 ? FAILED : LEFT;
+    return read < 0 ? FAILED : read > 0 ? LEFT : APPLIED;
+}
+
+/* The same, and find out whether it can be applied under the layout that is known. */
+static int begin(struct kvr_table_object *table, PyObject *payload)
+{
+    int read = table->group_count == 0 ? LEFT : read_payload(table, payload);
+    if (read != APPLIED)
+        return read;
     const struct kvr_batch *batch = table->batch;
     for (size_t at = 0; at < batch->event_count; at++)
         if (tells_layout(table, &batch->events[at]))
@@ -407,7 +416,7 @@ PyObject *kvr_apply(PyObject *self, PyObject *payload)
     long long announced = table->batch->announced_rank;
     Py_ssize_t unknown = (Py_ssize_t)table->batch->unknown_fields;
     int has_odd = table->batch->odd_count > 0, cleared = table->batch->cleared_count > 0;
-    PyObject *left = has_odd ? list_odd(table) : proceed(table);
+    PyObject *left = has_odd ? list_places(table, 0) : proceed(table);
     if (left == NULL) {
         kvr_abandon(table);
         return NULL;
@@ -423,4 +432,19 @@ PyObject *kvr_apply(PyObject *self, PyObject *payload)
     if (read == NULL)
         kvr_abandon(table);
     return read;
+}
+
+PyObject *kvr_tells(PyObject *self, PyObject *payload)
+{
+    struct kvr_table_object *table = kvr_table_of(self);
+    int read = read_payload(table, payload);
+    if (read == FAILED)
+        return failed(table);
+    PyObject *places = NULL;
+    if (read == APPLIED && table->batch->odd_count == 0)
+        places = list_places(table, 1);
+    kvr_abandon(table);
+    if (places == NULL && !PyErr_Occurred())
+        places = PyList_New(0);
+    return places;
 }

@@ -34,6 +34,7 @@ KVR_INLINE struct kvr_table_object *kvr_table_of(PyObject *object)
 
 /* Methods in `ingest_apply.c`. */
 PyObject *kvr_apply(PyObject *self, PyObject *payload);
+PyObject *kvr_tells(PyObject *self, PyObject *payload);
 PyObject *kvr_proceed(PyObject *self, PyObject *unused);
 void kvr_abandon(struct kvr_table_object *table);
 

@@ -601,6 +601,7 @@ static PyMethodDef methods[] = {
     FAST("attach", attach),
     FAST("describe", describe),
     {"apply", kvr_apply, METH_O, NULL},
+    {"tells", kvr_tells, METH_O, NULL},
     {"proceed", kvr_proceed, METH_NOARGS, NULL},
     {"nbytes", nbytes, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
