@@ -32,6 +32,16 @@ KVR_INLINE struct kvr_table_object *kvr_table_of(PyObject *object)
     return (struct kvr_table_object *)(void *)object;
 }
 
+/* A tier and a group; 0, or -1 with an exception set. */
+int kvr_read_place(PyObject *tier, PyObject *group, uint32_t *tier_number, uint32_t *group_number);
+
+/* Methods in `ingest_export.c`. */
+PyObject *kvr_export_meanings(PyObject *self, PyObject *unused);
+PyObject *kvr_export_blocks(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names);
+PyObject *kvr_export_copies(PyObject *self, PyObject *unused);
+PyObject *kvr_export_idle_hashes(PyObject *self, PyObject *unused);
+PyObject *kvr_export_tiers(PyObject *self, PyObject *unused);
+
 /* Methods in `ingest_apply.c`. */
 PyObject *kvr_apply(PyObject *self, PyObject *payload);
 PyObject *kvr_tells(PyObject *self, PyObject *payload);

@@ -91,7 +91,7 @@ static int is_in_index(const struct kvr_rank *rank, int tier, uint64_t key)
     return kvr_sets_has(&rank->index->sets, kvr_index_holders(rank->index, key), (uint32_t)tier, rank->rank);
 }
 
-static int count_up(struct kvr_table *table, uint64_t scattered)
+int kvr_count_up(struct kvr_table *table, uint64_t scattered)
 {
     struct kvr_slot *slot = kvr_table_find(table, scattered);
     if (slot == NULL)
@@ -112,12 +112,12 @@ static void count_down(struct kvr_table *table, struct kvr_slot *slot)
 static int block_came(struct kvr_rank *rank, struct kvr_place *place, uint64_t key)
 {
     if (!place->is_main)
-        return count_up(&place->holders, kvr_mix(key, rank->secret));
+        return kvr_count_up(&place->holders, kvr_mix(key, rank->secret));
     int tier = kvr_rank_index_tier(rank, place->tier);
     if (tier < 0)
         return -1;
     if (is_in_index(rank, tier, key))
-        return count_up(&place->holders, kvr_mix(key, rank->secret));
+        return kvr_count_up(&place->holders, kvr_mix(key, rank->secret));
     return kvr_index_store(rank->index, rank->rank, &key, 1, (uint32_t)tier);
 }
 
@@ -198,88 +198,6 @@ int kvr_rank_add_place(struct kvr_rank *rank, uint32_t tier, uint32_t group)
     kvr_copies_enter(&rank->copies, place->one);
     rank->place_count++;
     return (int)number;
-}
-
-struct recount {
-    struct kvr_rank *rank;
-    struct kvr_table *holders;
-    uint32_t number;
-};
-
-static int recount_row(void *context, const uint8_t *row)
-{
-    const struct recount *recount = context;
-    const struct kvr_rank *rank = recount->rank;
-    uint32_t copies = kvr_rank_number(rank, row);
-    if (!kvr_copies_is_known(&rank->copies, copies) || !kvr_copies_in(&rank->copies, copies, recount->number))
-        return 0;
-    return count_up(recount->holders, kvr_mix(kvr_row_key(row), rank->secret));
-}
-
-int kvr_rank_count_holders(struct kvr_rank *rank, uint32_t number, struct kvr_table *holders)
-{
-    if (kvr_table_open(holders, &rank->bytes, NULL, NULL))
-        return -1;
-    struct recount recount = {rank, holders, number};
-    if (kvr_aliases_visit(&rank->aliases, recount_row, &recount) == 0)
-        return 0;
-    kvr_table_close(holders);
-    return -1;
-}
-
-/* Put every block of a place into the index; what is left to count is which ones have several names. */
-static int enter_index(struct kvr_rank *rank, struct kvr_place *place, int tier)
-{
-    struct kvr_table several;
-    if (kvr_table_open(&several, &rank->bytes, NULL, NULL))
-        return -1;
-    size_t count = (size_t)1 << place->holders.bits;
-    for (size_t at = 0; at < count;) {
-        const struct kvr_segment *segment = &place->holders.directory[at];
-        for (uint32_t slot = 0; slot < kvr_segment_extent(segment); slot++) {
-            const struct kvr_slot *holder = &segment->slots[slot];
-            uint64_t key = kvr_unmix(holder->key, rank->secret);
-            if ((holder->value > 0 && kvr_index_store(rank->index, rank->rank, &key, 1, (uint32_t)tier)) ||
-                (holder->value > 1 && kvr_table_add(&several, holder->key, holder->value - 1))) {
-                kvr_table_close(&several);
-                return -1;
-            }
-        }
-        at += (size_t)1 << (place->holders.bits - segment->depth);
-    }
-    kvr_table_close(&place->holders);
-    place->holders = several;
-    place->is_main = 1;
-    return 0;
-}
-
-static int leave_index(struct kvr_rank *rank, struct kvr_place *place, int tier)
-{
-    struct kvr_table holders;
-    if (kvr_rank_count_holders(rank, (uint32_t)(place - rank->places), &holders))
-        return -1;
-    kvr_index_clear(rank->index, rank->rank, (uint32_t)tier);
-    kvr_table_close(&place->holders);
-    place->holders = holders;
-    place->is_main = 0;
-    return 0;
-}
-
-int kvr_rank_set_main(struct kvr_rank *rank, uint32_t group)
-{
-    rank->main_group = group;
-    for (int enters = 0; enters <= 1; enters++) { /* First those that leave: the index has one group of a tier. */
-        for (uint32_t number = 0; number < rank->place_count; number++) {
-            struct kvr_place *place = &rank->places[number];
-            int is_main = place->group == group;
-            if (place->is_main == is_main || is_main != enters)
-                continue;
-            int tier = kvr_rank_index_tier(rank, place->tier);
-            if (tier < 0 || (enters ? enter_index(rank, place, tier) : leave_index(rank, place, tier)))
-                return -1;
-        }
-    }
-    return 0;
 }
 
 /* -- what is forgotten -------------------------------------------------------------------------------------------- */
@@ -434,7 +352,7 @@ int kvr_rank_add_new(struct kvr_rank *rank, uint32_t number, const uint64_t *has
             kvr_index_prefetch(rank->index, keys[at + KVR_PREFETCH_BLOCKS]);
         if (tier >= 0 && !is_in_index(rank, tier, keys[at]))
             keys[fresh++] = keys[at];
-        else if (count_up(&place->holders, kvr_mix(keys[at], rank->secret)))
+        else if (kvr_count_up(&place->holders, kvr_mix(keys[at], rank->secret)))
             return -1;
     }
     return tier < 0 ? -1 : kvr_index_store(rank->index, rank->rank, keys, fresh, (uint32_t)tier);

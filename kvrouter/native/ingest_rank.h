@@ -96,6 +96,8 @@ int kvr_rank_renumber(struct kvr_rank *rank, uint8_t *row, uint32_t before, uint
 void kvr_rank_drop_row(struct kvr_rank *rank, uint8_t *row);
 /* A row without copies, of a known meaning, waits to be forgotten. */
 int kvr_rank_make_idle(struct kvr_rank *rank, uint8_t *row, uint32_t before);
+/* Count one more of a scattered key. */
+int kvr_count_up(struct kvr_table *table, uint64_t scattered);
 /* The index's number of a tier; -1 without memory. */
 int kvr_rank_index_tier(struct kvr_rank *rank, uint32_t tier);
 

@@ -12,8 +12,6 @@ typedef PyObject *method(PyObject *self, PyObject *const *arguments, Py_ssize_t 
 /* Where the type remembers the type of the indexes that it works on. */
 #define INDEX_TYPE "_index_type"
 
-static const char *const TIER_NAMES[KVR_TIERS] = {"gpu", "cpu", "disk"};
-
 static PyObject *no_memory_or_none(int failed)
 {
     if (failed)
@@ -23,32 +21,13 @@ static PyObject *no_memory_or_none(int failed)
 
 /* -- arguments ---------------------------------------------------------------------------------------------------- */
 
-static int read_place(PyObject *tier, PyObject *group, uint32_t *tier_number, uint32_t *group_number)
-{
-    unsigned long value = PyLong_AsUnsignedLong(group);
-    if (PyErr_Occurred())
-        return -1;
-    if (value >= KVR_GROUPS_MAX) {
-        PyErr_Format(PyExc_ValueError, "group is %lu; it must be 0..%d", value, KVR_GROUPS_MAX - 1);
-        return -1;
-    }
-    *group_number = (uint32_t)value;
-    const char *name = PyUnicode_Check(tier) ? PyUnicode_AsUTF8AndSize(tier, NULL) : NULL;
-    for (*tier_number = 0; name != NULL && *tier_number < KVR_TIERS; ++*tier_number)
-        if (strcmp(name, TIER_NAMES[*tier_number]) == 0)
-            return 0;
-    if (!PyErr_Occurred())
-        PyErr_Format(PyExc_ValueError, "%R is not a tier", tier);
-    return -1;
-}
-
 /* Read (tier, group, hashes): the number of the place, -1 if there never was anything, -2 with an exception set. The
  * keys are open unless it is -2. */
 static int read_change(PyObject *self, PyObject **found, struct kvr_keys *keys, int is_new)
 {
     uint32_t tier, group;
     struct kvr_rank *rank = &kvr_table_of(self)->rank;
-    if (read_place(found[0], found[1], &tier, &group) || kvr_keys_open(keys, found[2]))
+    if (kvr_read_place(found[0], found[1], &tier, &group) || kvr_keys_open(keys, found[2]))
         return -2;
     int place = is_new ? kvr_rank_add_place(rank, tier, group) : kvr_rank_find_place(rank, tier, group);
     if (place < 0 && is_new) {
@@ -113,41 +92,6 @@ static Py_ssize_t length(PyObject *self)
 {
     const struct kvr_rank *rank = &kvr_table_of(self)->rank;
     return (Py_ssize_t)(rank->aliases.used - kvr_queue_count(&rank->unresolved));
-}
-
-struct export {
-    const struct kvr_rank *rank;
-    PyObject *into;
-    uint32_t place;
-};
-
-static int put(PyObject *dictionary, uint64_t hash, uint64_t value)
-{
-    PyObject *key = PyLong_FromUnsignedLongLong(hash), *item = PyLong_FromUnsignedLongLong(value);
-    int failed = key == NULL || item == NULL || PyDict_SetItem(dictionary, key, item);
-    Py_XDECREF(key);
-    Py_XDECREF(item);
-    return failed ? -1 : 0;
-}
-
-static int export_meaning(void *context, const uint8_t *row)
-{
-    const struct export *export = context;
-    if (!kvr_copies_is_known(&export->rank->copies, kvr_rank_number(export->rank, row)))
-        return 0;
-    return put(export->into, kvr_unmix(kvr_row_hash(row), export->rank->secret), kvr_row_key(row));
-}
-
-static PyObject *meanings(PyObject *self, PyObject *unused)
-{
-    (void)unused;
-    const struct kvr_rank *rank = &kvr_table_of(self)->rank;
-    struct export export = {rank, PyDict_New(), 0};
-    if (export.into != NULL && kvr_aliases_visit(&rank->aliases, export_meaning, &export)) {
-        Py_DECREF(export.into);
-        return NULL;
-    }
-    return export.into;
 }
 
 /* -- copies ------------------------------------------------------------------------------------------------------- */
@@ -217,75 +161,10 @@ static PyObject *holds(PyObject *self, PyObject *const *arguments, Py_ssize_t co
     uint64_t key;
     const struct kvr_rank *rank = &kvr_table_of(self)->rank;
     if (kvr_read_arguments(&signature, arguments, count, names, found) ||
-        read_place(found[0], found[1], &tier, &group) || kvr_read_uint64(found[2], &key))
+        kvr_read_place(found[0], found[1], &tier, &group) || kvr_read_uint64(found[2], &key))
         return NULL;
     int place = kvr_rank_find_place(rank, tier, group);
     return PyBool_FromLong(place >= 0 && kvr_rank_holds(rank, (uint32_t)place, key));
-}
-
-static int export_copies(void *context, const uint8_t *row)
-{
-    const struct export *export = context;
-    uint32_t copies = kvr_copies_in(&export->rank->copies, kvr_rank_number(export->rank, row), export->place);
-    return copies ? put(export->into, kvr_unmix(kvr_row_hash(row), export->rank->secret), copies) : 0;
-}
-
-static int export_blocks(void *context, const uint8_t *row)
-{
-    const struct export *export = context;
-    uint32_t number = kvr_rank_number(export->rank, row);
-    if (!kvr_copies_is_known(&export->rank->copies, number) ||
-        !kvr_copies_in(&export->rank->copies, number, export->place))
-        return 0;
-    PyObject *key = PyLong_FromUnsignedLongLong(kvr_row_key(row));
-    int failed = key == NULL || PyDict_SetItem(export->into, key, Py_None);
-    Py_XDECREF(key);
-    return failed ? -1 : 0;
-}
-
-static PyObject *export_place(PyObject *self, uint32_t place, kvr_visit_row *visit)
-{
-    const struct kvr_rank *rank = &kvr_table_of(self)->rank;
-    struct export export = {rank, PyDict_New(), place};
-    if (export.into != NULL && kvr_aliases_visit(&rank->aliases, visit, &export)) {
-        Py_DECREF(export.into);
-        return NULL;
-    }
-    return export.into;
-}
-
-static PyObject *blocks(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names)
-{
-    static const struct kvr_signature signature = {"blocks", 2, 2, {"tier", "group"}};
-    PyObject *found[2];
-    uint32_t tier, group;
-    if (kvr_read_arguments(&signature, arguments, count, names, found) ||
-        read_place(found[0], found[1], &tier, &group))
-        return NULL;
-    int place = kvr_rank_find_place(&kvr_table_of(self)->rank, tier, group);
-    return place < 0 ? PyDict_New() : export_place(self, (uint32_t)place, export_blocks);
-}
-
-static PyObject *copies(PyObject *self, PyObject *unused)
-{
-    (void)unused;
-    const struct kvr_rank *rank = &kvr_table_of(self)->rank;
-    PyObject *all = PyDict_New();
-    for (uint32_t number = 0; all != NULL && number < rank->place_count; number++) {
-        const struct kvr_place *place = &rank->places[number];
-        if (place->hashes == 0)
-            continue;
-        PyObject *name = Py_BuildValue("(sk)", TIER_NAMES[place->tier], (unsigned long)place->group);
-        PyObject *here = name ? export_place(self, number, export_copies) : NULL;
-        int failed = here == NULL || PyDict_SetItem(all, name, here);
-        Py_XDECREF(name);
-        Py_XDECREF(here);
-        if (failed) {
-            Py_DECREF(all);
-            return NULL;
-        }
-    }
-    return all;
 }
 
 /* -- the rest ----------------------------------------------------------------------------------------------------- */
@@ -309,32 +188,11 @@ static PyObject *retire(PyObject *self, PyObject *hashes)
     return no_memory_or_none(failed);
 }
 
-static PyObject *idle_hashes(PyObject *self, PyObject *unused)
-{
-    (void)unused;
-    struct kvr_rank *rank = &kvr_table_of(self)->rank;
-    size_t count = kvr_queue_count(&rank->idle);
-    uint64_t *hashes = PyMem_Malloc((count + 1) * sizeof *hashes);
-    if (hashes == NULL)
-        return PyErr_NoMemory();
-    kvr_queue_list(&rank->idle, hashes);
-    PyObject *list = PyList_New((Py_ssize_t)count);
-    for (size_t at = 0; list != NULL && at < count; at++) {
-        PyObject *hash = PyLong_FromUnsignedLongLong(kvr_unmix(hashes[at], rank->secret));
-        if (hash == NULL || PyList_SetItem(list, (Py_ssize_t)at, hash)) {
-            Py_DECREF(list);
-            list = NULL;
-        }
-    }
-    PyMem_Free(hashes);
-    return list;
-}
-
 static PyObject *clear_tier(PyObject *self, PyObject *name)
 {
     uint32_t tier, group;
     PyObject *zero = PyLong_FromLong(0);
-    int failed = zero == NULL || read_place(name, zero, &tier, &group);
+    int failed = zero == NULL || kvr_read_place(name, zero, &tier, &group);
     Py_XDECREF(zero);
     if (failed)
         return NULL;
@@ -354,7 +212,7 @@ static PyObject *set_main(PyObject *self, PyObject *group)
     uint32_t tier, number = KVR_NO_GROUP;
     if (group != Py_None) {
         PyObject *gpu = PyUnicode_FromString("gpu");
-        int failed = gpu == NULL || read_place(gpu, group, &tier, &number);
+        int failed = gpu == NULL || kvr_read_place(gpu, group, &tier, &number);
         Py_XDECREF(gpu);
         if (failed)
             return NULL;
@@ -454,25 +312,6 @@ static PyObject *nbytes(PyObject *self, PyObject *unused)
 {
     (void)unused;
     return PyLong_FromSsize_t((Py_ssize_t)(sizeof(struct kvr_table_object) + kvr_table_of(self)->rank.bytes));
-}
-
-static PyObject *tiers(PyObject *self, PyObject *unused)
-{
-    (void)unused;
-    const struct kvr_rank *rank = &kvr_table_of(self)->rank;
-    int stored[KVR_TIERS] = {0};
-    for (uint32_t number = 0; number < rank->place_count; number++)
-        stored[rank->places[number].tier] = 1;
-    PyObject *names = PyList_New(0);
-    for (int tier = 0; names != NULL && tier < KVR_TIERS; tier++) {
-        PyObject *name = stored[tier] ? PyUnicode_FromString(TIER_NAMES[tier]) : NULL;
-        if (stored[tier] && (name == NULL || PyList_Append(names, name))) {
-            Py_DECREF(names);
-            names = NULL;
-        }
-        Py_XDECREF(name);
-    }
-    return names;
 }
 
 /* -- attributes --------------------------------------------------------------------------------------------------- */
@@ -584,20 +423,20 @@ static void dealloc(PyObject *self)
 
 static PyMethodDef methods[] = {
     {"get", get, METH_O, NULL},
-    {"meanings", meanings, METH_NOARGS, NULL},
+    {"meanings", kvr_export_meanings, METH_NOARGS, NULL},
     FAST("add", add),
     FAST("remove", remove_),
     FAST("holds_all", holds_all),
     FAST("holds", holds),
-    FAST("blocks", blocks),
-    {"copies", copies, METH_NOARGS, NULL},
+    FAST("blocks", kvr_export_blocks),
+    {"copies", kvr_export_copies, METH_NOARGS, NULL},
     {"settle", settle, METH_O, NULL},
     {"retire", retire, METH_O, NULL},
-    {"idle_hashes", idle_hashes, METH_NOARGS, NULL},
+    {"idle_hashes", kvr_export_idle_hashes, METH_NOARGS, NULL},
     {"clear_tier", clear_tier, METH_O, NULL},
     {"clear", clear, METH_NOARGS, NULL},
     {"set_main", set_main, METH_O, NULL},
-    {"tiers", tiers, METH_NOARGS, NULL},
+    {"tiers", kvr_export_tiers, METH_NOARGS, NULL},
     FAST("attach", attach),
     FAST("describe", describe),
     {"apply", kvr_apply, METH_O, NULL},
