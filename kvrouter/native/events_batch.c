@@ -1,5 +1,6 @@
 /* Reading batches of events; `events_batch.h` says what of them. */
 #include "events_batch.h"
+#include "events_fields.h"
 #include "python_abi.h"
 
 /* The limits of the reference decoder. */
@@ -13,81 +14,6 @@
 #define UNKNOWN_KEYS_MAX 8
 /* The array encoding of an event of a later version may have so many elements that are counted. */
 #define UNNAMED_MAX 4
-
-enum field {
-    TYPE,
-    HASHES,
-    PARENT,
-    TOKENS,
-    BLOCK_SIZE,
-    LORA_ID,
-    MEDIUM,
-    LORA_NAME,
-    EXTRA_KEYS,
-    GROUP,
-    KIND,
-    WINDOW,
-    LOCALITY,
-    OWNERSHIP,
-    SESSION_ID,
-    SALT,     /* plain where it is empty */
-    OTHER,    /* plain where it is nil */
-    IGNORED,  /* known, and without any meaning here */
-    FOREIGN,  /* of shared stores: never plain */
-    UNKNOWN,
-};
-
-struct name {
-    const char *text;
-    uint8_t length, field;
-};
-
-#define NAME(text, field) {text, sizeof text - 1, field}
-
-/* As in the array encoding. */
-static const uint8_t STORED_ORDER[] = {TYPE,   HASHES,    PARENT,     TOKENS, BLOCK_SIZE, LORA_ID,
-                                       MEDIUM, LORA_NAME, EXTRA_KEYS, GROUP,  KIND,       WINDOW};
-static const uint8_t REMOVED_ORDER[] = {TYPE, HASHES, MEDIUM, GROUP};
-
-static const struct name STORED_NAMES[] = {
-    NAME("type", TYPE),
-    NAME("block_hashes", HASHES),
-    NAME("parent_block_hash", PARENT),
-    NAME("token_ids", TOKENS),
-    NAME("block_size", BLOCK_SIZE),
-    NAME("lora_id", LORA_ID),
-    NAME("medium", MEDIUM),
-    NAME("lora_name", LORA_NAME),
-    NAME("extra_keys", EXTRA_KEYS),
-    NAME("group_idx", GROUP),
-    NAME("kv_cache_spec_kind", KIND),
-    NAME("kv_cache_spec_sliding_window", WINDOW),
-    NAME("locality", LOCALITY),
-    NAME("ownership", OWNERSHIP),
-    NAME("session_id", SESSION_ID),
-    NAME("cache_salt", SALT),
-    NAME("lookahead_token_ids", OTHER),
-    NAME("mm_keys", OTHER),
-    NAME("sequence_hashes", OTHER),
-    {NULL, 0, UNKNOWN},
-};
-
-static const struct name REMOVED_NAMES[] = {
-    NAME("type", TYPE),         NAME("block_hashes", HASHES),  NAME("medium", MEDIUM),     NAME("group_idx", GROUP),
-    NAME("locality", LOCALITY), NAME("ownership", OWNERSHIP),  NAME("block_size", IGNORED), NAME("lora_name", IGNORED),
-    NAME("token_ids", IGNORED), {NULL, 0, UNKNOWN},
-};
-
-/* Names in the events of shared stores. */
-static const char *const FOREIGN_NAMES[] = {
-    "event_id",  "timestamp", "event_type", "model_name", "additional_salt", "tenant_id",      "backend_id",
-    "group_id",  "dp_rank",   "object_key", "seq_hashes", "base_block_idx",  "parent_hash",
-};
-
-struct key {
-    const char *text;
-    size_t length;
-};
 
 struct reader {
     struct kvr_batch *batch;
@@ -391,38 +317,14 @@ static int read_array_event(struct reader *reader, struct kvr_event *event, size
         return count == 1 ? 0 : -1;
     if (count == 1)
         return -1;
-    const uint8_t *order = event->kind == KVR_STORED ? STORED_ORDER : REMOVED_ORDER;
-    size_t named = event->kind == KVR_STORED ? sizeof STORED_ORDER : sizeof REMOVED_ORDER;
+    size_t named;
+    const uint8_t *order = kvr_field_order(event, &named);
     for (size_t at = 1; at < count; at++)
         if (read_field(reader, event, at < named ? (enum field)order[at] : UNKNOWN))
             return -1;
     if (count > named)
         *unknown = count - named < UNNAMED_MAX ? count - named : UNNAMED_MAX;
     return 0;
-}
-
-static int is_name(const struct key *key, const struct name *name)
-{
-    return name->length == key->length && memcmp(key->text, name->text, key->length) == 0;
-}
-
-/* The field of a key; `next` is where it stands if keys come in the usual order. */
-static enum field find_field(const struct kvr_event *event, const struct key *key, const struct name **next)
-{
-    const struct name *name = *next;
-    if (name->text == NULL || !is_name(key, name)) {
-        name = event->kind == KVR_STORED ? STORED_NAMES : REMOVED_NAMES;
-        while (name->text != NULL && !is_name(key, name))
-            name++;
-    }
-    if (name->text != NULL) {
-        *next = name + 1;
-        return (enum field)name->field;
-    }
-    for (size_t at = 0; at < sizeof FOREIGN_NAMES / sizeof *FOREIGN_NAMES; at++)
-        if (is_text(key->text, key->length, FOREIGN_NAMES[at]))
-            return FOREIGN;
-    return UNKNOWN;
 }
 
 /* Note an unknown key; -1 if that is not simple: there are many, one twice, or one that is not ASCII. */
@@ -455,11 +357,11 @@ static int read_map_event(struct reader *reader, struct kvr_event *event, size_t
         return -1;
     if (event->kind == KVR_CLEARED)
         return count == 1 ? 0 : -1;
-    const struct name *next = (event->kind == KVR_STORED ? STORED_NAMES : REMOVED_NAMES) + 1;
+    const struct name *next = kvr_field_names(event) + 1;
     for (size_t at = 1; at < count; at++) {
         if (read_key(&reader->cursor, &key))
             return -1;
-        enum field field = find_field(event, &key, &next);
+        enum field field = kvr_find_field(event, &key, &next);
         uint32_t bit = (uint32_t)1 << field;
         int is_twice = seen & bit && field != OTHER && field != IGNORED;
         if (field == UNKNOWN ? note_unknown(noted, unknown, &key) : field == TYPE || is_twice)
