@@ -14,7 +14,7 @@ import ssl
 import stat
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -30,6 +30,8 @@ from kvrouter.settings import Settings
 __all__ = ["run_service"]
 
 _DESCRIPTORS = 1_048_576
+_LAST_SAVE_SECONDS = 5.0
+"""What is known is worth this much of a stop: what was kept before is a minute old."""
 
 _log = logging.getLogger("kvrouter.service")
 
@@ -54,19 +56,24 @@ async def run_service(settings: Settings) -> int:
         listener = listen(settings.server.host, settings.server.port)
         service = Service(settings, admin_socket=admin_socket)
         service.load_tokenizers()
-        if service.keeper is not None:
-            await service.keeper.load()
-        service.add_workers(specs)
-        async with _running(service, listener, certificate):
-            await stop.asked.wait()
-            await _drain(service, stop.at_once)
+        try:
+            if service.keeper is not None:
+                await _unless(stop.asked, service.keeper.load())
+            service.add_workers(specs)
+            if not stop.asked.is_set():
+                async with _running(service, listener, certificate, stop.at_once):
+                    await stop.asked.wait()
+                    await _drain(service, stop.at_once)
+        finally:
+            if service.keeper is not None:
+                await service.keeper.close()
     log_event(_log, logging.INFO, "stopped")
     return 0
 
 
 @asynccontextmanager
 async def _running(
-    service: Service, listener: socket.socket, certificate: ssl.SSLContext | None
+    service: Service, listener: socket.socket, certificate: ssl.SSLContext | None, at_once: asyncio.Event
 ) -> AsyncIterator[None]:
     """Start the parts, in the order in which they need each other; stop them the other way round."""
     server = service.settings.server
@@ -108,8 +115,9 @@ async def _running(
             loads.cancel()
         collector.cancel()
         if saving is not None and service.keeper is not None:
+            service.keeper.finish()
+            await _unless(at_once, asyncio.wait({saving}, timeout=_LAST_SAVE_SECONDS))
             saving.cancel()
-            await service.keeper.close()
         await service.subscriber.close()
         await subscriber
         service.resolver.close()
@@ -131,6 +139,19 @@ async def _drain(service: Service, at_once: asyncio.Event) -> None:
     for task in (drained, impatient):
         task.cancel()
     log_event(_log, logging.INFO, "drained", cut=cut)
+
+
+async def _unless(event: asyncio.Event, work: Coroutine[None, None, object]) -> None:
+    """Do `work`, and leave it where it is when `event` comes first."""
+    working, waiting = asyncio.create_task(work), asyncio.create_task(event.wait())
+    try:
+        await asyncio.wait({working, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        working.cancel()
+        waiting.cancel()
+        await asyncio.wait({working, waiting})
+    if not working.cancelled():
+        working.result()
 
 
 def _refuse_deaf_input() -> None:

@@ -9,6 +9,7 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from kvrouter.errors import KvrouterError, SettingsError, SnapshotError, StoreError
@@ -26,6 +27,7 @@ __all__ = ["KeeperStatistics", "RestoringIntake", "StateKeeper", "open_state_kee
 
 LOAD_SECONDS = 10.0
 SAVE_SECONDS = 60.0
+CLOSE_SECONDS = 2.0
 HOLD_SECONDS = 300.0
 """How long a loaded state is kept for workers that are registered after the start."""
 
@@ -47,7 +49,7 @@ class KeeperStatistics:
 
 
 class StateKeeper:
-    """Loads once, then saves for ever. Lives on the event loop.
+    """Loads once, then saves now and then, and at the end. Lives on the event loop.
 
     Args:
         snapshots: the fleet's kept states.
@@ -75,6 +77,7 @@ class StateKeeper:
         self._clock, self._wall_clock = clock, wall_clock
         self._held: dict[Source, bytes] = {}
         self._held_until = 0.0
+        self._finishing = asyncio.Event()
         self.positions: Positions = {}
         """Where to begin to read brokers' streams: what lies before is in the loaded state."""
         self.statistics = KeeperStatistics()
@@ -87,9 +90,7 @@ class StateKeeper:
             if loaded is None:
                 log_event(_log, logging.INFO, "no_snapshot")
                 return
-            self._held = {
-                each.source: b"".join((pack_start(), pack(each), pack_end(1))) for each in unpack(loaded.state)
-            }
+            self._held = {each.source: pack(each) for each in unpack(loaded.state)}
         except (KvrouterError, TimeoutError) as error:
             self.statistics.load_failed += 1
             log_event(
@@ -114,11 +115,11 @@ class StateKeeper:
 
     def restore(self, source: Source) -> None:
         """Give a source that was just opened what is kept of it; it is in doubt until its publisher is heard."""
-        state = self._held.pop(source, None)
-        if state is None:
+        section = self._held.pop(source, None)
+        if section is None:
             return
         try:
-            report = self._ingest.restore(state, now=self._clock())
+            report = self._ingest.restore(b"".join((pack_start(), section, pack_end(1))), now=self._clock())
         except SnapshotError as error:
             self.statistics.load_failed += 1
             log_event(_log, logging.WARNING, "source_not_restored", worker=source.worker_id, error=str(error))
@@ -127,21 +128,32 @@ class StateKeeper:
         self.statistics.restored_blocks += report.blocks
 
     async def run(self) -> None:
-        """Save now and then, for ever; cancel it to stop."""
-        while True:
-            await asyncio.sleep(self._interval_seconds)
+        """Save now and then; after `finish` a last time."""
+        last = False
+        while not last:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._interval_seconds):
+                    await self._finishing.wait()
+            last = self._finishing.is_set()
             if self._held and self._clock() >= self._held_until:
                 self._held.clear()
             await self.save()
 
+    def finish(self) -> None:
+        """Tell `run` to end with a last state."""
+        self._finishing.set()
+
     async def save(self) -> None:
-        """Save once; failures are counted and logged."""
+        """Save once; failures are counted and logged. Where nothing is known, what was kept before is better."""
         statistics = self.statistics
         try:
             async with asyncio.timeout(SAVE_SECONDS):
                 # Before the state is: what comes in between is delivered again, and recognised.
                 positions = self._positions_now()
                 state = await self._state()
+                if not state:
+                    await self._snapshots.reach()
+                    return
                 outcome = await self._snapshots.save(state, positions, now=self._wall_clock())
                 if outcome != "saved":
                     statistics.not_leader += 1
@@ -158,18 +170,25 @@ class StateKeeper:
                 error=str(error) or "the store did not answer in time",
                 hint="the state before is kept; it is tried again",
             )
+        except Exception as error:  # noqa: BLE001 - supervised edge: a bug here must not end the service
+            statistics.failed += 1
+            _log.error("internal_error", exc_info=error, extra={"fields": {"where": "snapshots"}})
 
     async def close(self) -> None:
-        """Save a last time, and close the stores."""
-        await self.save()
-        await self._snapshots.close()
+        """Close the stores."""
+        with suppress(StoreError, TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._snapshots.close()
 
     async def _state(self) -> bytes:
         parts = []
         for part in self._ingest.save_slices():
             parts.append(part)
             await asyncio.sleep(0)  # Requests come in between: one source at a time is bounded, all are not.
-        return b"".join(parts)
+        start, *sections, _ = parts
+        # Of workers that have not been registered again yet: a router that stops before must not lose what it was left.
+        sections += self._held.values()
+        return b"".join((start, *sections, pack_end(len(sections)))) if sections else b""
 
 
 class RestoringIntake:
@@ -204,14 +223,14 @@ def open_state_keeper(
         return None
     try:
         bucket = check_bucket(settings.fleet)
-        router_id = check_bucket(settings.router_id or f"router-{secrets.token_hex(8)}")
+        name = check_bucket(settings.router_id or "router")
     except StoreError as error:
         raise SettingsError(f"events.fleet or events.router_id: {error}") from None
     snapshots = StateSnapshots(
         open_object_store(settings.snapshots),
         open_key_value_store(settings.snapshots),
         bucket=bucket,
-        router_id=router_id,
+        router_id=f"{name}-{secrets.token_hex(8)}",  # Of this life alone, also where two were given one name.
     )
     return StateKeeper(
         snapshots,

@@ -47,6 +47,7 @@ class StateSnapshots:
     """Saves and loads the state of one fleet; routers of the same fleet share `bucket` on the same stores.
 
     Every method raises `StoreError` when a store does not answer; nothing is lost then, the older state is still there.
+    `router_id` must be of this process and this life alone: it tells locks and objects of two writers apart.
     """
 
     def __init__(self, objects: ObjectStore, keys: KeyValueStore, *, bucket: str, router_id: str) -> None:
@@ -80,6 +81,11 @@ class StateSnapshots:
         async with lease:
             return await self._save_locked(state, positions, now=now)
 
+    async def reach(self) -> None:
+        """Change nothing: whether the stores answer is worth knowing before there is something to save."""
+        await self._keys.bucket(self._bucket).get(_POINTER)
+        await self._names()
+
     async def forget(self) -> None:
         """Delete all states and the pointer: the next router begins with nothing."""
         await self._keys.bucket(self._bucket).delete(_POINTER)
@@ -92,7 +98,8 @@ class StateSnapshots:
 
     async def _save_locked(self, state: bytes, positions: Positions, *, now: float) -> SaveOutcome:
         before, entry = await self._pointer()
-        number = before.number + 1 if before is not None else 1
+        # Above all there are, also where the pointer was lost: what has the least number is deleted first.
+        number = 1 + max([before.number if before is not None else 0, *map(_number, await self._names())])
         name = f"{_PREFIX}{number:012d}-{self._router_id}"
         meta = {
             "positions": json.dumps({transport: dict(streams) for transport, streams in positions.items()}),
@@ -145,3 +152,8 @@ class StateSnapshots:
         except (msgspec.MsgspecError, ValueError):
             return None
         return LoadedState(state, positions, name, saved_at)
+
+
+def _number(name: str) -> int:
+    digits = name.removeprefix(_PREFIX).partition("-")[0]
+    return int(digits) if digits.isdecimal() else 0

@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.prompts.models import CHATML, save_model, tokenizer_of
+from tests.servers import nats_server, redis_server
 from tests.service.processes import eventually
 
 
@@ -28,3 +31,23 @@ def test_a_router_told_to_stop_while_it_loads_ends_well(tmp_path: Path) -> None:
 
     assert router.returncode == 0, errors
     assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["nats", "redis"])
+def test_a_router_told_to_stop_while_its_store_stands_still_ends_at_once(tmp_path: Path, kind: str) -> None:
+    """Exit 0, long before the store is given up; nothing was begun."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    with nats_server(tmp_path) if kind == "nats" else redis_server(tmp_path) as server, server.paused():
+        url = f"{server.url}/KV" if kind == "nats" else f"{server.url}/0/kv"
+        with subprocess.Popen(
+            [sys.executable, "-m", "kvrouter", "serve", "--port=0", f"--snapshots={url}"],
+            stdout=subprocess.PIPE,
+            env={**os.environ, "TMPDIR": str(temporary)},
+        ) as router:
+            eventually(lambda: list(temporary.iterdir()) or router.poll() is not None)
+            router.send_signal(signal.SIGTERM)
+            output, _ = router.communicate(timeout=60)
+
+    assert router.returncode == 0
+    assert b"listening" not in output

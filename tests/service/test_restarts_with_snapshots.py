@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import httpx
 import pytest
 
+from kvrouter.store.redis_connection import ANSWER_SECONDS
 from tests.servers import nats_server, redis_server
 from tests.service.processes import Engine, Processes, Router, eventually
 
@@ -118,6 +119,42 @@ def test_a_router_that_was_killed_left_the_snapshot_before(processes: Processes)
     second.post("/workers", {"url": engine.url, "id": "sim", "events": engine.ready["events"]}).raise_for_status()
 
     assert known_tokens(second) == USABLE
+
+
+def test_a_router_without_workers_hands_on_what_it_was_left(processes: Processes) -> None:
+    """Workers that are registered over HTTP come after the start; a router that stops before must not lose them."""
+    engine = processes.engine()
+    kept = ("--snapshots", str(processes.folder / "kept"))
+    first = processes.router("--worker", without_replay(engine), *kept, workers=1)
+    eventually(lambda: first.get("/sources")[0]["connected"])
+    compute(engine)
+    eventually(lambda: known_tokens(first) == USABLE)
+    first.signal(signal.SIGTERM)
+    assert first.wait() == 0
+    for _ in range(4):
+        between = processes.router(*kept)
+        between.signal(signal.SIGTERM)
+        assert between.wait() == 0
+
+    last = processes.router("--worker", without_replay(engine), *kept, workers=1)
+
+    assert known_tokens(last) == USABLE
+
+
+def test_a_store_that_stands_still_does_not_hold_up_the_end(processes: Processes) -> None:
+    """The router ends long before it would give the store up, and what was kept before stays."""
+    engine = processes.engine()
+    with redis_server(processes.folder) as redis:
+        router = processes.router(
+            "--worker", without_replay(engine), "--snapshots", f"{redis.url}/0/kv", "--drain-seconds", "1", workers=1
+        )
+        compute(engine)
+        eventually(lambda: known_tokens(router) == USABLE)
+        with redis.paused():
+            router.signal(signal.SIGTERM)
+            code = router.wait(ANSWER_SECONDS - 3)
+
+    assert code == 0
 
 
 def test_a_store_that_is_not_there_costs_the_head_start_only(processes: Processes) -> None:

@@ -152,6 +152,21 @@ async def test_a_pointer_that_nobody_can_read_is_replaced(url: str) -> None:
 
 
 @in_a_loop
+async def test_after_a_lost_pointer_the_next_state_is_above_all_that_are_there(url: str) -> None:
+    """Counting from 1 again, it would be the oldest, and the first to be deleted."""
+    async with router(url) as one, open_key_value_store(url) as keys:
+        for number in range(KEPT + 2):
+            await one.save(b"%d" % number, {}, now=float(number))
+        await keys.bucket(BUCKET).delete("current")
+        await one.save(b"next", {}, now=9.0)
+        loaded = await one.load()
+
+    assert loaded is not None
+    assert loaded.state == b"next"
+    assert one.skipped_damaged == 0
+
+
+@in_a_loop
 async def test_forgetting_leaves_nothing(url: str) -> None:
     """The next router begins with what the workers say."""
     async with router(url) as one:
