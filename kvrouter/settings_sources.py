@@ -79,7 +79,8 @@ def add_settings_flags(parser: argparse.ArgumentParser) -> None:
         "--worker",
         action="append",
         metavar="URL[,events=tcp://HOST:PORT][,ranks=N]…",
-        help="one worker (repeatable); also id=, replay=, model=, block_size=, topic=, api_key=",
+        help="one worker (repeatable); events= also takes http://, nats:// and redis:// addresses; "
+        "also id=, replay=, model=, block_size=, topic=, api_key=",
     )
     groups: dict[str, argparse._ArgumentGroup] = {}
     for setting in all_settings():
@@ -161,13 +162,14 @@ def _add_flag(group: "argparse._ArgumentGroup", setting: Setting) -> None:
             help=f"{setting.help} (default: {'yes' if setting.default else 'no'})",
         )
         return
+    told = "" if "(default:" in setting.help else f" (default: {default})"
     metavar = setting.metavar or ("|".join(setting.choices) if setting.choices else setting.kind.__name__.upper())
     group.add_argument(
         setting.flag,
         dest=_destination(setting),
         action="append" if setting.kind is tuple else "store",
         metavar=metavar,
-        help=f"{setting.help} (default: {default})".replace("%", "%%"),
+        help=f"{setting.help}{told}".replace("%", "%%"),
     )
 
 

@@ -87,9 +87,8 @@ class TrtllmEvents:
             if self.block_size is None:
                 self._wait(data, rank)
             else:
-                for waiting in rank.waiting:
-                    self._store(waiting, rank, into)
-                rank.waiting.clear()
+                for waiting in rank.take_waiting():
+                    self._try_store(waiting, rank, into)
                 self._store(data, rank, into)
         elif kind == "removed":
             into.extend(rank.remove([_hash(each) for each in data["block_hashes"]]))
@@ -109,6 +108,13 @@ class TrtllmEvents:
             self._skip("block_size_unknown")
         else:
             rank.waiting.append(data)
+
+    def _try_store(self, data: Mapping[str, Any], rank: "_Rank", into: list[Event]) -> None:
+        """State what waited; that it was malformed shows only now, and says nothing about what came after it."""
+        try:
+            self._store(data, rank, into)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            self._skip("malformed")
 
     def _store(self, data: Mapping[str, Any], rank: "_Rank", into: list[Event]) -> None:
         """State the whole blocks of a chain that are new, each run of them that belongs together as one event."""
@@ -145,6 +151,11 @@ class _Rank:
         self.media: dict[int, str] = {}
         self.waiting: list[Mapping[str, Any]] = []
         self.window = 0
+
+    def take_waiting(self) -> list[Mapping[str, Any]]:
+        """Return the stores that waited for the block size, and forget them."""
+        waiting, self.waiting = self.waiting, []
+        return waiting
 
     def follows(self, window: object, into: list[Event]) -> bool:
         """Whether an event belongs to the layers that remember most; those with smaller windows forget on their own."""

@@ -18,6 +18,7 @@ from kvrouter.events.endpoints import check_endpoint, rank_endpoint, transport_o
 __all__ = ["add_parser", "run"]
 
 _RANKS_MAX = 256
+_INTERVAL_SECONDS_MAX = 60.0
 _REPORT_SECONDS = 10.0
 
 
@@ -84,9 +85,18 @@ def run(arguments: argparse.Namespace) -> int:
         for option, endpoint in (("SOURCE", arguments.source), ("--replay", arguments.replay)):
             if endpoint is not None:
                 _check(option, endpoint)
-    elif arguments.replay or arguments.topic:
-        raise SettingsError("--replay and --topic are ZeroMQ's; a TensorRT-LLM server has neither")
+    else:
+        _check_trtllm(arguments)
     return asyncio.run(_relay(arguments))
+
+
+def _check_trtllm(arguments: argparse.Namespace) -> None:
+    if arguments.replay or arguments.topic:
+        raise SettingsError("--replay and --topic are ZeroMQ's; a TensorRT-LLM server has neither")
+    if arguments.block_size is not None and arguments.block_size < 1:
+        raise SettingsError(f"--block-size {arguments.block_size} must be at least 1")
+    if not 0 < arguments.interval <= _INTERVAL_SECONDS_MAX:
+        raise SettingsError(f"--interval {arguments.interval:g} must be above 0 and at most {_INTERVAL_SECONDS_MAX:g}")
 
 
 def _check(option: str, endpoint: str) -> None:
@@ -164,13 +174,12 @@ async def _relay_trtllm(arguments: argparse.Namespace, destination: Any, stop: a
         counts["events_of_unknown_ranks"] = sum(unknown.values())
         return {relayed.source: {**counts, **relayed.statistics()} for relayed in ranks.values()}
 
-    polling = asyncio.create_task(poller.run())
     try:
-        await _until(stop, arguments, statistics)
+        async with asyncio.TaskGroup() as tasks:  # A poller that died must end the relay: nobody would notice else.
+            polling = tasks.create_task(poller.run())
+            await _until(stop, arguments, statistics)
+            polling.cancel()
     finally:
-        polling.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await polling
         for relayed in ranks.values():
             relayed.close()
 
@@ -189,5 +198,9 @@ async def _until(
 
 
 def _say(record: Mapping[str, object]) -> None:
-    sys.stdout.write(json.dumps({"time": round(time.time(), 3), **record}) + "\n")
-    sys.stdout.flush()
+    """Write a line; a reader that went away costs the reports, and not the events."""
+    try:
+        sys.stdout.write(json.dumps({"time": round(time.time(), 3), **record}) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -78,10 +78,20 @@ def run(arguments: argparse.Namespace) -> int:
     while True:
         time.sleep(arguments.seconds)
         rows = rates.rows(_ask(address, arguments.api_key), now=time.monotonic())
-        sys.stdout.write((json.dumps(rows) if arguments.json else _table(rows)) + "\n")
-        sys.stdout.flush()
-        if not arguments.watch:
+        heard = _write(json.dumps(rows) if arguments.json else _table(rows))
+        if not (arguments.watch and heard):
             return 0 if all(row["state"] == "live" for row in rows) else 1
+
+
+def _write(text: str) -> bool:
+    """Write lines; a reader that went away, such as `head`, ends the command quietly."""
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
 
 
 class _Seen(NamedTuple):

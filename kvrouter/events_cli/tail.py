@@ -92,10 +92,20 @@ class _Answer(NamedTuple):
 
 
 class Tail:
-    """An event sink that describes what arrives instead of keeping it. Records go to `emit`, one mapping each."""
+    """An event sink that describes what arrives instead of keeping it. Records go to `emit`, one mapping each.
 
-    def __init__(self, emit: Callable[[Mapping[str, Any]], None], *, replay: bool = False, start: int = 0) -> None:
-        self._emit, self._replay, self._next = emit, replay, start
+    Batches beyond `count` are passed over: more may come in the same read as the last one that was asked for.
+    """
+
+    def __init__(
+        self,
+        emit: Callable[[Mapping[str, Any]], None],
+        *,
+        replay: bool = False,
+        start: int = 0,
+        count: int | None = None,
+    ) -> None:
+        self._emit, self._replay, self._next, self._count_max = emit, replay, start, count
         self._seen_any = self._may_restart = False
         self._held: list[tuple[int, bytes]] | None = None
         self._incarnation: int | None = None
@@ -181,6 +191,8 @@ class Tail:
             self.gaps += 1
             self._emit({"kind": "gap", "expected": self._next, "received": sequence})
         self._seen_any, self._may_restart, self._next = True, False, sequence + 1
+        if self.batches == self._count_max:
+            return _Answer("applied")
         self._describe(sequence, payload, replayed=replayed)
         return _Answer("applied")
 
@@ -300,13 +312,15 @@ async def _tail(arguments: argparse.Namespace) -> int:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
 
     def emit(record: Mapping[str, Any]) -> None:
+        if stop.is_set() and record["kind"] != "summary":
+            return
         _write(json.dumps(record) if arguments.json else _line(record), stop)
         if record["kind"] in ("batch", "quarantined") and tail.batches == arguments.count:
             stop.set()
 
     source = Source(arguments.worker or _ANY_WORKER, arguments.rank)
     replays = arguments.replay is not None or transport_of(arguments.endpoint) != "zmq"
-    tail = Tail(emit, replay=replays, start=arguments.start or 0)
+    tail = Tail(emit, replay=replays, start=arguments.start or 0, count=arguments.count)
     subscriber = _subscriber(tail, arguments.endpoint, arguments.api_key)
     subscriber.add(source, arguments.endpoint, replay_endpoint=arguments.replay, topic=arguments.topic)
     async with subscriber, asyncio.TaskGroup() as tasks:

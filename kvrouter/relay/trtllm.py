@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from http.client import HTTPException
 from typing import Final
 from urllib.error import URLError
+from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from kvrouter.errors import SettingsError, WireError
@@ -22,6 +23,8 @@ _log = logging.getLogger("kvrouter.relay")
 
 _ANSWER_BYTES_MAX: Final = 256 << 20
 _BACKOFF_SECONDS_MAX: Final = 5.0
+_DOUBLINGS_MAX: Final = 30
+"""Servers may be away for days, and 2.0**1024 is no number."""
 
 
 class TrtllmPoller:
@@ -35,7 +38,7 @@ class TrtllmPoller:
         timeout_seconds: time that an answer may take.
 
     Raises:
-        SettingsError: the URL is not one of HTTP.
+        SettingsError: the URL is not that of an HTTP server.
     """
 
     def __init__(
@@ -47,8 +50,8 @@ class TrtllmPoller:
         interval_seconds: float = 0.05,
         timeout_seconds: float = 5.0,
     ) -> None:
-        if not url.startswith(("http://", "https://")):
-            raise SettingsError(f"{url!r} must begin with http:// or https://")
+        if not _is_server(url):
+            raise SettingsError(f"{url!r} must look like http://host:port or https://host:port")
         self._address = url.rstrip("/") + "/kv_cache_events"
         self._deliver, self._events = deliver, events
         self._interval_seconds, self._timeout_seconds = interval_seconds, timeout_seconds
@@ -66,7 +69,8 @@ class TrtllmPoller:
                 failures_in_row += 1
                 if failures_in_row & (failures_in_row - 1) == 0:  # The 1st, 2nd, 4th, 8th, ...
                     _log.warning("%s: %s (%d in a row)", self._address, self.last_error, failures_in_row)
-                await asyncio.sleep(min(self._interval_seconds * 2.0**failures_in_row, _BACKOFF_SECONDS_MAX))
+                doublings = min(failures_in_row, _DOUBLINGS_MAX)
+                await asyncio.sleep(min(self._interval_seconds * 2.0**doublings, _BACKOFF_SECONDS_MAX))
 
     async def _poll(self) -> bool:
         try:
@@ -91,3 +95,11 @@ class TrtllmPoller:
         with urlopen(request, timeout=self._timeout_seconds) as answer:  # noqa: S310 - as above
             document: bytes = answer.read(_ANSWER_BYTES_MAX + 1)
         return document
+
+
+def _is_server(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, half an IPv6 address
+        return False

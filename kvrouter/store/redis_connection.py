@@ -4,10 +4,14 @@ import contextlib
 from collections.abc import Iterator
 from typing import Final
 
-from redis.asyncio.connection import parse_url
+from kvrouter.errors import MissingExtraError, StoreError
 
-from kvrouter.errors import StoreError
-from kvrouter.redis_client import RedisClient, RedisError
+try:
+    from redis.asyncio.connection import parse_url
+
+    from kvrouter.redis_client import RedisClient, RedisError
+except ImportError as error:
+    raise MissingExtraError("a store on Redis", "redis") from error
 
 __all__ = ["ANSWER_SECONDS", "connect", "redis_errors"]
 

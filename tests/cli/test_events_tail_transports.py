@@ -12,6 +12,7 @@ import pytest
 from kvrouter.events import BlockStored
 from kvrouter_publishers import EventPublisher, HttpEventPublisher, JetStreamEventPublisher, RedisEventPublisher
 from tests.servers import nats_server, redis_server
+from tests.service.processes import eventually
 
 EVENT = BlockStored(block_hashes=(7, 8), token_ids=tuple(range(32)), block_size=16, medium="GPU")
 
@@ -56,6 +57,21 @@ def test_events_of_one_rank_are_shown(transport: str, tmp_path: Path) -> None:
     assert shown.returncode == 0, shown.stderr
     assert [event["hashes"] for event in events] == [["0000000000000007", "0000000000000008"]]
     assert records[-1]["blocks_stored"] == 2
+
+
+@pytest.mark.parametrize("transport", ["http", "nats", "redis"])
+def test_no_more_batches_are_shown_than_were_asked_for(transport: str, tmp_path: Path) -> None:
+    """Although what is kept comes many batches at a time."""
+    with published(transport, tmp_path) as (publisher, address):
+        for _ in range(20):
+            publisher.publish([EVENT])
+        eventually(lambda: publisher.statistics()["batches_published"] > 20)
+        key = ("--api-key", "secret")
+        shown = tail(address, "--worker", "w", "--rank", "1", "--count", "3", "--seconds", "20", "--json", *key)
+
+    records = [json.loads(line) for line in shown.stdout.splitlines()]
+    assert [record["sequence"] for record in records if record["kind"] == "batch"] == [0, 1, 2]
+    assert records[-1]["batches"] == 3
 
 
 @pytest.mark.parametrize(

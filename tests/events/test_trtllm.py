@@ -100,6 +100,20 @@ def test_what_comes_before_the_block_size_is_known_waits_for_it() -> None:
     assert [event.block_hashes for event in events if isinstance(event, BlockStored)] == [(1,), (2, 3)]
 
 
+def test_a_malformed_store_that_waited_does_not_hold_up_what_follows() -> None:
+    """It is counted when its turn comes, once."""
+    broken = stored(1)
+    broken["data"]["blocks"][0]["tokens"][0]["token_id"] = -1
+    translator = TrtllmEvents()
+
+    first = translator.decode(document(broken, stored(2), stored(3, 4)))
+    second = translator.decode(document(*[{}] * 3, stored(5)))
+
+    assert [event.block_hashes for event in first[0] if isinstance(event, BlockStored)] == [(2,), (3, 4)]
+    assert [event.block_hashes for event in second[0] if isinstance(event, BlockStored)] == [(5,)]
+    assert translator.skipped == {"malformed": 4}
+
+
 def test_a_removal_that_nobody_understands_costs_the_rank() -> None:
     """Going on would claim blocks that may be gone."""
     translator = TrtllmEvents(block_size=4)

@@ -33,7 +33,9 @@ class Buffer:
         return b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
 
 
-def poll(buffer: Buffer, *, answers: int) -> tuple[TrtllmPoller, list[tuple[int, Sequence[Event]]]]:
+def poll(
+    buffer: Buffer, *, answers: int, interval_seconds: float = 0.001
+) -> tuple[TrtllmPoller, list[tuple[int, Sequence[Event]]]]:
     """Poll until so many answers came; return what was delivered."""
     delivered: list[tuple[int, Sequence[Event]]] = []
 
@@ -42,7 +44,7 @@ def poll(buffer: Buffer, *, answers: int) -> tuple[TrtllmPoller, list[tuple[int,
             f"http://127.0.0.1:{port}/",
             deliver=lambda rank, events: delivered.append((rank, events)),
             events=TrtllmEvents(),
-            interval_seconds=0.001,
+            interval_seconds=interval_seconds,
         )
         polling = asyncio.create_task(poller.run())
         async with asyncio.timeout(20):
@@ -79,6 +81,16 @@ def test_errors_and_garbage_are_counted_and_polling_goes_on() -> None:
     assert len(delivered) == 1
     assert (poller.failures, poller.refused) == (2, 1)
     assert poller.last_error
+
+
+def test_a_server_that_was_away_for_long_is_still_asked() -> None:
+    """A pause that doubles a thousand times is no number any more."""
+    buffer = Buffer(*[b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n"] * 1100, GOLDEN.read_bytes())
+
+    poller, delivered = poll(buffer, answers=1, interval_seconds=1e-12)
+
+    assert poller.failures == 1100
+    assert len(delivered) == 1
 
 
 def test_an_answer_that_was_lost_gives_up_what_was_known() -> None:

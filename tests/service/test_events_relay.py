@@ -107,6 +107,11 @@ def test_a_router_behind_a_relay_knows_the_engine(processes: Processes, transpor
         (("tcp://h:1", "http://0.0.0.0:8100", "--worker", "w"), "key"),
         (("http://h:1", "tcp://*:81", "--worker", "w", "--trtllm", "--replay", "tcp://h:2"), "--replay"),
         (("tcp://h:1", "http://127.0.0.1:8100", "--worker", "w", "--publish-topic", "t"), "topic"),
+        (("http://h:1", "tcp://*:81", "--worker", "w", "--trtllm", "--block-size", "0"), "--block-size"),
+        (("http://h:1", "tcp://*:81", "--worker", "w", "--trtllm", "--interval", "nan"), "--interval"),
+        (("http://h:1", "tcp://*:81", "--worker", "w", "--trtllm", "--interval", "-1"), "--interval"),
+        (("http://[::1", "tcp://*:81", "--worker", "w", "--trtllm"), "http://[::1"),
+        (("http://h:port", "tcp://*:81", "--worker", "w", "--trtllm"), "http://h:port"),
     ],
 )
 def test_a_wrong_call_ends_with_2_and_one_line(arguments: tuple[str, ...], named: str) -> None:

@@ -38,6 +38,22 @@ def test_a_live_source_has_a_line_and_the_exit_code_is_0(processes: Processes) -
     assert json.loads(read.stdout)[0]["batches_per_second"] == 0.0
 
 
+def test_a_reader_that_went_away_ends_the_watch_quietly(processes: Processes) -> None:
+    """`kvrouter events stats --watch | head -1`."""
+    router = processes.router()
+    command = [sys.executable, "-m", "kvrouter", "events", "stats", "--url", router.url, "--seconds", "0.05", "--watch"]
+
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as watching:
+        assert watching.stdout is not None
+        assert watching.stderr is not None
+        watching.stdout.readline()
+        watching.stdout.close()
+        errors = watching.stderr.read()
+        code = watching.wait(60)
+
+    assert (code, errors) == (0, b"")
+
+
 def test_a_source_that_is_not_live_makes_the_exit_code_1(processes: Processes) -> None:
     """For scripts that wait until a fleet is heard."""
     router = processes.router("--worker", "http://127.0.0.1:9,events=tcp://127.0.0.1:9,id=gone")
