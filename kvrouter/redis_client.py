@@ -7,7 +7,7 @@ stays off as well: a change might be made twice.
 
 import asyncio
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Self, cast
 
 from kvrouter.errors import MissingExtraError
@@ -53,6 +53,17 @@ class RedisClient:
         """Send commands at once, which the server executes one after the other; returns their answers."""
         return await self._send(commands, transaction=False, wait_seconds=wait_seconds)
 
+    @contextlib.asynccontextmanager
+    async def listening(self, channel: str) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Listen to a channel over a connection of its own; yields its messages, which come from then on.
+
+        A server that is silent is asked whether it lives.
+        """
+        async with self._redis.pubsub() as listener:
+            async with asyncio.timeout(self._seconds):
+                await listener.subscribe(channel)
+            yield self._messages(listener)
+
     async def close(self) -> None:
         """Close all connections. May be called again."""
         with contextlib.suppress(RedisError, OSError):  # They were lost already.
@@ -63,6 +74,21 @@ class RedisClient:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+    async def _messages(self, listener: Any) -> AsyncIterator[bytes]:
+        asked = False
+        while True:
+            message = await listener.get_message(timeout=self._seconds)
+            if message is not None:
+                asked = False
+                if message["type"] == "message":
+                    yield bytes(message["data"])
+                continue
+            if asked:
+                raise TimeoutError("the server does not answer")
+            async with asyncio.timeout(self._seconds):
+                await listener.ping()
+            asked = True
 
     async def _send(self, commands: Sequence[Sequence[object]], *, transaction: bool, wait_seconds: float) -> list[Any]:
         async with asyncio.timeout(self._seconds + wait_seconds):

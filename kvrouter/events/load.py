@@ -151,22 +151,38 @@ def load_from_record(record: object) -> LoadReport:
 
 
 class LoadOutbox:
-    """Decides when a rank's load is worth sending: soon after it changed, else now and then. For any transport.
+    """Decides when a rank's load is worth sending: once it stands still after a change, else now and then.
 
-    `offer` is called by the engine's thread, `take` by the transport's; the newest report is all that is kept.
+    For any transport. `offer` is called by the engine's thread, all else by the transport's; the newest report is all
+    that is kept.
 
     Args:
-        least_seconds: between two reports; what changed meanwhile goes out in one.
-        most_seconds: after so long an unchanged report is sent again, so that its age stays meaningful.
+        settle_seconds: a change is sent when no figure has changed for so long, so that an engine's step that touches
+            several of them is one report.
+        least_seconds: between two reports; what never stands still goes out so often.
+        most_seconds: after so long an unchanged report is sent again: the publisher lives, and it is still true.
     """
 
-    __slots__ = ("_least", "_most", "_offered", "_sent", "_sent_at")
+    __slots__ = (
+        "_changed_at",
+        "_changed_first_at",
+        "_least",
+        "_most",
+        "_offered",
+        "_seen",
+        "_sent",
+        "_sent_at",
+        "_settle",
+    )
 
-    def __init__(self, *, least_seconds: float = 0.1, most_seconds: float = 5.0) -> None:
-        self._least, self._most = least_seconds, most_seconds
+    def __init__(self, *, settle_seconds: float = 0.001, least_seconds: float = 0.1, most_seconds: float = 5.0) -> None:
+        self._settle, self._least, self._most = settle_seconds, least_seconds, most_seconds
         self._offered: LoadReport | None = None
+        self._seen: LoadReport | None = None
         self._sent: LoadReport | None = None
-        self._sent_at = -math.inf
+        self._sent_at = self._changed_at = -math.inf
+        self._changed_first_at = math.inf
+        """When the oldest change came that was not sent; infinity if there is none."""
 
     @property
     def latest(self) -> LoadReport | None:
@@ -179,13 +195,37 @@ class LoadOutbox:
 
     def take(self, now: float) -> LoadReport | None:
         """Return the report that is to be sent now, if any; `now` is monotonic seconds."""
-        report, since = self._offered, now - self._sent_at
-        if report is None or since < self._least or (since < self._most and report is self._sent):
+        report = self._offered
+        if report is None:
             return None
-        if since < self._most and self._sent is not None and _figures(report) == _figures(self._sent):
+        if report is not self._seen:
+            self._see(report, now)
+        if now < self._due():
             return None
         self._sent, self._sent_at = report, now
+        self._changed_first_at = math.inf
         return report
+
+    def idle_seconds(self, now: float) -> float:
+        """Return after how long `take` is to be called unless something is offered; infinity if never."""
+        if self._offered is None:
+            return math.inf
+        return 0.0 if self._offered is not self._seen else max(0.0, self._due() - now)
+
+    def _see(self, report: LoadReport, now: float) -> None:
+        if self._seen is None or _figures(report) != _figures(self._seen):
+            self._changed_at = now
+        self._seen = report
+        if self._sent is not None and _figures(report) == _figures(self._sent):
+            self._changed_first_at = math.inf
+        else:
+            self._changed_first_at = min(self._changed_first_at, now)
+
+    def _due(self) -> float:
+        if self._changed_first_at == math.inf:
+            return self._sent_at + self._most
+        settled = min(self._changed_at + self._settle, self._changed_first_at + self._least)
+        return max(settled, self._sent_at + self._least)
 
 
 def _figures(report: LoadReport) -> tuple[object, ...]:

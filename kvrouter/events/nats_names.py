@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 from kvrouter.errors import SettingsError
 from kvrouter.events.endpoints import without_password
+from kvrouter.events.load import KV_METRICS_TOPIC
 from kvrouter.events.model import Source
 
 __all__ = [
@@ -19,6 +20,8 @@ __all__ = [
     "NatsEndpoint",
     "events_stream",
     "events_subject",
+    "load_subject",
+    "load_subjects",
     "message_id",
     "parse_nats_endpoint",
     "state_subject",
@@ -138,6 +141,16 @@ def events_subject(stream: str) -> str:
 def state_subject(stream: str, source: Source) -> str:
     """Return the subject on which a publisher answers for its whole state; the stream does not keep it."""
     return f"{stream}.state.{_token(source.worker_id)}.{source.rank}"
+
+
+def load_subject(stream: str, source: Source) -> str:
+    """Return the subject of a source's load reports; no stream keeps it, also one that keeps `{stream}.>`."""
+    return f"{KV_METRICS_TOPIC}.{stream}.{_token(source.worker_id)}.{source.rank}"
+
+
+def load_subjects(stream: str) -> str:
+    """Return what a router subscribes to for the load reports of all sources of a stream."""
+    return f"{KV_METRICS_TOPIC}.{stream}.*.*"
 
 
 def message_id(source: Source, incarnation: int, sequence: int) -> str:

@@ -9,6 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 from kvrouter.errors import SettingsError
 from kvrouter.events.endpoints import check_source, transport_of, without_password
+from kvrouter.events.load import KV_METRICS_TOPIC
 from kvrouter.events.model import Source
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "RedisTls",
     "alive_key",
     "answer_key",
+    "load_channel",
     "parse_entry_id",
     "parse_redis_endpoint",
     "request_key",
@@ -157,6 +159,11 @@ def request_key(stream: str, source: Source) -> str:
 def answer_key(stream: str, token: str) -> str:
     """Return the list in which a snapshot is handed over; `token` is the asker's own."""
     return f"{_tag(stream)}:snapshot:{token}"
+
+
+def load_channel(stream: str) -> str:
+    """Return the channel of the load reports of all sources of a stream; the server keeps none of them."""
+    return f"{_tag(stream)}:{KV_METRICS_TOPIC}"
 
 
 def _tag(stream: str) -> str:

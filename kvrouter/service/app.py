@@ -76,6 +76,7 @@ class Service:
             settings.events,
             token_of=lambda source: self.registry.find(source.worker_id).spec.api_key,
             positions=lambda: self.keeper.positions if self.keeper is not None else {},
+            on_load=lambda report: self.loads.take(report),  # noqa: PLW0108 - it is made below
             clock=clock,
         )
         self.registry = WorkerRegistry(

@@ -9,6 +9,7 @@ from typing import Any
 
 from kvrouter.events import Source
 from kvrouter.events.endpoints import transport_of
+from kvrouter.events.load import LoadReport
 from kvrouter.events.nats_names import parse_nats_endpoint
 from kvrouter.service.logs import log_event
 from kvrouter.service.state_snapshots import Positions
@@ -26,33 +27,35 @@ def event_subscriber(
     *,
     token_of: Callable[[Source], str | None],
     positions: Callable[[], Positions],
+    on_load: Callable[[LoadReport], None],
     clock: Callable[[], float],
 ) -> AnyEventSubscriber:
     """Return the subscriber of all transports; nothing is opened before a worker is added and `run` is called.
 
-    `positions` says, when the first worker of a broker comes, from where its streams are to be read.
+    `positions` says, when the first worker of a broker comes, from where its streams are to be read. `on_load` takes
+    what publishers say of their load beside the events.
     """
     name = settings.router_id or None
 
     def zmq() -> ZmqEventSubscriber:
-        return ZmqEventSubscriber(sink, clock=clock, limits=_zmq_limits(settings))
+        return ZmqEventSubscriber(sink, clock=clock, limits=_zmq_limits(settings), on_load=on_load)
 
     def http() -> Any:
         from kvrouter_subscribers import HttpEventSubscriber  # noqa: PLC0415 - only where it is used
 
-        return HttpEventSubscriber(sink, clock=clock, token_of=token_of)
+        return HttpEventSubscriber(sink, clock=clock, token_of=token_of, on_load=on_load)
 
     def jetstream() -> Any:
         from kvrouter_subscribers import JetStreamEventSubscriber  # noqa: PLC0415 - as above
 
         read = {endpoint: int(at) for endpoint, at in positions().get("jetstream", {}).items()}
-        return JetStreamEventSubscriber(sink, clock=clock, name=name, positions=read)
+        return JetStreamEventSubscriber(sink, clock=clock, name=name, positions=read, on_load=on_load)
 
     def redis() -> Any:
         from kvrouter_subscribers import RedisEventSubscriber  # noqa: PLC0415 - as above
 
         read = {endpoint: str(at) for endpoint, at in positions().get("redis", {}).items()}
-        return RedisEventSubscriber(sink, clock=clock, name=name, positions=read)
+        return RedisEventSubscriber(sink, clock=clock, name=name, positions=read, on_load=on_load)
 
     return AnyEventSubscriber({"zmq": zmq, "http": http, "jetstream": jetstream, "redis": redis})
 

@@ -2,13 +2,15 @@
 
 Keeps the newest `LoadReport` of every rank and how old it is; what the figures are for is others' to decide. One task
 looks at who is due and asks each as a child task, as `health.py` does. Reports that come over an event plane are
-handed to `take` and count like asked ones. The names on engines' pages are `prometheus_load.py`.
+handed to `take` and count like asked ones; who tells its load that way is not asked. The names on engines' pages are
+`prometheus_load.py`.
 """
 
 import asyncio
 import dataclasses
 import json
 import logging
+import math
 import random
 import time
 from collections import Counter
@@ -32,6 +34,8 @@ REPORTS_MAX: Final = 1024
 JITTER_SHARE: Final = 0.1
 SLOWER_MOST: Final = 16.0
 """A worker that cannot be asked is asked ever more seldom, down to every so many intervals."""
+TOLD_SECONDS: Final = 12.0
+"""A worker of which every rank told its load so lately is not asked; our publishers do so every five seconds."""
 PATHS: Final = ("/metrics", "/kv_metrics", "/prometheus/metrics")
 """Asked in this order until one of them tells a load; then that one alone. The last is trtllm-serve's."""
 
@@ -83,6 +87,7 @@ class LoadReports:
         self._asked: dict[str, _Asked] = {}
         self._asking: set[str] = set()
         self._reports: dict[Source, tuple[float, LoadReport]] = {}
+        self._told: dict[Source, float] = {}
         self.polls = self.taken = self.refused = 0
         self.failures: Counter[str] = Counter()
         """Vain questions by reason: `unreachable`, `no_load`, `bug`."""
@@ -99,6 +104,7 @@ class LoadReports:
 
     def rows(self) -> Iterator[LoadRow]:
         """Yield the newest report of every rank that has one."""
+        self._forget_absent()  # Without questions nobody else does.
         now = self._clock()
         for came, report in self._reports.values():
             yield LoadRow(report, max(0.0, now - came))
@@ -108,13 +114,18 @@ class LoadReports:
         return [{**dataclasses.asdict(report), "age_seconds": age} for report, age in self.rows()]
 
     def take(self, report: LoadReport) -> None:
-        """Take a report that came over an event plane; those of ranks that nobody has are refused and counted."""
+        """Take a report that came over an event plane.
+
+        One that says nothing is refused and counted, and so is that of a rank that nobody has.
+        """
         worker = self._registry.get(report.worker_id)
-        if worker is None or not 0 <= report.rank - worker.spec.first_rank < worker.spec.ranks:
+        is_known = worker is not None and 0 <= report.rank - worker.spec.first_rank < worker.spec.ranks
+        if not is_known or not report.says_anything:
             self.refused += 1
             return
         self.taken += 1
-        self._reports[report.source] = (self._clock(), report)
+        now = self._told[report.source] = self._clock()
+        self._reports[report.source] = (now, report)
 
     async def run(self) -> None:
         """Ask whoever is due, then rest, for ever."""
@@ -138,9 +149,16 @@ class LoadReports:
                 and worker.health == "ready"
                 and asked.due <= now
                 and name not in self._asking
+                and not self._tells(worker, now)
             ):
                 due.append(worker)
         return due
+
+    def _tells(self, worker: Worker, now: float) -> bool:
+        """Whether every rank of a worker told its load lately without being asked."""
+        spec = worker.spec
+        ranks = (Source(spec.worker_id, spec.first_rank + position) for position in range(spec.ranks))
+        return all(now - self._told.get(source, -math.inf) <= TOLD_SECONDS for source in ranks)
 
     def _forget_absent(self) -> None:
         """What a worker said goes with it, as do ranks that it no longer has."""
@@ -150,6 +168,7 @@ class LoadReports:
             worker = self._registry.get(source.worker_id)
             if worker is None or not 0 <= source.rank - worker.spec.first_rank < worker.spec.ranks:
                 del self._reports[source]
+                self._told.pop(source, None)
 
     async def _ask(self, worker: Worker) -> None:
         name = worker.spec.worker_id

@@ -25,4 +25,6 @@ class Counters:
     replays_refused: int = 0
     replay_batches_sent: int = 0
     replay_requests_ignored: int = 0
+    load_reports_sent: int = 0
+    load_reports_refused: int = 0
     crashes: int = 0

@@ -6,7 +6,7 @@ the protocol's page.
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final, Protocol
 from urllib.parse import urlencode
 
@@ -20,6 +20,8 @@ __all__ = ["EVENTS_TYPE", "EventDesk", "EventStream", "StreamCore"]
 EVENTS_TYPE: Final = "application/vnd.kvrouter.events"
 SEQUENCE_MOST: Final = 2**64 - 2
 RANK_MOST: Final = 2**32 - 1
+SNAPSHOT_PART_BYTES: Final = 1 << 18
+"""A part of a snapshot: about ten milliseconds' work, after which other answers get their turn."""
 _HERE: Final = ("/kv_events", "/kv_snapshot", "/kv_metrics", "/health")
 
 
@@ -44,9 +46,39 @@ class StreamCore(Protocol):
         """Return the number of the oldest kept frame."""
         ...
 
-    def snapshot(self) -> list[bytes]:
-        """Return the whole state as frames; none where there are no snapshots."""
+    def prepare_snapshot(self, *, part_bytes_max: int) -> Iterator[list[bytes]]:
+        """Make the whole state of this moment step by step; the last step brings its frames, the others none.
+
+        There are no steps at all where there are no snapshots.
+        """
         ...
+
+
+class _Snapshot:
+    """The whole state before batch `following`: it is being made, or was at `made_at`."""
+
+    __slots__ = ("following", "made_at", "making")
+
+    def __init__(self, following: int, steps: Iterator[list[bytes]], clock: Callable[[], float]) -> None:
+        self.following = following
+        self.made_at: float | None = None
+        loop = asyncio.get_running_loop()
+        self.making: asyncio.Task[list[bytes]] = loop.create_task(
+            self._make(steps, clock), name="kvrouter-http-snapshot"
+        )
+
+    def is_over(self, now: float, keep_seconds: float) -> bool:
+        """Whether it is too old to be given again, or was never finished."""
+        if self.made_at is None:
+            return self.making.done()
+        return now - self.made_at > keep_seconds
+
+    async def _make(self, steps: Iterator[list[bytes]], clock: Callable[[], float]) -> list[bytes]:
+        frames: list[bytes] = []
+        for frames in steps:  # noqa: B007 - the last ones are wanted
+            await asyncio.sleep(0)
+        self.made_at = clock()
+        return frames
 
 
 class EventStream:
@@ -57,7 +89,7 @@ class EventStream:
         self.load: LoadReport | None = None
         self.closed = False
         self._waiting: set[asyncio.Future[None]] = set()
-        self._snapshot: tuple[int, float, list[bytes]] | None = None
+        self._snapshot: _Snapshot | None = None
 
     @property
     def position(self) -> dict[str, str]:
@@ -76,7 +108,9 @@ class EventStream:
     def close(self) -> None:
         """End all waits; nothing more will come."""
         self.closed = True
-        self._snapshot = None
+        if self._snapshot is not None:
+            self._snapshot.making.cancel()
+            self._snapshot = None
         self.wake()
 
     async def changed(self, seconds: float) -> None:
@@ -90,23 +124,29 @@ class EventStream:
         finally:
             self._waiting.discard(future)
 
-    def snapshot(self, now: float, *, after: int, keep_seconds: float) -> list[bytes]:
+    async def snapshot(self, clock: Callable[[], float], *, after: int, keep_seconds: float) -> list[bytes]:
         """Return the whole state, or that of a moment ago: what follows it is still in the ring, so nothing is lost.
 
-        It is not older than batch `after`. Without this, many routers that start at once would each cost a walk over
-        the whole cache.
+        It is not older than batch `after`. It is made a part at a time, between other answers, and once for all who
+        ask meanwhile or soon after: many routers that start at once cost one walk over the cache.
         """
-        made, core = self._snapshot, self.core
-        if made is not None and now - made[1] <= keep_seconds and made[0] > after and self._leads_on(made[0]):
-            return made[2]
-        self._snapshot = None
-        frames = core.snapshot()
-        self._snapshot = (core.next_sequence, now, frames)
-        return frames
+        after = min(after, self.core.next_sequence - 1)
+        snapshot = self._snapshot
+        while snapshot is not None and not snapshot.making.done() and snapshot.following <= after:
+            await asyncio.wait({snapshot.making})  # One walk at a time.
+            snapshot = self._snapshot
+        if self.closed:
+            return []
+        usable = snapshot is not None and snapshot.following > after and self._leads_on(snapshot.following)
+        if snapshot is None or not usable or snapshot.is_over(clock(), keep_seconds):
+            steps = self.core.prepare_snapshot(part_bytes_max=SNAPSHOT_PART_BYTES)
+            snapshot = self._snapshot = _Snapshot(self.core.next_sequence, steps, clock)
+        await asyncio.wait({snapshot.making})  # Whoever asked may go away; the others still want it.
+        return [] if snapshot.making.cancelled() else snapshot.making.result()
 
     def forget_snapshot(self, now: float, *, keep_seconds: float) -> None:
         """Free the memory of a snapshot that is too old to be given again."""
-        if self._snapshot is not None and now - self._snapshot[1] > keep_seconds:
+        if self._snapshot is not None and self._snapshot.is_over(now, keep_seconds):
             self._snapshot = None
 
     def _leads_on(self, following: int) -> bool:
@@ -182,7 +222,7 @@ class EventDesk:
             case "/kv_events":
                 return await self._events(request)
             case "/kv_snapshot":
-                return self._snapshot(request)
+                return await self._snapshot(request)
             case "/kv_metrics":
                 return self._metrics(request)
             case "/health":
@@ -197,7 +237,7 @@ class EventDesk:
         stream = self._stream(request)
         while True:
             if stream.closed:
-                raise Refusal(503, "the publisher is closing", code="closing", headers={"Retry-After": "1"})
+                raise _closing()
             frames = self._frames(stream, after, life)
             left = until - self._clock()
             if frames:
@@ -245,7 +285,7 @@ class EventDesk:
         finally:
             self.polls -= 1
 
-    def _snapshot(self, request: Request) -> Answer:
+    async def _snapshot(self, request: Request) -> Answer:
         request.only("worker", "rank", "after", "incarnation")
         after, life = request.integer("after", least=-1, most=SEQUENCE_MOST), request.life("incarnation")
         stream = self._stream(request)
@@ -253,7 +293,9 @@ class EventDesk:
             after = -1  # What a client knows of another life says nothing about this one.
         if not stream.core.next_sequence:
             raise Refusal(404, "nothing was published yet", code="nothing_published", headers=stream.position)
-        frames = stream.snapshot(self._clock(), after=after, keep_seconds=self._snapshot_keep_seconds)
+        frames = await stream.snapshot(self._clock, after=after, keep_seconds=self._snapshot_keep_seconds)
+        if stream.closed:
+            raise _closing()
         if not frames:
             raise Refusal(404, "this publisher makes no snapshots", code="no_snapshots")
         self.snapshots_served += 1
@@ -312,6 +354,10 @@ class EventDesk:
                 "next_sequence": stream.core.next_sequence,
             },
         )
+
+
+def _closing() -> Refusal:
+    return Refusal(503, "the publisher is closing", code="closing", headers={"Retry-After": "1"})
 
 
 def _not_here(param: str, what: str, streams: Mapping[Source, EventStream]) -> Refusal:

@@ -6,13 +6,12 @@ What consumers ask and get is `http_desk` (docs/transport-http.md); the thread w
 import asyncio
 import concurrent.futures
 import contextlib
-import dataclasses
 import time
 from typing import Any, Final
 
 from kvrouter.errors import SettingsError
 from kvrouter.events.encode import Encoding
-from kvrouter.events.load import LoadReport, load_from_record, load_record
+from kvrouter.events.load import LoadReport
 from kvrouter_publishers.core import PublisherCore
 from kvrouter_publishers.http_desk import EventStream
 from kvrouter_publishers.http_host import HttpEventServer
@@ -82,7 +81,6 @@ class HttpEventPublisher(ThreadedPublisher):
         self.endpoint = endpoint.endpoint
         """Where clients find the stream; None where only an application that mounted the server answers."""
         super().__init__(core)
-        self._loads_refused = 0
         self._stream = EventStream(core.source, core, self.statistics)
         self._start()
 
@@ -91,18 +89,13 @@ class HttpEventPublisher(ThreadedPublisher):
 
         Figures that cannot be meant are left out. What is no report at all is counted as refused.
         """
-        source = self._core.source
-        try:
-            ours = dataclasses.replace(
-                report, worker_id=source.worker_id, rank=source.rank, timestamp=report.timestamp or time.time()
-            )
-            self._stream.load = load_from_record(load_record(ours))
-        except Exception:  # noqa: BLE001 - a guest never raises into its host; it is counted
-            self._loads_refused += 1
+        ours = self._own_load(report)
+        if ours is not None:
+            self._stream.load = ours
 
     def statistics(self) -> dict[str, int]:
         """Return counters since the start, and the state now; those of the server are of all its streams."""
-        return {**super().statistics(), **self.server.counts(), "load_reports_refused": self._loads_refused}
+        return {**super().statistics(), **self.server.counts()}
 
     def _run(self) -> None:
         """Wait for what runs on the server's loop, where alone the core is touched."""

@@ -181,6 +181,7 @@ class JetStreamEventPublisher(ThreadedPublisher):
                 settings=self._settings,
                 counters=self._extra,
                 wake=self._ring_bell,
+                take_load=self._take_load,
             )
             self._created = await session.open(self._created)
             self._connected = True

@@ -18,7 +18,8 @@ from nats.aio.msg import Msg
 from nats.errors import Error, NoServersError
 from nats.js.api import StreamInfo
 
-from kvrouter.events.nats_names import events_subject, message_id, state_subject
+from kvrouter.events.load import LoadReport, encode_load
+from kvrouter.events.nats_names import events_subject, load_subject, message_id, state_subject
 from kvrouter_publishers.core import Frame, PublisherCore
 from kvrouter_publishers.jetstream_counters import JetStreamCounters
 from kvrouter_publishers.jetstream_settings import SessionSettings
@@ -43,7 +44,8 @@ _HEADERS_BYTES: Final = 4096 + _MESSAGE_HEADER_BYTES
 class Session:
     """Sends what a window gives it, over one connection.
 
-    `wake` is called when something happened for which `turn` should be called again.
+    `wake` is called when something happened for which `turn` should be called again; `take_load` gives the load report
+    that is to be sent now, if any.
     """
 
     def __init__(
@@ -55,9 +57,11 @@ class Session:
         settings: SessionSettings,
         counters: JetStreamCounters,
         wake: Callable[[], None],
+        take_load: Callable[[float], LoadReport | None],
     ) -> None:
         self._client, self._core, self._window, self._settings = client, core, window, settings
-        self._counters, self._wake = counters, wake
+        self._counters, self._wake, self._take_load = counters, wake, take_load
+        self._load_subject = load_subject(settings.endpoint.stream, core.source)
         self._subject = events_subject(settings.endpoint.stream)
         self._inbox = client.new_inbox()
         self._desk = StateDesk(core, part_bytes_max=client.max_payload - _HEADERS_BYTES, offered=settings.snapshots)
@@ -88,8 +92,11 @@ class Session:
         return info.created
 
     async def turn(self) -> bool:
-        """Send a few frames, and a part of our state if somebody asked; returns whether there may be more at once."""
+        """Send a few frames, our load, a part of our state to who asked; returns whether there may be more at once."""
         now = time.monotonic()
+        report = self._take_load(now)
+        if report is not None:  # Beside the stream: nobody needs it later.
+            await self._client.publish(self._load_subject, encode_load(report, encoding="json"))
         await self._answer_for_state(now)
         return await self._send_some(now) or self._desk.busy
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from kvrouter.events import Event
+from kvrouter.events.load import LoadReport
 
 __all__ = ["EventPublisher"]
 
@@ -29,6 +30,16 @@ class EventPublisher(Protocol):
 
     def publish(self, events: Sequence[Event]) -> None:
         """Hand over the events of one engine step; an empty step publishes nothing."""
+        ...
+
+    def publish_load(self, report: LoadReport) -> None:
+        """Tell how busy our rank is, under our own `worker_id` and `rank`, whatever the report names.
+
+        The newest report replaces those before it. It is sent a millisecond after its figures stand still, at most ten
+        times a second, and every five seconds if nothing changes, so call it after every step. It is not kept for who
+        is not there. Figures that cannot be meant are left out; what is no report at all is counted. Like `publish`
+        it takes microseconds, never blocks and never raises, and the same thread calls it.
+        """
         ...
 
     def close(self) -> None:

@@ -153,7 +153,14 @@ class RedisEventPublisher(ThreadedPublisher):
 
         stream, options = self._address.stream, self._address.client_options(self._tls)
         async with RedisClient(options, answer_seconds=self._request_seconds) as client:
-            session = Session(client, self._outgoing, stream=stream, maxlen=self._maxlen)
+            session = Session(
+                client,
+                self._outgoing,
+                self._extra,
+                stream=stream,
+                maxlen=self._maxlen,
+                take_load=self._take_load,
+            )
             await session.open()
             self._connected = True
             self._extra.connects += 1

@@ -1,4 +1,4 @@
-"""One connection of a Redis publisher, from its making to its loss: frames out, snapshots to who asks for them.
+"""One connection of a Redis publisher, from its making to its loss: frames and load out, snapshots to who asks.
 
 What was not acknowledged over one connection is sent again over the next. It may be in the stream twice then;
 consumers know each batch by its number.
@@ -6,13 +6,16 @@ consumers know each batch by its number.
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Final
 
+from kvrouter.events.load import LoadReport, encode_load
 from kvrouter.events.redis_names import (
     EMPTY_ANSWER,
     ENTRY_FIELD,
     REFUSED_ANSWER,
     EntryId,
+    load_channel,
     parse_entry_id,
     request_key,
 )
@@ -26,16 +29,28 @@ __all__ = ["Session", "SnapshotDesk"]
 _LISTEN_SECONDS: Final = 1.0
 _ASKERS_MAX: Final = 16
 _PARTS_WAITING_MAX: Final = 16
+_PART_BYTES: Final = 1 << 18
+"""A part of a snapshot: about ten milliseconds' work, after which events get their turn."""
 _PART_POLL_SECONDS: Final = 0.01
 _ANSWER_SECONDS: Final = 30
 _NO_STREAM: Final = EntryId(0, 0)
 
 
 class Session:
-    """Sends what `outgoing` gives, over one connection."""
+    """Sends what `outgoing` gives, and the load reports that `take_load` gives, over one connection."""
 
-    def __init__(self, client: RedisClient, outgoing: Outgoing, *, stream: str, maxlen: int) -> None:
-        self._client, self._outgoing = client, outgoing
+    def __init__(
+        self,
+        client: RedisClient,
+        outgoing: Outgoing,
+        counters: RedisCounters,
+        *,
+        stream: str,
+        maxlen: int,
+        take_load: Callable[[float], LoadReport | None],
+    ) -> None:
+        self._client, self._outgoing, self._counters, self._take_load = client, outgoing, counters, take_load
+        self._channel = load_channel(stream)
         self._add = ("XADD", stream, "MAXLEN", "~", maxlen, "*", ENTRY_FIELD)
         self._stream = stream
 
@@ -45,8 +60,12 @@ class Session:
         self._outgoing.lost_behind(await self._last_id())
 
     async def turn(self) -> bool:
-        """Send a few frames; returns whether there may be more."""
-        frames = self._outgoing.next(time.monotonic())
+        """Send a few frames, and our load; returns whether there may be more."""
+        now = time.monotonic()
+        report = self._take_load(now)
+        if report is not None:
+            await self._tell(report)
+        frames = self._outgoing.next(now)
         if not frames:
             return False
         commands = [(*self._add, frame) for frame in frames]
@@ -56,6 +75,13 @@ class Session:
             ids = await self._client.transaction(*commands)
         self._outgoing.acknowledge([parse_entry_id(entry) for entry in ids])
         return True
+
+    async def _tell(self, report: LoadReport) -> None:
+        """Send a load report; a server that forbids it takes events all the same."""
+        try:
+            await self._client.command("PUBLISH", self._channel, encode_load(report, encoding="json"))
+        except ResponseError:
+            self._counters.load_reports_forbidden += 1
 
     async def _last_id(self) -> EntryId:
         try:
@@ -90,14 +116,18 @@ class SnapshotDesk:
             # A snapshot is costly to make: all who wait for one get the same.
             more = await self._client.command("LPOP", self._requests, _ASKERS_MAX - 1)
             askers = dict.fromkeys([asked[1], *(more or ())])
-            parts = self._parts()
+            parts = await self._parts()
             for asker in askers:
                 await self._answer(asker, parts)
 
-    def _parts(self) -> list[bytes]:
+    async def _parts(self) -> list[bytes]:
+        """Make a snapshot, a part at a time: the events go on meanwhile."""
         if not self._offered:
             return [REFUSED_ANSWER]
-        return self._core.snapshot() or [EMPTY_ANSWER]
+        parts: list[bytes] = []
+        for parts in self._core.prepare_snapshot(part_bytes_max=_PART_BYTES):  # noqa: B007 - the last one is wanted
+            await asyncio.sleep(0)
+        return parts or [EMPTY_ANSWER]
 
     async def _answer(self, asker: bytes, parts: list[bytes]) -> None:
         for part in parts:

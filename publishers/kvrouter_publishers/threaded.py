@@ -13,10 +13,11 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Self
 
 from kvrouter.events import Event
+from kvrouter.events.load import LoadOutbox, LoadReport, load_from_record, load_record
 from kvrouter_publishers.core import PublisherCore
 
 __all__ = ["ThreadedPublisher"]
@@ -35,6 +36,8 @@ class ThreadedPublisher(ABC):
         while not self._is_finished():
             while (frame := self._core.take(time.monotonic())) is not None:
                 ...  # send it
+            while (report := self._take_load(time.monotonic())) is not None:
+                ...  # send it, or forget it: another one comes
             self._wait_for_work(1.0)  # or, where an event loop runs: await self._work(1.0)
 
     (`_pause` and `_rest` are for the time in which nothing can be sent,)
@@ -47,6 +50,7 @@ class ThreadedPublisher(ABC):
 
     def __init__(self, core: PublisherCore) -> None:
         self._core = core
+        self._loads = LoadOutbox()
         self._stop_deadline: float | None = None
         """When `_run` must have ended, in monotonic seconds; None as long as nobody asked it to."""
         self._process = os.getpid()
@@ -67,6 +71,14 @@ class ThreadedPublisher(ABC):
             self._core.counters.events_dropped_not_running += _length(events)
         else:
             self._core.put(events)
+            if self._sleeping:
+                self._ring_bell()
+
+    def publish_load(self, report: LoadReport) -> None:
+        """Tell how busy our rank is; see `EventPublisher` for what may be relied on."""
+        ours = self._own_load(report)
+        if ours is not None:
+            self._loads.offer(ours)
             if self._sleeping:
                 self._ring_bell()
 
@@ -102,6 +114,29 @@ class ThreadedPublisher(ABC):
     def _release(self) -> None:
         """Free what is left when the thread has ended; may be called again. Called by whoever closes."""
         return
+
+    def _own_load(self, report: LoadReport) -> LoadReport | None:
+        """Return a report under our own name, with a time, without figures that cannot be meant.
+
+        None, and counted, if it is no report at all, or nobody is here to send it.
+        """
+        source = self._core.source
+        try:
+            if os.getpid() == self._process and not self._closing and self._running:
+                ours = replace(
+                    report, worker_id=source.worker_id, rank=source.rank, timestamp=report.timestamp or time.time()
+                )
+                return load_from_record(load_record(ours))
+        except Exception:  # noqa: BLE001, S110 - a guest never raises into its host; it is counted
+            pass
+        self._core.counters.load_reports_refused += 1
+        return None
+
+    def _take_load(self, now: float) -> LoadReport | None:
+        """Return the report that is to be sent now, if any; it counts as sent."""
+        report = self._loads.take(now)
+        self._core.counters.load_reports_sent += report is not None
+        return report
 
     def _start(self) -> None:
         """Start the thread; the last thing that `__init__` does."""
@@ -146,7 +181,7 @@ class ThreadedPublisher(ABC):
         self._sleeping = True
         if self._stop_deadline is not None or self._core.pending():
             return 0.0
-        return min(timeout_seconds, self._core.idle_seconds())
+        return min(timeout_seconds, self._core.idle_seconds(), self._loads.idle_seconds(time.monotonic()))
 
     def _end_sleep(self) -> None:
         self._sleeping = False

@@ -1,7 +1,8 @@
 """Publish events over ZeroMQ, exactly as vLLM and SGLang do, so that any consumer of theirs understands us.
 
 Live events go out of a PUB socket as `[topic, sequence: u64 big-endian, payload]`; a ROUTER socket replays the
-last batches on request (`replay_server`). With the native wire the payload is an envelope of ours instead.
+last batches on request (`replay_server`). With the native wire the payload is an envelope of ours instead, and load
+reports go out of the same socket under a topic of their own.
 """
 
 import math
@@ -14,6 +15,7 @@ from kvrouter.errors import SettingsError
 from kvrouter.events.encode import Encoding
 from kvrouter.events.endpoints import check_endpoint, publisher_binds, rank_endpoint
 from kvrouter.events.frames import live_frames
+from kvrouter.events.load import KV_METRICS_TOPIC, LoadReport, encode_load
 from kvrouter_publishers.core import PublisherCore
 from kvrouter_publishers.replay_server import ReplayServer
 from kvrouter_publishers.threaded import ThreadedPublisher
@@ -24,6 +26,7 @@ _REQUEST_BYTES_MAX = 4096
 _TURN_BATCHES_MAX = 64
 """Live batches sent before requests get their turn."""
 _IDLE_POLL_SECONDS = 1.0
+_LOAD_TOPIC = KV_METRICS_TOPIC.encode()
 
 
 class ZmqEventPublisher(ThreadedPublisher):
@@ -33,11 +36,11 @@ class ZmqEventPublisher(ThreadedPublisher):
         endpoint: where events go, for rank 0; rank N uses the port N above. It is bound if it is a wildcard
             (`*`, `::`, `0.0.0.0`), `ipc` or `inproc`, otherwise connected; `bind` overrides that.
         replay_endpoint: where replays and snapshots are served, by the same rules but always bound; None serves none.
-        topic: first frame of every message; subscribers filter by its prefix.
+        topic: first frame of every message of events; subscribers filter by its prefix. Not `kv_metrics`.
         rank: data-parallel rank of this publisher; part of every batch.
         wire: `vllm` sends what vLLM sends. `native` sends envelopes (docs/wire.md), which only our own subscribers
             understand: they name the publisher's life, carry digests, and snapshots are served.
-        worker_id: who publishes; needed by the native wire.
+        worker_id: who publishes; needed by the native wire and by load reports.
         buffer_steps: batches kept for replay.
         buffer_bytes: bytes kept for replay; whichever bound is reached first counts.
         hwm: messages that ZeroMQ keeps for each slow subscriber before it drops.
@@ -46,6 +49,8 @@ class ZmqEventPublisher(ThreadedPublisher):
         encoding: `map` (vLLM >= 0.24, SGLang >= 0.5.20) or `array` (before).
         digest_seconds: how often the native wire says what the cache holds; None never.
         snapshots: whether the native wire's publisher follows what the cache holds, for digests and snapshots.
+        load_reports: whether `publish_load` sends. By default only the native wire does: consumers of vLLM's events
+            that subscribe to every topic would take a report for a batch.
         replay_topic: whether replays carry the topic (vLLM >= 0.26); see `replay_server`.
         curve_secret_key: Z85 CURVE secret key; subscribers must then know the public key. None is plain text.
         context: needed for `inproc` endpoints, whose both sides share one; by default we own a context.
@@ -54,7 +59,7 @@ class ZmqEventPublisher(ThreadedPublisher):
     publishes builds its own publisher, after the fork.
 
     Raises:
-        SettingsError: an endpoint is malformed, or its address cannot be bound.
+        SettingsError: an endpoint is malformed or its address cannot be bound, or another setting is out of its bounds.
     """
 
     def __init__(
@@ -73,11 +78,16 @@ class ZmqEventPublisher(ThreadedPublisher):
         encoding: Encoding = "map",
         digest_seconds: float | None = 30.0,
         snapshots: bool = True,
+        load_reports: bool | None = None,
         bind: bool | None = None,
         replay_topic: bool = True,
         curve_secret_key: bytes | None = None,
         context: zmq.Context[zmq.Socket[bytes]] | None = None,
     ) -> None:
+        if topic == KV_METRICS_TOPIC:
+            raise SettingsError(f"topic {topic!r} is that of load reports")
+        if load_reports and not worker_id:
+            raise SettingsError("load reports need a worker_id: they name whose they are")
         core = PublisherCore(
             worker_id=worker_id,
             rank=rank,
@@ -93,6 +103,7 @@ class ZmqEventPublisher(ThreadedPublisher):
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context() if context is None else context
         self._curve_secret_key = curve_secret_key
         self._topic = topic.encode()
+        self._tells_load = wire == "native" if load_reports is None else load_reports
         self._live, replays = self._open(endpoint, replay_endpoint, rank, hwm, bind=bind)
         self._replays = None
         if replays is not None:
@@ -101,6 +112,13 @@ class ZmqEventPublisher(ThreadedPublisher):
         self.replay_endpoint = replays.getsockopt_string(zmq.LAST_ENDPOINT) if replays else None
         super().__init__(core)
         self._start()
+
+    def publish_load(self, report: LoadReport) -> None:
+        """Tell how busy our rank is; see `EventPublisher`. Counted as refused where nothing is to be told."""
+        if self._tells_load:
+            super().publish_load(report)
+        else:
+            self._core.counters.load_reports_refused += 1
 
     def _run(self) -> None:
         """Send, answer, sleep; from here on no other code touches the sockets."""
@@ -119,8 +137,12 @@ class ZmqEventPublisher(ThreadedPublisher):
             self._close_sockets()
 
     def _send_some(self) -> None:
-        """Send live batches, but let replays have their turn."""
+        """Send live batches and our load, but let replays have their turn."""
         now = time.monotonic()
+        report = self._take_load(now)
+        if report is not None:
+            number = self._core.counters.load_reports_sent - 1
+            self._live.send_multipart(live_frames(_LOAD_TOPIC, number, encode_load(report)))
         for _ in range(_TURN_BATCHES_MAX):
             frame = self._core.take(now)
             if frame is None:

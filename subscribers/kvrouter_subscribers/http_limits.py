@@ -12,10 +12,7 @@ class HttpLimits:
     poll_seconds: float = 20.0
     """How long a publisher is asked to keep a poll that has nothing to say."""
     grace_seconds: float = 10.0
-    """An answer must begin so soon after it was due, and go on so soon; else the peer is gone or half open.
-
-    A publisher that makes a snapshot for somebody else answers nobody meanwhile: some seconds for a million blocks.
-    """
+    """An answer must begin so soon after it was due, and go on so soon; else the peer is gone or half open."""
     connect_seconds: float = 5.0
     head_bytes_max: int = 16 * 1024
     answer_bytes_max: int = 80 << 20

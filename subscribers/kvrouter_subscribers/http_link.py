@@ -343,7 +343,14 @@ class HttpLink:
                 self._malformed += 1
                 continue
             if report.source == self.source:
-                self._on_load(report)
+                self._hand_over_load(report)
+
+    def _hand_over_load(self, report: LoadReport) -> None:
+        assert self._on_load is not None
+        try:
+            self._on_load(report)
+        except Exception as error:  # noqa: BLE001 - as in `_deliver`
+            self._failed(error)
 
     def _arrived(self) -> None:
         self._connected = True

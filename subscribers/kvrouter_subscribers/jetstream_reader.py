@@ -9,8 +9,10 @@ for each source is found out by `jetstream_recovery`.
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable
 
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from nats.errors import Error
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, StreamInfo
@@ -18,7 +20,8 @@ from nats.js.errors import NotFoundError
 
 from kvrouter.errors import WireError
 from kvrouter.events import Source, decode_envelope
-from kvrouter.events.nats_names import NatsEndpoint
+from kvrouter.events.load import LoadReport, decode_load
+from kvrouter.events.nats_names import NatsEndpoint, load_subjects
 from kvrouter_subscribers.jetstream_connection import connection
 from kvrouter_subscribers.jetstream_limits import JetStreamLimits
 from kvrouter_subscribers.jetstream_pull import Place, Puller
@@ -29,6 +32,7 @@ from kvrouter_subscribers.jetstream_status import Mode, NatsAccess, StreamStatus
 __all__ = ["StreamReader"]
 
 _TICK_SECONDS = 0.25
+_LOADS_WAITING_MAX = 4096
 
 
 class StreamReader:
@@ -43,11 +47,13 @@ class StreamReader:
         mode: Mode,
         start_after: int,
         limits: JetStreamLimits,
+        on_load: Callable[[LoadReport], None] | None = None,
     ) -> None:
         self.endpoint = endpoint
         self.sources: dict[Source, FollowedSource] = {}
         self.connected = False
         self._access, self._consumer, self._mode, self._limits = access, consumer, mode, limits
+        self._on_load = on_load
         self._recovery: Recovery | None = None
         self._client: Client | None = None
         self._position = self._acknowledged = start_after
@@ -55,6 +61,7 @@ class StreamReader:
         self._created: object = None
         self._unacknowledged = self._pending = 0
         self._messages = self._unknown = self._malformed = self._redelivered = self._missed = 0
+        self._load_reports = 0
         self._connects = self.looks = 0
         self.last_error: str | None = None
 
@@ -95,6 +102,7 @@ class StreamReader:
             malformed=self._malformed,
             redelivered=self._redelivered,
             missed=self._missed,
+            load_reports=self._load_reports,
             connects=self._connects,
             looks=self.looks,
             last_error=self.last_error,
@@ -129,6 +137,8 @@ class StreamReader:
         self._up(info.state.last_seq if pending else 0, whole=whole)
         try:
             await puller.open()
+            if self._on_load is not None:
+                await client.subscribe(load_subjects(stream), cb=self._take_load, pending_msgs_limit=_LOADS_WAITING_MAX)
             return await self._watch(jetstream, puller)
         finally:
             self._down()
@@ -263,6 +273,19 @@ class StreamReader:
             receipt = followed.arrived(envelope, place, replayed=followed.catching_up is not None)
             if self._recovery is not None and self._mode == "broadcast":
                 self._recovery.answer(followed, receipt)
+
+    async def _take_load(self, message: Msg) -> None:
+        """Hand over a load report, if it is of a source that is followed."""
+        assert self._on_load is not None
+        try:
+            report = decode_load(message.data)
+        except WireError as error:
+            self._malformed += 1
+            self.last_error = f"{self.endpoint}: {message.subject}: {error}"
+            return
+        followed = self.sources.get(report.source)
+        if followed is not None:
+            self._load_reports += followed.load_reported(report, self._on_load)
 
     def _miss(self, messages: int) -> None:
         """The stream dropped messages that we had not read; nobody knows whose they were."""

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from kvrouter.events import Envelope, Source
+from kvrouter.events.load import LoadReport
 from kvrouter_subscribers.subscriber import EventSink, Receipt, TransportStatus
 
 __all__ = ["FollowedSource"]
@@ -121,6 +122,15 @@ class FollowedSource:
             self._sink.snapshot_failed(self.source, now=self._clock())
         except Exception as error:  # noqa: BLE001 - as in `receive`
             self._sink_failed(error)
+
+    def load_reported(self, report: LoadReport, on_load: Callable[[LoadReport], None]) -> bool:
+        """Hand over the source's load report; returns whether it was taken."""
+        try:
+            on_load(report)
+        except Exception as error:  # noqa: BLE001 - as in `receive`
+            self._sink_failed(error)
+            return False
+        return True
 
     def reject(self, reason: str) -> None:
         """Count a frame that cannot be an event of this source."""

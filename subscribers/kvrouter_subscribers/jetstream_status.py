@@ -17,6 +17,7 @@ class StreamStatus:
 
     `position` is the last message that was handed over, `acknowledged` the last one that the server knows to be.
     `missed` are messages that the stream dropped before we read them, `unknown` those of sources that nobody follows.
+    `load_reports` were handed over; those that are none count as `malformed`.
     """
 
     endpoint: str
@@ -30,6 +31,7 @@ class StreamStatus:
     malformed: int
     redelivered: int
     missed: int
+    load_reports: int
     connects: int
     looks: int
     last_error: str | None

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Self
 
 from kvrouter.errors import MissingExtraError, SettingsError
 from kvrouter.events import Source
+from kvrouter.events.load import LoadReport
 from kvrouter.events.nats_names import NatsCredentials, NatsEndpoint, parse_nats_endpoint, stream_name
 from kvrouter_subscribers.jetstream_limits import JetStreamLimits
 from kvrouter_subscribers.jetstream_source import FollowedSource
@@ -44,6 +45,7 @@ class JetStreamEventSubscriber:
             drawn at random, or `worker-group`.
         positions: the last message of a stream, by endpoint, that the sink knows already (see `positions`): reading
             begins behind it. By default it begins with the oldest message that is there.
+        on_load: takes load reports (`kvrouter.events.load`), which are then subscribed to as well.
         credentials: for endpoints without a user of their own.
         tls: for `tls://` endpoints that need more than the system's certificates; with it every connection is TLS.
     """
@@ -57,6 +59,7 @@ class JetStreamEventSubscriber:
         mode: Mode = "broadcast",
         name: str | None = None,
         positions: Mapping[str, int] | None = None,
+        on_load: Callable[[LoadReport], None] | None = None,
         credentials: NatsCredentials | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
@@ -64,7 +67,7 @@ class JetStreamEventSubscriber:
             raise MissingExtraError("following JetStream", "nats")
         if mode not in ("broadcast", "worker-group"):
             raise SettingsError(f"mode {mode!r} must be broadcast or worker-group")
-        self._sink, self._clock, self._mode = sink, clock, mode
+        self._sink, self._clock, self._mode, self._on_load = sink, clock, mode, on_load
         self._limits = limits or JetStreamLimits()
         drawn = _GROUP if mode == "worker-group" else f"router-{secrets.token_hex(8)}"
         self._name = stream_name(name) if name is not None else drawn
@@ -177,6 +180,7 @@ class JetStreamEventSubscriber:
             mode=self._mode,
             start_after=self._positions.get(str(address), 0),
             limits=self._limits,
+            on_load=self._on_load,
         )
         if self._tasks is not None:
             self._start(reader, self._tasks)

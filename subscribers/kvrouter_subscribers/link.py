@@ -15,6 +15,7 @@ from kvrouter.errors import WireError
 from kvrouter.events import Source, is_envelope
 from kvrouter.events.envelope_stream import EnvelopeReader, Opened
 from kvrouter.events.frames import parse_live
+from kvrouter.events.load import KV_METRICS_TOPIC, LoadReport, decode_load
 from kvrouter_subscribers.limits import CurveKeys, ZmqLimits
 from kvrouter_subscribers.subscriber import EventSink, Receipt, TransportStatus
 
@@ -31,6 +32,7 @@ _HANDSHAKE_FAILURES = (
 _STILL_TRYING = (zmq.EVENT_CONNECT_RETRIED, zmq.EVENT_CONNECT_DELAYED, zmq.EVENT_CONNECTED)
 _MONITORED = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | sum(_HANDSHAKE_FAILURES) | sum(_STILL_TRYING)
 _ABANDONED_SECONDS = 1.0
+_LOAD_TOPIC = KV_METRICS_TOPIC.encode()
 _MAPS = frozenset(bytes([mark]) for mark in (*range(0x80, 0x90), 0xDE, 0xDF))
 """What an envelope may begin with and an engine's batch never does: one look for each of an engine's messages."""
 
@@ -49,7 +51,8 @@ class Link:
     """Reads one source, between `open` and `close`; both may be repeated.
 
     `on_receipt` is told every answer of the sink that asks for something, `on_connected` the answer to each
-    (re)connection. `native` is whether the last batch was an envelope of ours; None before the first.
+    (re)connection, `on_load` the load reports of the source. `native` is whether the last batch was an envelope of
+    ours; None before the first.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Link:
         clock: Callable[[], float],
         on_receipt: Callable[["Link", Receipt], None],
         on_connected: Callable[["Link", Receipt], None],
+        on_load: Callable[[LoadReport], None] | None = None,
     ) -> None:
         self.source, self.address = source, address
         self.socket: zmq.Socket[bytes] | None = None
@@ -71,7 +75,7 @@ class Link:
         self.last_error: str | None = None
         self._sink, self._clock = sink, clock
         self._reader = EnvelopeReader()
-        self._on_receipt, self._on_connected = on_receipt, on_connected
+        self._on_receipt, self._on_connected, self._on_load = on_receipt, on_connected, on_load
         self._peers = self._failed_handshakes = 0
         self._lost_at: float | None = None
         self._refused = False
@@ -103,6 +107,8 @@ class Link:
             socket.setsockopt(zmq.RCVHWM, limits.waiting_messages_max)
             self.monitor = socket.get_monitor_socket(_MONITORED)
             socket.setsockopt(zmq.SUBSCRIBE, self.address.topic.encode())
+            if self._on_load is not None and not KV_METRICS_TOPIC.startswith(self.address.topic):
+                socket.setsockopt(zmq.SUBSCRIBE, _LOAD_TOPIC)
             if self.address.bind:
                 socket.bind(self.address.endpoint)
             else:
@@ -242,6 +248,9 @@ class Link:
         return envelope
 
     def _take(self, frames: list[bytes]) -> None:
+        if frames[0] == _LOAD_TOPIC:
+            self._take_load(frames)
+            return
         self._messages += 1
         self._bytes += sum(map(len, frames))
         try:
@@ -251,6 +260,22 @@ class Link:
             return
         if self._deliver(sequence, payload, replayed=False):
             self.next_sequence = sequence + 1
+
+    def _take_load(self, frames: list[bytes]) -> None:
+        """Hand over a load report, if anybody wants it and it is of this source; it is no batch, whatever it is."""
+        if self._on_load is None:
+            return
+        try:
+            report = decode_load(parse_live(frames)[2])
+        except WireError as error:
+            self.reject(error)
+            return
+        if report.source != self.source:
+            return
+        try:
+            self._on_load(report)
+        except Exception as error:  # noqa: BLE001 - as in `_deliver`
+            self._sink_failed(error)
 
     def _deliver(self, sequence: int, payload: bytes, *, replayed: bool) -> bool:
         """Hand one batch to the sink; returns whether it is one.

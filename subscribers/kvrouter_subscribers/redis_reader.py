@@ -7,16 +7,18 @@ there meanwhile is told by whether that entry is still in the stream. What is mi
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from kvrouter.errors import WireError
 from kvrouter.events import Source
+from kvrouter.events.load import LoadReport, decode_load
 from kvrouter.events.redis_names import WORKER_GROUP, EntryId, RedisEndpoint, RedisTls, parse_entry_id, router_group
 from kvrouter.redis_client import RedisClient, RedisError
 from kvrouter_subscribers.redis_entry import Entry, decode_entry
 from kvrouter_subscribers.redis_group import ConsumerGroup, has_entry, last_id
 from kvrouter_subscribers.redis_history import Reading, read_history
 from kvrouter_subscribers.redis_limits import RedisLimits
+from kvrouter_subscribers.redis_loads import LoadListener
 from kvrouter_subscribers.redis_recovery import Recovery
 from kvrouter_subscribers.redis_source import FollowedSource
 from kvrouter_subscribers.redis_status import Mode, StreamStatus
@@ -43,13 +45,14 @@ class StreamReader:
         passing: bool,
         start_after: EntryId | None,
         limits: RedisLimits,
+        on_load: Callable[[LoadReport], None] | None = None,
     ) -> None:
         self.endpoint = endpoint
         self.sources: dict[Source, FollowedSource] = {}
         self.connected = False
         self.position = start_after
         self.last_error: str | None = None
-        self._tls, self._limits = tls, limits
+        self._tls, self._limits, self._on_load = tls, limits, on_load
         self._shared = mode == "worker-group"
         self._passing = passing and not self._shared
         self._name, self._group = name, WORKER_GROUP if self._shared else router_group(name)
@@ -57,6 +60,7 @@ class StreamReader:
         self._catch_up_to: EntryId | None = None
         self._whole = False
         self._messages = self._unknown = self._malformed = self._claimed = self._trimmed = 0
+        self._load_reports = 0
         self._connects = self._groups_removed = 0
         self._turn_began = 0.0
 
@@ -91,6 +95,7 @@ class StreamReader:
             unknown=self._unknown,
             malformed=self._malformed,
             trimmed=self._trimmed,
+            load_reports=self._load_reports,
             claimed=self._claimed,
             connects=self._connects,
             groups_removed=self._groups_removed,
@@ -122,7 +127,10 @@ class StreamReader:
         recovery = Recovery(client, stream, limits=limits, tasks=tasks, position=lambda: self.position or _BEGINNING)
         await sweeper.live()
         self._whole = await self._open(client, group)
-        sweeping = tasks.create_task(sweeper.run(), name="redis-sweeper")
+        beside = [tasks.create_task(sweeper.run(), name="redis-sweeper")]
+        if self._on_load is not None:
+            loads = LoadListener(client, stream, take=self._take_load, fail=self._loads_failed, limits=limits)
+            beside.append(tasks.create_task(loads.run(), name="redis-loads"))
         try:
             await self._up(client, recovery)
             if self._shared:
@@ -137,7 +145,8 @@ class StreamReader:
             self._groups_removed += sweeper.removed
             self._down()
             recovery.close()
-            sweeping.cancel()
+            for task in beside:
+                task.cancel()
 
     async def _open(self, client: RedisClient, group: ConsumerGroup) -> bool:
         """Set the group to where we are; returns whether the stream has everything behind that."""
@@ -268,6 +277,22 @@ class StreamReader:
             receipt = followed.arrived(envelope)
             if self._recovery is not None and not self._shared:
                 self._recovery.answer(followed, receipt)
+
+    def _take_load(self, message: bytes) -> None:
+        """Hand over a load report, if it is of a source that is followed."""
+        assert self._on_load is not None
+        try:
+            report = decode_load(message)
+        except WireError as error:
+            self._malformed += 1
+            self.last_error = f"{self.endpoint}: {error}"
+            return
+        followed = self.sources.get(report.source)
+        if followed is not None:
+            self._load_reports += followed.load_reported(report, self._on_load)
+
+    def _loads_failed(self, error: Exception) -> None:
+        self.last_error = f"{self.endpoint}: load reports: {type(error).__name__}: {error}"
 
     async def _doubt(self, client: RedisClient) -> None:
         """The stream was shortened beyond what we had read; nobody knows whose entries those were."""

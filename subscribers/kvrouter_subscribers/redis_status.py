@@ -14,7 +14,8 @@ class StreamStatus:
 
     `position` is the id of the last entry that was handed over. `unknown` are entries of sources that nobody follows.
     `trimmed` is how often the stream was found shortened beyond what was read. `claimed` are entries taken over from
-    members of a worker group that died, `groups_removed` those of routers that died.
+    members of a worker group that died, `groups_removed` those of routers that died. `load_reports` were handed over;
+    those that are none count as `malformed`.
     """
 
     endpoint: str
@@ -25,6 +26,7 @@ class StreamStatus:
     unknown: int
     malformed: int
     trimmed: int
+    load_reports: int
     claimed: int
     connects: int
     groups_removed: int

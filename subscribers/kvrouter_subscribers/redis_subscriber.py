@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self
 
 from kvrouter.errors import MissingExtraError, SettingsError
 from kvrouter.events import Source
+from kvrouter.events.load import LoadReport
 from kvrouter.events.redis_names import RedisEndpoint, RedisTls, parse_entry_id, parse_redis_endpoint
 from kvrouter_subscribers.redis_limits import RedisLimits
 from kvrouter_subscribers.redis_source import FollowedSource
@@ -44,6 +45,8 @@ class RedisEventSubscriber:
             router that keeps its name finds its group, and a member of a worker group what it had not acknowledged.
         positions: the last entry of a stream, by endpoint, that the sink knows already (see `positions`): reading
             begins behind it. By default it begins with the oldest entry that is there.
+        on_load: takes load reports (`kvrouter.events.load`), which are then listened to as well, over a connection of
+            their own.
         tls: for `rediss://` endpoints that need more than the system's certificates.
 
     Raises:
@@ -60,6 +63,7 @@ class RedisEventSubscriber:
         mode: Mode = "broadcast",
         name: str | None = None,
         positions: Mapping[str, str] | None = None,
+        on_load: Callable[[LoadReport], None] | None = None,
         tls: RedisTls | None = None,
     ) -> None:
         if find_spec("redis") is None:
@@ -68,7 +72,7 @@ class RedisEventSubscriber:
             raise SettingsError(f"mode {mode!r} must be broadcast or worker-group")
         if name is not None and not 0 < len(name) <= _NAME_CHARACTERS_MAX:
             raise SettingsError(f"a name has 1 to {_NAME_CHARACTERS_MAX} characters")
-        self._sink, self._clock, self._mode, self._tls = sink, clock, mode, tls
+        self._sink, self._clock, self._mode, self._tls, self._on_load = sink, clock, mode, tls, on_load
         self._limits = limits or RedisLimits()
         self._passing = name is None
         self._name = name or f"router-{secrets.token_hex(8)}"
@@ -171,6 +175,7 @@ class RedisEventSubscriber:
             passing=self._passing,
             start_after=self._positions.get(str(address)),
             limits=self._limits,
+            on_load=self._on_load,
         )
         if self._tasks is not None:
             self._start(reader, self._tasks)

@@ -16,6 +16,7 @@ import zmq
 from kvrouter.errors import SettingsError
 from kvrouter.events import Source
 from kvrouter.events.endpoints import check_endpoint, is_wildcard
+from kvrouter.events.load import LoadReport
 from kvrouter_subscribers.limits import CurveKeys, ZmqLimits
 from kvrouter_subscribers.link import Link, ZmqAddress
 from kvrouter_subscribers.pump import Pump
@@ -38,6 +39,7 @@ class ZmqEventSubscriber:
         clock: gives the `now` that the sink sees, in seconds.
         limits: the bounds on memory, time and concurrency.
         curve: CURVE keys for publishers that require them.
+        on_load: takes load reports (`kvrouter.events.load`), which are then subscribed to as well.
         context: needed for `inproc` endpoints, whose both sides share one; by default we own a context.
     """
 
@@ -48,9 +50,10 @@ class ZmqEventSubscriber:
         clock: Callable[[], float] = time.monotonic,
         limits: ZmqLimits | None = None,
         curve: CurveKeys | None = None,
+        on_load: Callable[[LoadReport], None] | None = None,
         context: zmq.Context[zmq.Socket[bytes]] | None = None,
     ) -> None:
-        self._sink, self._clock, self._curve = sink, clock, curve
+        self._sink, self._clock, self._curve, self._on_load = sink, clock, curve, on_load
         self._limits = limits or ZmqLimits()
         self._given_context = context
         self._links: dict[Source, Link] = {}
@@ -88,6 +91,7 @@ class ZmqEventSubscriber:
             clock=self._clock,
             on_receipt=self._asked,
             on_connected=self._connected,
+            on_load=self._on_load,
         )
         self._links[source] = link
         if self._workplace is not None:

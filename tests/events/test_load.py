@@ -4,6 +4,7 @@ import json
 import math
 import random
 from dataclasses import replace
+from itertools import pairwise
 
 import msgpack
 import pytest
@@ -158,7 +159,7 @@ def test_a_report_that_nobody_would_take_is_not_written(wrong: dict[str, object]
 
 def test_a_report_is_sent_when_it_changed_and_now_and_then_else() -> None:
     """Not more often than the least, not more seldom than the most."""
-    outbox = LoadOutbox(least_seconds=1.0, most_seconds=10.0)
+    outbox = LoadOutbox(settle_seconds=0.0, least_seconds=1.0, most_seconds=10.0)
     busy = replace(FULL, num_requests_waiting=9)
 
     assert outbox.take(0.0) is None
@@ -175,6 +176,38 @@ def test_a_report_is_sent_when_it_changed_and_now_and_then_else() -> None:
     assert outbox.take(16.9) is None
     assert outbox.take(17.0) is FULL, "so that its age stays meaningful"
     assert outbox.latest is FULL
+
+
+def test_a_report_is_sent_a_moment_after_its_figures_last_changed() -> None:
+    """What one step of an engine changes, one figure after the other, is one report; what comes back is none."""
+    outbox = LoadOutbox(settle_seconds=0.001, least_seconds=0.1, most_seconds=5.0)
+    steps = [replace(FULL, kv_active_blocks=500 + number) for number in range(3)]
+    assert outbox.idle_seconds(0.0) == math.inf
+
+    for number, step in enumerate(steps):
+        outbox.offer(step)
+        assert outbox.idle_seconds(0.0008 * number) == 0.0
+        assert outbox.take(0.0008 * number) is None
+    assert outbox.idle_seconds(0.0016) == pytest.approx(0.001)
+    assert outbox.take(0.0026) is steps[2]
+    outbox.offer(steps[0])
+    assert outbox.take(0.05) is None
+    outbox.offer(steps[2])
+    assert outbox.take(0.2) is None
+    assert outbox.idle_seconds(0.2) == pytest.approx(4.8026)
+
+
+def test_figures_that_never_stand_still_are_sent_all_the_same() -> None:
+    """As often as reports may be sent at all."""
+    outbox = LoadOutbox(settle_seconds=0.01, least_seconds=0.1, most_seconds=5.0)
+    sent = []
+    for step in range(1000):
+        outbox.offer(replace(FULL, kv_active_blocks=step))
+        if outbox.take(step * 0.001) is not None:
+            sent.append(step)
+
+    assert len(sent) == 9
+    assert all(100 <= later - earlier <= 110 for earlier, later in pairwise(sent))
 
 
 def test_json_is_json_for_every_reader() -> None:

@@ -252,10 +252,16 @@ def test_large_batches_and_small_ones_arrive_as_they_were() -> None:
     assert max(map(len, received)) > 1_000_000
 
 
+def _breaking() -> Iterator[list[bytes]]:
+    """A snapshot that is not finished."""
+    yield []
+    raise ZeroDivisionError
+
+
 def test_a_bug_in_one_answer_is_counted_and_told(caplog: pytest.LogCaptureFixture) -> None:
     """The client gets 500, the log the traceback once, and everybody else what they ask for."""
     with serving() as publisher:
-        publisher._core.snapshot = lambda **_: 1 / 0  # type: ignore[method-assign,assignment]
+        publisher._core.prepare_snapshot = lambda **_: _breaking()  # type: ignore[method-assign]
         for _ in range(2):
             with client(publisher) as asking:
                 reply = asking.get("/kv_snapshot")

@@ -3,7 +3,7 @@
 import asyncio
 import random
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -65,6 +65,7 @@ class ScriptedCore:
         return self.frames[0][0] if self.frames else None
 
     def snapshot(self) -> list[bytes]:
+        """The frames of a snapshot, which tests replace by wrong ones."""
         if not self.snapshots or not self.next_sequence:
             return []
         self.snapshots_made += 1
@@ -72,6 +73,11 @@ class ScriptedCore:
         return [
             self.frame(self.next_sequence - 1, half, snapshot=(part, len(halves))) for part, half in enumerate(halves)
         ]
+
+    def prepare_snapshot(self, *, part_bytes_max: int) -> Iterator[list[bytes]]:
+        assert part_bytes_max > 0
+        frames = self.snapshot()
+        return iter(([], frames) if frames else ())
 
 
 class ScriptedPublisher:
