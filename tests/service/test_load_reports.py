@@ -10,10 +10,11 @@ import pytest
 
 from kvrouter.events import Source
 from kvrouter.events.load import LoadReport, load_record
-from kvrouter.service.load_reports import PATHS, LoadReports
+from kvrouter.service.load_reports import PATHS, TOLD_SECONDS, LoadReports
 from kvrouter.service.prometheus_load import RankCounters, RankFigures, read_page
 from kvrouter.service.proxy import ProxyLimits, Response, UpstreamError, UpstreamPool, fetch
 from kvrouter.service.workers import Worker
+from kvrouter_publishers import ZmqEventPublisher
 from tests.replay.serving import engine
 from tests.service.inprocess import InProcess
 
@@ -291,6 +292,75 @@ def test_reports_of_an_event_plane_count_like_asked_ones(service: InProcess) -> 
 
     assert [row.report.source for row in reports.rows()] == [Source("w", 1)]
     assert (reports.taken, reports.refused) == (1, 2)
+
+
+def test_a_report_that_says_nothing_replaces_none(service: InProcess) -> None:
+    """A publisher without figures is no reason to forget those of the engine's own page."""
+    service.add(url="http://h:1", id="w", model="m")
+    reports = reports_of(service, Pages({}))
+    reports.take(LoadReport(worker_id="w", kv_active_blocks=4))
+    reports.take(LoadReport(worker_id="w", timestamp=7.0))
+
+    assert reports.latest(Source("w", 0)) == LoadReport(worker_id="w", kv_active_blocks=4)
+    assert (reports.taken, reports.refused) == (1, 1)
+
+
+def test_who_tells_its_load_by_itself_is_not_asked(service: InProcess) -> None:
+    """As long as it does, and for all its ranks."""
+    service.add(url="http://h:1", id="talks", model="m", ranks=2)
+    service.add(url="http://h:2", id="half", model="m", ranks=2)
+    asked: list[str] = []
+
+    async def get(worker: Worker, path: str, *, timeout_seconds: float, max_bytes: int) -> Response:
+        asked.append(worker.spec.worker_id)
+        return Response(200, [], VLLM)
+
+    reports = reports_of(service, get)
+
+    def tells() -> bool:
+        for source in (Source("talks", 0), Source("talks", 1), Source("half", 0)):
+            reports.take(LoadReport(worker_id=source.worker_id, rank=source.rank, kv_active_blocks=4))
+        return len(asked) >= 20
+
+    ask(service, reports, tells)
+    assert set(asked) == {"half"}
+    silent_since = service.clock.now
+    ask(service, reports, lambda: "talks" in asked)
+
+    assert service.clock.now - silent_since >= TOLD_SECONDS
+
+
+def test_without_questions_too_what_a_worker_told_goes_with_it(service: InProcess) -> None:
+    """Nothing else would ever forget it."""
+    service.add(url="http://h:1", id="w", model="m")
+    reports = reports_of(service, Pages({}))
+    reports.take(LoadReport(worker_id="w", kv_active_blocks=4))
+    service.service.registry.remove("w", now=service.clock.now)
+
+    assert list(reports.rows()) == []
+    assert reports.latest(Source("w", 0)) is None
+
+
+def test_what_a_publisher_sends_beside_its_events_is_known_to_the_service(service: InProcess) -> None:
+    """The whole way, from the engine's call to what the admin API shows."""
+
+    async def scenario() -> None:
+        with ZmqEventPublisher("tcp://127.0.0.1:*", wire="native", worker_id="w") as publisher:
+            service.add(url="http://h:1", id="w", model="m", events=publisher.endpoint)
+            running = asyncio.create_task(service.service.subscriber.run())
+            async with asyncio.timeout(20):
+                waiting = 0
+                while (known := service.service.loads.latest(Source("w", 0))) is None:
+                    publisher.publish_load(LoadReport(worker_id="", num_requests_waiting=waiting))
+                    waiting += 1
+                    await asyncio.sleep(0.002)
+            await service.service.subscriber.close()
+            await running
+
+        assert known.num_requests_waiting is not None
+        assert service.service.loads.as_json()[0]["worker_id"] == "w"
+
+    asyncio.run(scenario())
 
 
 def test_workers_that_are_not_ready_are_not_asked(service: InProcess) -> None:
