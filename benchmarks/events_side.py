@@ -14,15 +14,17 @@ import time
 from array import array
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Any
 
 import msgpack
 import zmq
 
 from benchmarks import event_loop
-from kvrouter.events import Source, peek_timestamp
+from kvrouter.events import Event, Source, decode_batch, peek_timestamp
 from kvrouter.index import PrefixIndex
 from kvrouter.ingest import Ingest, Receipt
+from kvrouter_publishers import EventPublisher
 
 BLOCK_SIZE = 16
 RESIDENT_BLOCKS = 20_000
@@ -30,6 +32,8 @@ RESIDENT_BLOCKS = 20_000
 MARK_EVERY = 40
 _CHAIN_EVENTS = 16
 _VOCABULARY = 128_000
+_EMPTY_BYTES_MAX = 24
+"""A batch without events: the first one of a publisher of ours, and those that only carry a digest."""
 _PACK_STAMP = struct.Struct(">d").pack_into
 _STAMP_AT = 2  # In `[timestamp, ...]`, as msgpack writes it.
 
@@ -110,8 +114,56 @@ class ZmqPublishers:
         """Publish the next batch."""
         self._sockets[publisher].send_multipart((b"", sequence.to_bytes(8, "big"), payload))
 
+    def prepare(self, said: list[list[bytearray]]) -> None:
+        """Nothing: the bytes are what is sent."""
 
-PUBLISHERS: dict[str, Callable[[list[str]], ZmqPublishers]] = {"zmq": ZmqPublishers}
+
+class OwnPublishers:
+    """Our own publishers, which are given events and not bytes; they keep all that was not read yet."""
+
+    def __init__(self, make: Callable[[str, str], EventPublisher], addresses: list[str]) -> None:
+        self._publishers = [make(address, str(number + 1)) for number, address in enumerate(addresses)]
+        self._events: list[list[tuple[Event, ...]]] = []
+
+    def prepare(self, said: list[list[bytearray]]) -> None:
+        """Read the events before anybody measures."""
+        self._events = [[decode_batch(bytes(payload)).events for payload in own] for own in said]
+
+    def wait_for_subscribers(self) -> None:
+        """Nobody misses anything here."""
+
+    def send(self, publisher: int, sequence: int, _payload: bytearray) -> None:
+        """Publish the next batch."""
+        self._publishers[publisher].publish(self._events[publisher][sequence])
+
+
+_KEPT = 1_000_000
+
+
+def _http_publisher(address: str, worker: str) -> EventPublisher:
+    from kvrouter_publishers import HttpEventPublisher  # noqa: PLC0415 - one transport each
+
+    return HttpEventPublisher(address.partition("//")[2], worker_id=worker, buffer_steps=_KEPT, max_queue_size=_KEPT)
+
+
+def _jetstream_publisher(address: str, worker: str) -> EventPublisher:
+    from kvrouter_publishers import JetStreamEventPublisher  # noqa: PLC0415 - as above
+
+    return JetStreamEventPublisher(address, worker_id=worker, buffer_steps=_KEPT, max_queue_size=_KEPT)
+
+
+def _redis_publisher(address: str, worker: str) -> EventPublisher:
+    from kvrouter_publishers import RedisEventPublisher  # noqa: PLC0415 - as above
+
+    return RedisEventPublisher(address, worker_id=worker, maxlen=_KEPT, buffer_steps=_KEPT, max_queue_size=_KEPT)
+
+
+PUBLISHERS: dict[str, Callable[[list[str]], ZmqPublishers | OwnPublishers]] = {
+    "zmq": ZmqPublishers,
+    "http": partial(OwnPublishers, _http_publisher),
+    "jetstream": partial(OwnPublishers, _jetstream_publisher),
+    "redis": partial(OwnPublishers, _redis_publisher),
+}
 
 
 def _zmq_subscriber(sink: "_Sink", sources: list[tuple[Source, str]]) -> AbstractAsyncContextManager[object]:
@@ -123,26 +175,43 @@ def _zmq_subscriber(sink: "_Sink", sources: list[tuple[Source, str]]) -> Abstrac
     return subscriber
 
 
+def _own_subscriber(name: str, sink: "_Sink", sources: list[tuple[Source, str]]) -> AbstractAsyncContextManager[object]:
+    import kvrouter_subscribers  # noqa: PLC0415 - as above
+
+    subscriber = getattr(kvrouter_subscribers, name)(sink)
+    for source, address in sources:
+        subscriber.add(source, address)
+    opened: AbstractAsyncContextManager[object] = subscriber
+    return opened
+
+
 SUBSCRIBERS: dict[str, Callable[["_Sink", list[tuple[Source, str]]], AbstractAsyncContextManager[object]]] = {
-    "zmq": _zmq_subscriber
+    "zmq": _zmq_subscriber,
+    "http": partial(_own_subscriber, "HttpEventSubscriber"),
+    "jetstream": partial(_own_subscriber, "JetStreamEventSubscriber"),
+    "redis": partial(_own_subscriber, "RedisEventSubscriber"),
 }
 
 
 class _Sink(Ingest):
     """Ingest that counts what it applied and, where asked to, how old it was then."""
 
-    def __init__(self, index: PrefixIndex) -> None:
+    def __init__(self, index: PrefixIndex, clock: Callable[[], float]) -> None:
         super().__init__(index)
+        self.clock = clock
+        """The one that publishers stamp with."""
         self.batches = 0
         self.last = 0.0
         self.ages: array[float] | None = None
 
     def receive(self, source: Source, sequence: int, payload: bytes, **rest: Any) -> Receipt:
         receipt = super().receive(source, sequence, payload, **rest)
-        self.batches += 1
-        if self.ages is not None:
-            self.last = time.monotonic()
-            self.ages.append(self.last - (peek_timestamp(payload) or self.last))
+        if len(payload) > _EMPTY_BYTES_MAX and receipt.outcome != "duplicate":
+            self.batches += 1
+            if self.ages is not None:
+                self.last = time.monotonic()
+                now = self.clock()
+                self.ages.append(now - (peek_timestamp(payload) or now))
         return receipt
 
 
@@ -150,14 +219,19 @@ async def _receive(settings: dict[str, Any]) -> None:
     control = zmq.Context().socket(zmq.REP)
     control.bind(settings["control"])
     index = PrefixIndex()
-    sink = _Sink(index)
+    # Our own publishers stamp with the time of day.
+    sink = _Sink(index, time.monotonic if settings["transport"] == "zmq" else time.time)
     if settings["paced"]:
         sink.ages = array("d")
     sources = []
     for number, address in enumerate(settings["addresses"]):
         sources.append((Source(str(number + 1), 0), address))
         sink.open(sources[-1][0], number, block_size=BLOCK_SIZE, now=time.monotonic())
-    async with SUBSCRIBERS[settings["transport"]](sink, sources):
+    async with SUBSCRIBERS[settings["transport"]](sink, sources) as subscriber:
+        while not all(_is_connected(subscriber, source) for source, _ in sources):
+            await asyncio.sleep(0.01)
+        await asyncio.to_thread(control.recv)
+        control.send_json({"connected": True})
         while sink.batches < settings["batches"]:
             await asyncio.sleep(0.002)
         finished = sink.last or time.monotonic()
@@ -173,6 +247,11 @@ async def _receive(settings: dict[str, Any]) -> None:
     control.send_json(answer)
 
 
+def _is_connected(subscriber: Any, source: Source) -> bool:
+    status = subscriber.status(source)
+    return status is not None and status.connected
+
+
 def _publish(settings: dict[str, Any]) -> None:
     control = zmq.Context().socket(zmq.REP)
     control.bind(settings["control"])
@@ -186,6 +265,7 @@ def _publish(settings: dict[str, Any]) -> None:
         )
         said.append(own)
         blocks.append(number)
+    publishers.prepare(said)
     control.recv()
     publishers.wait_for_subscribers()
     control.send_json({"blocks": sum(blocks), "batches": sum(map(len, said))})
