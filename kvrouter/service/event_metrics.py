@@ -47,7 +47,9 @@ _TRANSPORT_COUNTERS = {
 }
 _LOAD_GAUGES = {
     "request_active_slots": "Running requests, as the worker says.",
+    "request_total_slots": "Requests that may run at once, as the worker says.",
     "num_requests_waiting": "Waiting requests, as the worker says.",
+    "prefill_tokens_waiting": "Prompt tokens that wait to be computed, as the worker says.",
     "kv_active_blocks": "KV blocks in use, as the worker says.",
     "kv_total_blocks": "KV blocks there are, as the worker says.",
     "gpu_cache_usage_perc": "Share of the KV cache in use, 0 to 1, as the worker says.",
@@ -94,6 +96,8 @@ def plane_metrics(loads: LoadReports, keeper: StateKeeper | None) -> Iterator[Me
     yield gauge("load_report_age_seconds", "Time since a rank's last report of its load.", labels, rows)
     yield counter("load_polls", "Questions to workers how busy they are.", (), [((), loads.polls)])
     yield counter("load_polls_failed", "Vain ones, by reason.", ("reason",), by_label(loads.failures))
+    told = {"taken": loads.taken, "refused": loads.refused}
+    yield counter("load_reports", "Load reports that came beside events, by outcome.", ("outcome",), by_label(told))
     statistics = KeeperStatistics() if keeper is None else keeper.statistics
     outcomes = {"saved": statistics.saved, "not_leader": statistics.not_leader, "failed": statistics.failed}
     yield counter("snapshot_saves", "Attempts to keep what is known, by outcome.", ("outcome",), by_label(outcomes))

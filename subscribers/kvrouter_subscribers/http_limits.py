@@ -31,4 +31,4 @@ class HttpLimits:
     turn_seconds: float = 0.001
     """How long events are handed over before other work of the event loop gets its turn."""
     load_seconds: float = 1.0
-    """How often load reports are asked for, where somebody wants them."""
+    """How often a load report is asked for, where somebody wants it; ten times more seldom where there is none."""

@@ -32,6 +32,9 @@ _LIFE: Final = "kv-incarnation"
 _NOT_TAKEN: Final = frozenset({"duplicate", "quarantined", "unknown_source"})
 _ERROR_BYTES_MAX: Final = 64 * 1024
 _LOAD_BYTES_MAX: Final = 1 << 20
+_LEAST_WAIT_SECONDS: Final = 0.01
+_MORE_SELDOM: Final = 10.0
+"""A publisher without a load report is asked for one so many times more seldom."""
 
 
 class HttpLink:
@@ -147,9 +150,9 @@ class HttpLink:
             wait = 0.0
             await self._sleep_until(self._replay_pace.due)
         if self._snapshot_wanted:
-            wait = min(wait, max(0.01, self._snapshot_pace.due - self._clock()))
+            wait = min(wait, max(_LEAST_WAIT_SECONDS, self._snapshot_pace.due - self._clock()))
         if self._on_load is not None:
-            wait = min(wait, self._limits.load_seconds)
+            wait = min(wait, max(_LEAST_WAIT_SECONDS, self._load_due - self._clock()))
         query: dict[str, object] = {**self._who, "after": self._after, "wait": f"{wait:.3f}"}
         if self._life is not None:
             query["incarnation"] = f"{self._life:016x}"
@@ -333,9 +336,10 @@ class HttpLink:
         """Get the source's load report where somebody wants it; that there is none is no failure."""
         if self._on_load is None or self._clock() < self._load_due:
             return
-        self._load_due = self._clock() + self._limits.load_seconds
         answer = await self._channel.ask("/kv_metrics", self._who, wait=0.0, bytes_max=_LOAD_BYTES_MAX)
         reports = json_of(answer).get("reports")
+        pause = self._limits.load_seconds * (1.0 if reports else _MORE_SELDOM)
+        self._load_due = self._clock() + pause
         for record in reports if isinstance(reports, list) else ():
             try:
                 report = load_from_record(record)

@@ -11,9 +11,9 @@ from kvrouter.events import Source
 from kvrouter.events.load import KV_METRICS_TOPIC, LoadReport, encode_load
 from kvrouter.events.nats_names import load_subject
 from kvrouter.events.redis_names import load_channel
-from kvrouter_publishers import RedisEventPublisher, ZmqEventPublisher
-from kvrouter_subscribers import RedisEventSubscriber, ZmqEventSubscriber
-from tests.servers import redis_server
+from kvrouter_publishers import JetStreamEventPublisher, RedisEventPublisher, ZmqEventPublisher
+from kvrouter_subscribers import JetStreamEventSubscriber, RedisEventSubscriber, ZmqEventSubscriber
+from tests.servers import nats_server, redis_server
 from tests.subscribers import jetstream_scene, redis_scene
 from tests.subscribers.planes import BROKERS, STREAM, TRANSPORTS, Plane, plane
 from tests.subscribers.scene import (
@@ -316,5 +316,39 @@ def test_a_server_that_forbids_the_channel_takes_events_all_the_same(tmp_path: P
 
                     assert heard == []
                     assert publisher.statistics()["disconnects"] == 0
+
+    run(scenario())
+
+
+def test_a_user_that_may_not_tell_its_load_publishes_events_all_the_same(tmp_path: Path) -> None:
+    """A NATS server says so and keeps the connection."""
+
+    async def scenario() -> None:
+        heard: list[LoadReport] = []
+        sink = RecordingSink()
+        rights = '{ publish: { deny: "kv_metrics.>" }, subscribe: { deny: "kv_metrics.>" } }'
+        users = f"authorization {{ users: [ {{ user: w, password: s, permissions: {rights} }} ] }}"
+        with nats_server(tmp_path, configuration=users) as server:
+            endpoint = f"nats://w:s@127.0.0.1:{server.port}/{STREAM}"
+            with JetStreamEventPublisher(endpoint, worker_id=WORKER.worker_id) as publisher:
+                async with JetStreamEventSubscriber(
+                    sink, limits=jetstream_scene.QUICK, on_load=heard.append
+                ) as subscriber:
+                    sink.ingest.open(WORKER, 0, now=0.0)
+                    subscriber.add(WORKER, endpoint)
+                    await until(lambda: sink.applied() >= 0)
+
+                    def tells() -> bool:
+                        blocks = publisher.statistics()["load_reports_sent"]
+                        publisher.publish_load(replace(BUSY, kv_active_blocks=blocks))
+                        return bool(blocks >= 3)
+
+                    await until(tells)
+                    publisher.publish([stored(1)])
+                    await until(lambda: sink.holds(1))
+
+                    assert heard == []
+                    assert (publisher.statistics()["connects"], publisher.statistics()["disconnects"]) == (1, 0)
+                    assert subscriber.streams()[0].connects == 1
 
     run(scenario())
