@@ -64,14 +64,17 @@ class Recovery:
         """Do what the sink's answer asks for."""
         if receipt is None:
             return
+        followed.snapshot_wishes += receipt.snapshot_wanted
         if receipt.replay_from is not None and followed.catching_up is None:
             last = followed.last
             whole = receipt.outcome == "restarted" and last is not None and followed.whole_from == 0
             if whole:  # Another life, and we saw it from its first batch on: nothing of it is missing.
-                receipt = followed.replay_finished(complete=True) or receipt
+                end = followed.replay_finished(complete=True)
+                if end is not None:
+                    followed.snapshot_wishes += end.snapshot_wanted
+                    receipt = end
             if receipt.replay_from is not None:
                 followed.replay_wanted = receipt.replay_from
-        followed.snapshot_wishes += receipt.snapshot_wanted
         self._serve(followed)
 
     def want_snapshot(self, followed: FollowedSource, *, instead_of: int | None = None) -> None:

@@ -54,13 +54,16 @@ class Recovery:
         """Do what the sink's answer asks for."""
         if receipt is None:
             return
+        followed.snapshot_wanted = followed.snapshot_wanted or receipt.snapshot_wanted
         if receipt.replay_from is not None and not followed.reading_history and followed.awaited is None:
             if receipt.outcome == "restarted" and followed.whole_from == 0:
                 # Another life, and we saw it from its first batch on: nothing of it is missing.
-                receipt = followed.replay_finished(complete=True) or receipt
+                end = followed.replay_finished(complete=True)
+                if end is not None:
+                    followed.snapshot_wanted = followed.snapshot_wanted or end.snapshot_wanted
+                    receipt = end
             if receipt.replay_from is not None:
                 followed.replay_wanted = receipt.replay_from
-        followed.snapshot_wanted = followed.snapshot_wanted or receipt.snapshot_wanted
         self.serve(followed)
 
     def want_snapshot(self, followed: FollowedSource, *, instead_of: int | None = None) -> None:

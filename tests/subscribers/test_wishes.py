@@ -9,13 +9,20 @@ import pytest
 
 from kvrouter.events import Source
 from kvrouter_subscribers import Receipt
-from tests.subscribers.planes import TRANSPORTS, Plane, plane
+from tests.subscribers.planes import BROKERS, TRANSPORTS, Plane, plane
 from tests.subscribers.scene import WORKER, RecordingSink, run, stored, until
 
 
 @pytest.fixture(params=TRANSPORTS)
 def any_plane(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Plane]:
     """Each transport in turn."""
+    with plane(request.param, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture(params=BROKERS)
+def broker_plane(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Plane]:
+    """Each transport with a broker in turn."""
     with plane(request.param, tmp_path) as made:
         yield made
 
@@ -49,6 +56,33 @@ def test_a_snapshot_that_is_wanted_when_a_replay_is_over_is_brought(any_plane: P
                 await until(lambda: ("snapshot", WORKER) in sink.calls)
                 publisher.publish([stored(20)])
                 await until(lambda: sink.holds(*range(21)))
+
+    run(scenario())
+
+
+class DoubtfulSink(RecordingSink):
+    """Wants the whole state of every new life."""
+
+    def receive(self, *args: Any, **options: Any) -> Receipt:
+        receipt: Any = super().receive(*args, **options)
+        return replace(receipt, snapshot_wanted=receipt.outcome == "restarted")
+
+
+def test_a_snapshot_that_is_wanted_of_another_life_is_brought(broker_plane: Plane) -> None:
+    """Also where the life was seen from its first batch on, so that no replay is needed."""
+
+    async def scenario() -> None:
+        sink = DoubtfulSink()
+        async with broker_plane.subscriber(sink) as subscriber:
+            with broker_plane.publisher() as publisher:
+                broker_plane.follow(subscriber, sink, publisher)
+                publisher.publish([stored(1)])
+                await until(lambda: sink.holds(1) and not subscriber.status(WORKER).replaying)
+            known = sink.calls.count(("snapshot", WORKER))
+            with broker_plane.publisher() as publisher:
+                publisher.publish([stored(2)])
+                await until(lambda: sink.calls.count(("snapshot", WORKER)) > known)
+                await until(lambda: sink.holds(2) and not sink.holds(1))
 
     run(scenario())
 
