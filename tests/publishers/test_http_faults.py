@@ -9,11 +9,11 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from kvrouter_publishers import HttpEventPublisher
+from kvrouter_publishers import HttpEventPublisher, HttpEventServer
 from kvrouter_publishers.http_server import ServerLimits
 from kvrouter_subscribers.http_frames import split_frames
 from tests.publishers.http_wire import LOOPBACK, Client, Reply, client
-from tests.publishers.wire import stored, wait_for
+from tests.publishers.wire import WAIT_SECONDS, stored, wait_for
 
 QUICK = ServerLimits(connections_max=8, head_seconds=0.3, idle_seconds=0.5, stalled_seconds=0.5)
 
@@ -300,8 +300,64 @@ def test_a_snapshot_is_not_older_than_what_the_client_knows() -> None:
         again = asking.get("/kv_snapshot").envelopes[-1].sequence
         newer = asking.get(f"/kv_snapshot?after={first + 1}").envelopes[-1].sequence
         other = asking.get("/kv_snapshot?after=99999&incarnation=abc")
+        ahead = asking.get("/kv_snapshot?after=99999").envelopes[-1].sequence
 
-    assert (again, newer, other.status) == (first, first + 1, 200)
+    assert (again, newer, other.status, ahead) == (first, first + 1, 200, first + 1)
+
+
+def test_a_client_that_is_further_gets_another_snapshot_than_the_one_that_is_being_made() -> None:
+    """They are made one after the other; who asked for the first need not wait for the second."""
+    with serving() as publisher:
+        prepare, begun, released = publisher._core.prepare_snapshot, [0], threading.Event()
+
+        def slowly(**options: int) -> Iterator[list[bytes]]:
+            begun[0] += 1
+            steps = prepare(**options)
+            while not released.is_set():
+                yield []
+            yield from steps
+
+        publisher._core.prepare_snapshot = slowly  # type: ignore[method-assign]
+        with client(publisher) as one, client(publisher) as two, client(publisher) as gone, client(publisher) as events:
+            one.ask("/kv_snapshot")
+            gone.ask("/kv_snapshot")
+            wait_for(lambda: begun[0] == 1)
+            publisher.publish([stored(5)])
+            wait_for(lambda: publisher.statistics()["next_sequence"] == 3)
+            two.ask("/kv_snapshot?after=2")
+            gone.socket.close()
+            assert events.get("/kv_events?after=1").envelopes[-1].sequence == 2
+            assert begun[0] == 1
+            released.set()
+
+            assert one.reply().envelopes[-1].sequence == 1
+            assert two.reply().envelopes[-1].sequence == 2
+
+
+def test_a_publisher_that_closes_ends_the_snapshot_that_it_makes() -> None:
+    """Whoever waits for it is told so."""
+    server = HttpEventServer(LOOPBACK)
+    try:
+        publisher = HttpEventPublisher(server, worker_id="w")
+        publisher.publish([stored(1)])
+        wait_for(lambda: publisher.statistics()["next_sequence"] >= 2)
+        begun = threading.Event()
+
+        def endless(**_: int) -> Iterator[list[bytes]]:
+            begun.set()
+            while True:
+                yield []
+
+        publisher._core.prepare_snapshot = endless  # type: ignore[method-assign]
+        with client(server) as asking:
+            asking.ask("/kv_snapshot")
+            assert begun.wait(WAIT_SECONDS)
+            publisher.close()
+            reply = asking.reply()
+
+        assert (reply.status, reply.json["error"]["code"]) == (503, "closing")
+    finally:
+        server.close()
 
 
 def test_any_bytes_get_an_answer_or_the_end_of_the_connection() -> None:

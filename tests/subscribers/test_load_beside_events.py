@@ -1,5 +1,6 @@
 """Load reports travel beside the events of every transport, and disturb nothing there."""
 
+import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
@@ -8,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from kvrouter.events import Source
-from kvrouter.events.load import KV_METRICS_TOPIC, LoadReport, encode_load
+from kvrouter.events.load import KV_METRICS_TOPIC, LoadReport, decode_load, encode_load
 from kvrouter.events.nats_names import load_subject
 from kvrouter.events.redis_names import load_channel
+from kvrouter.redis_client import RedisClient
 from kvrouter_publishers import JetStreamEventPublisher, RedisEventPublisher, ZmqEventPublisher
 from kvrouter_subscribers import JetStreamEventSubscriber, RedisEventSubscriber, ZmqEventSubscriber
+from kvrouter_subscribers.redis_loads import LoadListener
 from tests.servers import nats_server, redis_server
 from tests.subscribers import jetstream_scene, redis_scene
 from tests.subscribers.planes import BROKERS, STREAM, TRANSPORTS, Plane, plane
@@ -175,6 +178,47 @@ def test_reports_are_heard_again_after_the_broker_was_away(broker_plane: Plane) 
                 await until(lambda: tells(2))
 
                 assert {report.kv_active_blocks for report in heard} <= {1, 2, 199}
+
+    run(scenario())
+
+
+def test_a_redis_server_that_stands_still_is_noticed_by_who_listens_to_it(tmp_path: Path) -> None:
+    """No message is no sign: it is asked whether it lives, and the channel is listened to anew."""
+
+    async def scenario() -> None:
+        heard: list[LoadReport] = []
+        failures: list[Exception] = []
+        with redis_server(tmp_path) as server:
+            async with RedisClient({"port": server.port}, answer_seconds=0.2) as client:
+                listener = LoadListener(
+                    client,
+                    STREAM,
+                    take=lambda message: heard.append(decode_load(message)),
+                    fail=failures.append,
+                    limits=redis_scene.QUICK,
+                )
+                listening = asyncio.create_task(listener.run())
+
+                async def tells() -> None:
+                    while not heard:  # `run` bounds it.
+                        await client.command("PUBLISH", load_channel(STREAM), encode_load(OURS))
+
+                async def pings() -> int:
+                    told = await client.command("INFO", "commandstats")
+                    return int(told["cmdstat_ping"]["calls"])
+
+                await tells()
+                before = await pings()
+                while await pings() < before + 2:  # As above.
+                    assert failures == []
+                with server.paused():
+                    await until(lambda: failures)
+                heard.clear()
+                await tells()
+                listening.cancel()
+                await asyncio.wait({listening})
+
+        assert all(isinstance(failure, TimeoutError) for failure in failures)
 
     run(scenario())
 
