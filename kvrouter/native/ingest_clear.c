@@ -57,9 +57,10 @@ static int clear_row(const struct clearing *clearing, uint8_t *row)
         }
     if (after != KVR_NO_COPIES)
         return kvr_rank_renumber(rank, row, before, after) ? -1 : after == KVR_LOOSE;
-    uint64_t scattered = kvr_row_hash(row);
+    if (kvr_queue_leave(&rank->unresolved, kvr_row_hash(row)))
+        return -1;
     kvr_rank_drop_row(rank, row);
-    return kvr_queue_leave(&rank->unresolved, scattered);
+    return 0;
 }
 
 static int clear_places(struct kvr_rank *rank, uint32_t tier)
@@ -68,15 +69,14 @@ static int clear_places(struct kvr_rank *rank, uint32_t tier)
         struct kvr_place *place = &rank->places[number];
         if (place->tier != tier)
             continue;
+        struct kvr_table none;
         int in_index = place->is_main ? kvr_rank_index_tier(rank, tier) : 0;
-        if (in_index < 0)
+        if (in_index < 0 || kvr_table_open(&none, &rank->bytes, NULL, NULL))
             return -1;
         if (place->is_main)
             kvr_index_clear(rank->index, rank->rank, (uint32_t)in_index);
-        place->hashes = 0;
         kvr_table_close(&place->holders);
-        if (kvr_table_open(&place->holders, &rank->bytes, NULL, NULL))
-            return -1;
+        place->holders = none;
     }
     return 0;
 }

@@ -109,11 +109,9 @@ PyObject *kvr_export_copies(PyObject *self, PyObject *unused)
     PyObject *all = PyDict_New();
     for (uint32_t number = 0; all != NULL && number < rank->place_count; number++) {
         const struct kvr_place *place = &rank->places[number];
-        if (place->hashes == 0)
-            continue;
         PyObject *name = Py_BuildValue("(sk)", TIER_NAMES[place->tier], (unsigned long)place->group);
         PyObject *here = name ? export_place(self, number, export_copies) : NULL;
-        int failed = here == NULL || PyDict_SetItem(all, name, here);
+        int failed = here == NULL || (PyDict_Size(here) > 0 && PyDict_SetItem(all, name, here));
         Py_XDECREF(name);
         Py_XDECREF(here);
         if (failed) {

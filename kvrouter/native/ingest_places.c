@@ -43,6 +43,7 @@ static int enter_index(struct kvr_rank *rank, struct kvr_place *place, int tier)
             if ((holder->value > 0 && kvr_index_store(rank->index, rank->rank, &key, 1, (uint32_t)tier)) ||
                 (holder->value > 1 && kvr_table_add(&several, holder->key, holder->value - 1))) {
                 kvr_table_close(&several);
+                kvr_index_clear(rank->index, rank->rank, (uint32_t)tier); /* Nobody would take out what is in it. */
                 return -1;
             }
         }

@@ -134,7 +134,11 @@ static int flush(struct kvr_rank *rank, const struct kvr_place *place, struct go
     if (count == 0)
         return 0;
     int tier = kvr_rank_index_tier(rank, place->tier);
-    return tier < 0 ? -1 : kvr_index_remove(rank->index, rank->rank, gone->keys, count, (uint32_t)tier);
+    if (tier >= 0 && kvr_index_remove(rank->index, rank->rank, gone->keys, count, (uint32_t)tier) == 0)
+        return 0;
+    if (tier >= 0) /* Without memory the index rather knows nothing of the rank than something that is gone. */
+        kvr_index_clear(rank->index, rank->rank, (uint32_t)tier);
+    return -1;
 }
 
 /* An engine hash that names a block has no copy in a place any more. */
@@ -221,7 +225,7 @@ static void bound_idle(struct kvr_rank *rank)
 {
     while (kvr_queue_count(&rank->idle) > idle_most(rank)) {
         uint8_t *row = kvr_aliases_find(&rank->aliases, kvr_queue_take(&rank->idle));
-        if (row != NULL)
+        if (row != NULL && kvr_row_copies(row) == KVR_IDLE)
             forget_row(rank, row);
     }
 }
@@ -230,12 +234,8 @@ static int bound_unresolved(struct kvr_rank *rank)
 {
     while (kvr_queue_count(&rank->unresolved) > rank->unresolved_max) {
         uint8_t *row = kvr_aliases_find(&rank->aliases, kvr_queue_take(&rank->unresolved));
-        if (row == NULL)
+        if (row == NULL || kvr_copies_is_known(&rank->copies, kvr_rank_number(rank, row)))
             continue;
-        uint32_t places;
-        const struct kvr_copy *list = kvr_copies_list(&rank->copies, kvr_rank_number(rank, row), &places);
-        for (uint32_t at = 0; at < places; at++)
-            rank->places[list[at].place].hashes--;
         kvr_rank_drop_row(rank, row);
         rank->unresolved_dropped++;
     }
@@ -276,17 +276,15 @@ int kvr_rank_forget(struct kvr_rank *rank, uint64_t hash)
 static int add_to_row(struct kvr_rank *rank, struct kvr_place *place, uint8_t *row)
 {
     uint32_t number = (uint32_t)(place - rank->places), before = kvr_rank_number(rank, row);
-    if (before == KVR_IDLE && kvr_queue_leave(&rank->idle, kvr_row_hash(row)))
-        return -1;
     int is_first = kvr_copies_in(&rank->copies, before, number) == 0;
     uint32_t after = before == KVR_IDLE || before == KVR_LOOSE ? place->one
                                                                 : kvr_copies_more(&rank->copies, before, number);
     uint64_t key = kvr_row_key(row);
-    if (kvr_rank_renumber(rank, row, before, after))
+    if (kvr_rank_renumber(rank, row, before, after) ||
+        (before == KVR_IDLE && kvr_queue_leave(&rank->idle, kvr_row_hash(row))))
         return -1;
     if (!is_first)
         return 0;
-    place->hashes++;
     return kvr_copies_is_known(&rank->copies, after) ? block_came(rank, place, key) : 0;
 }
 
@@ -304,10 +302,15 @@ int kvr_rank_add(struct kvr_rank *rank, uint32_t number, const uint64_t *hashes,
         }
         uint64_t scattered = kvr_mix(hashes[at], rank->secret);
         uint32_t waiting = kvr_copies_with(&rank->copies, KVR_NO_COPIES, number, 1);
-        if (waiting == UINT32_MAX || kvr_queue_join(&rank->unresolved, scattered) ||
-            add_row(rank, scattered, 0, waiting) == NULL)
+        row = waiting == UINT32_MAX ? NULL : add_row(rank, scattered, 0, waiting);
+        if (row == NULL) {
+            kvr_copies_release(&rank->copies, waiting);
             return -1;
-        place->hashes++;
+        }
+        if (kvr_queue_join(&rank->unresolved, scattered)) {
+            kvr_rank_drop_row(rank, row);
+            return -1;
+        }
     }
     return bound_unresolved(rank);
 }
@@ -338,7 +341,6 @@ int kvr_rank_add_new(struct kvr_rank *rank, uint32_t number, const uint64_t *has
         if (row == NULL || !is_new)
             return undo(rank, hashes, at + 1) && row != NULL ? 1 : -1;
     }
-    place->hashes += count;
     if (!place->is_main) {
         for (size_t at = 0; at < count; at++)
             if (block_came(rank, place, keys[at]))
@@ -367,11 +369,9 @@ int kvr_rank_learn(struct kvr_rank *rank, uint64_t hash, uint64_t key)
     uint32_t before = kvr_rank_number(rank, row);
     if (kvr_copies_is_known(&rank->copies, before))
         return 0;
-    if (kvr_queue_leave(&rank->unresolved, scattered))
-        return -1;
     kvr_row_set_key(row, key);
     uint32_t after = kvr_copies_known(&rank->copies, before), places;
-    if (kvr_rank_renumber(rank, row, before, after))
+    if (kvr_rank_renumber(rank, row, before, after) || kvr_queue_leave(&rank->unresolved, scattered))
         return -1;
     (void)kvr_copies_list(&rank->copies, after, &places);
     for (uint32_t at = 0; at < places; at++) {
@@ -389,24 +389,25 @@ static int last_copy_went(struct kvr_rank *rank, uint8_t *row, uint32_t before)
 {
     if (kvr_copies_is_known(&rank->copies, before))
         return kvr_rank_make_idle(rank, row, before);
-    uint64_t scattered = kvr_row_hash(row);
+    if (kvr_queue_leave(&rank->unresolved, kvr_row_hash(row)))
+        return -1;
     kvr_rank_drop_row(rank, row);
-    return kvr_queue_leave(&rank->unresolved, scattered);
+    return 0;
 }
 
 static int remove_from_row(struct kvr_rank *rank, struct kvr_place *place, uint8_t *row, struct gone *gone)
 {
     uint32_t number = (uint32_t)(place - rank->places), before = kvr_rank_number(rank, row);
     uint32_t left = kvr_copies_in(&rank->copies, before, number) - 1, places;
-    if (left == 0) {
-        place->hashes--;
-        if (kvr_copies_is_known(&rank->copies, before) && block_went(rank, place, kvr_row_key(row), gone))
-            return -1;
-        (void)kvr_copies_list(&rank->copies, before, &places);
-        if (places == 1)
-            return last_copy_went(rank, row, before);
-    }
-    return kvr_rank_renumber(rank, row, before, kvr_copies_with(&rank->copies, before, number, left));
+    if (left > 0)
+        return kvr_rank_renumber(rank, row, before, kvr_copies_with(&rank->copies, before, number, left));
+    int is_known = kvr_copies_is_known(&rank->copies, before);
+    uint64_t key = kvr_row_key(row);
+    (void)kvr_copies_list(&rank->copies, before, &places);
+    if (places == 1 ? last_copy_went(rank, row, before)
+                    : kvr_rank_renumber(rank, row, before, kvr_copies_with(&rank->copies, before, number, 0)))
+        return -1;
+    return is_known ? block_went(rank, place, key, gone) : 0;
 }
 
 int kvr_rank_remove(struct kvr_rank *rank, uint32_t number, const uint64_t *hashes, size_t count, size_t *unknown)
@@ -420,8 +421,10 @@ int kvr_rank_remove(struct kvr_rank *rank, uint32_t number, const uint64_t *hash
         uint8_t *row = kvr_rank_find(rank, hashes[at]);
         if (row == NULL || !kvr_copies_in(&rank->copies, kvr_rank_number(rank, row), number))
             ++*unknown;
-        else if (remove_from_row(rank, place, row, &gone))
+        else if (remove_from_row(rank, place, row, &gone)) {
+            (void)flush(rank, place, &gone);
             return -1;
+        }
     }
     return flush(rank, place, &gone);
 }

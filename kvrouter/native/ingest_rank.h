@@ -21,7 +21,6 @@ struct kvr_place {
     uint32_t group;
     uint32_t one; /* the number of "one copy, here", which is kept */
     int is_main;  /* of the group that the index follows */
-    size_t hashes; /* that have a copy here */
     /* Scattered sequence hash to how many engine hashes name it that have a copy here. For the main group only those
      * that have several, and one less. */
     struct kvr_table holders;

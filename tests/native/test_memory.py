@@ -1,48 +1,12 @@
 """Nothing that the core makes outlives its use, whether a call succeeds or fails."""
 
 import tracemalloc
-from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
 import pytest
 
 from kvrouter import native_core
-
-WORDS, TEXT = bytes(4096), b'{"prompt": [' + b"70000, " * 500 + b"1]}"
-HEAD = b"GET / HTTP/1.1\r\nContent-Length: 70000\r\n\r\n"
-MESSAGE = HEAD + bytes(70_000)
-USAGE = b'"usage": {"prompt_tokens": 70000, "cached_tokens": 9000}'
-CALLS: dict[str, Callable[[Any], object]] = {
-    "chained": lambda core: core.chain_hashes(7, WORDS, 16, 1337, 0),
-    "hashed": lambda core: core.block_hashes(WORDS, 16, 1337, 0),
-    "chained_blocks": lambda core: core.chain_block_hashes(None, WORDS),
-    "hashed_whole": lambda core: core.xxh3_64(WORDS, 1),
-    "packed": lambda core: core.tokens_to_words([70_000] * 1000),
-    "parsed": lambda core: core.parse_token_array(TEXT, 11),
-    "found": lambda core: core.find_token_array(TEXT, b'"prompt"'),
-    "recalled": lambda core: core.recall_head(HEAD, len(HEAD), {HEAD[:14]: WORDS}),
-    "recalled_whole": lambda core: core.recall_whole(MESSAGE, len(MESSAGE), {HEAD[:14]: WORDS}),
-    "joined": lambda core: core.join_text(HEAD, 70_000, "text", HEAD),
-    "skipped": lambda core: core.skip_chunks(b"5\r\nhello\r\n" * 100, 0),
-    "priced": lambda core: core.find_usage(USAGE),
-    "read": lambda core: core.read_token_body(TEXT, b"prompt", b" "),
-    "hashes": lambda core: core.find_hash_array(TEXT, b'"prompt"'),
-    "no_hash": lambda core: core.find_hash_array(TEXT[:-2] + b"x]", b'"prompt"'),
-    "no_such_size": lambda core: core.chain_hashes(7, WORDS, 0, 1337, 0),
-    "no_such_parent": lambda core: core.chain_hashes(2**64, WORDS, 16, 1337, 0),
-    "no_hashes": lambda core: core.chain_block_hashes(None, WORDS[:7]),
-    "no_token": lambda core: core.tokens_to_words([*[70_000] * 1000, 2**40]),
-    "no_integer": lambda core: core.tokens_to_words([*[70_000] * 1000, "text"]),
-    "no_array": lambda core: core.parse_token_array(TEXT[:-2] + b"x]", 11),
-    "no_head": lambda core: core.recall_head(HEAD, len(HEAD), {}),
-    "no_rest": lambda core: core.recall_whole(HEAD, len(HEAD), {HEAD[:14]: WORDS}),
-    "no_text": lambda core: core.join_text(HEAD, 70_000, None),
-    "no_memory": lambda core: core.recall_head(HEAD, 5, {}),
-    "no_start": lambda core: core.skip_chunks(WORDS, 2**20),
-    "no_usage": lambda core: core.find_usage(WORDS),
-    "no_key": lambda core: core.find_token_array(TEXT, 5),
-}
+from tests.native.calls import CALLS
 
 
 @pytest.mark.parametrize("name", CALLS)
