@@ -48,6 +48,9 @@ def _apply(table: Any, payload: bytes) -> None:
 
 
 STEPS: dict[str, Callable[[Any], object]] = {
+    "one": lambda table: table.add("gpu", 0, [5]),
+    "two": lambda table: table.add("disk", 1, [5]),
+    "meant": lambda table: _learn(table, [5], 9_999),
     "batch": lambda table: _apply(table, FIRST),
     "again": lambda table: _apply(table, AGAIN),
     "others": lambda table: table.add("gpu", 1, MANY[:40]),
@@ -79,7 +82,7 @@ QUESTIONS: dict[str, Callable[[Any], object]] = {
 def _prepared(names: list[str]) -> tuple[PrefixIndex, Any]:
     """A table after some of the steps, in an index where another rank has some of the same blocks."""
     index = PrefixIndex()
-    table = native_core.native.BlockTable(index, RANK, idle_max=30, unresolved_max=60)
+    table = native_core.native.BlockTable(index, RANK, idle_max=100, unresolved_max=60)
     table.attach({}, {}, {}, {})
     table.describe(4, [(0, 4, False, False, True)])
     table.set_main(0)
@@ -114,7 +117,7 @@ def test_every_change_survives_every_failing_allocation(name: str, fails: int) -
 @pytest.mark.parametrize("name", QUESTIONS)
 def test_every_question_survives_every_failing_allocation(name: str) -> None:
     """Asking changes nothing, whatever becomes of the answer, and nothing is left behind."""
-    _, table = _prepared(list(STEPS)[:8])
+    _, table = _prepared(list(STEPS)[:11])
     ask = partial(QUESTIONS[name], table)
     expected = ask()
 
