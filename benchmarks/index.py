@@ -89,7 +89,10 @@ def _write_workload(
     ):
         while requests := list(islice(wanted, 50)):
             changes = [change for request in requests for change in fleet.serve(request)]
-            marshal.dump([(each.rank, bool(len(each.tokens)), each.hashes.tobytes()) for each in changes], hashes)
+            marshal.dump(
+                [(each.rank, bool(len(each.tokens)), each.hashes.tobytes(), len(each.hashes), each.parent) for each in changes],
+                hashes,
+            )
             marshal.dump(
                 [(each.rank, None, each.dynamo(number + at), len(each.hashes)) for at, each in enumerate(changes)],
                 dynamo,

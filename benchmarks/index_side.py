@@ -36,14 +36,17 @@ class _Ours:
         self.index: Any = self._make()
 
     def prepare(self, event: Any) -> Any:
-        rank, stores, packed = event
+        rank, stores, packed, _, parent = event
         hashes = self._np.frombuffer(packed, self._np.uint64)
         hashes.data  # noqa: B018 - numpy keeps a note with every array that was ever looked into; not the index's memory.
-        return rank, stores, hashes
+        return rank, stores, hashes, parent
 
     def apply(self, event: Any) -> None:
-        rank, stores, hashes = event
-        (self.index.store if stores else self.index.remove)(rank, hashes)
+        rank, stores, hashes, parent = event
+        if stores:
+            self.index.store_chain(rank, hashes, parent)
+        else:
+            self.index.remove(rank, hashes)
 
     def queries(self, hashes: bytes, local: bytes) -> dict[str, Any]:  # noqa: ARG002
         array = self._np.frombuffer(hashes, self._np.uint64)
@@ -158,7 +161,7 @@ def main() -> None:
     with (folder / _FILES[kind]).open("rb") as stream:
         while (batch := marshal.load(stream)) is not None:
             events += [side.prepare(event) for event in batch]
-            counts += [event[3] if len(event) > 3 else len(event[2]) // 8 for event in batch]
+            counts += [event[3] for event in batch]
     result = _measure_applying(side, events, counts)
     events.clear()
     with (folder / "queries").open("rb") as stream:

@@ -85,6 +85,21 @@ class PrefixIndex:
             counts = self._counts[tier]
             counts[rank] = counts.get(rank, 0) + added
 
+    def store_chain(self, rank: int, hashes: Hashes, parent: int | None = None, tier: str = "gpu") -> None:  # noqa: ARG002
+        """`store` for blocks each of which follows the one before it in a prompt.
+
+        Nothing but speed depends on being told, as long as it is true: an implementation may match whole stretches of
+        a chain at once.
+
+        Args:
+            rank: who holds the blocks.
+            hashes: their sequence hashes, in order.
+            parent: the sequence hash before the first of them; None means that it is the first of a prompt. It may be
+                one that the index does not know.
+            tier: where they are.
+        """
+        self.store(rank, hashes, tier)
+
     def remove(self, rank: int, hashes: Hashes, tier: str = "gpu") -> None:
         """Note that `rank` no longer holds these blocks; unknown ones are ignored."""
         bit = _bit(rank)

@@ -104,7 +104,14 @@ static void sweep(struct kvr_index *index, size_t slots)
 struct change {
     uint32_t named; /* by the slot */
     uint32_t before, after; /* live */
+    uint64_t mark_named, mark_after;
 };
+
+static void note_marks(const struct kvr_index *index, struct change *change)
+{
+    change->mark_named = kvr_stretches_mark(&index->stretches, change->named);
+    change->mark_after = kvr_stretches_mark(&index->stretches, change->after);
+}
 
 static int join(struct kvr_index *index, uint32_t rank, uint32_t tier, struct change *change)
 {
@@ -112,6 +119,7 @@ static int join(struct kvr_index *index, uint32_t rank, uint32_t tier, struct ch
     change->before = kvr_sets_resolve(sets, change->named);
     change->after = kvr_sets_has(sets, change->before, tier, rank) ? change->before
                                                                    : kvr_sets_with(sets, change->before, tier, rank);
+    note_marks(index, change);
     return change->after ? 0 : -1;
 }
 
@@ -121,7 +129,9 @@ static int part(struct kvr_index *index, uint32_t rank, uint32_t tier, struct ch
     change->before = change->after = kvr_sets_resolve(sets, change->named);
     if (!kvr_sets_has(sets, change->before, tier, rank))
         return 0;
-    return kvr_sets_without(sets, change->before, tier, rank, &change->after);
+    int failed = kvr_sets_without(sets, change->before, tier, rank, &change->after);
+    note_marks(index, change);
+    return failed;
 }
 
 /* The slot that named one set names another one, or goes. */
@@ -130,29 +140,46 @@ static void rename_slot(struct kvr_index *index, struct kvr_slot *slot, const st
     if (change->after != 0) {
         kvr_sets_enter(&index->sets, change->after);
         slot->value = change->after;
+        kvr_stretches_change(&index->stretches, slot->link, change->mark_after - change->mark_named);
+    } else {
+        kvr_stretches_leave(&index->stretches, slot->link, change->mark_named);
     }
     kvr_sets_leave(&index->sets, change->named);
     if (change->after == 0)
         kvr_table_drop(&index->table, slot);
 }
 
-static int add_slot(struct kvr_index *index, uint64_t key, uint32_t set)
+static int add_slot(struct kvr_index *index, uint64_t key, const struct change *change, kvr_link link)
 {
-    if (kvr_table_add(&index->table, key, set)) {
-        kvr_sets_release(&index->sets, set);
+    if (kvr_table_add_linked(&index->table, key, change->after, link)) {
+        kvr_stretches_abandon(&index->stretches, link);
+        kvr_sets_release(&index->sets, change->after);
         return -1;
     }
-    kvr_sets_enter(&index->sets, set);
+    if (link != KVR_LOOSE_BLOCK)
+        kvr_stretches_enter(&index->stretches, link, change->mark_after);
+    kvr_sets_enter(&index->sets, change->after);
     return 0;
 }
 
-int kvr_index_store(struct kvr_index *index, uint32_t rank, const uint64_t *hashes, size_t count, uint32_t tier)
+void kvr_index_place(struct kvr_index *index, struct kvr_slot *slot, kvr_link previous)
+{
+    if (slot->link != KVR_LOOSE_BLOCK)
+        return;
+    slot->link = kvr_stretches_follow(&index->stretches, previous);
+    if (slot->link != KVR_LOOSE_BLOCK)
+        kvr_stretches_enter(&index->stretches, slot->link, kvr_stretches_mark(&index->stretches, slot->value));
+}
+
+/* `previous` is where the block before the first one is; NULL if the blocks do not follow one another. */
+static int store(struct kvr_index *index, uint32_t rank, kvr_link *previous, const uint64_t *hashes, size_t count,
+                 uint32_t tier)
 {
     if (index->sets.stale)
         sweep(index, count * SWEPT_PER_BLOCK + 1);
     if (count_rank(index, rank, tier))
         return -1;
-    struct change change = {UINT32_MAX, 0, 0};
+    struct change change = {UINT32_MAX, 0, 0, 0, 0};
     size_t *blocks = &index->tiers[tier].blocks[rank];
     for (size_t at = 0; at < count; at++) {
         if (at + KVR_PREFETCH_BLOCKS < count)
@@ -165,15 +192,56 @@ int kvr_index_store(struct kvr_index *index, uint32_t rank, const uint64_t *hash
             if (join(index, rank, tier, &change))
                 return -1;
         }
+        kvr_link link = KVR_LOOSE_BLOCK;
+        if (previous != NULL) {
+            if (slot != NULL)
+                kvr_index_place(index, slot, *previous);
+            link = slot != NULL ? slot->link : kvr_stretches_follow(&index->stretches, *previous);
+            *previous = link;
+        }
         if (change.before == change.after)
             continue;
         if (slot != NULL)
             rename_slot(index, slot, &change);
-        else if (add_slot(index, key, change.after))
+        else if (add_slot(index, key, &change, link))
             return -1;
         ++*blocks;
     }
     return 0;
+}
+
+int kvr_index_store(struct kvr_index *index, uint32_t rank, const uint64_t *hashes, size_t count, uint32_t tier)
+{
+    return store(index, rank, NULL, hashes, count, tier);
+}
+
+/* Where the block before the first of a chain is. */
+static kvr_link find_parent(const struct kvr_index *index, const uint64_t *parent)
+{
+    if (parent == NULL)
+        return KVR_BEFORE_FIRST;
+    const struct kvr_slot *slot = kvr_table_find(&index->table, kvr_index_key(index, *parent));
+    /* The slot of a block that nobody holds any more may go at any time, and its place with it. */
+    int is_held = slot != NULL && kvr_sets_resolve(&index->sets, slot->value) != 0;
+    return is_held ? slot->link : KVR_LOOSE_BLOCK;
+}
+
+int kvr_index_store_chain(struct kvr_index *index, uint32_t rank, const uint64_t *parent, const uint64_t *hashes,
+                          size_t count, uint32_t tier)
+{
+    kvr_link previous = find_parent(index, parent);
+    return store(index, rank, &previous, hashes, count, tier);
+}
+
+void kvr_index_note_chain(struct kvr_index *index, const uint64_t *parent, const uint64_t *hashes, size_t count)
+{
+    kvr_link previous = find_parent(index, parent);
+    for (size_t at = 0; at < count; at++) {
+        struct kvr_slot *slot = kvr_table_find(&index->table, kvr_index_key(index, hashes[at]));
+        if (slot != NULL)
+            kvr_index_place(index, slot, previous);
+        previous = slot == NULL ? KVR_LOOSE_BLOCK : slot->link;
+    }
 }
 
 int kvr_index_remove(struct kvr_index *index, uint32_t rank, const uint64_t *hashes, size_t count, uint32_t tier)
@@ -182,7 +250,7 @@ int kvr_index_remove(struct kvr_index *index, uint32_t rank, const uint64_t *has
         sweep(index, count * SWEPT_PER_BLOCK + 1);
     if (kvr_index_blocks(index, rank, tier) == 0)
         return 0;
-    struct change change = {0, 0, 0};
+    struct change change = {0, 0, 0, 0, 0};
     size_t *blocks = &index->tiers[tier].blocks[rank];
     for (size_t at = 0; at < count; at++) {
         if (at + KVR_PREFETCH_BLOCKS < count)
@@ -215,11 +283,27 @@ void kvr_index_clear(struct kvr_index *index, uint32_t rank, uint32_t tier)
 
 /* -- life --------------------------------------------------------------------------------------------------------- */
 
+static uint32_t settle(void *context, const struct kvr_slot *slot)
+{
+    struct kvr_index *index = context;
+    struct kvr_stretches *stretches = &index->stretches;
+    uint32_t named = slot->value, live = kvr_sets_settle(&index->sets, named);
+    if (live == named || slot->link == KVR_LOOSE_BLOCK)
+        return live;
+    uint64_t mark = kvr_stretches_mark(stretches, named);
+    if (live == 0)
+        kvr_stretches_leave(stretches, slot->link, mark);
+    else
+        kvr_stretches_change(stretches, slot->link, kvr_stretches_mark(stretches, live) - mark);
+    return live;
+}
+
 int kvr_index_open(struct kvr_index *index, uint64_t secret)
 {
     memset(index, 0, sizeof *index);
     index->secret = secret;
-    if (kvr_table_open(&index->table, &index->bytes, kvr_sets_settle, &index->sets))
+    kvr_stretches_open(&index->stretches, &index->bytes, kvr_mix(secret, ~secret));
+    if (kvr_table_open(&index->table, &index->bytes, settle, index))
         return -1;
     return kvr_sets_open(&index->sets, &index->bytes, ~secret);
 }
@@ -229,6 +313,8 @@ void kvr_index_close(struct kvr_index *index)
     kvr_table_close(&index->table);
     if (index->sets.account != NULL)
         kvr_sets_close(&index->sets);
+    if (index->stretches.account != NULL)
+        kvr_stretches_close(&index->stretches);
     for (uint32_t number = 0; number < index->tier_count; number++) {
         struct kvr_tier *tier = &index->tiers[number];
         kvr_give(&index->bytes, tier->name, tier->length);

@@ -5,6 +5,7 @@
 
 #include "index_mix.h"
 #include "index_sets.h"
+#include "index_stretches.h"
 
 #define KVR_RANKS_MAX 4096
 #define KVR_RANK_WORDS_MAX (KVR_RANKS_MAX / 64)
@@ -23,6 +24,7 @@ struct kvr_index {
     uint64_t secret;
     struct kvr_table table; /* scattered sequence hash to the number of a set */
     struct kvr_sets sets;
+    struct kvr_stretches stretches;
     struct kvr_tier *tiers;
     uint32_t tier_count;
     uint32_t rank_words; /* enough for every rank ever stored */
@@ -38,7 +40,19 @@ void kvr_index_close(struct kvr_index *index);
 int kvr_index_find_tier(const struct kvr_index *index, const char *name, size_t length);
 int kvr_index_add_tier(struct kvr_index *index, const char *name, size_t length);
 
+/* Store blocks in any order. */
 int kvr_index_store(struct kvr_index *index, uint32_t rank, const uint64_t *hashes, size_t count, uint32_t tier);
+
+/* Store blocks each of which follows the one before it, the first one `*parent`, or nothing if that is NULL. */
+int kvr_index_store_chain(struct kvr_index *index, uint32_t rank, const uint64_t *parent, const uint64_t *hashes,
+                          size_t count, uint32_t tier);
+
+/* Note of blocks that were stored in some other order that they follow one another, as above. */
+void kvr_index_note_chain(struct kvr_index *index, const uint64_t *parent, const uint64_t *hashes, size_t count);
+
+/* Note that a stored block follows the one at `previous`, if it has no place yet. */
+void kvr_index_place(struct kvr_index *index, struct kvr_slot *slot, kvr_link previous);
+
 int kvr_index_remove(struct kvr_index *index, uint32_t rank, const uint64_t *hashes, size_t count, uint32_t tier);
 void kvr_index_clear(struct kvr_index *index, uint32_t rank, uint32_t tier);
 
@@ -61,6 +75,13 @@ KVR_INLINE uint32_t kvr_index_holders(const struct kvr_index *index, uint64_t ha
 {
     const struct kvr_slot *slot = kvr_table_find(&index->table, kvr_index_key(index, hash));
     return slot == NULL ? 0 : kvr_sets_resolve(&index->sets, slot->value);
+}
+
+/* Whether somebody holds a block, and it is not known what it follows. */
+KVR_INLINE int kvr_index_is_loose(const struct kvr_index *index, uint64_t hash)
+{
+    const struct kvr_slot *slot = kvr_table_find(&index->table, kvr_index_key(index, hash));
+    return slot != NULL && slot->link == KVR_LOOSE_BLOCK;
 }
 
 /* Ask for what a change of a block will touch: its slot, and the neighbours that make room or move up. */

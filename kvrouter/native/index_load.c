@@ -152,7 +152,7 @@ static int load_block(struct kvr_index *index, const struct table *table, uint64
             return no_memory();
         kvr_sets_enter(&index->sets, last->united);
     } else {
-        slot->value = last->united;
+        slot->value = last->united; /* Blocks have no places yet. */
         kvr_sets_enter(&index->sets, last->united);
         kvr_sets_leave(&index->sets, before);
     }

@@ -1,10 +1,10 @@
 /* Walking along a prompt, or bisecting it; `index_match.h` says what is found. */
 #include "index_match.h"
 
-/* Slots are asked for in groups, one group ahead of the one that is looked at. The first is small: most prompts that
- * are nowhere end with their first block. */
-#define GROUP 32
-#define FIRST_GROUP 8
+/* Looked at one by one: most prompts that are nowhere end with their first block. */
+#define FIRST_BLOCKS 8
+/* Stretches whose last blocks are asked for together, one window ahead of the one that is looked at. */
+#define WINDOW_MAX 32
 
 struct match {
     const struct kvr_index *index;
@@ -59,66 +59,175 @@ static int keep(const struct match *match, uint64_t *alive, uint32_t number, siz
 
 /* -- the walk ----------------------------------------------------------------------------------------------------- */
 
+/* What the walk along a prompt knows so far. */
+struct walk {
+    const struct match *match;
+    uint64_t *alive;
+    uint32_t named; /* by the slot of the last block */
+    uint64_t mark;  /* of that set */
+};
+
 struct probe {
     uint64_t key;
     const struct kvr_slot *slot;
 };
 
-/* Ask for the slots of the next blocks; how many, or -1. */
-static int ask(const struct match *match, size_t start, size_t most, struct probe *probes)
+/* Ask for the slot of a block; -1 if its hash cannot be read. */
+KVR_INLINE int ask(const struct match *match, size_t position, struct probe *probe)
 {
-    uint64_t room[GROUP];
-    size_t count = match->keys->count - start;
-    count = count < most ? count : most;
-    const uint64_t *hashes = kvr_keys_at(match->keys, start, count, room);
-    if (hashes == NULL)
+    uint64_t room;
+    const uint64_t *hash = kvr_keys_at(match->keys, position, 1, &room);
+    if (hash == NULL)
         return -1;
-    for (size_t at = 0; at < count; at++) {
-        probes[at].key = kvr_index_key(match->index, hashes[at]);
-        probes[at].slot = kvr_table_home(&match->index->table, probes[at].key);
-        KVR_PREFETCH(probes[at].slot);
-    }
-    return (int)count;
-}
-
-KVR_INLINE uint32_t look(struct probe probe)
-{
-    const struct kvr_slot *slot = probe.slot;
-    while (slot->key < probe.key)
-        slot++;
-    return slot->key == probe.key ? slot->value : 0;
-}
-
-static int walk(const struct match *match, uint64_t *alive)
-{
-    struct probe groups[2][GROUP];
-    uint32_t previous = UINT32_MAX;
-    size_t depth = 0;
-    int count = ask(match, 0, FIRST_GROUP, groups[0]);
-    for (int turn = 0; count > 0; turn ^= 1) {
-        size_t next = depth + (size_t)count;
-        int following = ask(match, next, GROUP, groups[turn ^ 1]);
-        for (int at = 0; at < count; at++, depth++) {
-            uint32_t named = look(groups[turn][at]);
-            if (named == previous)
-                continue;
-            previous = named;
-            uint32_t set = kvr_sets_resolve(&match->index->sets, named);
-            if (depth == 0) {
-                if (!spread_out(match, set, alive))
-                    return 0;
-                memcpy(match->overlap->ranks, alive, match->words * sizeof *alive);
-            } else if (!keep(match, alive, set, depth)) {
-                return 0;
-            }
-        }
-        count = following;
-    }
-    if (count < 0)
-        return -1;
-    for (uint32_t word = 0; word < match->words && depth > 0; word++)
-        note_depth(match->overlap, word, alive[word], depth);
+    probe->key = kvr_index_key(match->index, *hash);
+    probe->slot = kvr_table_home(&match->index->table, probe->key);
+    KVR_PREFETCH(probe->slot);
     return 0;
+}
+
+/* The slot of a block, or NULL where it has none. */
+KVR_INLINE const struct kvr_slot *look(const struct probe *probe)
+{
+    const struct kvr_slot *slot = probe->slot;
+    while (slot->key < probe->key)
+        slot++;
+    return slot->key == probe->key && slot->value != 0 ? slot : NULL;
+}
+
+/* From `depth` on, blocks have slots that name this set. 1 if some ranks go on, 0 if none does. */
+static int meet(struct walk *walk, uint32_t named, size_t depth)
+{
+    const struct match *match = walk->match;
+    if (named == walk->named)
+        return 1;
+    walk->named = named;
+    walk->mark = kvr_stretches_mark(&match->index->stretches, named);
+    uint32_t set = kvr_sets_resolve(&match->index->sets, named);
+    if (depth > 0)
+        return keep(match, walk->alive, set, depth);
+    if (!spread_out(match, set, walk->alive))
+        return 0;
+    memcpy(match->overlap->ranks, walk->alive, match->words * sizeof *walk->alive);
+    return 1;
+}
+
+/* Block by block. 1 if some ranks go on, 0 if none does, -1 if a hash cannot be read. */
+static int step(struct walk *walk, size_t from, size_t stop)
+{
+    struct probe probes[KVR_STRETCH_BLOCKS];
+    for (size_t at = from; at < stop; at++)
+        if (ask(walk->match, at, &probes[at - from]))
+            return -1;
+    for (size_t at = from; at < stop; at++) {
+        const struct kvr_slot *slot = look(&probes[at - from]);
+        if (!meet(walk, slot ? slot->value : 0, at))
+            return 0;
+    }
+    return 1;
+}
+
+/* Blocks from..last, at most as many as a stretch has, of which the last one's slot was found. Backwards, as long as
+ * stretches tell of several blocks at once; what they leave is walked through. As step. */
+static int stride(struct walk *walk, size_t from, size_t last, const struct kvr_slot *slot)
+{
+    struct {
+        size_t from;
+        uint32_t named;
+    } runs[KVR_STRETCH_BLOCKS];
+    const struct kvr_stretches *stretches = &walk->match->index->stretches;
+    size_t stop = last + 1;
+    int count = 0;
+    while (slot != NULL && slot->link != KVR_LOOSE_BLOCK) {
+        uint64_t mark = slot->value == walk->named ? walk->mark : kvr_stretches_mark(stretches, slot->value);
+        uint32_t alike = kvr_stretches_alike(stretches, slot->link, mark);
+        if (alike == 1 && stop - from > 1)
+            break;
+        stop = alike < stop - from ? stop - alike : from;
+        runs[count].from = stop;
+        runs[count++].named = slot->value;
+        if (stop == from)
+            break;
+        struct probe probe;
+        if (ask(walk->match, stop - 1, &probe))
+            return -1;
+        slot = look(&probe);
+    }
+    int goes_on = stop > from ? step(walk, from, stop) : 1;
+    while (goes_on == 1 && count-- > 0)
+        goes_on = meet(walk, runs[count].named, runs[count].from);
+    return goes_on;
+}
+
+/* The last blocks of some stretches of the prompt. */
+struct window {
+    size_t from, stop; /* the blocks that these stretches are about */
+    size_t count;
+    struct probe probes[WINDOW_MAX];
+};
+
+static size_t last_of_stretch(size_t position, size_t count)
+{
+    size_t last = position | (KVR_STRETCH_BLOCKS - 1);
+    return last < count ? last : count - 1;
+}
+
+/* Ask for the slots of up to `most` of them. -1 if a hash cannot be read. */
+static int ask_window(const struct match *match, size_t from, size_t most, struct window *window)
+{
+    size_t total = match->keys->count;
+    window->from = window->stop = from;
+    for (window->count = 0; window->count < most && window->stop < total; window->count++) {
+        size_t last = last_of_stretch(window->stop, total);
+        if (ask(match, last, &window->probes[window->count]))
+            return -1;
+        window->stop = last + 1;
+    }
+    return 0;
+}
+
+static int pass_window(struct walk *walk, const struct window *window)
+{
+    const struct kvr_slot *slots[WINDOW_MAX];
+    const struct kvr_stretches *stretches = &walk->match->index->stretches;
+    for (size_t at = 0; at < window->count; at++) {
+        slots[at] = look(&window->probes[at]);
+        if (slots[at] != NULL && slots[at]->link != KVR_LOOSE_BLOCK)
+            KVR_PREFETCH(kvr_stretches_at(stretches, slots[at]->link));
+    }
+    size_t from = window->from;
+    for (size_t at = 0; at < window->count; at++) {
+        size_t last = last_of_stretch(from, walk->match->keys->count);
+        int goes_on = stride(walk, from, last, slots[at]);
+        if (goes_on != 1)
+            return goes_on;
+        from = last + 1;
+    }
+    return 1;
+}
+
+/* Windows grow as the walk does: it shall not ask for much more than it will need. */
+static int walk_along(struct walk *walk)
+{
+    const struct match *match = walk->match;
+    size_t total = match->keys->count, most = 1;
+    size_t first = total < FIRST_BLOCKS ? total : FIRST_BLOCKS;
+    int goes_on = step(walk, 0, first);
+    if (goes_on != 1 || total == 0)
+        return goes_on;
+    struct window windows[2];
+    if (ask_window(match, first, most, &windows[0]))
+        return -1;
+    for (int turn = 0; windows[turn].count > 0; turn ^= 1) {
+        most = 2 * most < WINDOW_MAX ? 2 * most : WINDOW_MAX;
+        if (ask_window(match, windows[turn].stop, most, &windows[turn ^ 1]))
+            return -1;
+        goes_on = pass_window(walk, &windows[turn]);
+        if (goes_on != 1)
+            return goes_on;
+    }
+    for (uint32_t word = 0; word < match->words; word++)
+        note_depth(match->overlap, word, walk->alive[word], total);
+    return 1;
 }
 
 int kvr_match_exact(const struct kvr_index *index, const struct kvr_keys *keys, const uint8_t *selected,
@@ -128,7 +237,8 @@ int kvr_match_exact(const struct kvr_index *index, const struct kvr_keys *keys, 
     uint64_t alive[KVR_RANK_WORDS_MAX];
     overlap->words = match.words;
     memset(overlap->ranks, 0, match.words * sizeof *overlap->ranks);
-    return walk(&match, alive);
+    struct walk walk = {&match, alive, UINT32_MAX, 0};
+    return walk_along(&walk) < 0 ? -1 : 0;
 }
 
 /* -- the bisection ------------------------------------------------------------------------------------------------ */

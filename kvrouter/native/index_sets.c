@@ -286,9 +286,8 @@ void kvr_sets_leave(struct kvr_sets *sets, uint32_t number)
     kvr_sets_release(sets, number);
 }
 
-uint32_t kvr_sets_settle(void *context, uint32_t number)
+uint32_t kvr_sets_settle(struct kvr_sets *sets, uint32_t number)
 {
-    struct kvr_sets *sets = context;
     uint32_t live = kvr_sets_resolve(sets, number);
     if (live == number)
         return number;

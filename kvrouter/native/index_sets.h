@@ -73,8 +73,8 @@ void kvr_sets_release(struct kvr_sets *sets, uint32_t set);
 /* Take a holder of `blocks` blocks out of all sets. */
 void kvr_sets_forget(struct kvr_sets *sets, uint32_t tier, uint32_t rank, size_t blocks);
 
-/* A `kvr_settle`: what a slot that names `set` should name. */
-uint32_t kvr_sets_settle(void *sets, uint32_t set);
+/* A slot that names `set` is about to name what is returned instead, or to go if that is 0. */
+uint32_t kvr_sets_settle(struct kvr_sets *sets, uint32_t set);
 
 KVR_INLINE struct kvr_set *kvr_sets_at(const struct kvr_sets *sets, uint32_t set)
 {

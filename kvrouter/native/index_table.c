@@ -96,13 +96,14 @@ static uint32_t copy_run(struct kvr_table *table, struct kvr_segment *segment, s
     for (const struct kvr_slot *slot = run.from; slot < run.stop; slot++) {
         uint32_t value = slot->value;
         if (value != 0 && table->settle != NULL)
-            value = table->settle(table->context, value);
+            value = table->settle(table->context, slot);
         if (value == 0)
             continue;
         uint32_t home = kvr_segment_home(segment, slot->key);
         uint32_t at = home > next ? home : next;
         segment->slots[at].key = slot->key;
         segment->slots[at].value = value;
+        segment->slots[at].link = slot->link;
         next = at + 1;
         head_of(segment)->used++;
     }
@@ -316,7 +317,7 @@ void kvr_table_renew(struct kvr_table *table, uint64_t key)
 /* -- single keys -------------------------------------------------------------------------------------------------- */
 
 /* Put a key into its segment, unless its crowd reaches the end; returns whether. */
-static int insert(struct kvr_segment *segment, uint64_t key, uint32_t value)
+static int insert(struct kvr_segment *segment, uint64_t key, uint32_t value, uint32_t link)
 {
     struct kvr_slot *slot = segment->slots + kvr_segment_home(segment, key);
     while (slot->value != 0 && slot->key < key)
@@ -329,11 +330,12 @@ static int insert(struct kvr_segment *segment, uint64_t key, uint32_t value)
     memmove(slot + 1, slot, (size_t)(end - slot) * sizeof *slot);
     slot->key = key;
     slot->value = value;
+    slot->link = link;
     head_of(segment)->used++;
     return 1;
 }
 
-int kvr_table_add(struct kvr_table *table, uint64_t key, uint32_t value)
+int kvr_table_add_linked(struct kvr_table *table, uint64_t key, uint32_t value, uint32_t link)
 {
     size_t place = kvr_table_place(table, key);
     int crowded = is_full(&table->directory[place]);
@@ -342,7 +344,7 @@ int kvr_table_add(struct kvr_table *table, uint64_t key, uint32_t value)
         place = kvr_table_place(table, key);
         struct kvr_segment *segment = &table->directory[place];
         /* Without memory for a larger segment, its last gaps are used. */
-        if (segment->capacity && insert(segment, key, value)) {
+        if (segment->capacity && insert(segment, key, value, link)) {
             table->used++;
             return 0;
         }

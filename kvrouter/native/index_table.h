@@ -17,7 +17,7 @@
 struct kvr_slot {
     uint64_t key;   /* UINT64_MAX where vacant: a search stops there */
     uint32_t value; /* 0 where vacant */
-    uint32_t unused;
+    uint32_t link;  /* whatever else the owner of the table notes about a key */
 };
 
 struct kvr_segment {
@@ -26,8 +26,8 @@ struct kvr_segment {
     uint32_t depth;    /* how many first bits its keys have in common */
 };
 
-/* What to do with a value that is met while slots are copied: the value to write, or 0 to leave the slot out. */
-typedef uint32_t kvr_settle(void *context, uint32_t value);
+/* What to do with a slot that is met while slots are copied: the value to write, or 0 to leave the slot out. */
+typedef uint32_t kvr_settle(void *context, const struct kvr_slot *slot);
 
 struct kvr_table {
     struct kvr_segment *directory; /* 2^bits entries; a segment of lesser depth has several */
@@ -44,7 +44,12 @@ int kvr_table_open(struct kvr_table *table, size_t *account, kvr_settle *settle,
 void kvr_table_close(struct kvr_table *table);
 
 /* Add a key that is absent. 0, or -1 when there is no memory; then the table is as before. Slots move. */
-int kvr_table_add(struct kvr_table *table, uint64_t key, uint32_t value);
+int kvr_table_add_linked(struct kvr_table *table, uint64_t key, uint32_t value, uint32_t link);
+
+KVR_INLINE int kvr_table_add(struct kvr_table *table, uint64_t key, uint32_t value)
+{
+    return kvr_table_add_linked(table, key, value, 0);
+}
 
 /* Take out a slot that is present. Slots move. */
 void kvr_table_drop(struct kvr_table *table, struct kvr_slot *slot);

@@ -1,5 +1,6 @@
 /* `PrefixIndex`, as Python sees it. `kvrouter/index/native.py` completes it; `kvrouter/index/reference.py` says what
  * every method does. */
+#include "hashing.h"
 #include "index_arguments.h"
 #include "index_keys.h"
 #include "index_object.h"
@@ -51,6 +52,29 @@ static PyObject *store(PyObject *self, PyObject *const *arguments, Py_ssize_t co
     if (tier < 0)
         return NULL;
     int failed = kvr_index_store(kvr_index_of(self), rank, keys.array, keys.count, (uint32_t)tier);
+    kvr_keys_close(&keys);
+    return no_memory_or_none(failed);
+}
+
+/* store_chain(rank, hashes, parent, tier): `parent` is the hash before the first, or None */
+static PyObject *store_chain(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names)
+{
+    static const struct kvr_signature signature = {"store_chain", 2, 4, {"rank", "hashes", "parent", "tier"}};
+    PyObject *found[4];
+    uint32_t rank;
+    struct kvr_keys keys;
+    uint64_t parent = 0;
+    if (kvr_read_arguments(&signature, arguments, count, names, found))
+        return NULL;
+    int has_parent = kvr_is_given(found[2]);
+    if (has_parent && kvr_read_uint64(found[2], &parent))
+        return NULL;
+    PyObject *change[] = {found[0], found[1], found[3]};
+    int tier = read_change(self, change, &rank, &keys, 1);
+    if (tier < 0)
+        return NULL;
+    int failed = kvr_index_store_chain(kvr_index_of(self), rank, has_parent ? &parent : NULL, keys.array, keys.count,
+                                       (uint32_t)tier);
     kvr_keys_close(&keys);
     return no_memory_or_none(failed);
 }
@@ -203,6 +227,7 @@ static void dealloc(PyObject *object)
 
 static PyMethodDef methods[] = {
     FAST("store", store),
+    FAST("store_chain", store_chain),
     FAST("remove", remove_),
     FAST("clear", clear),
     FAST("match_depths", kvr_match_depths),

@@ -1,4 +1,4 @@
-/* Reading and writing little-endian integers at any address, and finding the lowest bit that is set. */
+/* Reading and writing little-endian integers at any address, and finding and counting bits that are set. */
 #ifndef KVR_MEMORY_H
 #define KVR_MEMORY_H
 
@@ -65,6 +65,25 @@ KVR_INLINE int kvr_lowest_bit(uint64_t value)
 #else
     return __builtin_ctzll(value);
 #endif
+}
+
+/* `value` must not be 0. */
+KVR_INLINE int kvr_highest_bit(uint64_t value)
+{
+#if defined(_MSC_VER) && !defined(__clang__)
+    unsigned long position;
+    _BitScanReverse64(&position, value);
+    return (int)position;
+#else
+    return 63 - __builtin_clzll(value);
+#endif
+}
+
+KVR_INLINE int kvr_count_bits(uint32_t value)
+{
+    value -= value >> 1 & 0x55555555u;
+    value = (value & 0x33333333u) + (value >> 2 & 0x33333333u);
+    return (int)(((value + (value >> 4)) & 0x0F0F0F0Fu) * 0x01010101u >> 24);
 }
 
 #endif

@@ -136,6 +136,46 @@ class PrefixIndexContract:
         assert index.match(array([1, 2])).depths() == {}
         assert index.holds(0, array([1, 2])).tolist() == [False, True]
 
+    def test_a_hole_in_a_chain_ends_the_prefix(self, index: Any) -> None:
+        """Wherever it is, for whomever, and until it is filled again."""
+        prompt = array(range(1, 201))
+        for rank in range(3):
+            index.store_chain(rank, prompt)
+        for hole in (0, 1, 30, 31, 32, 63, 64, 100, 198, 199):
+            index.remove(1, prompt[hole : hole + 1])
+            expected = {0: 200, 1: hole, 2: 200} if hole else {0: 200, 2: 200}
+            assert index.match(prompt).depths() == expected
+            assert index.match(prompt[:150]).depths() == {rank: min(depth, 150) for rank, depth in expected.items()}
+            index.store_chain(1, prompt[hole : hole + 1], int(prompt[hole - 1]) if hole else None)
+            assert index.match(prompt).depths() == {0: 200, 1: 200, 2: 200}
+
+    def test_chains_that_part_are_told_apart(self, index: Any) -> None:
+        """Whoever holds one continuation of a prompt does not hold the other."""
+        prompts = [array([*range(1, 41), *range(1000 * turn, 1000 * turn + 60)]) for turn in range(1, 6)]
+        for rank, prompt in enumerate(prompts):
+            index.store_chain(rank, prompt)
+        index.store_chain(9, prompts[0][:40])
+        index.remove(0, prompts[0][40:50])
+        index.store_chain(5, prompts[0][40:], int(prompts[0][39]))
+
+        for rank, prompt in enumerate(prompts):
+            expected = {each: 40 for each in range(5)} | {rank: 40 if rank == 0 else 100, 9: 40}
+            assert index.match(prompt).depths() == expected
+
+    def test_a_chain_may_grow_block_by_block(self, index: Any) -> None:
+        """As answers do; and what comes before it may be unknown, or gone."""
+        prompt = array(range(1, 101))
+        for at in range(100):
+            index.store_chain(0, prompt[at : at + 1], int(prompt[at - 1]) if at else None)
+        index.store_chain(1, prompt[50:], 50)
+        index.store_chain(1, prompt[:50])
+        index.store_chain(2, array([8, 9]), 7777)
+        index.clear(0)
+        index.store_chain(0, prompt[:90])
+
+        assert index.match(prompt).depths() == {0: 90, 1: 100}
+        assert index.match(array([8, 9])).depths() == {0: 2, 1: 2, 2: 2}
+
     def test_holds_answers_block_by_block(self, index: Any) -> None:
         """A probe sees beyond holes, per tier or over all."""
         index.store(0, array([1, 3]))
@@ -297,7 +337,7 @@ def sealed(body: bytes, *, tiers: int = 1) -> bytes:
 
 def model_machine(make: Callable[[], Any]) -> type[RuleBasedStateMachine]:
     """Random operations on `make()` beside a naive model: (tier, rank) to a set of hashes."""
-    hashes = st.lists(st.integers(1, 12), max_size=8)
+    hashes = st.lists(st.integers(1, 12) | st.integers(1, 130), max_size=8)
     ranks = st.sampled_from([0, 1, 2, 31, 64, RANKS_MAX - 1])
     tiers = st.sampled_from(TIERS)
 
@@ -317,6 +357,12 @@ def model_machine(make: Callable[[], Any]) -> type[RuleBasedStateMachine]:
             self.index.remove(rank, keys, tier)
             self.model.setdefault((tier, rank), set()).difference_update(keys)
 
+        @rule(rank=ranks, start=st.integers(1, 64), length=st.integers(0, 64), tier=tiers)
+        def store_chain(self, rank: int, start: int, length: int, tier: str) -> None:
+            keys = list(range(start, start + length))
+            self.index.store_chain(rank, array(keys), start - 1 if start > 1 else None, tier)
+            self.model.setdefault((tier, rank), set()).update(keys)
+
         @rule(rank=ranks, tier=st.none() | tiers)
         def clear(self, rank: int, tier: str | None) -> None:
             self.index.clear(rank, tier)
@@ -327,7 +373,7 @@ def model_machine(make: Callable[[], Any]) -> type[RuleBasedStateMachine]:
         def save_and_load(self) -> None:
             self.index = type(self.index).restore(self.index.snapshot())
 
-        @rule(length=st.integers(0, 12), chosen=st.none() | st.sets(tiers))
+        @rule(length=st.integers(0, 130), chosen=st.none() | st.sets(tiers))
         def match(self, length: int, chosen: set[str] | None) -> None:
             prompt = list(range(1, length + 1))
             expected = {}

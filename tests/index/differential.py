@@ -20,6 +20,10 @@ class TwinHistory:
         numbers = np.random.default_rng(seed).integers(0, 2**64, size=keys, dtype=np.uint64)
         numbers[:2] = 0, 2**64 - 1
         self.runs = [numbers[start : start + run] for start in range(0, keys, run)]
+        # Prompts with a beginning in common: a hash has one and the same before it wherever it appears.
+        for at in range(1, len(self.runs), 2):
+            cut = self.random.randint(1, run)
+            self.runs[at] = np.concatenate([self.runs[at - 1][:cut], self.runs[at]])
         self.ranks = [self.random.randrange(RANKS_MAX) for _ in range(ranks - 2)] + [0, RANKS_MAX - 1]
         # Mostly filling, mostly emptying, or both alike.
         self.filling = 0.5
@@ -32,9 +36,12 @@ class TwinHistory:
         rank, tier = choose.choice(self.ranks), choose.choice(TIERS)
         part = self._part()
         chance = choose.random()
+        chain = self._chain() if choose.random() < 0.5 else None
         if chance < 0.006:
             cleared = choose.choice([None, tier])
             self._both(lambda index: index.clear(rank, cleared))
+        elif chance < 0.4 + self.filling and chain is not None:
+            self._both(lambda index: index.store_chain(rank, chain[0], chain[1], tier))
         elif chance < 0.4 + self.filling:
             self._both(lambda index: index.store(rank, part, tier))
         else:
@@ -80,6 +87,14 @@ class TwinHistory:
             start = choose.randrange(len(run))
             return run[start : start + 1].tolist()
         return np.concatenate([choose.choice(self.runs)[:5] for _ in range(8)])
+
+    def _chain(self) -> tuple[Any, int | None]:
+        """Some blocks that follow one another, and what comes before the first of them."""
+        choose = self.random
+        run = choose.choice(self.runs)
+        start = choose.choice([0, 0, choose.randrange(len(run))])
+        stop = choose.choice([len(run), choose.randint(start, len(run))])
+        return run[start:stop], int(run[start - 1]) if start else None
 
     def _both(self, change: Callable[[Any], None]) -> None:
         change(self.subject)
