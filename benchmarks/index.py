@@ -90,7 +90,10 @@ def _write_workload(
         while requests := list(islice(wanted, 50)):
             changes = [change for request in requests for change in fleet.serve(request)]
             marshal.dump(
-                [(each.rank, bool(len(each.tokens)), each.hashes.tobytes(), len(each.hashes), each.parent) for each in changes],
+                [
+                    (each.rank, bool(len(each.tokens)), each.hashes.tobytes(), len(each.hashes), each.parent)
+                    for each in changes
+                ],
                 hashes,
             )
             marshal.dump(

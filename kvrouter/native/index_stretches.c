@@ -113,11 +113,9 @@ static void end_stretch(struct kvr_stretches *stretches, kvr_link link)
 kvr_link kvr_stretches_follow(struct kvr_stretches *stretches, kvr_link previous)
 {
     uint32_t position = previous & (KVR_STRETCH_BLOCKS - 1);
-    if (position == KVR_STRETCH_BLOCKS - 1)
+    if (position == KVR_STRETCH_BLOCKS - 1 || previous == KVR_LOOSE_BLOCK)
         return kvr_stretches_begin(stretches, 0);
-    if (previous == KVR_LOOSE_BLOCK)
-        return kvr_stretches_begin(stretches, 0);
-    /* What is behind the previous block already continues another prompt. */
+    /* The places behind it are those of another continuation of the prompt. */
     if (kvr_stretches_at(stretches, previous)->present >> position != 1)
         return kvr_stretches_begin(stretches, position + 1);
     return previous + 1;
@@ -126,6 +124,7 @@ kvr_link kvr_stretches_follow(struct kvr_stretches *stretches, kvr_link previous
 void kvr_stretches_enter(struct kvr_stretches *stretches, kvr_link link, uint64_t mark)
 {
     struct kvr_stretch *stretch = kvr_stretches_at(stretches, link);
+    stretches->blocks++;
     stretch->sum += mark;
     stretch->present |= 1u << (link & (KVR_STRETCH_BLOCKS - 1));
 }
@@ -135,6 +134,7 @@ void kvr_stretches_leave(struct kvr_stretches *stretches, kvr_link link, uint64_
     if (link == KVR_LOOSE_BLOCK)
         return;
     struct kvr_stretch *stretch = kvr_stretches_at(stretches, link);
+    stretches->blocks--;
     stretch->sum -= mark;
     stretch->present &= ~(1u << (link & (KVR_STRETCH_BLOCKS - 1)));
     if (stretch->present == 0)

@@ -46,6 +46,7 @@ struct kvr_stretches {
     uint32_t pages_max;
     uint32_t pages_used; /* the highest page in use, +1 */
     uint32_t roomy;      /* the first page with room, +1; 0: none */
+    size_t blocks;       /* that have a place */
     uint64_t secret;
     size_t *account;
 };

@@ -164,6 +164,13 @@ static PyObject *nbytes(PyObject *object, PyObject *unused)
     return PyLong_FromSsize_t((Py_ssize_t)(sizeof(struct kvr_index_object) + kvr_index_of(object)->bytes));
 }
 
+/* Distinct blocks of which it is known what they follow. */
+static PyObject *placed(PyObject *object, PyObject *unused)
+{
+    (void)unused;
+    return PyLong_FromSsize_t((Py_ssize_t)kvr_index_of(object)->stretches.blocks);
+}
+
 static PyObject *dump(PyObject *object, PyObject *unused)
 {
     (void)unused;
@@ -237,6 +244,7 @@ static PyMethodDef methods[] = {
     FAST("load", load),
     {"tiers", tiers, METH_NOARGS, NULL},
     {"nbytes", nbytes, METH_NOARGS, NULL},
+    {"placed", placed, METH_NOARGS, NULL},
     {"dump", dump, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };

@@ -104,17 +104,18 @@ static void count_known(const struct kvr_rank *rank, const uint64_t *hashes, siz
     }
 }
 
-/* The sequence hashes of the blocks of a store, into `keys`. */
+/* The sequence hashes of the blocks of a store, into `keys`, and of the block before them. */
 static int chain(const struct kvr_table_object *table, const struct kvr_event *event, PyObject **namespace,
-                 uint64_t *keys)
+                 uint64_t *keys, struct kvr_parent *parent)
 {
-    struct kvr_parent parent = {event->has_parent, 0};
     uint64_t seed;
+    parent->present = event->has_parent;
+    parent->hash = 0;
     if (event->has_parent) {
         const uint8_t *row = kvr_rank_find_known(&table->rank, event->parent);
         if (row == NULL)
             return LEFT;
-        parent.hash = kvr_row_key(row);
+        parent->hash = kvr_row_key(row);
     }
     int inherited = inherit(table, event, namespace, &seed);
     if (inherited != APPLIED)
@@ -122,8 +123,13 @@ static int chain(const struct kvr_table_object *table, const struct kvr_event *e
     size_t stride = 4 * (size_t)event->block_size;
     kvr_hash_blocks((const uint8_t *)(table->batch->tokens + event->tokens), (Py_ssize_t)event->hash_count, stride,
                     stride, seed, keys);
-    kvr_chain(&parent, keys, (Py_ssize_t)event->hash_count);
+    kvr_chain(parent, keys, (Py_ssize_t)event->hash_count);
     return APPLIED;
+}
+
+static const uint64_t *hash_of(const struct kvr_parent *parent)
+{
+    return parent->present ? &parent->hash : NULL;
 }
 
 /* Give the hashes of an event their meaning, as far as they agree with what is known. */
@@ -199,23 +205,48 @@ static int store_and_learn(struct kvr_table_object *table, const struct kvr_even
     if (count > KEYS_ON_STACK && (keys = PyMem_Malloc(count * sizeof *keys)) == NULL)
         return FAILED;
     PyObject *namespace;
-    int done = chain(table, event, &namespace, keys);
+    struct kvr_parent parent;
+    int done = chain(table, event, &namespace, keys, &parent);
     if (done == APPLIED) {
         for (size_t at = 0; at < count && at < KVR_PREFETCH_BLOCKS; at++)
             kvr_index_prefetch(rank->index, keys[at]);
         int learns = may_learn(table, event), place = kvr_rank_add_place(rank, event->tier, event->group);
         done = place < 0 ? FAILED : APPLIED;
         if (done == APPLIED && learns && new == count && namespace == NULL) {
-            done = kvr_rank_add_new(rank, (uint32_t)place, hashes, keys, count);
+            done = kvr_rank_add_new(rank, (uint32_t)place, hashes, hash_of(&parent), keys, count);
         } else if (done == APPLIED) {
             done = learns ? learn_each(table, hashes, keys, count, namespace) : APPLIED;
             if (done == APPLIED)
                 done = kvr_rank_add(rank, (uint32_t)place, hashes, count);
+            kvr_index_note_chain(rank->index, hash_of(&parent), keys, count);
         }
     }
     if (keys != few)
         PyMem_Free(keys);
     return done;
+}
+
+/* Tell the index what the blocks of a store follow, if it has forgotten: it does when nobody holds them any more. Only
+ * what their tokens say is told. */
+static int note_chain(struct kvr_table_object *table, const struct kvr_event *event)
+{
+    size_t count = event->hash_count;
+    if (event->block_size != table->unit || event->token_count != count * event->block_size)
+        return APPLIED;
+    const uint8_t *last = kvr_rank_find_known(&table->rank, table->batch->hashes[event->hashes + count - 1]);
+    if (last == NULL || !kvr_index_is_loose(table->rank.index, kvr_row_key(last)))
+        return APPLIED;
+    uint64_t few[KEYS_ON_STACK], *keys = few;
+    if (count > KEYS_ON_STACK && (keys = PyMem_Malloc(count * sizeof *keys)) == NULL)
+        return FAILED;
+    PyObject *namespace;
+    struct kvr_parent parent;
+    int done = chain(table, event, &namespace, keys, &parent);
+    if (done == APPLIED)
+        kvr_index_note_chain(table->rank.index, hash_of(&parent), keys, count);
+    if (keys != few)
+        PyMem_Free(keys);
+    return done == FAILED ? FAILED : APPLIED;
 }
 
 static int store(struct kvr_table_object *table, const struct kvr_event *event)
@@ -232,7 +263,9 @@ static int store(struct kvr_table_object *table, const struct kvr_event *event)
     if (event->token_count > 0 && known < event->hash_count)
         return store_and_learn(table, event, new);
     int place = kvr_rank_add_place(&table->rank, event->tier, event->group);
-    return place < 0 ? FAILED : kvr_rank_add(&table->rank, (uint32_t)place, hashes, event->hash_count);
+    if (place < 0 || kvr_rank_add(&table->rank, (uint32_t)place, hashes, event->hash_count))
+        return FAILED;
+    return event->token_count > 0 ? note_chain(table, event) : APPLIED;
 }
 
 static int remove_(struct kvr_table_object *table, const struct kvr_event *event)
@@ -295,7 +328,8 @@ static int learn_from_full_groups(struct kvr_table_object *table)
         if (keys == NULL)
             return FAILED;
         PyObject *namespace;
-        int done = chain(table, event, &namespace, keys);
+        struct kvr_parent parent;
+        int done = chain(table, event, &namespace, keys, &parent);
         if (done == APPLIED && may_learn(table, event))
             done = learn_each(table, hashes, keys, event->hash_count, namespace);
         PyMem_Free(keys);

@@ -326,7 +326,8 @@ static int undo(struct kvr_rank *rank, const uint64_t *hashes, size_t count)
     return 1;
 }
 
-int kvr_rank_add_new(struct kvr_rank *rank, uint32_t number, const uint64_t *hashes, uint64_t *keys, size_t count)
+int kvr_rank_add_new(struct kvr_rank *rank, uint32_t number, const uint64_t *hashes, const uint64_t *parent,
+                     const uint64_t *keys, size_t count)
 {
     struct kvr_place *place = &rank->places[number];
     uint16_t one = place->one < IN_LARGE ? (uint16_t)place->one : KVR_LOOSE;
@@ -348,16 +349,20 @@ int kvr_rank_add_new(struct kvr_rank *rank, uint32_t number, const uint64_t *has
         return 0;
     }
     int tier = kvr_rank_index_tier(rank, place->tier);
-    size_t fresh = 0;
-    for (size_t at = 0; at < count; at++) {
+    if (tier < 0)
+        return -1;
+    for (size_t at = 0, from = 0; at <= count; at++) {
         if (at + KVR_PREFETCH_BLOCKS < count)
             kvr_index_prefetch(rank->index, keys[at + KVR_PREFETCH_BLOCKS]);
-        if (tier >= 0 && !is_in_index(rank, tier, keys[at]))
-            keys[fresh++] = keys[at];
-        else if (kvr_count_up(&place->holders, kvr_mix(keys[at], rank->secret)))
+        if (at < count && !is_in_index(rank, tier, keys[at]))
+            continue;
+        if (kvr_index_store_chain(rank->index, rank->rank, from ? &keys[from - 1] : parent, keys + from, at - from,
+                                  (uint32_t)tier) ||
+            (at < count && kvr_count_up(&place->holders, kvr_mix(keys[at], rank->secret))))
             return -1;
+        from = at + 1;
     }
-    return tier < 0 ? -1 : kvr_index_store(rank->index, rank->rank, keys, fresh, (uint32_t)tier);
+    return 0;
 }
 
 int kvr_rank_learn(struct kvr_rank *rank, uint64_t hash, uint64_t key)

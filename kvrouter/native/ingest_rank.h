@@ -61,8 +61,10 @@ int kvr_rank_set_main(struct kvr_rank *rank, uint32_t group);
 /* One copy more of each; hashes without a meaning wait for it. */
 int kvr_rank_add(struct kvr_rank *rank, uint32_t place, const uint64_t *hashes, size_t count);
 
-/* The same for hashes that are all new and mean `keys`. 1 if they are not all new: then nothing is changed. */
-int kvr_rank_add_new(struct kvr_rank *rank, uint32_t place, const uint64_t *hashes, uint64_t *keys, size_t count);
+/* The same for hashes that are all new and mean `keys`, a chain behind `*parent`, or from the first block on if that is
+ * NULL. 1 if they are not all new: then nothing is changed. */
+int kvr_rank_add_new(struct kvr_rank *rank, uint32_t place, const uint64_t *hashes, const uint64_t *parent,
+                     const uint64_t *keys, size_t count);
 
 /* One copy less of each; counts those that had none. */
 int kvr_rank_remove(struct kvr_rank *rank, uint32_t place, const uint64_t *hashes, size_t count, size_t *unknown);

@@ -159,7 +159,7 @@ class PrefixIndexContract:
         index.store_chain(5, prompts[0][40:], int(prompts[0][39]))
 
         for rank, prompt in enumerate(prompts):
-            expected = {each: 40 for each in range(5)} | {rank: 40 if rank == 0 else 100, 9: 40}
+            expected = dict.fromkeys(range(5), 40) | {rank: 40 if rank == 0 else 100, 9: 40}
             assert index.match(prompt).depths() == expected
 
     def test_a_chain_may_grow_block_by_block(self, index: Any) -> None:

@@ -218,3 +218,47 @@ def test_an_index_does_not_leak_references(index: PrefixIndex) -> None:
         after = [sys.getrefcount(each) for each in (blocks, tiers, blocks[0], tiers[0])]
 
     assert after == before
+
+
+def test_chains_are_known_as_such(index: PrefixIndex) -> None:
+    """Where blocks were stored in order, matching may take whole stretches; where not, it may not."""
+    chain = np.random.default_rng(4).integers(0, 2**63, size=1000, dtype=np.uint64)
+    index.store(0, chain[500:600])
+    assert index.placed() == 0
+
+    index.store_chain(0, chain[:500])
+    index.store_chain(1, chain, None)
+    index.store_chain(1, chain[900:], int(chain[899]))
+    assert index.placed() == len(index) == 1000
+
+    index.remove(0, chain)
+    index.remove(1, chain[::-1])
+    assert (index.placed(), len(index)) == (0, 0)
+
+
+def test_what_stretches_say_is_never_older_than_what_was_stored(index: PrefixIndex) -> None:
+    """Clearing, sweeping and coming back, block by block, with continuations that part everywhere."""
+    choose = random.Random(11)
+    tree = [[choose.getrandbits(63) for _ in range(300)]]
+    for _ in range(60):
+        stem = choose.choice(tree)
+        cut = choose.randrange(300)
+        tree.append(stem[:cut] + [choose.getrandbits(63) for _ in range(300 - cut)])
+    oracle = Reference()
+    for _ in range(4000):
+        rank, prompt = choose.randrange(6), choose.choice(tree)
+        start = choose.choice([0, choose.randrange(300)])
+        stop = min(300, start + choose.choice([1, 1, 7, 300]))
+        chance = choose.random()
+        for each in (index, oracle):
+            if chance < 0.02:
+                each.clear(rank)
+            elif chance < 0.6:
+                each.store_chain(rank, prompt[start:stop], prompt[start - 1] if start else None)
+            elif chance < 0.7:
+                each.store(rank, prompt[start:stop])
+            else:
+                each.remove(rank, prompt[start:stop][:: choose.choice([1, -1])])
+        asked = choose.choice(tree)
+        assert index.match_depths(asked) == oracle.match_depths(asked)
+    assert 0 < index.placed() <= len(index)

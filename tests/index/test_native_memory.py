@@ -45,6 +45,30 @@ def test_every_change_survives_every_failing_allocation(fails: int) -> None:
         check_same(index, oracle)
 
 
+@pytest.mark.parametrize("fails", [1, 10_000_000], ids=["once", "for-good"])
+def test_chains_survive_every_failing_allocation(fails: int) -> None:
+    """A block whose place in a chain could not be noted is stored all the same."""
+    chain = BLOCKS[:2500]
+    for allocation in range(1, 120):
+        oracle, index = Reference(), PrefixIndex()
+        for each in (oracle, index):
+            each.store_chain(1, chain[:700])
+            each.store(0, BLOCKS[::2])
+        ran_out(partial(index.store_chain, 0, chain), allocation, fails)
+        check_whole(index)
+        for each in (oracle, index):
+            each.store_chain(0, chain)
+            each.clear(1)
+            each.remove(0, chain[2000:2010])
+        check_same(index, oracle)
+        assert index.match_depths(chain) == {0: 2000}
+        index.clear(0)
+        index.store(2, [1])
+        for _ in range(20):
+            index.remove(2, [2])
+        assert index.placed() == 0
+
+
 def test_every_question_survives_every_failing_allocation() -> None:
     """Asking changes nothing, whatever becomes of the answer."""
     index = PrefixIndex()
