@@ -7,7 +7,7 @@ stays off as well: a change might be made twice.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any, Self, cast
 
 from kvrouter.errors import MissingExtraError
@@ -16,7 +16,7 @@ try:
     from redis.asyncio import Redis
     from redis.asyncio.retry import Retry
     from redis.backoff import NoBackoff
-    from redis.exceptions import RedisError, ResponseError
+    from redis.exceptions import InvalidResponse, RedisError, ResponseError
 except ImportError as error:
     raise MissingExtraError("Redis", "redis") from error
 
@@ -42,8 +42,9 @@ class RedisClient:
 
     async def command(self, *arguments: object, wait_seconds: float = 0.0) -> Any:
         """Send one command as it is written; one that waits on the server for something says how long."""
-        async with asyncio.timeout(self._seconds + wait_seconds):
-            return await self._redis.execute_command(*arguments)
+        with _speaking_redis():
+            async with asyncio.timeout(self._seconds + wait_seconds):
+                return await self._redis.execute_command(*arguments)
 
     async def transaction(self, *commands: Sequence[object]) -> list[Any]:
         """Send commands of which the server executes all or none, together; returns their answers."""
@@ -60,8 +61,9 @@ class RedisClient:
         A server that is silent is asked whether it lives.
         """
         async with self._redis.pubsub() as listener:
-            async with asyncio.timeout(self._seconds):
-                await listener.subscribe(channel)
+            with _speaking_redis():
+                async with asyncio.timeout(self._seconds):
+                    await listener.subscribe(channel)
             yield self._messages(listener)
 
     async def close(self) -> None:
@@ -78,7 +80,8 @@ class RedisClient:
     async def _messages(self, listener: Any) -> AsyncIterator[bytes]:
         asked = False
         while True:
-            message = await listener.get_message(timeout=self._seconds)
+            with _speaking_redis():
+                message = await listener.get_message(timeout=self._seconds)
             if message is not None:
                 asked = False
                 if message["type"] == "message":
@@ -91,8 +94,22 @@ class RedisClient:
             asked = True
 
     async def _send(self, commands: Sequence[Sequence[object]], *, transaction: bool, wait_seconds: float) -> list[Any]:
-        async with asyncio.timeout(self._seconds + wait_seconds):
-            async with self._redis.pipeline(transaction=transaction) as pipeline:
+        with _speaking_redis():
+            async with (
+                asyncio.timeout(self._seconds + wait_seconds),
+                self._redis.pipeline(transaction=transaction) as pipeline,
+            ):
                 for each in commands:
                     pipeline.execute_command(*each)
                 return cast("list[Any]", await pipeline.execute())
+
+
+@contextlib.contextmanager
+def _speaking_redis() -> Iterator[None]:
+    """Tell of a peer that is no Redis as of one that refuses: the library lets its parser's own errors through."""
+    try:
+        yield
+    except OSError:  # A certificate that is not trusted is a `ValueError` as well.
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise InvalidResponse(f"the server does not speak Redis ({type(error).__name__})") from error

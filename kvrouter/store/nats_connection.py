@@ -55,16 +55,27 @@ class NatsConnection:
                     await client.close()
 
     async def _connect(self) -> Client:
-        async with asyncio.timeout(_CONNECT_SECONDS):
-            return await nats.connect(
-                self._server,
-                name="kvrouter-store",
-                connect_timeout=_CONNECT_SECONDS,
-                reconnect_time_wait=0.2,
-                max_reconnect_attempts=-1,
-                error_cb=_ignore,
-            )
+        reasons: list[Exception] = []
 
+        async def failed(error: Exception) -> None:
+            """Keep the last one: the client goes on trying, and would log what it hears here otherwise."""
+            reasons[:] = [error]
 
-async def _ignore(_: Exception) -> None:
-    """Do nothing: each call tells its own failure; the client logs what it hears here otherwise."""
+        try:
+            async with asyncio.timeout(_CONNECT_SECONDS):
+                return await nats.connect(
+                    self._server,
+                    name="kvrouter-store",
+                    connect_timeout=_CONNECT_SECONDS,
+                    reconnect_time_wait=0.2,
+                    max_reconnect_attempts=-1,
+                    error_cb=failed,
+                )
+        except TimeoutError:
+            if reasons and isinstance(reasons[0], (NatsError, OSError)):
+                raise reasons[0] from None
+            raise TimeoutError("no answer") from None
+        except OSError:  # A certificate that is not trusted is a `ValueError` as well.
+            raise
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise ConnectionError(f"the server does not speak NATS ({type(error).__name__})") from error

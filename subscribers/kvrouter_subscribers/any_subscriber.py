@@ -5,9 +5,11 @@ workers publish over ZeroMQ opens no connection to any broker. A source changes 
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib.util import find_spec
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from kvrouter.errors import SettingsError
 from kvrouter.events import Source
@@ -18,6 +20,10 @@ __all__ = ["AddableSubscriber", "AnyEventSubscriber", "missing_extra"]
 
 _NEEDS: dict[Transport, tuple[str, str]] = {"jetstream": ("nats", "nats"), "redis": ("redis", "redis")}
 """The module that carries a transport, and the extra that brings it."""
+
+_REPLACE_SECONDS = 1.0
+
+_log = logging.getLogger("kvrouter.subscribers")
 
 
 class AddableSubscriber(Protocol):
@@ -56,13 +62,20 @@ def missing_extra(transport: Transport) -> str | None:
     return f"this transport needs the package {module}: pip install 'kvrouter[{extra}]'"
 
 
+class _Home(NamedTuple):
+    transport: Transport
+    endpoint: str
+    replay_endpoint: str | None
+    topic: str
+
+
 class AnyEventSubscriber:
     """An `EventSubscriber` over all transports; `makers` build one subscriber per transport, all for the same sink."""
 
     def __init__(self, makers: Mapping[Transport, Callable[[], AddableSubscriber]]) -> None:
         self._makers = makers
         self._subscribers: dict[Transport, AddableSubscriber] = {}
-        self._homes: dict[Source, Transport] = {}
+        self._homes: dict[Source, _Home] = {}
         self._tasks: asyncio.TaskGroup | None = None
         self._stop = asyncio.Event()
 
@@ -74,20 +87,20 @@ class AnyEventSubscriber:
         """
         transport = transport_of(check_source(endpoint))
         subscriber = self._subscribers.get(transport) or self._open(transport, endpoint)
-        if self._homes.get(source) != transport:
+        if self._transport(source) != transport:
             self.remove(source)
         subscriber.add(source, endpoint, replay_endpoint=replay_endpoint, topic=topic)
-        self._homes[source] = transport
+        self._homes[source] = _Home(transport, endpoint, replay_endpoint, topic)
 
     def remove(self, source: Source) -> None:
         """Stop listening to `source` at once; unknown sources are ignored."""
-        transport = self._homes.pop(source, None)
-        if transport is not None:
-            self._subscribers[transport].remove(source)
+        home = self._homes.pop(source, None)
+        if home is not None:
+            self._subscribers[home.transport].remove(source)
 
     def resync(self, source: Source) -> bool:
         """Ask for the whole state of `source` now; False if its transport cannot."""
-        transport = self._homes.get(source)
+        transport = self._transport(source)
         return transport is not None and self._subscribers[transport].resync(source)
 
     def refusal(self, endpoint: str) -> str | None:
@@ -97,7 +110,7 @@ class AnyEventSubscriber:
 
     def status(self, source: Source) -> TransportStatus | None:
         """Return the state of one source, or None if it is unknown."""
-        transport = self._homes.get(source)
+        transport = self._transport(source)
         return None if transport is None else self._subscribers[transport].status(source)
 
     def subscriber(self, transport: Transport) -> AddableSubscriber | None:
@@ -109,8 +122,8 @@ class AnyEventSubscriber:
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
-                for transport, subscriber in self._subscribers.items():
-                    tasks.create_task(subscriber.run(), name=f"{transport}-subscriber")
+                for transport in self._subscribers:
+                    tasks.create_task(self._keep(transport), name=f"{transport}-subscriber")
                 await self._stop.wait()
                 for subscriber in self._subscribers.values():
                     await subscriber.close()
@@ -121,11 +134,33 @@ class AnyEventSubscriber:
         """Stop listening on every transport. May be called again."""
         self._stop.set()
 
+    def _transport(self, source: Source) -> Transport | None:
+        home = self._homes.get(source)
+        return None if home is None else home.transport
+
     def _open(self, transport: Transport, endpoint: str) -> AddableSubscriber:
         reason = self.refusal(endpoint)
         if reason is not None:
             raise SettingsError(f"event endpoint {without_password(endpoint)}: {reason}")
         subscriber = self._subscribers[transport] = self._makers[transport]()
         if self._tasks is not None:
-            self._tasks.create_task(subscriber.run(), name=f"{transport}-subscriber")
+            self._tasks.create_task(self._keep(transport), name=f"{transport}-subscriber")
         return subscriber
+
+    async def _keep(self, transport: Transport) -> None:
+        """Run a transport's subscriber; one that breaks is made anew, and must not take the others along."""
+        while True:
+            try:
+                await self._subscribers[transport].run()
+            except Exception:  # noqa: BLE001 - supervised edge: it is logged, and its sources begin anew
+                _log.exception("internal_error", extra={"fields": {"where": f"{transport}-subscriber"}})
+            else:
+                return
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_REPLACE_SECONDS):
+                    await self._stop.wait()
+                return
+            subscriber = self._subscribers[transport] = self._makers[transport]()
+            for source, (home, endpoint, replay_endpoint, topic) in self._homes.items():
+                if home == transport:
+                    subscriber.add(source, endpoint, replay_endpoint=replay_endpoint, topic=topic)

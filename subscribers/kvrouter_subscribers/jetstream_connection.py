@@ -89,3 +89,7 @@ async def _connect(client: Client, **options: Any) -> None:
         if not connecting.cancel() and not connecting.cancelled():
             connecting.exception()
         raise
+    except OSError:  # A certificate that is not trusted is a `ValueError` as well.
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError) as error:  # of the client's parser
+        raise ConnectionError(f"the server does not speak NATS ({type(error).__name__})") from error

@@ -117,7 +117,7 @@ class StreamReader:
             try:
                 async with connection(self.endpoint, self._access) as client:
                     self.last_error = f"{self.endpoint}: {await self._session(client, tasks)}"
-            except (Error, OSError, TimeoutError) as error:
+            except Exception as error:  # noqa: BLE001 - supervised edge: whatever a peer says, the stream is read again
                 self.last_error = f"{self.endpoint}: {type(error).__name__}: {error}".rstrip(": ")
             if self._connects > connects:
                 pause = limits.reconnect_seconds

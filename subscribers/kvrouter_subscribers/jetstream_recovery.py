@@ -116,7 +116,8 @@ class Recovery:
         while not self._closed and (followed.replay_wanted is not None or followed.snapshot_wanted):
             followed.replaying = True
             helped = await self._serve_once(followed)
-            failures = 0 if helped else failures + 1
+            # A snapshot that came and was not what the sink needs is no help either: it costs its publisher the most.
+            failures = 0 if helped and not followed.snapshot_wanted else failures + 1
             if failures:
                 pause = limits.recovery_pause_seconds * 2 ** min(failures - 1, 16)
                 await asyncio.sleep(min(pause, limits.recovery_pause_seconds_max))

@@ -13,7 +13,7 @@ from kvrouter.errors import WireError
 from kvrouter.events import Source
 from kvrouter.events.load import LoadReport, decode_load
 from kvrouter.events.redis_names import WORKER_GROUP, EntryId, RedisEndpoint, RedisTls, parse_entry_id, router_group
-from kvrouter.redis_client import RedisClient, RedisError
+from kvrouter.redis_client import RedisClient
 from kvrouter_subscribers.redis_entry import Entry, decode_entry
 from kvrouter_subscribers.redis_group import ConsumerGroup, has_entry, last_id
 from kvrouter_subscribers.redis_history import Reading, read_history
@@ -112,7 +112,7 @@ class StreamReader:
                 options = self.endpoint.client_options(self._tls)
                 async with RedisClient(options, answer_seconds=limits.request_seconds) as client:
                     await self._session(client, tasks)
-            except (RedisError, OSError, TimeoutError) as error:
+            except Exception as error:  # noqa: BLE001 - supervised edge: whatever a peer says, the stream is read again
                 self.last_error = f"{self.endpoint}: {type(error).__name__}: {error}"
             if self._connects > connects:
                 pause = limits.reconnect_seconds

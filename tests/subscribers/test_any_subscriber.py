@@ -112,6 +112,71 @@ def test_a_source_is_known_to_one_transport_at_a_time() -> None:
     run(scenario())
 
 
+class BreakingSubscriber(ZmqEventSubscriber):
+    """Breaks as soon as it runs, the first time."""
+
+    lives = 0
+
+    async def run(self) -> None:
+        type(self).lives += 1
+        if self.lives == 1:
+            raise RuntimeError("a bug")
+        await super().run()
+
+
+def test_a_transport_that_breaks_is_made_anew_with_its_sources(caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged, and neither the other transports nor the router end by it."""
+
+    async def scenario() -> None:
+        sink = RecordingSink()
+        sink.ingest.open(SOURCE, 0, now=0.0)
+        subscriber = AnyEventSubscriber({"zmq": lambda: BreakingSubscriber(sink)})
+        running = asyncio.create_task(subscriber.run())
+        with ZmqEventPublisher(
+            "tcp://127.0.0.1:*", replay_endpoint="tcp://127.0.0.1:*", bind=True, wire="native", worker_id="worker"
+        ) as publisher:
+            subscriber.add(SOURCE, publisher.endpoint, replay_endpoint=publisher.replay_endpoint)
+            publisher.publish([stored(1)])
+            await until(lambda: sink.holds(1))
+        await subscriber.close()
+        await running
+
+    run(scenario())
+
+    assert BreakingSubscriber.lives == 2
+    assert [record.message for record in caplog.records] == ["internal_error"]
+
+
+@pytest.mark.parametrize("scheme", ["nats", "redis"])
+def test_a_broker_that_talks_nonsense_is_told_and_asked_again(scheme: str) -> None:
+    """An address that was mistaken must not end the router."""
+
+    async def scenario() -> None:
+        sink, connections = RecordingSink(), [0]
+        sink.ingest.open(SOURCE, 0, now=0.0)
+
+        async def chatter(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            connections[0] += 1
+            writer.write(bytes(range(65, 91)) * 10_000)
+            await writer.drain()
+            writer.close()
+
+        server = await asyncio.start_server(chatter, "127.0.0.1", 0)
+        address = f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        subscriber = AnyEventSubscriber(makers(sink))
+        subscriber.add(SOURCE, f"{address}/s" if scheme == "nats" else f"{address}/0/s")
+        running = asyncio.create_task(subscriber.run())
+        await until(lambda: connections[0] >= 2)
+        status = subscriber.status(SOURCE)
+        await subscriber.close()
+        await running
+        server.close()
+        assert status is not None
+        assert "does not speak" in (status.last_error or "")
+
+    run(scenario())
+
+
 @pytest.mark.parametrize(
     ("endpoint", "named"),
     [
