@@ -306,7 +306,7 @@ class WorkerRegistry:
                 raise RequestError(
                     f"{without_password(endpoint)}: {reason}",
                     status=422,
-                    code="transport_not_installed",
+                    code="events_not_possible",
                     param="kv_events_endpoint",
                 )
 

@@ -14,12 +14,16 @@ from typing import NamedTuple, Protocol
 from kvrouter.errors import SettingsError
 from kvrouter.events import Source
 from kvrouter.events.endpoints import Transport, check_source, transport_of, without_password
+from kvrouter.events.nats_names import parse_nats_endpoint
+from kvrouter.events.redis_names import parse_redis_endpoint
 from kvrouter_subscribers.subscriber import TransportStatus
 
 __all__ = ["AddableSubscriber", "AnyEventSubscriber", "missing_extra"]
 
 _NEEDS: dict[Transport, tuple[str, str]] = {"jetstream": ("nats", "nats"), "redis": ("redis", "redis")}
 """The module that carries a transport, and the extra that brings it."""
+
+_PARSERS: dict[Transport, Callable[[str], object]] = {"jetstream": parse_nats_endpoint, "redis": parse_redis_endpoint}
 
 _REPLACE_SECONDS = 1.0
 
@@ -106,7 +110,14 @@ class AnyEventSubscriber:
     def refusal(self, endpoint: str) -> str | None:
         """Say why an endpoint cannot be followed here, or return None."""
         transport = transport_of(endpoint)
-        return missing_extra(transport) if transport in self._makers else f"{transport} is not offered here"
+        if transport not in self._makers:
+            return f"{transport} is not offered here"
+        try:
+            if transport in _PARSERS:
+                _PARSERS[transport](endpoint)
+        except SettingsError as error:  # What the form of an address does not show, such as a stream's name.
+            return str(error)
+        return missing_extra(transport)
 
     def status(self, source: Source) -> TransportStatus | None:
         """Return the state of one source, or None if it is unknown."""

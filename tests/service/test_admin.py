@@ -204,3 +204,17 @@ def test_keys_of_workers_are_never_told(router: Router, engine: Engine) -> None:
     wrong = router.post("/workers", {"url": "http://h:1", "worker_id": "x", "api_key": "very secret"})
 
     assert "secret" not in answer.text + wrong.text + str(router.get("/workers")) + router.output.read_text()
+
+
+@pytest.mark.parametrize("events", ["redis://127.0.0.1:6379/0/a{b}", "redis://127.0.0.1:6379/0/a%7Bb"])
+def test_an_event_address_that_only_its_transport_refuses_is_the_clients_fault(
+    processes: Processes, events: str
+) -> None:
+    """It gets the reason, and the worker stays as it was."""
+    router = processes.router("--worker", "http://127.0.0.1:9,id=w,events=tcp://127.0.0.1:9")
+
+    refused = httpx.patch(f"{router.url}/workers/w", json={"events": events}, timeout=10)
+
+    assert refused.status_code == 422
+    assert "braces" in refused.json()["error"]["message"]
+    assert router.get("/sources")[0]["endpoint"] == "tcp://127.0.0.1:9"
