@@ -27,7 +27,7 @@ collect_ignore = [] if native_core.present else _OF_THE_CORE
 if find_spec("_testcapi") is None:
     collect_ignore += ["test_failing_readers.py", "test_failing_tables.py"]  # Python's own tool to let memory end.
 if hatch_build.refusal() is not None or hatch_build.find_compiler() is None:
-    collect_ignore.append("test_compile.py")
+    collect_ignore += ["test_compile.py", "test_installing.py"]
 if hatch_build.refusal() is not None or sys.platform != "linux":
     collect_ignore.append("test_sanitized.py")  # Its tools are Linux's; there a missing compiler is a failure.
 
