@@ -171,7 +171,7 @@ class EventDesk:
         *,
         clock: Callable[[], float],
         wait_seconds_max: float = 60.0,
-        polls_max: int = 256,
+        polls_max: int = 512,
         answer_bytes_max: int = 4 << 20,
         snapshot_keep_seconds: float = 2.0,
     ) -> None:

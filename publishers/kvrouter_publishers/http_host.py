@@ -61,7 +61,7 @@ class HttpEventServer:
         tls: ssl.SSLContext | None = None,
         limits: ServerLimits | None = None,
         wait_seconds_max: float = 60.0,
-        polls_max: int = 256,
+        polls_max: int = 512,
         answer_bytes_max: int = 4 << 20,
     ) -> None:
         if api_key is not None and not (0 < len(api_key) <= _KEY_CHARACTERS_MAX and _is_token(api_key)):

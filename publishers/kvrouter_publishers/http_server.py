@@ -36,8 +36,8 @@ _UNAUTHORIZED: Final = Refusal(
 class ServerLimits:
     """The bounds of a publisher's HTTP server."""
 
-    connections_max: int = 64
-    """Further connections are answered with 503 and closed."""
+    connections_max: int = 512
+    """Each rank that a router follows is one. Further connections are answered with 503 and closed."""
     head_seconds: float = 10.0
     """A request's head must be complete so soon after its first byte, or after the connection was made."""
     idle_seconds: float = 75.0
