@@ -88,16 +88,18 @@ class Profile:
 
     def observe(self, event: BlockStored) -> bool:
         """Learn from a store on the GPU; returns whether the layout is not what it was."""
-        index = event.group_idx or 0
-        known = self.groups.get(index)
-        lookahead = len(event.lookahead_token_ids[-1]) if event.lookahead_token_ids else 0
-        shape = self.shape
-        new_pairs = lookahead > shape.lookahead or (event.bigram and not shape.bigram)
-        if known is not None and not new_pairs and self._says_nothing_new(known, event):
+        if not self.is_new(event):
             return False
-        self.groups[index] = _group_of(event, known)
-        self._derive(max(lookahead, shape.lookahead), bigram=shape.bigram or event.bigram)
+        index, shape = event.group_idx or 0, self.shape
+        self.groups[index] = _group_of(event, self.groups.get(index))
+        self._derive(max(_lookahead(event), shape.lookahead), bigram=shape.bigram or event.bigram)
         return True
+
+    def is_new(self, event: BlockStored) -> bool:
+        """Whether a store on the GPU says something about the layout that is not known."""
+        known, shape = self.groups.get(event.group_idx or 0), self.shape
+        new_pairs = _lookahead(event) > shape.lookahead or (event.bigram and not shape.bigram)
+        return known is None or new_pairs or not self._says_nothing_new(known, event)
 
     def _says_nothing_new(self, known: Group, event: BlockStored) -> bool:
         if known.kind is None and event.kv_cache_spec_kind is not None:
@@ -117,6 +119,10 @@ class Profile:
         self.other_full = tuple((index, strides[index]) for index in full if index != self.main)
         rules = (_window_rule(index, counted[index], strides[index]) for index in counted if index not in full)
         self.windows = tuple(rule for rule in rules if rule.needed > 0)
+
+
+def _lookahead(event: BlockStored) -> int:
+    return len(event.lookahead_token_ids[-1]) if event.lookahead_token_ids else 0
 
 
 def _group_of(event: BlockStored, known: Group | None) -> Group:

@@ -173,8 +173,9 @@ class RankCache:
         decoded = {number: decode_event(payload[start:end], skipped) for number, start, end in odd}
         said = [event for event in decoded.values() if event is not None]
         cleared = read.cleared or any(isinstance(event, AllBlocksCleared) for event in said)
-        if self._observe(said):
-            batch = decode_batch(payload)
+        if not read.changed and any(self._tells_layout(event) for event in said):
+            batch = decode_batch(payload)  # In its light, plain events behind it may tell more.
+            self._observe(batch.events)
             self._apply_observed(batch.events)
             return Applied(read.announced_rank, cleared, batch.skipped, changed=True)
         stop = self._table.proceed() if odd else stop
@@ -215,6 +216,11 @@ class RankCache:
 
     def _describes_layout(self, event: BlockStored) -> bool:
         return tier_of(event.medium) == "gpu" and 0 <= (event.group_idx or 0) < _GROUPS_MAX
+
+    def _tells_layout(self, event: Event) -> bool:
+        if not isinstance(event, BlockStored) or not event.block_size:
+            return False
+        return self._describes_layout(event) and self.profile.is_new(event)
 
     def _store(self, event: BlockStored) -> None:
         tier = self._place(event)

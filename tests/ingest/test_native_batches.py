@@ -92,3 +92,17 @@ def test_a_reset_of_many_blocks_keeps_the_same_ones_in_mind() -> None:
     pair.send(msgpack.packb([0.0, [["AllBlocksCleared"]], 0]))
 
     assert len(pair.native.facts()["meanings"]) == 100
+
+
+@pytest.mark.parametrize(("order", "size"), [((0, 1), 16), ((1, 0), 8)])
+def test_behind_an_odd_event_that_tells_another_layout_plain_ones_tell_more(order: tuple[int, int], size: int) -> None:
+    """A state's group has the size of its largest block; before it is one, a larger block says nothing."""
+    pair = Pair()
+    first = {"type": "BlockStored", "block_hashes": [1], "token_ids": [1] * 8, "block_size": 8, "medium": "GPU"}
+    odd = first | {"block_hashes": [2], "kv_cache_spec_kind": "mamba", "lookahead_token_ids": [[1]]}
+    larger = first | {"block_hashes": [3], "token_ids": [1] * 16, "block_size": 16, "kv_cache_spec_kind": "mamba"}
+
+    pair.send(msgpack.packb([0.0, [first | {"kv_cache_spec_kind": "full_attention"}], 0]))
+    pair.send(msgpack.packb([0.0, [(odd, larger)[number] for number in order], 0]))
+
+    assert pair.native.cache.profile.groups[0].block_size == size
