@@ -37,8 +37,12 @@ def _setting(
     choices: tuple[str, ...] = (),
     variable: str | None = None,
     metavar: str | None = None,
+    name_characters_max: int | None = None,
 ) -> Any:
-    """Describe one setting: `flag` and `variable` are its short names beside the derived ones."""
+    """Describe one setting: `flag` and `variable` are its short names beside the derived ones.
+
+    With `name_characters_max` it is a name that every broker and store can hold: letters, digits, `_` and `-`.
+    """
     return field(
         default=default,
         metadata={
@@ -49,6 +53,7 @@ def _setting(
             "choices": choices,
             "variable": variable,
             "metavar": metavar,
+            "name_characters_max": name_characters_max,
         },
     )
 
@@ -162,8 +167,9 @@ class EventSettings:
     frame_bytes_max: int = _setting(64 * _MIB, "largest event frame", at_least=1024, at_most=1024 * _MIB)
     router_id: str = _setting(
         "",
-        "this router's name at brokers and stores, no other router's; one that is kept goes on where it stopped "
-        "(default: drawn at each start)",
+        "this router's name at brokers and stores, no other router's, of letters, digits, _ and -; one that is kept "
+        "goes on where it stopped (default: drawn at each start)",
+        name_characters_max=64,
     )
     snapshots: str = _setting(
         "",
@@ -172,7 +178,7 @@ class EventSettings:
         flag="--snapshots",
         metavar="URL",
     )
-    fleet: str = _setting("kvrouter", "whose state it is; routers of one fleet share it")
+    fleet: str = _setting("kvrouter", "whose state it is; routers of one fleet share it", name_characters_max=64)
     snapshot_seconds: float = _setting(60.0, "time between two snapshots", at_least=1, at_most=86_400)
     stream_messages_max: int = _setting(
         1_000_000,

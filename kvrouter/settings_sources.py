@@ -38,6 +38,7 @@ _KINDS: dict[type, str] = {
     Path: "a path",
     tuple: "a list of text",
 }
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 
 
@@ -56,6 +57,7 @@ class Setting:
     at_most: float | None
     choices: tuple[str, ...]
     metavar: str | None
+    name_characters_max: int | None
     optional: bool
 
     @property
@@ -130,6 +132,7 @@ def _describe(section: str, each: "Field[Any]", hint: object) -> Setting:
         at_most=meta["at_most"],
         choices=meta["choices"],
         metavar=meta["metavar"],
+        name_characters_max=meta["name_characters_max"],
         optional=optional,
     )
 
@@ -244,6 +247,8 @@ def _checked(setting: Setting, value: object, where: str) -> object:
         raise SettingsError(f"{where}: {value!r} is not {_KINDS[setting.kind]}") from None
     if setting.choices and converted not in setting.choices:
         raise SettingsError(f"{where}: {value!r} is not one of {', '.join(setting.choices)}")
+    if setting.name_characters_max is not None and converted != setting.default:
+        _check_name(str(converted), setting.name_characters_max, where)
     if isinstance(converted, (int, float)) and not isinstance(converted, bool):
         # Written so that NaN fails too.
         if setting.at_least is not None and not converted >= setting.at_least:
@@ -251,6 +256,12 @@ def _checked(setting: Setting, value: object, where: str) -> object:
         if setting.at_most is not None and not converted <= setting.at_most:
             raise SettingsError(f"{where}: {value} is above the most, {setting.at_most:g}")
     return converted
+
+
+def _check_name(name: str, characters_max: int, where: str) -> None:
+    if len(name) > characters_max or _NAME.fullmatch(name) is None:
+        shown = name[:characters_max]
+        raise SettingsError(f"{where}: {shown!r} is not a name of 1 to {characters_max} letters, digits, _ and -")
 
 
 def _converted(setting: Setting, value: object) -> object:

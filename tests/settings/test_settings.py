@@ -158,6 +158,9 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         (("--port", "http"), "'http' is not a whole number"),
         (("--health-interval-seconds", "nan"), "--health-interval-seconds"),
         (("--policy", "greedy"), "least-loaded"),
+        (("--events-router-id", "a/b"), "--events-router-id: 'a/b' is not a name"),
+        (("--events-router-id", "n" * 65), "1 to 64"),
+        (("--events-fleet", ""), "--events-fleet"),
     ],
 )
 def test_a_flag_out_of_bounds_is_refused(flags: tuple[str, ...], named: str) -> None:
