@@ -5,12 +5,14 @@ never the service: it is logged, counted, and tried again.
 """
 
 import asyncio
+import errno
 import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from kvrouter.errors import KvrouterError, SettingsError, SnapshotError, StoreError
 from kvrouter.events import Source
@@ -20,7 +22,8 @@ from kvrouter.service.logs import log_event
 from kvrouter.service.state_snapshots import Positions, StateSnapshots
 from kvrouter.settings import EventSettings
 from kvrouter.store import open_key_value_store, open_object_store
-from kvrouter.store.names import check_bucket
+from kvrouter.store.addresses import parse_store_url
+from kvrouter.store.files import HalfWritten
 from kvrouter_subscribers import AnyEventSubscriber
 
 __all__ = ["KeeperStatistics", "RestoringIntake", "StateKeeper", "open_state_keeper"]
@@ -30,6 +33,11 @@ SAVE_SECONDS = 60.0
 CLOSE_SECONDS = 2.0
 HOLD_SECONDS = 300.0
 """How long a loaded state is kept for workers that are registered after the start."""
+
+_SETTLED = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG}
+)
+"""What a file system says of a path that will not do the next time either."""
 
 _log = logging.getLogger("kvrouter.snapshots")
 
@@ -213,23 +221,24 @@ def open_state_keeper(
     saved: Callable[[Positions], Awaitable[None]],
     clock: Callable[[], float],
 ) -> StateKeeper | None:
-    """Return the keeper that the settings ask for; None if they ask for none. Nothing is connected yet.
+    """Return the keeper that the settings ask for; None if they ask for none.
+
+    Nothing is connected yet; a local directory is made.
 
     Raises:
-        SettingsError: the address or the fleet's name cannot be used.
+        SettingsError: the address is malformed, or names a directory that cannot be written.
         MissingExtraError: the store's client is not installed.
     """
     if not settings.snapshots:
         return None
-    try:
-        bucket = check_bucket(settings.fleet)
-        name = check_bucket(settings.router_id or "router")
-    except StoreError as error:
-        raise SettingsError(f"events.fleet or events.router_id: {error}") from None
+    address = parse_store_url(settings.snapshots)
+    if address.kind == "file":
+        _check_directory(Path(address.prefix).expanduser() / settings.fleet)
+    name = settings.router_id or "router"
     snapshots = StateSnapshots(
         open_object_store(settings.snapshots),
         open_key_value_store(settings.snapshots),
-        bucket=bucket,
+        bucket=settings.fleet,
         router_id=f"{name}-{secrets.token_hex(8)}",  # Of this life alone, also where two were given one name.
     )
     return StateKeeper(
@@ -241,3 +250,13 @@ def open_state_keeper(
         clock=clock,
         wall_clock=time.time,
     )
+
+
+def _check_directory(folder: Path) -> None:
+    """Refuse a directory that cannot be made or written; a full or failing disk may be better the next time."""
+    try:
+        HalfWritten(folder / "written").abandon()
+    except OSError as error:
+        if error.errno in _SETTLED:
+            reason = error.strerror or type(error).__name__
+            raise SettingsError(f"events.snapshots: cannot write into directory {folder}: {reason}") from None

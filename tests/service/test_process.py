@@ -124,6 +124,9 @@ def test_nothing_is_left_in_the_temporary_folder(processes: Processes, tmp_path:
         (["--server-tls-certificate", "/nowhere.pem"], {}, "cannot read /nowhere.pem: No such file"),
         (["--server-tls-certificate", __file__], {}, "not a PEM certificate chain with its private key"),
         (["--server-tls-key", "/nowhere.pem"], {}, "tls_certificate"),
+        (["--snapshots", __file__], {}, f"cannot write into directory {__file__}/kvrouter: Not a directory"),
+        (["--snapshots", "/proc/kept"], {}, "cannot write into directory /proc/kept"),
+        ([], {"KVROUTER_EVENTS__ROUTER_ID": "a/b"}, "KVROUTER_EVENTS__ROUTER_ID: 'a/b' is not a name"),
         ([], {"KVROUTER_NONSENSE": "1"}, "KVROUTER_NONSENSE"),
     ],
 )
