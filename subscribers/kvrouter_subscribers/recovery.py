@@ -147,7 +147,9 @@ class Recovery:
                 self._replay_start = None  # From here on the sink may ask again.
                 return
             start = self._replay_start = receipt.replay_from
-            await asyncio.sleep(min(limits.replay_pause_seconds * 2**failures, limits.replay_pause_seconds_max))
+            pause = min(limits.replay_pause_seconds * 2 ** min(failures, 16), limits.replay_pause_seconds_max)
+            # Where nobody can be asked, each of many holes is given up at once: nothing would come of waiting.
+            await asyncio.sleep(0 if self._link.address.replay_endpoint is None else pause)
             failures += 1
 
     async def _replay_with_retries(self, start: int) -> bool:

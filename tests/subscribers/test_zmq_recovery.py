@@ -8,6 +8,7 @@ import pytest
 
 from kvrouter.events import AllBlocksCleared, Source
 from kvrouter_publishers import ZmqEventPublisher
+from kvrouter_subscribers import ZmqLimits
 from tests.subscribers.scene import (
     ANY_TCP,
     PROBING,
@@ -289,6 +290,26 @@ def test_without_a_replay_endpoint_the_sink_learns_so_at_once() -> None:
 
             assert stage.status().replays == 0
             assert engine.requests == []
+
+    run(scenario())
+
+
+def test_without_a_replay_endpoint_many_holes_hold_nobody_up() -> None:
+    """Each is given up at once: there is nobody to wait for, and what came after them is news."""
+
+    async def scenario() -> None:
+        async with scripted() as engine, scene(ZmqLimits()) as stage:
+            stage.listen(engine.endpoint)
+            await stage.hears(engine, 0)
+
+            for sequence in range(2, 4000, 2):
+                engine.publish(sequence)
+            await until(lambda: stage.sink.applied() == 3998)
+            (state,) = stage.sink.ingest.status(now=0.0)
+
+        assert state.gaps_lost == 1999
+        assert stage.sink.holds(3998)
+        assert not stage.sink.holds(0)
 
     run(scenario())
 
