@@ -4,6 +4,7 @@ A line is one source with all its lives. A party is all lines of one transport, 
 """
 
 import asyncio
+import contextlib
 import random
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -80,6 +81,7 @@ class Party:
 
     def __init__(self, transport: str, folder: Path, chance: random.Random) -> None:
         self.transport, self.folder, self.chance = transport, folder, chance
+        self.network_chance = random.Random(chance.getrandbits(32))  # Drawn from as often as the traffic wants.
         self.lines: list[Line] = []
         self.networks: list[BadNetwork] = []
         self.broker: Server | None = None
@@ -135,11 +137,11 @@ async def party(transport: str, folder: Path, chance: random.Random) -> AsyncIte
 
 
 async def _with_broker(made: Party, stack: AsyncExitStack) -> None:
-    broker = made.broker = NatsServer(made.folder) if made.transport == "nats" else RedisServer(made.folder)
+    broker = made.broker = _broker(made)
     stack.callback(broker.kill)
     await asyncio.to_thread(broker.start)
-    inward = await stack.enter_async_context(bad_network(broker.port, made.chance))
-    outward = await stack.enter_async_context(bad_network(broker.port, made.chance))
+    inward = await stack.enter_async_context(bad_network(broker.port, made.network_chance))
+    outward = await stack.enter_async_context(bad_network(broker.port, made.network_chance))
     scheme, path = ("nats", STREAM) if made.transport == "nats" else ("redis", f"0/{STREAM}")
     for source in _sources(made):
         options = {
@@ -158,7 +160,7 @@ async def _without_broker(made: Party, stack: AsyncExitStack) -> None:
     zmq = made.transport != "http"
     for source in _sources(made):
         port, replay_port = _free_port(), _free_port()
-        live = await stack.enter_async_context(bad_network(port, made.chance, messages=zmq))
+        live = await stack.enter_async_context(bad_network(port, made.network_chance, messages=zmq))
         options = {**made.common_options(), "worker_id": source.worker_id}
         line = Line(made, source, options)
         line.networks = [live]
@@ -169,11 +171,17 @@ async def _without_broker(made: Party, stack: AsyncExitStack) -> None:
             options["endpoint"] = f"127.0.0.1:{port}"
             line.endpoint = f"http://127.0.0.1:{live.port}"
         if made.transport in ("zmq", "vllm"):
-            replays = await stack.enter_async_context(bad_network(replay_port, made.chance, messages=True))
+            replays = await stack.enter_async_context(bad_network(replay_port, made.network_chance, messages=True))
             options["replay_endpoint"] = f"tcp://127.0.0.1:{replay_port}"
             line.replay_endpoint = f"tcp://127.0.0.1:{replays.port}"
             line.networks.append(replays)
         made.lines.append(line)
+
+
+def _broker(made: Party) -> Server:
+    if made.transport == "nats":
+        return NatsServer(made.folder, port=_free_port())
+    return RedisServer(made.folder, port=_free_port())
 
 
 def _sources(made: Party) -> Iterator[Source]:
@@ -182,5 +190,8 @@ def _sources(made: Party) -> Iterator[Source]:
 
 
 def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+    """A port that nobody listens on, below those that the system gives to connections while its owner is dead."""
+    while True:
+        port = random.SystemRandom().randrange(15_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port

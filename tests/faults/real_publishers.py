@@ -123,9 +123,12 @@ class PublisherProcess:
     async def _ask(self, question: str) -> Any:
         self._ours.send((question, 0))
         deadline = time.monotonic() + _STOP_SECONDS
-        while not self._ours.poll():
+        while True:
+            alive = self._process.is_alive()
+            if self._ours.poll():
+                break
+            assert alive, f"the publisher died before it answered {question!r}"
             assert time.monotonic() < deadline, f"the publisher does not answer {question!r}"
-            assert self._process.is_alive(), f"the publisher died before it answered {question!r}"
             await asyncio.sleep(0.002)
         return self._ours.recv()
 

@@ -1,12 +1,18 @@
-"""Who hears the lines of a schedule: a router's event plane in this process, of which everything can be seen."""
+"""Who hears the lines of a schedule: a router's event plane in this process, of which everything can be seen.
 
+`RouterProcess` is a whole `kvrouter serve` instead, of which only that can be seen which it answers.
+"""
+
+import asyncio
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from operator import le
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple, Protocol
 
+import httpx
 import numpy as np
 
 from kvrouter.blocks import chain_hashes, token_bytes
@@ -19,16 +25,59 @@ from kvrouter_subscribers import (
     RedisEventSubscriber,
     ZmqEventSubscriber,
 )
-from tests.faults.real_cache import CHAINS, SIZE, Copies, block_of, chain_tokens
+from tests.faults.real_cache import CHAINS, DEPTH, SIZE, Copies, block_of, chain_tokens
 from tests.faults.real_lines import Line, Party
+from tests.service.processes import Router as ServeProcess
 from tests.subscribers import http_scene, jetstream_scene, redis_scene, scene
 
-__all__ = ["InProcessRouter"]
+__all__ = ["Claims", "EventRouter", "InProcessRouter", "Look", "RouterProcess"]
 
 _KEYS = {chain: chain_hashes(None, token_bytes(chain_tokens(chain)), SIZE) for chain in range(CHAINS)}
 _ZMQ = replace(scene.PROBING, reconnect_seconds_max=0.2, snapshot_silence_seconds=2.0)
 _JETSTREAM = replace(jetstream_scene.QUICK, heartbeat_seconds=0.5, request_seconds=1.0)
 _REDIS = replace(redis_scene.QUICK, request_seconds=1.0)
+_TIERS = ("gpu", "cpu", "disk")
+
+Claims = Mapping[Any, int]
+"""What a router says of a source, as far as it can be asked: counts, of which fewer are claims of less."""
+
+
+class Look(NamedTuple):
+    """What a router says of a source at one moment. `status` has the fields of `SourceStatus`."""
+
+    status: Any
+    claims: Claims
+
+
+class EventRouter(Protocol):
+    """A router, from the side of a schedule."""
+
+    restored: bool
+    """Whether it knew something when it began."""
+
+    async def start(self, *, known: bool = False) -> None:
+        """Begin, with what was saved last if something is to be `known`."""
+        ...
+
+    async def stop(self) -> None:
+        """End at once; nothing is written down."""
+        ...
+
+    def look(self, line: Line) -> Look | None:
+        """What is said of a source now; None if that changes too fast to be seen."""
+        ...
+
+    def view(self, copies: Copies) -> Claims:
+        """What the claims are when exactly this is believed."""
+        ...
+
+    def index_agrees(self, line: Line, claims: Claims, *, some: bool) -> bool:
+        """Whether the index attributes exactly these blocks to a source, or no others if `some` wait for a parent."""
+        ...
+
+    def unheard(self, line: Line, numbers: Sequence[int]) -> list[int]:
+        """Which of these numbers of the present life never came, as far as that can be known."""
+        ...
 
 
 class Witness(Ingest):
@@ -96,16 +145,21 @@ class InProcessRouter:
         statuses = self.ingest.status(now=time.monotonic())
         return next(each for each in statuses if (each.worker_id, each.rank) == line.source)
 
-    def copies(self, line: Line) -> Copies:
-        """What is claimed of a source."""
+    def look(self, line: Line) -> Look | None:
+        """What is said of a source now: the number of copies by tier and engine hash."""
         places = self.ingest.copies(line.source)
-        return {(tier, each): count for (tier, _), hashes in places.items() for each, count in hashes.items()}
+        copies = {(tier, each): count for (tier, _), hashes in places.items() for each, count in hashes.items()}
+        return Look(self.status(line), copies)
 
-    def index_agrees(self, line: Line, copies: Copies, *, some: bool) -> bool:
+    def view(self, copies: Copies) -> Claims:
+        """The same copies."""
+        return copies
+
+    def index_agrees(self, line: Line, claims: Claims, *, some: bool) -> bool:
         """Whether the index attributes exactly these blocks to a source, or no others if `some` wait for a parent."""
         rank = self.status(line).dense_rank
-        for tier in ("gpu", "cpu", "disk"):
-            held = {block_of(engine_hash) for place, engine_hash in copies if place == tier}
+        for tier in _TIERS:
+            held = {block_of(engine_hash) for place, engine_hash in claims if place == tier}
             for chain, keys in _KEYS.items():
                 found = self.index.holds(rank, np.array(keys, dtype=np.uint64), tier).tolist()
                 wanted = [(chain, depth) in held for depth in range(len(keys))]
@@ -129,3 +183,82 @@ class InProcessRouter:
                 return RedisEventSubscriber(self.ingest, limits=_REDIS, **known)
             case _:
                 return ZmqEventSubscriber(self.ingest, limits=_ZMQ)
+
+
+class RouterProcess:
+    """A `kvrouter serve` that keeps what it knows in a folder; it ends with SIGKILL, whatever it does."""
+
+    restored = True
+    _client: httpx.Client
+
+    def __init__(self, party: Party) -> None:
+        self._party = party
+        self._process: ServeProcess | None = None
+
+    async def start(self, *, known: bool = False) -> None:
+        """Begin; with what was saved last if something is to be `known`."""
+        folder = "known" if known else f"known-{time.monotonic_ns()}"
+        options = {
+            "--snapshots": str(self._party.folder / folder),
+            "--events-snapshot-seconds": "1",
+            "--events-idle-probe-seconds": "0.3",
+            "--events-replay-seconds": "0.5",
+            "--events-load-seconds": "0",
+        }
+        flat = [each for pair in options.items() for each in pair]
+        self._process = await asyncio.to_thread(ServeProcess, self._party.folder, *flat)
+        self._client = httpx.Client(timeout=10.0)
+        for line in self._party.lines:
+            fields = {"worker_id": line.source.worker_id, "endpoint": "x", "block_size": SIZE}
+            events = {"kv_events_endpoint": line.endpoint, "replay_endpoint": line.replay_endpoint}
+            answer = self._client.post(f"{self._process.url}/workers", json={**fields, **events})
+            answer.raise_for_status()
+
+    async def stop(self) -> None:
+        """End it with SIGKILL."""
+        if self._process is not None:
+            await asyncio.to_thread(self._process.stop)
+            self._client.close()
+        self._process = None
+
+    def look(self, line: Line) -> Look | None:
+        """What is answered about a source: leading blocks by chain and tier."""
+        before = self._row(line)
+        claims: dict[Any, int] = {}
+        for chain in range(CHAINS):
+            scores = self._ask("POST", "/overlap_scores", {"token_ids": chain_tokens(chain)})
+            score = next(each for each in scores["workers"] if each["worker_id"] == line.source.worker_id)
+            depths = (score["device_blocks"], score["host_pinned_blocks"], score["disk_blocks"])
+            claims |= {(chain, tier): depth for tier, depth in zip(_TIERS, depths, strict=True)}
+        status = self._row(line)
+        still = all(before[name] == status[name] for name in ("applied_sequence", "applied_batches", "state"))
+        return Look(SimpleNamespace(**status), claims) if still else None
+
+    def view(self, copies: Copies) -> Claims:
+        """Leading blocks by chain, in a tier or above it."""
+        claims: dict[Any, int] = {}
+        held: set[tuple[int, int]] = set()
+        for tier in _TIERS:
+            held |= {block_of(engine_hash) for place, engine_hash in copies if place == tier}
+            for chain in range(CHAINS):
+                missing = (depth for depth in range(DEPTH) if (chain, depth) not in held)
+                claims[chain, tier] = next(missing, DEPTH)
+        return claims
+
+    def index_agrees(self, line: Line, claims: Claims, *, some: bool) -> bool:
+        """What was asked for is the index."""
+        return True
+
+    def unheard(self, line: Line, numbers: Sequence[int]) -> list[int]:
+        """That cannot be known."""
+        return []
+
+    def _row(self, line: Line) -> Any:
+        rows = self._ask("GET", "/sources")
+        return next(row for row in rows if row["worker_id"] == line.source.worker_id)
+
+    def _ask(self, method: str, path: str, body: object = None) -> Any:
+        assert self._process is not None
+        answer = self._client.request(method, self._process.url + path, json=body)
+        answer.raise_for_status()
+        return answer.json()

@@ -1,7 +1,8 @@
 """Schedules of faults with real publishers, brokers and connections, each as its seed says.
 
 A failing seed is printed with what was done. `REAL_SCHEDULE=TRANSPORT:SEED pytest tests/faults/test_real_schedules.py`
-runs it alone; `REAL_SCHEDULES=COUNT` runs so many of each transport, `REAL_SCHEDULES_FROM=SEED` other ones.
+runs it alone, `REAL_SCHEDULE=serve-TRANSPORT:SEED` with a whole router; `REAL_SCHEDULES=COUNT` runs so many of each
+transport, `REAL_SCHEDULES_FROM=SEED` other ones. What a seed does is always the same, when exactly is not.
 """
 
 import asyncio
@@ -20,22 +21,26 @@ FIRST = int(os.environ.get("REAL_SCHEDULES_FROM", "0"))
 COUNT = int(os.environ.get("REAL_SCHEDULES", "10"))
 TOGETHER = 5
 """Schedules in one test, which run at the same time."""
+WHOLE_SHARE = 10
+"""Of so many seeds one is also run with a whole router, which takes its time to start."""
+WHOLE = "serve-"
+
+Schedules = list[tuple[str, int]]
 
 
-def _parts() -> list[tuple[str, list[int]]]:
+def _schedules() -> dict[str, Schedules]:
+    """Those of each test, by what it is called."""
     if ALONE:
-        transport, _, seed = ALONE.partition(":")
-        return [(transport, [int(seed)])]
-    starts = range(FIRST, FIRST + COUNT, TOGETHER)
-    return [
-        (transport, list(range(start, min(start + TOGETHER, FIRST + COUNT))))
+        name, _, seed = ALONE.partition(":")
+        return {ALONE: [(name, int(seed))]}
+    seeds = range(FIRST, FIRST + COUNT)
+    parts = {
+        f"{transport}-{part[0]}-to-{part[-1]}": [(transport, seed) for seed in part]
         for transport in TRANSPORTS
-        for start in starts
-    ]
-
-
-def _name(transport: str, seeds: list[int]) -> str:
-    return f"{transport}-{seeds[0]}-to-{seeds[-1]}"
+        for part in (seeds[start : start + TOGETHER] for start in range(0, COUNT, TOGETHER))
+    }
+    whole = {f"serve-{seed}": [(WHOLE + transport, seed) for transport in TRANSPORTS] for seed in seeds[::WHOLE_SHARE]}
+    return parts | whole
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,22 +48,23 @@ def _prepared() -> None:
     prepare()
 
 
-@pytest.mark.parametrize(("transport", "seeds"), _parts(), ids=[_name(*part) for part in _parts()])
-def test_the_index_is_the_truth_after_real_faults(transport: str, seeds: list[int], tmp_path: Path) -> None:
+@pytest.mark.parametrize("schedules", _schedules().values(), ids=_schedules())
+def test_the_index_is_the_truth_after_real_faults(schedules: Schedules, tmp_path: Path) -> None:
     """Processes are killed and held still, brokers forget, networks do everything wrong, and then all is well again."""
 
-    async def one(seed: int) -> str:
-        folder = tmp_path / str(seed)
+    async def one(name: str, seed: int) -> str:
+        folder = tmp_path / f"{name}-{seed}"
         folder.mkdir()
-        schedule = RealSchedule(transport, seed, folder)
+        transport = name.removeprefix(WHOLE)
+        schedule = RealSchedule(transport, seed, folder, whole_router=transport != name)
         try:
             await schedule.run()
         except Exception:  # noqa: BLE001 - all failures of a test are told together
-            return f"REAL_SCHEDULE={transport}:{seed}\n{'; '.join(schedule.log)}\n{traceback.format_exc()}"
+            return f"REAL_SCHEDULE={name}:{seed}\n{'; '.join(schedule.log)}\n{traceback.format_exc()}"
         return ""
 
     async def together() -> list[str]:
-        return await asyncio.gather(*map(one, seeds))
+        return await asyncio.gather(*(one(*each) for each in schedules))
 
     failures = [each for each in asyncio.run(together()) if each]
     assert not failures, "\n".join(failures)
