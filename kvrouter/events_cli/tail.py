@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from kvrouter.errors import SettingsError, WireError
 from kvrouter.events import AllBlocksCleared, BlockRemoved, BlockStored, Event, Source, decode_batch
+from kvrouter.events.digest import DigestRow
 from kvrouter.events.endpoints import check_source, transport_of
 
 __all__ = ["Tail", "add_parser", "run"]
@@ -91,6 +92,12 @@ class _Answer(NamedTuple):
     snapshot_wanted: bool = False
 
 
+class _Arrived(NamedTuple):
+    sequence: int
+    payload: bytes
+    digest: Sequence[DigestRow] | None
+
+
 class Tail:
     """An event sink that describes what arrives instead of keeping it. Records go to `emit`, one mapping each.
 
@@ -107,7 +114,7 @@ class Tail:
     ) -> None:
         self._emit, self._replay, self._next, self._count_max = emit, replay, start, count
         self._seen_any = self._may_restart = False
-        self._held: list[tuple[int, bytes]] | None = None
+        self._held: list[_Arrived] | None = None
         self._incarnation: int | None = None
         self.batches = self.events = self.blocks_stored = self.blocks_removed = self.clears = 0
         self.gaps = self.duplicates = self.quarantined = self.restarts = 0
@@ -141,7 +148,7 @@ class Tail:
         now: float,  # noqa: ARG002 - as above
         replayed: bool = False,
         incarnation: int | None = None,
-        digest: object = None,  # noqa: ARG002 - as above
+        digest: Sequence[DigestRow] | None = None,
     ) -> _Answer:
         """Describe one batch, and what its number says about those before it."""
         if incarnation is not None and incarnation != self._incarnation:
@@ -150,9 +157,10 @@ class Tail:
                 self._emit({"kind": "restarted"})
                 self._seen_any = False
             self._incarnation = incarnation
+        arrived = _Arrived(sequence, payload, digest)
         if self._held is None or replayed:
-            return self._take(sequence, payload, replayed=replayed)
-        self._held.append((sequence, payload))
+            return self._take(arrived, replayed=replayed)
+        self._held.append(arrived)
         if len(self._held) >= _HELD_MAX:
             self._release()
         return _Answer("buffered")
@@ -176,10 +184,11 @@ class Tail:
 
     def _release(self) -> None:
         held, self._held = self._held or [], None
-        for sequence, payload in held:
-            self._take(sequence, payload, replayed=False)
+        for arrived in held:
+            self._take(arrived, replayed=False)
 
-    def _take(self, sequence: int, payload: bytes, *, replayed: bool) -> _Answer:
+    def _take(self, arrived: _Arrived, *, replayed: bool) -> _Answer:
+        sequence = arrived.sequence
         if self._seen_any and sequence < self._next:
             # A live batch may have come in the replay before; only after a new connection is it a new life.
             if replayed or not (sequence == 0 or self._may_restart):
@@ -193,7 +202,7 @@ class Tail:
         self._seen_any, self._may_restart, self._next = True, False, sequence + 1
         if self.batches == self._count_max:
             return _Answer("applied")
-        self._describe(sequence, payload, replayed=replayed)
+        self._describe(arrived, replayed=replayed)
         return _Answer("applied")
 
     def summary(self) -> dict[str, Any]:
@@ -211,7 +220,8 @@ class Tail:
             "quarantined": self.quarantined,
         }
 
-    def _describe(self, sequence: int, payload: bytes, *, replayed: bool) -> None:
+    def _describe(self, arrived: _Arrived, *, replayed: bool) -> None:
+        sequence, payload, digest = arrived
         self.batches += 1
         record: dict[str, Any] = {"kind": "batch", "sequence": sequence, "replayed": replayed, "bytes": len(payload)}
         try:
@@ -224,6 +234,10 @@ class Tail:
             self._count(event)
         record |= {"timestamp": batch.timestamp, "rank": batch.data_parallel_rank}
         record |= {"events": [_described(event) for event in batch.events], "skipped": dict(batch.skipped)}
+        if digest is not None:
+            record["digest"] = [
+                {"medium": row.medium, "group": row.group, "blocks": row.count, "xor": _hex(row.xor)} for row in digest
+            ]
         self._emit(record)
 
     def _count(self, event: Event) -> None:
@@ -276,9 +290,13 @@ def _line(record: Mapping[str, Any]) -> str:
         case "batch":
             head = f"{record['sequence']:>8}{' replayed' if record['replayed'] else ''}"
             head += "" if record["rank"] is None else f" rank {record['rank']}"
-            lines = [f"{head}  {_event_line(event)}" for event in record["events"]] or [f"{head}  nothing"]
-            lines += [f"{head}  skipped {count}: {reason}" for reason, count in record["skipped"].items()]
-            return "\n".join(lines)
+            lines = [_event_line(event) for event in record["events"]]
+            lines += [f"skipped {count}: {reason}" for reason, count in record["skipped"].items()]
+            if not lines and record["sequence"] == 0:
+                lines = ["first of a life, nothing is cached yet"]
+            if "digest" in record:
+                lines.append(_digest_line(record["digest"]))
+            return "\n".join(f"{head}  {line}" for line in lines or ["empty"])
         case "quarantined":
             return f"{record['sequence']:>8}  not understood, {record['bytes']} bytes: {record['reason']}"
         case "gap":
@@ -290,6 +308,12 @@ def _line(record: Mapping[str, Any]) -> str:
             return f"   total  {counts}"
         case kind:
             return f"          {kind}"
+
+
+def _digest_line(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Say what the publisher holds, which the router compares with what it knows."""
+    places = [f"{row['blocks']} in {row['medium'] or 'no medium'} group {row['group']}" for row in rows]
+    return f"digest: holds {', '.join(places) or 'nothing'}"
 
 
 def _event_line(event: Mapping[str, Any]) -> str:

@@ -154,7 +154,8 @@ def _listen(endpoint: str, *, is_open: bool) -> socket.socket:
         raise SettingsError(f"cannot publish events on {endpoint!r}: it must look like host:port")
     host = "" if host == "*" else host.strip("[]")
     if is_open and not _is_loopback(host):
-        raise SettingsError(f"refusing to bind {endpoint} without api_key: give one, or say insecure=True")
+        ways = "give api_key (--api-key), or say insecure=True (--insecure)"  # In code, and of `kvrouter events relay`.
+        raise SettingsError(f"refusing to bind {endpoint} without a key: {ways}")
     try:
         family, *_ = socket.getaddrinfo(host or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server((host, int(port)), family=family, backlog=_BACKLOG)

@@ -15,6 +15,7 @@ import pytest
 from kvrouter import events_cli
 from kvrouter.errors import SettingsError
 from kvrouter.events import AllBlocksCleared, BlockRemoved, BlockStored, Event, Source
+from kvrouter.events.digest import DigestRow
 from kvrouter.events_cli import tail as tail_command
 from kvrouter.events_cli.tail import Tail
 from kvrouter_publishers import ZmqEventPublisher
@@ -234,6 +235,25 @@ def test_a_payload_that_is_not_understood_is_told() -> None:
     assert story.records[0]["kind"] == "quarantined"
     assert story.tail.summary()["quarantined"] == 1
     assert "secret" not in str(story.records)
+
+
+def test_batches_without_events_say_what_they_are_for() -> None:
+    """The first one of a life, and those that carry a digest alone."""
+    story = Story()
+    digest = (DigestRow("GPU", 0, 120, 0xAB), DigestRow(None, 1, 3, 7))
+
+    story.tail.receive(SOURCE, 0, payload([]), now=0.0, digest=())
+    story.tail.receive(SOURCE, 1, payload([]), now=0.0)
+    story.tail.receive(SOURCE, 2, payload([]), now=0.0, digest=digest)
+    lines = [line for record in story.records for line in tail_command._line(record).splitlines()]
+
+    assert [line.split("  ")[-1] for line in lines] == [
+        "first of a life, nothing is cached yet",
+        "digest: holds nothing",
+        "empty",
+        "digest: holds 120 in GPU group 0, 3 in no medium group 1",
+    ]
+    assert story.records[2]["digest"][0] == {"medium": "GPU", "group": 0, "blocks": 120, "xor": "00000000000000ab"}
 
 
 def test_every_kind_of_record_has_a_line_for_people() -> None:

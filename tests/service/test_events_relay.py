@@ -104,7 +104,7 @@ def test_a_router_behind_a_relay_knows_the_engine(processes: Processes, transpor
         (("tcp://h:1", "tcp://*:0", "--worker", "w"), "port"),
         (("tcp://h:1", "tcp://*:81"), "--worker"),
         (("tcp://h:1", "tcp://*:81", "--worker", "w", "--ranks", "0"), "--ranks"),
-        (("tcp://h:1", "http://0.0.0.0:8100", "--worker", "w"), "key"),
+        (("tcp://h:1", "http://0.0.0.0:8100", "--worker", "w"), "--insecure"),
         (("http://h:1", "tcp://*:81", "--worker", "w", "--trtllm", "--replay", "tcp://h:2"), "--replay"),
         (("tcp://h:1", "http://127.0.0.1:8100", "--worker", "w", "--publish-topic", "t"), "topic"),
         (("http://h:1", "tcp://*:81", "--worker", "w", "--trtllm", "--block-size", "0"), "--block-size"),
