@@ -91,8 +91,8 @@ class Compiler:
         # The core is plain C11; Python's own header needs names that strict C11 hides.
         options = ["-std=gnu11", "-O3", "-fvisibility=hidden", "-Wall", "-Wextra", "-DNDEBUG", *_include_options("-I")]
         if self.is_zig:
-            # Its own defaults are this very processor and traps on everything that C leaves undefined.
-            options += ["-mcpu=baseline", "-fno-sanitize=undefined"]
+            # Its own defaults are this very processor, traps on everything that C leaves undefined, and all symbols.
+            options += ["-mcpu=baseline", "-fno-sanitize=undefined", "-s"]
         if sys.platform == "darwin":
             options += ["-bundle", "-undefined", "dynamic_lookup"]
         else:

@@ -2,7 +2,8 @@
 
 Needs hatchling, and ziglang for its cross compiler: `pip install hatchling ziglang`. The core is plain C on the stable
 ABI, declared in `python_abi.h`, so neither Python's headers nor the platforms themselves are needed. Each wheel is the
-one without the core, the core, and a tag that says for whom; the wheel without the core goes along for all the others.
+one without the core, the core, and a tag that says for whom; `check.py` sees to it that the tag is kept. The wheel
+without the core goes along for all the others.
 """
 
 import argparse
@@ -20,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
+
+from check import check_wheel  # noqa: E402 - beside this file, likewise
 
 import hatch_build  # noqa: E402 - it lies beside pyproject.toml, and is no package
 
@@ -38,7 +41,7 @@ class Target:
     options: tuple[str, ...] = ("-fPIC",)
 
 
-_MAC_OPTIONS = ("-fPIC", "-undefined", "dynamic_lookup")
+_MAC_OPTIONS = ("-fPIC", "-undefined", "dynamic_lookup", "-Wl,-install_name,@rpath/_native.abi3.so")
 TARGETS = (
     # A C library of this age is in every distribution that has Python 3.11.
     Target(zig="x86_64-linux-gnu.2.17", tag="manylinux_2_17_x86_64.manylinux2014_x86_64"),
@@ -66,7 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not options.target or target.zig in options.target:
             with tempfile.TemporaryDirectory() as folder:
                 library = compile_core(target, Path(folder))
-                print(add_core(pure, library, target, options.output))  # noqa: T201 - a command
+                wheel = add_core(pure, library, target, options.output)
+                check_wheel(wheel)
+                print(wheel)  # noqa: T201 - a command
     return 0
 
 

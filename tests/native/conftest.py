@@ -21,6 +21,7 @@ _OF_THE_CORE = [
     "test_json_tokens.py",
     "test_long_histories.py",
     "test_memory.py",
+    "test_wheels.py",
     "test_xxh3.py",
 ]
 collect_ignore = [] if native_core.present else _OF_THE_CORE
