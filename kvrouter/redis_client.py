@@ -42,7 +42,7 @@ class RedisClient:
 
     async def command(self, *arguments: object, wait_seconds: float = 0.0) -> Any:
         """Send one command as it is written; one that waits on the server for something says how long."""
-        with _speaking_redis():
+        with _speaking_redis(), _naming(str(arguments[0]), self._seconds):
             async with asyncio.timeout(self._seconds + wait_seconds):
                 return await self._redis.execute_command(*arguments)
 
@@ -61,7 +61,7 @@ class RedisClient:
         A server that is silent is asked whether it lives.
         """
         async with self._redis.pubsub() as listener:
-            with _speaking_redis():
+            with _speaking_redis(), _naming("SUBSCRIBE", self._seconds):
                 async with asyncio.timeout(self._seconds):
                     await listener.subscribe(channel)
             yield self._messages(listener)
@@ -88,13 +88,14 @@ class RedisClient:
                     yield bytes(message["data"])
                 continue
             if asked:
-                raise TimeoutError("the server does not answer")
-            async with asyncio.timeout(self._seconds):
-                await listener.ping()
+                raise TimeoutError(f"the server is silent for {self._seconds:g} s")
+            with _naming("PING", self._seconds):
+                async with asyncio.timeout(self._seconds):
+                    await listener.ping()
             asked = True
 
     async def _send(self, commands: Sequence[Sequence[object]], *, transaction: bool, wait_seconds: float) -> list[Any]:
-        with _speaking_redis():
+        with _speaking_redis(), _naming(", ".join(str(each[0]) for each in commands), self._seconds):
             async with (
                 asyncio.timeout(self._seconds + wait_seconds),
                 self._redis.pipeline(transaction=transaction) as pipeline,
@@ -113,3 +114,14 @@ def _speaking_redis() -> Iterator[None]:
         raise
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise InvalidResponse(f"the server does not speak Redis ({type(error).__name__})") from error
+
+
+@contextlib.contextmanager
+def _naming(what: str, seconds: float) -> Iterator[None]:
+    """Say what was not answered: the bare error names nothing."""
+    try:
+        yield
+    except TimeoutError as error:
+        if str(error):
+            raise
+        raise TimeoutError(f"no answer to {what} within {seconds:g} s") from error

@@ -35,6 +35,7 @@ async def connection(endpoint: NatsEndpoint, access: NatsAccess) -> AsyncIterato
     credentials = endpoint.credentials or access.credentials
     tls = ssl.create_default_context() if access.tls is None and endpoint.secure else access.tls
     reasons: list[Exception] = []
+    connected = False
     life = asyncio.timeout(seconds)
 
     async def closed() -> None:
@@ -62,9 +63,12 @@ async def connection(endpoint: NatsEndpoint, access: NatsAccess) -> AsyncIterato
                 **(credentials.connect_options() if credentials else {}),
             )
             life.reschedule(None)
+            connected = True
             reasons.clear()
             yield client
-    except (NoServersError, TimeoutError):
+    except (NoServersError, TimeoutError) as error:
+        if not connected and isinstance(reasons[0] if reasons else error, TimeoutError):
+            raise TimeoutError(f"no connection within {seconds:g} s") from None
         if reasons:
             raise reasons[0] from None
         if client.is_closed:

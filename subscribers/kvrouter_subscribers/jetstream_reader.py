@@ -9,7 +9,7 @@ for each source is found out by `jetstream_recovery`.
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -128,9 +128,11 @@ class StreamReader:
         """Read until the consumer is gone; returns why. The end of the connection ends it anywhere."""
         stream, limits = self.endpoint.stream, self._limits
         jetstream = client.jetstream(timeout=limits.request_seconds)
-        info = await jetstream.stream_info(stream)
+        with self._naming("the stream"):
+            info = await jetstream.stream_info(stream)
         whole = self._compare(info)
-        pending = await self._open_consumer(jetstream)
+        with self._naming("our consumer"):
+            pending = await self._open_consumer(jetstream)
         puller = Puller(client, stream=stream, consumer=self._consumer, limits=limits, take=self._take)
         recovery = Recovery(client, stream, limits=limits, tasks=tasks, position=lambda: self._position)
         self._client, self._recovery = client, recovery
@@ -145,6 +147,14 @@ class StreamReader:
             recovery.close()
             with contextlib.suppress(Error, OSError):
                 await puller.close()
+
+    @contextlib.contextmanager
+    def _naming(self, what: str) -> Iterator[None]:
+        """Say what the server was asked about when it does not answer: the library's error does not."""
+        try:
+            yield
+        except TimeoutError as error:
+            raise TimeoutError(f"no answer about {what} within {self._limits.request_seconds:g} s") from error
 
     def _compare(self, info: StreamInfo) -> bool:
         """Compare the stream with what was read of it; returns whether nothing is missing between."""
@@ -319,7 +329,8 @@ class StreamReader:
         """Ask whether the stream dropped messages at its end that nothing follows."""
         self.looks += 1
         messages = self._messages
-        state = (await jetstream.stream_info(self.endpoint.stream)).state
+        with self._naming("the stream"):
+            state = (await jetstream.stream_info(self.endpoint.stream)).state
         missed = state.first_seq - self._position - 1
         if self._mode == "broadcast" and self._position and missed > 0 and messages == self._messages:
             self._position = state.first_seq - 1

@@ -162,7 +162,7 @@ class Recovery:
                     await self._read(wanted)
                 except (Error, OSError, TimeoutError) as error:
                     for reading in readings:
-                        reading.followed.last_error = f"replay: {type(error).__name__}: {error}"
+                        reading.followed.last_error = f"replay: {self._explained(error, 'the server')}"
                 for reading in readings:
                     if not reading.done.done():
                         reading.done.set_result(reading.lowest is not None and reading.lowest <= reading.start)
@@ -230,13 +230,18 @@ class Recovery:
             except NoRespondersError:
                 followed.last_error = "snapshot: the publisher is not there"
             except (Error, OSError, TimeoutError, WireError) as error:
-                followed.last_error = f"snapshot: {type(error).__name__}: {error}"
+                followed.last_error = f"snapshot: {self._explained(error, 'the publisher')}"
             else:
                 if not frames:
                     return "empty"
                 self.answer(followed, followed.snapshot([frame.payload for frame in frames], frames[0]))
                 return "taken"
         return "failed"
+
+    def _explained(self, error: Exception, who: str) -> str:
+        if isinstance(error, TimeoutError):
+            return f"{who} does not answer within {self._limits.request_seconds:g} s"
+        return f"{type(error).__name__}: {error}"
 
     async def _ask_for_state(self, followed: FollowedSource) -> list[Envelope]:
         """Get all parts, one by one and a few at a time, so that neither side ever buffers more than that."""
