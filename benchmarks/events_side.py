@@ -206,13 +206,24 @@ class _Sink(Ingest):
 
     def receive(self, source: Source, sequence: int, payload: bytes, **rest: Any) -> Receipt:
         receipt = super().receive(source, sequence, payload, **rest)
-        if len(payload) > _EMPTY_BYTES_MAX and receipt.outcome != "duplicate":
-            self.batches += 1
-            if self.ages is not None:
-                self.last = time.monotonic()
-                now = self.clock()
-                self.ages.append(now - (peek_timestamp(payload) or now))
+        if receipt.outcome != "duplicate":
+            self._count([payload])
         return receipt
+
+    def receive_run(self, source: Source, first: int, payloads: list[bytes], *, now: float) -> tuple[int, Receipt]:
+        counted = self.batches
+        taken, receipt = super().receive_run(source, first, payloads, now=now)
+        if self.batches == counted and receipt.outcome != "duplicate":  # What it leaves to `receive` is counted there.
+            self._count(payloads[:taken])
+        return taken, receipt
+
+    def _count(self, payloads: list[bytes]) -> None:
+        said = [payload for payload in payloads if len(payload) > _EMPTY_BYTES_MAX]
+        self.batches += len(said)
+        if self.ages is not None and said:
+            self.last = time.monotonic()
+            now = self.clock()
+            self.ages.extend(now - (peek_timestamp(payload) or now) for payload in said)
 
 
 async def _receive(settings: dict[str, Any]) -> None:

@@ -56,6 +56,8 @@ class BlockTable:
         self.keys: dict[int, int] = {}
         self.names_namespaces = self.clears_all_tiers = False
         self.unknown_removals = self.unresolved_dropped = 0
+        self.run_end = 0
+        """Of the payloads that `apply_plain` was last given, those before this one were begun, even if it failed."""
         self._index, self._rank = index, rank
         self._idle_max, self._unresolved_max = idle_max, unresolved_max
         self._main: int | None = None
@@ -205,6 +207,18 @@ class BlockTable:
         event at which this ended, None at the end of the batch.
         """
         return None
+
+    def apply_plain(
+        self,
+        payloads: list[bytes],  # noqa: ARG002 - as above
+        start: int,  # noqa: ARG002
+    ) -> tuple[int, int | None, Left | None]:
+        """`apply` payloads from `start` on, up to the first of which it would say more than the announced rank.
+
+        Returns how many, the last rank announced, and, where the batch after them was begun, the event at which that
+        ended. A batch that was not begun is left whole.
+        """
+        return 0, None, None
 
     def tells(self, payload: bytes) -> list[Left]:  # noqa: ARG002 - as above
         """Find in a batch of plain events the first of each group that tells something new about the layout."""

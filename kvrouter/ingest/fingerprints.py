@@ -9,6 +9,7 @@ from typing import Final, Literal
 
 from xxhash import xxh3_64_intdigest
 
+from kvrouter import native_core
 from kvrouter.events import peek_timestamp
 
 __all__ = ["CLOCK_STEP_SECONDS", "REACH", "Fingerprints"]
@@ -37,6 +38,14 @@ class Fingerprints:
     def note(self, sequence: int, payload: bytes) -> None:
         """Remember a batch."""
         self._digests[sequence % REACH] = _digest(payload)
+
+    def note_run(self, first: int, payloads: list[bytes]) -> None:
+        """Remember batches with numbers from `first` on."""
+        if native_core.present:
+            native_core.native.note_digests(self._digests, first % REACH, payloads, _COVERED + 1)
+            return
+        for sequence, payload in enumerate(payloads, first):
+            self.note(sequence, payload)
 
     def skip(self, start: int, end: int) -> None:
         """Numbers from `start` to below `end` are given up."""

@@ -93,6 +93,24 @@ class Followed:
             self._lookup.place(self.cache)
         return True
 
+    def take_run(self, payloads: list[bytes]) -> tuple[int, bool]:
+        """Apply the batches that come next, while nothing is awaited, up to one that is not understood.
+
+        Returns how many, with that one, and whether all are understood.
+        """
+        sequencer = self.sequencer
+        try:
+            taken, announced_rank = self.cache.apply_plain(payloads)
+        except BaseException:
+            sequencer.took(payloads[: self.cache.begun])  # What was applied must not be applied again.
+            raise
+        if taken:
+            self._last_event_at, self.announced_rank = self.now, announced_rank
+            sequencer.took(payloads if taken == len(payloads) else payloads[:taken])
+        if taken == len(payloads):
+            return taken, True
+        return taken + 1, sequencer.take_next(payloads[taken])
+
     def forget(self, *, restarted: bool) -> None:
         """Drop what earlier batches said."""
         self._trust()

@@ -139,6 +139,29 @@ class RankCache:
         skipped = Counter({"unknown_field": unknown_fields} if unknown_fields else ())
         return self._apply_rest(payload, odd or (), stop, Applied(announced_rank, cleared, skipped, changed))
 
+    @property
+    def begun(self) -> int:
+        """How many of the batches of the last `apply_plain` were begun."""
+        return self._table.run_end
+
+    def apply_plain(self, payloads: list[bytes]) -> tuple[int, int | None]:
+        """`apply_payload` those before the first of which there is more to say than that it was applied.
+
+        Returns how many they are, and the rank that the last of them announced. If it fails, as for want of memory,
+        `begun` tells how many were begun.
+        """
+        taken, announced_rank = 0, None
+        while taken < len(payloads):
+            count, rank, stop = self._table.apply_plain(payloads, taken)
+            taken += count
+            if count or stop is not None:
+                announced_rank = rank
+            if stop is None:
+                break
+            self._apply_rest(payloads[taken], (), stop, Applied(rank, cleared=False))
+            taken += 1
+        return taken, announced_rank
+
     def drop(self) -> None:
         """Forget all blocks and all hashes: what follows belongs to another life, or batches between are lost."""
         self._table.clear()

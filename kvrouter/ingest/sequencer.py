@@ -218,6 +218,13 @@ class Sequencer:
         self.applied += 1
         return self._feed.apply(payload)
 
+    def took(self, payloads: list[bytes]) -> None:
+        """The batches that followed the one of which `is_next` was true have been applied."""
+        if self._life is None:
+            self._fingerprints.note_run(self.expected, payloads)
+        self.expected += len(payloads)
+        self.applied += len(payloads)
+
     def replay_finished(self, *, complete: bool) -> Receipt:
         """The replay that was asked for is over; `complete` if the publisher said so."""
         replay, self._replay = self._replay, None

@@ -10,7 +10,7 @@
 #define KEYS_ON_STACK 128
 
 /* What became of an event. */
-enum { APPLIED = 0, FAILED = -1, LEFT = 1 };
+enum { APPLIED = KVR_APPLIED, FAILED = KVR_FAILED, LEFT = KVR_LEFT };
 
 /* -- what the reference's dictionaries say ------------------------------------------------------------------------ */
 
@@ -350,7 +350,7 @@ void kvr_abandon(struct kvr_table_object *table)
     }
 }
 
-static PyObject *failed(struct kvr_table_object *table)
+PyObject *kvr_fail(struct kvr_table_object *table)
 {
     kvr_abandon(table);
     return PyErr_Occurred() ? NULL : PyErr_NoMemory();
@@ -362,15 +362,14 @@ static PyObject *place_of(const struct kvr_batch *batch, size_t position)
     return Py_BuildValue("(nnn)", (Py_ssize_t)position, (Py_ssize_t)event->start, (Py_ssize_t)event->end);
 }
 
-/* Apply events up to the first one that is left to the reference: its place, or None at the end. */
-static PyObject *proceed(struct kvr_table_object *table)
+PyObject *kvr_go_on(struct kvr_table_object *table)
 {
     struct kvr_batch *batch = table->batch;
     while (table->next_event < batch->event_count) {
         size_t position = table->next_event++;
         int done = apply_event(table, &batch->events[position]);
         if (done == FAILED)
-            return failed(table);
+            return kvr_fail(table);
         if (done == LEFT)
             return place_of(batch, position);
     }
@@ -383,7 +382,7 @@ PyObject *kvr_proceed(PyObject *self, PyObject *unused)
     (void)unused;
     if (kvr_table_of(self)->batch == NULL)
         Py_RETURN_NONE;
-    return proceed(kvr_table_of(self));
+    return kvr_go_on(kvr_table_of(self));
 }
 
 /* The places of events that the reference has to look at before anything is applied: those that are not plain, or with
@@ -422,8 +421,7 @@ static int read_payload(struct kvr_table_object *table, PyObject *payload)
     return read < 0 ? FAILED : read > 0 ? LEFT : APPLIED;
 }
 
-/* The same, and find out whether it can be applied under the layout that is known. */
-static int begin(struct kvr_table_object *table, PyObject *payload)
+int kvr_begin(struct kvr_table_object *table, PyObject *payload)
 {
     int read = table->group_count == 0 ? LEFT : read_payload(table, payload);
     if (read != APPLIED)
@@ -440,17 +438,17 @@ static int begin(struct kvr_table_object *table, PyObject *payload)
 PyObject *kvr_apply(PyObject *self, PyObject *payload)
 {
     struct kvr_table_object *table = kvr_table_of(self);
-    int begun = begin(table, payload);
+    int begun = kvr_begin(table, payload);
     if (begun == LEFT) {
         kvr_abandon(table);
         Py_RETURN_NONE;
     }
     if (begun == FAILED)
-        return failed(table);
+        return kvr_fail(table);
     long long announced = table->batch->announced_rank;
     Py_ssize_t unknown = (Py_ssize_t)table->batch->unknown_fields;
     int has_odd = table->batch->odd_count > 0, cleared = table->batch->cleared_count > 0;
-    PyObject *left = has_odd ? list_places(table, 0) : proceed(table);
+    PyObject *left = has_odd ? list_places(table, 0) : kvr_go_on(table);
     if (left == NULL) {
         kvr_abandon(table);
         return NULL;
@@ -473,7 +471,7 @@ PyObject *kvr_tells(PyObject *self, PyObject *payload)
     struct kvr_table_object *table = kvr_table_of(self);
     int read = read_payload(table, payload);
     if (read == FAILED)
-        return failed(table);
+        return kvr_fail(table);
     PyObject *places = NULL;
     if (read == APPLIED && table->batch->odd_count == 0)
         places = list_places(table, 1);

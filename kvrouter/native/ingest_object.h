@@ -23,6 +23,7 @@ struct kvr_table_object {
     uint32_t group_count, unit;
     uint8_t names_namespaces, clears_all_tiers;
     size_t unknown_removals;
+    Py_ssize_t run_end; /* Of the last run, the batches before this one were begun. */
     struct kvr_batch *batch; /* that is being applied */
     size_t next_event;
 };
@@ -47,5 +48,19 @@ PyObject *kvr_apply(PyObject *self, PyObject *payload);
 PyObject *kvr_tells(PyObject *self, PyObject *payload);
 PyObject *kvr_proceed(PyObject *self, PyObject *unused);
 void kvr_abandon(struct kvr_table_object *table);
+
+/* What became of an event or a batch. */
+enum { KVR_APPLIED = 0, KVR_FAILED = -1, KVR_LEFT = 1 };
+
+/* Read a payload, and find out whether it can be applied under the layout that is known; what is left to the reference
+ * has not been begun. */
+int kvr_begin(struct kvr_table_object *table, PyObject *payload);
+/* Apply events up to the first one that is left to the reference: its place, or None at the end. */
+PyObject *kvr_go_on(struct kvr_table_object *table);
+/* Give up the batch for an error: returns NULL, with an exception set. */
+PyObject *kvr_fail(struct kvr_table_object *table);
+
+/* Methods in `ingest_runs.c`. */
+PyObject *kvr_apply_plain(PyObject *self, PyObject *const *arguments, Py_ssize_t given);
 
 #endif

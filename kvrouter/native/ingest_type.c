@@ -328,6 +328,12 @@ static PyObject *get_unresolved_dropped(PyObject *self, void *unused)
     return PyLong_FromSsize_t((Py_ssize_t)kvr_table_of(self)->rank.unresolved_dropped);
 }
 
+static PyObject *get_run_end(PyObject *self, void *unused)
+{
+    (void)unused;
+    return PyLong_FromSsize_t(kvr_table_of(self)->run_end);
+}
+
 static PyObject *get_unknown_removals(PyObject *self, void *unused)
 {
     (void)unused;
@@ -440,6 +446,7 @@ static PyMethodDef methods[] = {
     FAST("attach", attach),
     FAST("describe", describe),
     {"apply", kvr_apply, METH_O, NULL},
+    {"apply_plain", (PyCFunction)(void (*)(void))kvr_apply_plain, METH_FASTCALL, NULL},
     {"tells", kvr_tells, METH_O, NULL},
     {"proceed", kvr_proceed, METH_NOARGS, NULL},
     {"nbytes", nbytes, METH_NOARGS, NULL},
@@ -449,6 +456,7 @@ static PyMethodDef methods[] = {
 static PyGetSetDef attributes[] = {
     {"unresolved", get_unresolved, NULL, NULL, NULL},
     {"unresolved_dropped", get_unresolved_dropped, NULL, NULL, NULL},
+    {"run_end", get_run_end, NULL, NULL, NULL},
     {"unknown_removals", get_unknown_removals, NULL, NULL, NULL},
     {"idle", get_idle, NULL, NULL, NULL},
     {"names_namespaces", get_flag, set_flag, NULL, (void *)1},

@@ -41,3 +41,5 @@ class ZmqLimits:
     probe_seconds: float = 10.0
     """An idle source is asked so often whether the last message was lost; 0 never asks."""
     reconnect_seconds_max: float = 2.0
+    handshake_seconds_max: float = 30.0
+    """Who has not said by then that he is a publisher is none; the connection is tried anew."""

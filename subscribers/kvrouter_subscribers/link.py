@@ -1,38 +1,25 @@
-"""One source's live connection: a SUB socket, its monitor, and what is counted about both.
+"""One source as its messages and connections are handed over, and what is counted about them.
 
-It reads and hands over; gaps, duplicates and restarts are the sink's to judge.
+`live_socket` and `live_stream` read it; gaps, duplicates and restarts are the sink's to judge.
 """
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
-import zmq
-from zmq.utils.monitor import parse_monitor_message
+from typing import Final
 
 from kvrouter.errors import WireError
 from kvrouter.events import Source, is_envelope
 from kvrouter.events.envelope_stream import EnvelopeReader, Opened
 from kvrouter.events.frames import parse_live
 from kvrouter.events.load import KV_METRICS_TOPIC, LoadReport, decode_load
-from kvrouter_subscribers.limits import CurveKeys, ZmqLimits
-from kvrouter_subscribers.subscriber import EventSink, Receipt, TransportStatus
+from kvrouter_subscribers.subscriber import EventSink, Receipt, RunTaker, TransportStatus
 
-__all__ = ["Link", "ZmqAddress", "configure"]
+__all__ = ["LOAD_TOPIC", "Link", "ZmqAddress"]
 
 _log = logging.getLogger("kvrouter_subscribers")
 
-_BURST_MESSAGES = 32
-_HANDSHAKE_FAILURES = (
-    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL,
-    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL,
-    zmq.EVENT_HANDSHAKE_FAILED_AUTH,
-)
-_STILL_TRYING = (zmq.EVENT_CONNECT_RETRIED, zmq.EVENT_CONNECT_DELAYED, zmq.EVENT_CONNECTED)
-_MONITORED = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | sum(_HANDSHAKE_FAILURES) | sum(_STILL_TRYING)
-_ABANDONED_SECONDS = 1.0
-_LOAD_TOPIC = KV_METRICS_TOPIC.encode()
+LOAD_TOPIC: Final = KV_METRICS_TOPIC.encode()
 _MAPS = frozenset(bytes([mark]) for mark in (*range(0x80, 0x90), 0xDE, 0xDF))
 """What an envelope may begin with and an engine's batch never does: one look for each of an engine's messages."""
 
@@ -48,7 +35,7 @@ class ZmqAddress:
 
 
 class Link:
-    """Reads one source, between `open` and `close`; both may be repeated.
+    """Takes what one source says, from whatever reads it.
 
     `on_receipt` is told every answer of the sink that asks for something, `on_connected` the answer to each
     (re)connection, `on_load` the load reports of the source. `native` is whether the last batch was an envelope of
@@ -67,8 +54,7 @@ class Link:
         on_load: Callable[[LoadReport], None] | None = None,
     ) -> None:
         self.source, self.address = source, address
-        self.socket: zmq.Socket[bytes] | None = None
-        self.monitor: zmq.Socket[bytes] | None = None
+        self.topic = address.topic.encode()
         self.next_sequence = 0
         self.native: bool | None = None
         self.idle_since = 0.0
@@ -76,13 +62,12 @@ class Link:
         self._sink, self._clock = sink, clock
         self._reader = EnvelopeReader()
         self._on_receipt, self._on_connected, self._on_load = on_receipt, on_connected, on_load
-        self._peers = self._failed_handshakes = 0
-        self._lost_at: float | None = None
-        self._refused = False
+        self._take_run = _run_taker(sink)
+        self._peers = 0
         self._messages = self._bytes = self._malformed = self._sink_errors = 0
         self._connects = self._disconnects = 0
         self.replays = self.replays_failed = self.replayed_batches = self.probes = self.tail_losses = 0
-        self.snapshots = self.snapshots_failed = 0
+        self.snapshots = self.snapshots_failed = self.fallbacks = 0
         self.replaying = False
 
     @property
@@ -90,68 +75,81 @@ class Link:
         """Whether at least one publisher is connected now."""
         return self._peers > 0
 
-    def is_abandoned(self, now: float) -> bool:
-        """Tell whether ZeroMQ has stopped connecting, so that the sockets must be opened anew.
+    @property
+    def subscriptions(self) -> tuple[bytes, ...]:
+        """The beginnings of the topics that are wanted."""
+        loads = self._on_load is not None and not LOAD_TOPIC.startswith(self.topic)
+        return (self.topic, LOAD_TOPIC) if loads else (self.topic,)
 
-        It reconnects after a loss, but never again to a peer that once broke the protocol, which is how it sees
-        a frame beyond `frame_bytes_max` as well.
-        """
-        return not self.address.bind and self._lost_at is not None and now - self._lost_at >= _ABANDONED_SECONDS
+    @property
+    def takes_runs(self) -> bool:
+        """Whether the sink takes several batches at once."""
+        return self._take_run is not None
 
-    def open(self, context: zmq.Context[zmq.Socket[bytes]], limits: ZmqLimits, curve: CurveKeys | None) -> None:
-        """Open the sockets and begin to connect; what fails here is kept in `last_error` for a later attempt."""
-        socket = None
+    def now(self) -> float:
+        """What the sink's clock says."""
+        return self._clock()
+
+    def handshake_failed(self, why: str = "") -> None:
+        """Note that whoever answered is no publisher that we can listen to."""
+        reason = f": {why}" if why else ""
+        self.last_error = (
+            f"{self.address.endpoint}: handshake failed{reason}; is it a ZMQ publisher, and the key right?"
+        )
+
+    def gone(self) -> None:
+        """Note that nobody reads any more; the sink is told nothing, as it is we who leave."""
+        self._peers = 0
+
+    def connection_made(self) -> None:
+        """Tell the sink that a publisher is connected; what it said before may be missed."""
+        self._peers += 1
+        self._connects += 1
+        now = self.idle_since = self._clock()
         try:
-            socket = context.socket(zmq.SUB)
-            configure(socket, self.address.endpoint, limits, curve)
-            socket.setsockopt(zmq.RCVHWM, limits.waiting_messages_max)
-            self.monitor = socket.get_monitor_socket(_MONITORED)
-            socket.setsockopt(zmq.SUBSCRIBE, self.address.topic.encode())
-            if self._on_load is not None and not KV_METRICS_TOPIC.startswith(self.address.topic):
-                socket.setsockopt(zmq.SUBSCRIBE, _LOAD_TOPIC)
-            if self.address.bind:
-                socket.bind(self.address.endpoint)
-            else:
-                socket.connect(self.address.endpoint)
-        except zmq.ZMQError as error:
-            self.last_error = f"{self.address.endpoint}: {error}"
-            if socket is not None:
-                _close(socket, self.monitor)
-            self.monitor = None
+            receipt = self._sink.connected(self.source, now=now)
+        except Exception as error:  # noqa: BLE001 - as in `_deliver`
+            self._sink_failed(error)
             return
-        self.socket = socket
-        if self.address.endpoint.startswith("inproc://"):
-            self._connection_made()  # Both ends share a process: there is no handshake to observe.
+        if receipt.replay_from is not None:
+            self.next_sequence = receipt.replay_from
+        self._on_connected(self, receipt)
 
-    def abandon(self, limits: ZmqLimits) -> None:
-        """Close sockets that ZeroMQ has given up, and keep the reason for `status`."""
-        if not self._refused:
-            bound = f"a frame of more than {limits.frame_bytes_max} bytes, or bytes that are not ZeroMQ's"
-            self.last_error = f"{self.address.endpoint}: {bound} ended the connection"
-        self.close()
+    def connection_lost(self) -> None:
+        """Tell the sink that a publisher is gone."""
+        self._peers = max(0, self._peers - 1)
+        self._disconnects += 1
+        try:
+            if not self._peers:
+                self._sink.disconnected(self.source, now=self._clock())
+        except Exception as error:  # noqa: BLE001 - as in `_deliver`
+            self._sink_failed(error)
 
-    def close(self) -> None:
-        """Close the sockets at once."""
-        if self.socket is not None:
-            _close(self.socket, self.monitor)
-        self.socket = self.monitor = self._lost_at = None
-        self._peers = self._failed_handshakes = 0
+    def take(self, frames: list[bytes]) -> None:
+        """Hand over a live message."""
+        if frames[0] == LOAD_TOPIC:
+            self._take_load(frames)
+            return
+        self._messages += 1
+        self._bytes += sum(map(len, frames))
+        try:
+            _, sequence, payload = parse_live(frames)
+        except WireError as error:
+            self.reject(error)
+            return
+        if self._deliver(sequence, payload, replayed=False):
+            self.next_sequence = sequence + 1
 
-    def drain(self, deadline: float) -> bool:
-        """Read a burst, but nothing more after `deadline`; returns whether there may be more. Never raises."""
-        if self.socket is None or self.monitor is None:
-            return False
-        self._read_monitor(self.monitor)
-        receive = self.socket.recv_multipart
-        for _ in range(_BURST_MESSAGES):
-            try:
-                frames = receive(zmq.NOBLOCK)
-            except zmq.Again:
-                return False
-            self._take(frames)
-            if time.perf_counter() >= deadline:  # batches may be large: a burst of them would hold up requests
-                break
-        return True
+    def take_run(self, first: int, size: int, payloads: list[bytes]) -> None:
+        """Hand over bare batches that came in a row, with numbers from `first` on; their messages had `size` bytes."""
+        self._messages += len(payloads)
+        self._bytes += size
+        if self._take_run is None:
+            for sequence, payload in enumerate(payloads, first):
+                self._deliver(sequence, payload, replayed=False)
+        else:
+            self._deliver_run(self._take_run, first, payloads)
+        self.next_sequence = first + len(payloads)
 
     def rest(self) -> None:
         """Note that the source has just been found silent."""
@@ -220,6 +218,7 @@ class Link:
             last_error=self.last_error,
             snapshots=self.snapshots,
             snapshots_failed=self.snapshots_failed,
+            fallbacks=self.fallbacks,
         )
 
     def reject(self, error: WireError) -> None:
@@ -247,20 +246,6 @@ class Link:
             raise WireError("a snapshot's part among batches, or the reverse", reason="bad_snapshot")
         return envelope
 
-    def _take(self, frames: list[bytes]) -> None:
-        if frames[0] == _LOAD_TOPIC:
-            self._take_load(frames)
-            return
-        self._messages += 1
-        self._bytes += sum(map(len, frames))
-        try:
-            _, sequence, payload = parse_live(frames)
-        except WireError as error:
-            self.reject(error)
-            return
-        if self._deliver(sequence, payload, replayed=False):
-            self.next_sequence = sequence + 1
-
     def _take_load(self, frames: list[bytes]) -> None:
         """Hand over a load report, if anybody wants it and it is of this source; it is no batch, whatever it is."""
         if self._on_load is None:
@@ -276,6 +261,24 @@ class Link:
             self._on_load(report)
         except Exception as error:  # noqa: BLE001 - as in `_deliver`
             self._sink_failed(error)
+
+    def _deliver_run(self, take: RunTaker, first: int, payloads: list[bytes]) -> None:
+        """Hand over all of a run, however many pieces the sink takes it in."""
+        self.native = False
+        taken = 0
+        while taken < len(payloads):
+            rest = payloads[taken:] if taken else payloads
+            now = self.idle_since = self._clock()
+            try:
+                count, receipt = take(self.source, first + taken, rest, now=now)
+            except Exception as error:  # noqa: BLE001 - as in `_deliver`
+                self._sink_failed(error)
+                for sequence, payload in enumerate(rest, first + taken):  # Some may come twice: it knows them.
+                    self._deliver(sequence, payload, replayed=False)
+                return
+            taken += count
+            if receipt.replay_from is not None or receipt.snapshot_wanted:
+                self._on_receipt(self, receipt)
 
     def _deliver(self, sequence: int, payload: bytes, *, replayed: bool) -> bool:
         """Hand one batch to the sink; returns whether it is one.
@@ -305,50 +308,6 @@ class Link:
             self._on_receipt(self, receipt)
         return True
 
-    def _read_monitor(self, monitor: zmq.Socket[bytes]) -> None:
-        """Follow connections before their messages, so that a restart is seen before its first batch."""
-        while int(monitor.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-            event = parse_monitor_message(monitor.recv_multipart(zmq.NOBLOCK))["event"]
-            if event in _STILL_TRYING:
-                self._lost_at = None
-            elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                self._connection_made()
-            elif event == zmq.EVENT_DISCONNECTED:
-                self._connection_lost()
-            elif event in _HANDSHAKE_FAILURES:
-                self._failed_handshakes += 1  # Its own DISCONNECTED follows; it never was a connection.
-                self.last_error = (
-                    f"{self.address.endpoint}: handshake failed; is it a ZMQ publisher, and the key right?"
-                )
-
-    def _connection_made(self) -> None:
-        self._peers += 1
-        self._connects += 1
-        now = self.idle_since = self._clock()
-        try:
-            receipt = self._sink.connected(self.source, now=now)
-        except Exception as error:  # noqa: BLE001 - as in `_deliver`
-            self._sink_failed(error)
-            return
-        if receipt.replay_from is not None:
-            self.next_sequence = receipt.replay_from
-        self._on_connected(self, receipt)
-
-    def _connection_lost(self) -> None:
-        self._lost_at = self._clock()
-        if self._failed_handshakes:
-            self._failed_handshakes -= 1
-            self._refused = True
-            return
-        self._refused = False
-        self._peers = max(0, self._peers - 1)
-        self._disconnects += 1
-        try:
-            if not self._peers:
-                self._sink.disconnected(self.source, now=self._clock())
-        except Exception as error:  # noqa: BLE001 - as in `_deliver`
-            self._sink_failed(error)
-
     def _sink_failed(self, error: Exception) -> None:
         self._sink_errors += 1
         self.last_error = f"{type(error).__name__}: {error}"
@@ -356,29 +315,12 @@ class Link:
             _log.exception("event_sink_failed", extra={"source": tuple(self.source)})
 
 
-def configure(socket: zmq.Socket[bytes], endpoint: str, limits: ZmqLimits, curve: CurveKeys | None) -> None:
-    """Set the options that live and replay sockets share.
-
-    TCP keep-alive, not ZeroMQ heartbeats: the kernel answers for a process that is merely stopped, whose cache
-    is intact, and does not answer for a machine that is gone.
-    """
-    socket.setsockopt(zmq.LINGER, 0)
-    socket.setsockopt(zmq.IPV6, int("[" in endpoint))
-    socket.setsockopt(zmq.MAXMSGSIZE, limits.frame_bytes_max)
-    socket.setsockopt(zmq.RECONNECT_IVL, 100)
-    socket.setsockopt(zmq.RECONNECT_IVL_MAX, round(limits.reconnect_seconds_max * 1000))
-    socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
-    socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 10)
-    socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, 5)
-    socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, 3)
-    if curve is not None:
-        socket.setsockopt(zmq.CURVE_SERVERKEY, curve.server_key)
-        socket.setsockopt(zmq.CURVE_PUBLICKEY, curve.public_key)
-        socket.setsockopt(zmq.CURVE_SECRETKEY, curve.secret_key)
-
-
-def _close(socket: zmq.Socket[bytes], monitor: zmq.Socket[bytes] | None) -> None:
-    if monitor is not None:
-        socket.disable_monitor()
-        monitor.close(linger=0)
-    socket.close(linger=0)
+def _run_taker(sink: EventSink) -> RunTaker | None:
+    """Return the sink's `receive_run`; None where a subclass looks at batches in a `receive` of its own alone."""
+    for kind in type(sink).__mro__:
+        if "receive_run" in vars(kind):
+            taker: RunTaker = getattr(sink, "receive_run")  # noqa: B009 - a sink need not have it
+            return taker
+        if "receive" in vars(kind):
+            return None
+    return None

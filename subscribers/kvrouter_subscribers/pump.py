@@ -1,4 +1,4 @@
-"""Reads many ZeroMQ sockets on one event loop, without starving what else runs there.
+"""Reads many sockets, ZeroMQ's and the system's, on one event loop, without starving what else runs there.
 
 ZeroMQ's file descriptor is edge-triggered: it becomes readable when *something* happened inside the socket, and
 stays silent until the socket was read to exhaustion. A socket that was interrupted by its turn's end therefore
@@ -11,10 +11,17 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Protocol
 
-import zmq
+__all__ = ["Pump", "Readable"]
 
-__all__ = ["Pump"]
+
+class Readable(Protocol):
+    """A socket of ZeroMQ or of the system; it is compared by identity."""
+
+    def fileno(self) -> int:
+        """Return the descriptor that becomes readable when there is something to read."""
+        ...
 
 
 class _Reader:
@@ -30,24 +37,24 @@ class Pump:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, *, turn_seconds: float) -> None:
         self._loop, self._turn_seconds = loop, turn_seconds
-        self._readers: dict[zmq.Socket[bytes], _Reader] = {}
+        self._readers: dict[Readable, _Reader] = {}
         self._queue: deque[_Reader] = deque()
         self._scheduled = False
 
-    def watch(self, *sockets: zmq.Socket[bytes], drain: Callable[[float], bool]) -> None:
+    def watch(self, *sockets: Readable, drain: Callable[[float], bool]) -> None:
         """Call `drain` whenever one of `sockets` may have something to read.
 
         `drain` reads a bounded number of messages, at least one and none after the time that it is given (of
         `time.perf_counter`), and returns whether it stopped before the sockets were empty. It must not raise.
         `unwatch(sockets[0])` ends it; that is needed before the sockets are closed.
         """
-        reader = _Reader(drain, tuple(int(socket.getsockopt(zmq.FD)) for socket in sockets))
+        reader = _Reader(drain, tuple(socket.fileno() for socket in sockets))
         self._readers[sockets[0]] = reader
         for descriptor in reader.descriptors:
             self._loop.add_reader(descriptor, self._wake, reader)
         self._wake(reader)  # The edge may be behind us already.
 
-    def unwatch(self, socket: zmq.Socket[bytes]) -> None:
+    def unwatch(self, socket: Readable) -> None:
         """Stop reading what was watched under `socket`."""
         reader = self._readers.pop(socket, None)
         if reader is None:

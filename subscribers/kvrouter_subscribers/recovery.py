@@ -8,36 +8,15 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from functools import partial
 
-import zmq
-
-from kvrouter_subscribers.limits import CurveKeys, ZmqLimits
 from kvrouter_subscribers.link import Link
-from kvrouter_subscribers.pump import Pump
 from kvrouter_subscribers.replay_client import Replay
 from kvrouter_subscribers.snapshot_client import Snapshot
 from kvrouter_subscribers.subscriber import Receipt
+from kvrouter_subscribers.workplace import Workplace
 
-__all__ = ["Recovery", "Workplace"]
+__all__ = ["Recovery"]
 
 _FIRST_PROBE_SECONDS = 1.0
-
-
-class Workplace:
-    """What all recoveries of one subscriber share while it runs."""
-
-    __slots__ = ("context", "curve", "limits", "pump", "slots", "tasks")
-
-    def __init__(
-        self,
-        *,
-        context: zmq.Context[zmq.Socket[bytes]],
-        pump: Pump,
-        tasks: asyncio.TaskGroup,
-        limits: ZmqLimits,
-        curve: CurveKeys | None,
-    ) -> None:
-        self.context, self.pump, self.tasks, self.limits, self.curve = context, pump, tasks, limits, curve
-        self.slots = asyncio.Semaphore(limits.replays_max)
 
 
 class Recovery:

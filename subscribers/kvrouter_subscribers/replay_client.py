@@ -15,7 +15,7 @@ import zmq
 from kvrouter.errors import WireError
 from kvrouter.events.frames import ReplayEnd, parse_replay, replay_request
 from kvrouter_subscribers.limits import CurveKeys, ZmqLimits
-from kvrouter_subscribers.link import configure
+from kvrouter_subscribers.live_socket import configure
 from kvrouter_subscribers.pump import Pump
 
 __all__ = ["Replay"]

@@ -7,7 +7,7 @@ from typing import Protocol, TypeAlias
 from kvrouter.events import Source
 from kvrouter.events.digest import DigestRow
 
-__all__ = ["DigestRows", "EventSink", "EventSubscriber", "Receipt", "TransportStatus"]
+__all__ = ["DigestRows", "EventSink", "EventSubscriber", "Receipt", "RunTaker", "TransportStatus"]
 
 DigestRows: TypeAlias = Sequence[DigestRow]
 """What a publisher holds after a batch, in few numbers."""
@@ -93,6 +93,19 @@ class EventSink(Protocol):
         ...
 
 
+class RunTaker(Protocol):
+    """The method `receive_run` that an `EventSink` may have beside `receive`, for sources that say much."""
+
+    def __call__(self, source: Source, first: int, payloads: list[bytes], *, now: float) -> tuple[int, Receipt]:
+        """Take live batches without names of lives and digests, with numbers from `first` on, as `receive` would.
+
+        Returns how many were taken, at least one, and the receipt of the last of them. It stops after a batch whose
+        receipt asks for something; the rest is offered again then. A subclass with a `receive` of its own, and no
+        `receive_run`, gets every batch there.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransportStatus:
     """The transport's side of one source, for people and metrics. Counters count since the source was added."""
@@ -117,6 +130,8 @@ class TransportStatus:
     last_error: str | None
     snapshots: int = 0
     snapshots_failed: int = 0
+    fallbacks: int = 0
+    """How often the source was left to a slower way of reading, because it does not speak what the faster one does."""
 
 
 class EventSubscriber(Protocol):

@@ -1,14 +1,15 @@
 """Listen to vLLM, SGLang and our own publishers over ZeroMQ.
 
 Here are the sources, the replays and the probes, and nothing about the meaning of events: the sink says when it
-needs a replay or a snapshot. Sockets are read by `pump`, one source's live connection is a `link`, one request a
-`replay_client` or a `snapshot_client`.
+needs a replay or a snapshot. Sockets get their turns from `pump`; a `link` is one source, read by a `live_stream` where
+that can be and else by a `live_socket`; one request is a `replay_client` or a `snapshot_client`.
 """
 
 import asyncio
 import contextlib
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Self
 
 import zmq
@@ -19,9 +20,12 @@ from kvrouter.events.endpoints import check_endpoint, is_wildcard
 from kvrouter.events.load import LoadReport
 from kvrouter_subscribers.limits import CurveKeys, ZmqLimits
 from kvrouter_subscribers.link import Link, ZmqAddress
+from kvrouter_subscribers.live_socket import LiveSocket
+from kvrouter_subscribers.live_stream import LiveStream
 from kvrouter_subscribers.pump import Pump
-from kvrouter_subscribers.recovery import Recovery, Workplace
+from kvrouter_subscribers.recovery import Recovery
 from kvrouter_subscribers.subscriber import EventSink, Receipt, TransportStatus
+from kvrouter_subscribers.workplace import Live, Workplace
 
 __all__ = ["ZmqEventSubscriber"]
 
@@ -40,6 +44,7 @@ class ZmqEventSubscriber:
         limits: the bounds on memory, time and concurrency.
         curve: CURVE keys for publishers that require them.
         on_load: takes load reports (`kvrouter.events.load`), which are then subscribed to as well.
+        direct: read plain TCP connections with the native core, where it is present; False leaves all to libzmq.
         context: needed for `inproc` endpoints, whose both sides share one; by default we own a context.
     """
 
@@ -51,12 +56,15 @@ class ZmqEventSubscriber:
         limits: ZmqLimits | None = None,
         curve: CurveKeys | None = None,
         on_load: Callable[[LoadReport], None] | None = None,
+        direct: bool = True,
         context: zmq.Context[zmq.Socket[bytes]] | None = None,
     ) -> None:
+        self._direct = direct
         self._sink, self._clock, self._curve, self._on_load = sink, clock, curve, on_load
         self._limits = limits or ZmqLimits()
         self._given_context = context
         self._links: dict[Source, Link] = {}
+        self._lives: dict[Source, Live] = {}
         self._recoveries: dict[Source, Recovery] = {}
         self._workplace: Workplace | None = None
         self._stop = asyncio.Event()
@@ -103,7 +111,7 @@ class ZmqEventSubscriber:
         if link is None:
             return
         if self._workplace is not None:
-            self._end(link, self._workplace)
+            self._end(link)
 
     def status(self, source: Source) -> TransportStatus | None:
         """Return the state of one source, or None if it is unknown."""
@@ -148,41 +156,42 @@ class ZmqEventSubscriber:
             for link in self._links.values():
                 self._start(link, workplace)
             while not self._stop.is_set():
-                self._tick(workplace)
+                self._tick()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_TICK_SECONDS):
                         await self._stop.wait()
         finally:
             self._workplace = None
             for link in self._links.values():
-                self._end(link, workplace)
+                self._end(link)
 
-    def _tick(self, workplace: Workplace) -> None:
+    def _tick(self) -> None:
         """Open what could not be opened, and ask idle sources whether their last message reached us."""
         now = self._clock()
-        for link in self._links.values():
-            if link.socket is not None and link.is_abandoned(now):
-                workplace.pump.unwatch(link.socket)
-                link.abandon(self._limits)
-            if link.socket is None:
-                self._open(link, workplace)
-            else:
-                self._recoveries[link.source].tick(now)
+        for source, live in list(self._lives.items()):
+            live.tick(now)
+            if source in self._recoveries:
+                self._recoveries[source].tick(now)
 
     def _start(self, link: Link, workplace: Workplace) -> None:
         self._recoveries[link.source] = Recovery(link, workplace)
-        self._open(link, workplace)
+        live: Live
+        if self._direct and LiveStream.can_read(link, workplace):
+            live = LiveStream(link, workplace, leave=partial(self._fall_back, workplace))
+        else:
+            live = LiveSocket(link, workplace)
+        self._lives[link.source] = live
+        live.open()
 
-    def _open(self, link: Link, workplace: Workplace) -> None:
-        link.open(workplace.context, self._limits, self._curve)
-        if link.socket is not None and link.monitor is not None:
-            workplace.pump.watch(link.socket, link.monitor, drain=link.drain)
+    def _fall_back(self, workplace: Workplace, link: Link) -> None:
+        """Leave a source to libzmq, which speaks what our own reading does not."""
+        link.fallbacks += 1
+        live = self._lives[link.source] = LiveSocket(link, workplace)
+        live.open()
 
-    def _end(self, link: Link, workplace: Workplace) -> None:
+    def _end(self, link: Link) -> None:
         self._recoveries.pop(link.source).cancel()
-        if link.socket is not None:
-            workplace.pump.unwatch(link.socket)
-        link.close()
+        self._lives.pop(link.source).close()
 
     def _connected(self, link: Link, receipt: Receipt) -> None:
         """Begin again: a request over the old connection may never be answered."""

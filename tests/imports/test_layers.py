@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kvrouter.relay": PURE | {"kvrouter_publishers"},
     "kvrouter.events_cli": {"kvrouter.errors", "kvrouter.events", "kvrouter.relay", "kvrouter_subscribers"},
     "kvrouter_publishers": {"kvrouter.errors", "kvrouter.events", "kvrouter.redis_client"},
-    "kvrouter_subscribers": {"kvrouter.errors", "kvrouter.events", "kvrouter.redis_client"},
+    "kvrouter_subscribers": {"kvrouter.errors", "kvrouter.events", "kvrouter.redis_client", CORE},
     "kvrouter.service": PURE
     | {"kvrouter.settings", "kvrouter.settings_sources", "kvrouter.store", "kvrouter_subscribers"}
     | {"kvrouter.service.proxy", "kvrouter.service.prompts"},

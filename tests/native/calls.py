@@ -7,6 +7,17 @@ WORDS, TEXT = bytes(4096), b'{"prompt": [' + b"70000, " * 500 + b"1]}"
 HEAD = b"GET / HTTP/1.1\r\nContent-Length: 70000\r\n\r\n"
 MESSAGE = HEAD + bytes(70_000)
 USAGE = b'"usage": {"prompt_tokens": 70000, "cached_tokens": 9000}'
+_BATCH = b"\x01\x00\x01\x08" + bytes(8) + b"\x00\x03abc"
+WIRE = b"".join(
+    [
+        _BATCH * 20,
+        b"\x04\x05\x04PING",
+        b"\x01\x03odd\x04\x02no\x00\x05three",
+        _BATCH.replace(b"abc", b"\x83bc"),
+        b"\x80",
+    ]
+)
+"""ZMTP: batches, a command, a message with a command in it, an envelope, and what is no frame."""
 TOKENS = [70_000] * 1000
 TOO_LARGE, NO_INTEGERS = [*TOKENS, 2**40], [*TOKENS, "text"]
 CALLS: dict[str, Callable[[Any], object]] = {
@@ -22,6 +33,12 @@ CALLS: dict[str, Callable[[Any], object]] = {
     "joined": lambda core: core.join_text(HEAD, 70_000, "text", HEAD),
     "skipped": lambda core: core.skip_chunks(b"5\r\nhello\r\n" * 100, 0),
     "priced": lambda core: core.find_usage(USAGE),
+    "cut": lambda core: core.cut_messages(WIRE, len(WIRE), b"", b"kv_metrics", 10_000, 64),
+    "digested": lambda core: core.note_digests(bytearray(64), 3, [WORDS, b""] * 20, 2),
+    "no_message": lambda core: core.cut_messages(WORDS, len(WORDS) + 1, b"", b"", 10_000, 64),
+    "no_topic": lambda core: core.cut_messages(WIRE, len(WIRE), "", b"", 10_000, 64),
+    "no_batch": lambda core: core.note_digests(bytearray(64), 0, [WORDS, 7], 2),
+    "no_position": lambda core: core.note_digests(bytearray(64), 8, [WORDS], 2),
     "read": lambda core: core.read_token_body(TEXT, b"prompt", b" "),
     "hashes": lambda core: core.find_hash_array(TEXT, b'"prompt"'),
     "no_hash": lambda core: core.find_hash_array(TEXT[:-2] + b"x]", b'"prompt"'),

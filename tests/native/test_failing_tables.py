@@ -31,6 +31,7 @@ def _stored(hashes: list[int], parent: int | None = None, medium: str = "GPU", g
 FIRST = _batch(_stored(MANY[:150]), _stored(MANY[150:160], MANY[149]))
 AGAIN = _batch(_stored(MANY[:20]), _stored(MANY[10:30], MANY[9], "CPU"))
 MORE = _batch(_stored(MANY[340:390], MANY[5]), ["BlockRemoved", MANY[:70], "GPU"])
+RUN = [_batch(_stored(MANY[330:335], MANY[7])), _batch(["BlockRemoved", MANY[70:90], "GPU"])]
 RESET = _batch(["AllBlocksCleared"], _stored(MANY[:9]))
 LAYOUT = _batch(_stored(MANY[:5], group=1), _stored(MANY[:5]))
 
@@ -59,6 +60,7 @@ STEPS: dict[str, Callable[[Any], object]] = {
     "learnt": lambda table: _learn(table, MANY[195:300], 10_000),
     "named-twice": lambda table: _learn(table, MANY[300:340], 10_000),
     "more": lambda table: _apply(table, MORE),
+    "run": lambda table: table.apply_plain(RUN, 0),
     "followed": lambda table: table.set_main(1),
     "back": lambda table: table.set_main(0),
     "removed": lambda table: table.remove("gpu", 0, MANY[60:260]),

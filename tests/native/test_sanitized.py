@@ -21,6 +21,7 @@ SUITES = {
         "tests/ingest/test_aliases.py",
         "tests/ingest/test_block_table.py",
         "tests/ingest/test_native_batches.py",
+        "tests/ingest/test_runs.py",
         "tests/routing/test_native_refusals.py",
         "tests/routing/test_predictions.py",
         "tests/routing/test_predictions_memory.py",
@@ -38,6 +39,7 @@ SUITES = {
         "tests/prompts/test_remembered_pieces.py",
         "tests/prompts/test_token_array.py",
         "tests/proxy/test_http_core.py",
+        "tests/subscribers/test_zmtp_frames.py",
     ],
 }
 # What a core may do wrong, and how it is told.

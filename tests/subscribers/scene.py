@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +27,8 @@ QUICK = ZmqLimits(
     replay_silence_seconds=0.3, replay_pause_seconds=0.05, replay_pause_seconds_max=0.2, probe_seconds=0.0
 )  # fmt: skip
 PROBING = replace(QUICK, probe_seconds=0.2)
+DIRECT: ContextVar[bool] = ContextVar("DIRECT", default=True)
+"""Whether subscribers read plain TCP connections themselves; the fixture `reading` has tests run either way."""
 
 
 def stored(number: int) -> BlockStored:
@@ -94,6 +97,13 @@ class RecordingSink:
         )
         self.receipts.append(("replayed" if replayed else "live", sequence, receipt.outcome))
         return receipt
+
+    def receive_run(self, source: Source, first: int, payloads: list[bytes], *, now: float) -> tuple[int, Receipt]:
+        self._fail("receive")
+        taken, receipt = self.ingest.receive_run(source, first, payloads, now=now)
+        outcomes = ["applied"] * (taken - 1) + [receipt.outcome]
+        self.receipts += (("live", sequence, outcome) for sequence, outcome in enumerate(outcomes, first))
+        return taken, receipt
 
     def replay_finished(self, source: Source, *, now: float, complete: bool) -> Receipt:
         self._fail("replay_finished")
@@ -170,7 +180,7 @@ async def scene(
 ) -> AsyncIterator[Scene]:
     """A running subscriber, closed at the end, with no task left behind."""
     sink, before = RecordingSink(), asyncio.all_tasks()
-    async with ZmqEventSubscriber(sink, limits=limits, curve=curve, context=context) as subscriber:
+    async with ZmqEventSubscriber(sink, limits=limits, curve=curve, direct=DIRECT.get(), context=context) as subscriber:
         yield Scene(sink, subscriber)
     left = asyncio.all_tasks() - before
     assert not [task.get_name() for task in left if task.get_name().startswith("zmq-")]

@@ -4,11 +4,14 @@ import asyncio
 import time
 from typing import Any
 
+import pytest
 import zmq
 
 from kvrouter.events import Source
 from kvrouter_subscribers import Receipt, ZmqEventSubscriber
-from tests.subscribers.scene import ANY_TCP, WORKER, RecordingSink, payload, stored, until
+from tests.subscribers.scene import ANY_TCP, DIRECT, WORKER, RecordingSink, payload, stored, until
+
+pytestmark = pytest.mark.usefixtures("reading")
 
 MESSAGES = 60
 BATCH_SECONDS = 0.003
@@ -35,7 +38,7 @@ def test_large_batches_are_read_one_to_a_turn() -> None:
         sink, most = SlowSink(), 0
         with zmq.Context() as context, context.socket(zmq.PUB) as publisher:
             publisher.bind(ANY_TCP)
-            async with ZmqEventSubscriber(sink) as subscriber:
+            async with ZmqEventSubscriber(sink, direct=DIRECT.get()) as subscriber:
                 subscriber.add(WORKER, publisher.getsockopt_string(zmq.LAST_ENDPOINT))
 
                 def send(sequence: int) -> bool:

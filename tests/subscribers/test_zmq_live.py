@@ -14,7 +14,21 @@ from kvrouter.errors import SettingsError
 from kvrouter.events import Source
 from kvrouter_publishers import ZmqEventPublisher
 from kvrouter_subscribers import CurveKeys, ZmqEventSubscriber
-from tests.subscribers.scene import ANY_TCP, QUICK, WORKER, RecordingSink, Scene, run, scene, scripted, stored, until
+from tests.subscribers.scene import (
+    ANY_TCP,
+    DIRECT,
+    QUICK,
+    WORKER,
+    RecordingSink,
+    Scene,
+    run,
+    scene,
+    scripted,
+    stored,
+    until,
+)
+
+pytestmark = pytest.mark.usefixtures("reading")
 
 
 async def receives(stage: Scene, publisher: ZmqEventPublisher, number: int, source: Source = WORKER) -> None:
@@ -387,7 +401,7 @@ def test_run_ends_when_it_is_closed_and_when_it_is_cancelled() -> None:
         async with scripted() as engine:
             for stop in ("close", "cancel"):
                 sink = RecordingSink()
-                subscriber = ZmqEventSubscriber(sink)
+                subscriber = ZmqEventSubscriber(sink, direct=DIRECT.get())
                 sink.ingest.open(WORKER, 0, now=0.0)
                 subscriber.add(WORKER, engine.endpoint)
                 task = asyncio.create_task(subscriber.run())

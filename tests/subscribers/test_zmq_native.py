@@ -30,6 +30,8 @@ from tests.subscribers.scene import (
     until,
 )
 
+pytestmark = pytest.mark.usefixtures("reading")
+
 
 def native(**options: object) -> ZmqEventPublisher:
     """A publisher of `WORKER` with envelopes."""

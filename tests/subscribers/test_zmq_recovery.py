@@ -22,6 +22,8 @@ from tests.subscribers.scene import (
     until,
 )
 
+pytestmark = pytest.mark.usefixtures("reading")
+
 
 @pytest.mark.parametrize("replay_topic", [True, False], ids=["newer form", "older form"])
 def test_what_was_published_before_we_came_is_replayed(replay_topic: bool) -> None:
