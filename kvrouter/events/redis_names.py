@@ -26,6 +26,7 @@ __all__ = [
     "load_channel",
     "parse_entry_id",
     "parse_redis_endpoint",
+    "reader_key",
     "request_key",
     "router_group",
 ]
@@ -149,6 +150,11 @@ def router_group(router_id: str) -> str:
 def alive_key(stream: str, group: str) -> str:
     """Return the key that is there as long as somebody reads as `group`."""
     return f"{_tag(stream)}:alive:{group}"
+
+
+def reader_key(stream: str, group: str) -> str:
+    """Return the key that names the process which reads as `group`, as long as it does."""
+    return f"{_tag(stream)}:reader:{group}"
 
 
 def request_key(stream: str, source: Source) -> str:

@@ -6,6 +6,7 @@ there meanwhile is told by whether that entry is still in the stream. What is mi
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Sequence
 
@@ -17,6 +18,7 @@ from kvrouter.redis_client import RedisClient
 from kvrouter_subscribers.redis_entry import Entry, decode_entry
 from kvrouter_subscribers.redis_group import ConsumerGroup, has_entry, last_id
 from kvrouter_subscribers.redis_history import Reading, read_history
+from kvrouter_subscribers.redis_lease import GroupLease, GroupTakenError
 from kvrouter_subscribers.redis_limits import RedisLimits
 from kvrouter_subscribers.redis_loads import LoadListener
 from kvrouter_subscribers.redis_recovery import Recovery
@@ -27,6 +29,8 @@ from kvrouter_subscribers.redis_sweep import Sweeper
 __all__ = ["StreamReader"]
 
 _BEGINNING = EntryId(0, 0)
+
+_log = logging.getLogger("kvrouter_subscribers")
 
 
 class StreamReader:
@@ -41,6 +45,7 @@ class StreamReader:
         tls: RedisTls | None,
         *,
         name: str,
+        token: str,
         mode: Mode,
         passing: bool,
         start_after: EntryId | None,
@@ -55,13 +60,15 @@ class StreamReader:
         self._tls, self._limits, self._on_load = tls, limits, on_load
         self._shared = mode == "worker-group"
         self._passing = passing and not self._shared
+        self._token = token
         self._name, self._group = name, WORKER_GROUP if self._shared else router_group(name)
         self._recovery: Recovery | None = None
         self._catch_up_to: EntryId | None = None
         self._whole = False
         self._messages = self._unknown = self._malformed = self._claimed = self._trimmed = 0
         self._load_reports = 0
-        self._connects = self._groups_removed = 0
+        self._conflict_told = False
+        self._connects = self._groups_removed = self._name_conflicts = 0
         self._turn_began = 0.0
 
     def follow(self, followed: FollowedSource) -> None:
@@ -99,6 +106,7 @@ class StreamReader:
             claimed=self._claimed,
             connects=self._connects,
             groups_removed=self._groups_removed,
+            name_conflicts=self._name_conflicts,
             last_error=self.last_error,
         )
 
@@ -112,6 +120,8 @@ class StreamReader:
                 options = self.endpoint.client_options(self._tls)
                 async with RedisClient(options, answer_seconds=limits.request_seconds) as client:
                     await self._session(client, tasks)
+            except GroupTakenError as error:
+                self._conflicts(error)
             except Exception as error:  # noqa: BLE001 - supervised edge: whatever a peer says, the stream is read again
                 self.last_error = f"{self.endpoint}: {type(error).__name__}: {error}"
             if self._connects > connects:
@@ -119,15 +129,28 @@ class StreamReader:
             await asyncio.sleep(pause)
             pause = min(2 * pause, limits.reconnect_seconds_max)
 
+    def _conflicts(self, error: GroupTakenError) -> None:
+        """Tell that somebody else has our name: an operator has to give one of us another."""
+        self.last_error = f"{self.endpoint}: {error}"
+        self._name_conflicts += 1
+        if not self._conflict_told:
+            self._conflict_told = True
+            _log.warning("router_name_taken: %s", self.last_error)
+
     async def _session(self, client: RedisClient, tasks: asyncio.TaskGroup) -> None:
         """Read until the connection or the group is lost, which raises."""
         stream, limits = self.endpoint.stream, self._limits
         sweeper = Sweeper(client, stream, group=self._group, shared=self._shared, limits=limits)
         group = ConsumerGroup(client, stream, self._group, self._name, limits)
         recovery = Recovery(client, stream, limits=limits, tasks=tasks, position=lambda: self.position or _BEGINNING)
+        lease = GroupLease(client, stream, group=self._group, token=self._token, seconds=limits.lease_seconds)
+        if not self._shared:
+            await lease.take()
         await sweeper.live()
         self._whole = await self._open(client, group)
         beside = [tasks.create_task(sweeper.run(), name="redis-sweeper")]
+        if not self._shared:
+            beside.append(tasks.create_task(lease.run(), name="redis-lease"))
         if self._on_load is not None:
             loads = LoadListener(client, stream, take=self._take_load, fail=self._loads_failed, limits=limits)
             beside.append(tasks.create_task(loads.run(), name="redis-loads"))
@@ -136,10 +159,14 @@ class StreamReader:
             if self._shared:
                 await self._read_shared(group)
             else:
-                await self._read(client, group)
+                await self._read(client, group, lease)
         except asyncio.CancelledError:
+            for task in beside:  # They would say again that we live.
+                task.cancel()
             if self._passing:
                 await sweeper.leave()
+            if not self._shared:
+                await lease.leave()
             raise
         finally:
             self._groups_removed += sweeper.removed
@@ -171,6 +198,7 @@ class StreamReader:
         """Tell every source's sink, and bring those that know nothing yet what the stream has."""
         self.connected, self.last_error, self._recovery = True, None, recovery
         self._connects += 1
+        self._conflict_told = False
         readings = {}
         for followed in list(self.sources.values()):
             reading = self._greet(followed, recovery, whole=self._whole)
@@ -217,11 +245,12 @@ class StreamReader:
             for followed in list(self.sources.values()):
                 followed.disconnected()
 
-    async def _read(self, client: RedisClient, group: ConsumerGroup) -> None:
+    async def _read(self, client: RedisClient, group: ConsumerGroup, lease: GroupLease) -> None:
         """Read everything, as the only one."""
         done: Sequence[bytes] = ()
         doubted = _BEGINNING  # Nothing can be said of what was before the first entry, nor twice of the same place.
         while True:
+            await lease.check()
             before, full = self.position or _BEGINNING, group.full_read
             entries, unbroken = await group.read_behind(before, done)
             behind = len(entries) >= full

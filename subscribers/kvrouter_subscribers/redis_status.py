@@ -15,7 +15,7 @@ class StreamStatus:
     `position` is the id of the last entry that was handed over. `unknown` are entries of sources that nobody follows.
     `trimmed` is how often the stream was found shortened beyond what was read. `claimed` are entries taken over from
     members of a worker group that died, `groups_removed` those of routers that died. `load_reports` were handed over;
-    those that are none count as `malformed`.
+    those that are none count as `malformed`. `name_conflicts` is how often another router was found to read as ours.
     """
 
     endpoint: str
@@ -30,4 +30,5 @@ class StreamStatus:
     claimed: int
     connects: int
     groups_removed: int
+    name_conflicts: int
     last_error: str | None

@@ -41,8 +41,9 @@ class RedisEventSubscriber:
         mode: `broadcast`, the default, reads every entry with a group of its own; in a `worker-group` each entry goes
             to one of all such subscribers of the stream. A member sees holes, so its sink's wishes for replays are
             not served.
-        name: of this router; no other subscriber of the stream may have it. By default it is drawn at random. A
-            router that keeps its name finds its group, and a member of a worker group what it had not acknowledged.
+        name: of this router; another subscriber of the stream with the same one says so and does not read until this
+            one has gone. By default it is drawn at random. A router that keeps its name finds its group, and a member
+            of a worker group what it had not acknowledged.
         positions: the last entry of a stream, by endpoint, that the sink knows already (see `positions`): reading
             begins behind it. By default it begins with the oldest entry that is there.
         on_load: takes load reports (`kvrouter.events.load`), which are then listened to as well, over a connection of
@@ -75,6 +76,7 @@ class RedisEventSubscriber:
         self._sink, self._clock, self._mode, self._tls, self._on_load = sink, clock, mode, tls, on_load
         self._limits = limits or RedisLimits()
         self._passing = name is None
+        self._token = secrets.token_hex(16)
         self._name = name or f"router-{secrets.token_hex(8)}"
         self._positions = {
             str(parse_redis_endpoint(each)): parse_entry_id(at) for each, at in (positions or {}).items()
@@ -171,6 +173,7 @@ class RedisEventSubscriber:
             address,
             self._tls,
             name=self._name,
+            token=self._token,
             mode=self._mode,
             passing=self._passing,
             start_after=self._positions.get(str(address)),

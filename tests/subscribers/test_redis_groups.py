@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from kvrouter.events.redis_names import alive_key, router_group
+from kvrouter.events.redis_names import alive_key, reader_key, router_group
 from tests.servers import RedisServer, redis_server
 from tests.subscribers.redis_scene import QUICK, STREAM, client, following, frame, put, working
 from tests.subscribers.scene import WORKER, run, until
@@ -166,5 +166,81 @@ def test_a_router_without_a_name_takes_its_group_along(endpoint: str, server: Re
             rows = await connected.execute_command("XINFO", "GROUPS", STREAM)
 
         assert [row[1] for row in rows] == [router_group("named").encode()]
+
+    run(scenario())
+
+
+def test_two_routers_of_one_name_do_not_share_their_entries(endpoint: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The second one says so, once in the log, and reads nothing; when the first one stops it takes over, whole."""
+
+    async def scenario() -> None:
+        async with following(name="twin") as second:
+            async with following(name="twin") as first:
+                first.listen(endpoint)
+                await until(lambda: first.status().connected)
+                second.listen(endpoint)
+                with working(endpoint) as worker:
+                    worker.work(100)
+                    await first.heals(worker)
+                    await until(lambda: second.stream().name_conflicts > 2)
+                    assert not second.status().connected
+                    assert "another router reads as 'kvrouter:twin'" in str(second.status().last_error)
+                    assert (first.stream().name_conflicts, second.stream().messages) == (0, 0)
+            await until(lambda: second.status().connected)
+            assert second.status().last_error is None
+            with working(endpoint) as worker:
+                worker.work(20)
+                await second.heals(worker)
+
+    run(scenario())
+    assert [record.name for record in caplog.records if "router_name_taken" in record.message] == [
+        "kvrouter_subscribers"
+    ]
+
+
+def test_the_name_of_a_router_that_died_is_free_soon(endpoint: str, server: RedisServer) -> None:
+    """It gave nothing back; the key that names it expires by itself."""
+
+    async def scenario() -> None:
+        async with client(server.url) as connected:
+            key = reader_key(STREAM, router_group("crashed"))
+            await connected.execute_command("SET", key, "of an earlier life", "PX", 300)
+            async with following(name="crashed") as scene:
+                scene.listen(endpoint)
+                await until(lambda: scene.stream().name_conflicts)
+                await until(lambda: scene.status().connected)
+                assert 9_000 < await connected.pttl(key) <= 10_000
+            assert not await connected.exists(key)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_a_router_that_slept_beyond_its_lease_asks_before_it_reads(
+    endpoint: str, server: RedisServer, *, taken: bool
+) -> None:
+    """Another one may have moved the group meanwhile; what it read there is read again."""
+
+    async def scenario() -> None:
+        async with (
+            following(replace(QUICK, lease_seconds=0.4), name="sleeper") as scene,
+            client(server.url) as connected,
+        ):
+            scene.listen(endpoint)
+            with working(endpoint) as worker:
+                worker.work(20)
+                await scene.heals(worker)
+                connects = scene.stream().connects
+                key = reader_key(STREAM, router_group("sleeper"))
+                if taken:
+                    await connected.execute_command("SET", key, "another", "PX", 200)
+                else:
+                    await connected.execute_command("DEL", key)
+                await connected.execute_command("XADD", STREAM, "*", "e", b"what another one took")
+                await connected.execute_command("XGROUP", "SETID", STREAM, router_group("sleeper"), "$")
+                worker.work(20, first=20)
+                await until(lambda: scene.stream().connects > connects)
+                await scene.heals(worker)
+                assert bool(scene.stream().name_conflicts) is taken
 
     run(scenario())
