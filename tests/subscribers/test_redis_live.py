@@ -293,6 +293,7 @@ def test_a_part_of_a_snapshot_among_the_events_is_refused(endpoint: str, server:
     async def scenario() -> None:
         async with following() as scene, client(server.url) as connected:
             scene.listen(endpoint)
+            await until(lambda: scene.status().connected)
             await put(connected, frame(0, 0), frame(0, 1, snapshot=(0, 1)), frame(1, 2))
             await until(lambda: scene.sink.applied() == 1)
 
