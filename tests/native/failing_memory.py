@@ -31,8 +31,8 @@ def ran_out(call: Callable[[], object], allocation: int, fails: int) -> bool:
 def at_every_allocation(attempt: Callable[[], Callable[[], object]], fails: int) -> int:
     """Make what `attempt` prepares run out of memory at its first allocation, its second, and so on to the end.
 
-    Returns the last one that it could not do without. What it prepares is made anew each time, with all the memory there
-    is. Some allocations are an economy and fail without a word: the end is where several calls in a row succeed.
+    Returns the last one that it could not do without. What it prepares is made anew each time, with memory to spare.
+    Some allocations are an economy and fail without a word: the end is where several calls in a row succeed.
     """
     failures = 0
     for allocation in range(1, _ALLOCATIONS_MAX):
