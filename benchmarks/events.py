@@ -1,9 +1,10 @@
 """Event ingest beside Dynamo's indexer, on the same bytes from the same publishers: `python -m benchmarks.events`.
 
 Ours is the router's own subscriber, ingest and index in one process; theirs is `dynamo.indexer`. Over ZeroMQ both
-follow the same publishers, which speak vLLM's wire as fast as they are listened to: blocks per second are those stored
-and removed from the first batch until the last one counts, and the CPU time is that of the whole process, all threads.
-A name ends with `PxB` for P publishers and B blocks in each event; without it, 8x8.
+follow the same publishers, which speak vLLM's wire. They have said everything when a subscriber that stood still goes
+on, or they would be slower than it: blocks per second are those stored and removed from then until the last batch
+counts, and the CPU time is that of the whole process, all threads. A name ends with `PxB` for P publishers and B blocks
+in each event; without it, 8x8.
 
 Over the other transports, which theirs does not have, our own publishers speak, and real brokers carry it: all of them
 are on one machine, so blocks per second are those of the slowest.
@@ -16,6 +17,7 @@ import argparse
 import contextlib
 import http.client
 import json
+import signal
 import statistics
 import sys
 import tempfile
@@ -172,14 +174,30 @@ def _measure(load: Load, side: str, peers: PeerEnvironment) -> Sample:
         before = subscriber.child.cpu_seconds()
         if load.paced:
             subscriber.watch()
-        sent = publisher.ask()
+        began, sent = _publish_all(publisher, subscriber.child, held_back=load.transport == "zmq" and not load.paced)
         finished = subscriber.finish()
         used = subscriber.child.cpu_seconds() - before
         return Sample(
-            blocks_per_second=said["blocks"] / (finished - sent["began"]),
+            blocks_per_second=said["blocks"] / (finished - began),
             cpu_microseconds=used / said["blocks"] * 1e6,
             ages=subscriber.ages(sent["marks_sent"]) if load.paced else {},
         )
+
+
+def _publish_all(publisher: "_Control", subscriber: Child, *, held_back: bool) -> tuple[float, dict[str, Any]]:
+    """Have everything published; returns when it began to be heard, and what the publisher says.
+
+    `held_back`: the subscriber stands still meanwhile, so that no publisher can be the slower one.
+    """
+    if not held_back:
+        sent = publisher.ask()
+        return sent["began"], sent
+    subscriber.process.send_signal(signal.SIGSTOP)
+    try:
+        sent = publisher.ask()
+        return time.monotonic(), sent
+    finally:
+        subscriber.process.send_signal(signal.SIGCONT)
 
 
 class _Control:

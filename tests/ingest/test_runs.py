@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from kvrouter import native_core
 from kvrouter.events import Source
 from kvrouter.index import PrefixIndex
 from kvrouter.ingest import Ingest, IngestLimits, Receipt
@@ -68,12 +69,13 @@ def test_a_run_is_its_batches(seed: int) -> None:
 
 
 def test_a_run_is_taken_at_once() -> None:
-    """The batches that an engine usually sends need one call, from the second on: the first tells the layout."""
+    """The core needs one call for what an engine usually sends, from the second on; the reference takes one by one."""
     ingest = opened(IngestLimits())
     batches = [payload(stored([number], tokens(1, start=number))) for number in range(10)]
     ingest.receive(SOURCE, 0, batches[0], now=1.0)
 
-    assert ingest.receive_run(SOURCE, 1, batches[1:], now=1.0) == (9, Receipt("applied"))
+    at_once = 9 if native_core.present else 1
+    assert ingest.receive_run(SOURCE, 1, batches[1:], now=1.0) == (at_once, Receipt("applied"))
 
 
 def test_a_batch_that_is_not_understood_ends_its_run() -> None:
@@ -82,10 +84,13 @@ def test_a_batch_that_is_not_understood_ends_its_run() -> None:
     batches = [payload(stored([number], tokens(1, start=number))) for number in range(4)]
     ingest.receive(SOURCE, 0, batches[0], now=1.0)
 
-    taken, receipt = ingest.receive_run(SOURCE, 1, [batches[1], b"\xc1", batches[2]], now=1.0)
+    taken, receipt = ingest.receive_run(SOURCE, 1, [b"\xc1", batches[2]], now=1.0)
+    assert (taken, receipt.outcome, receipt.snapshot_wanted) == (1, "quarantined", True)
 
-    assert (taken, receipt.outcome, receipt.snapshot_wanted) == (2, "quarantined", True)
-    assert known(ingest)["status"]["applied_sequence"] == 2
+    receipts = in_runs(ingest, 2, [batches[2], b"\xc1"])
+
+    assert [receipt.outcome for receipt in receipts] == ["applied", "quarantined"]
+    assert known(ingest)["status"]["applied_sequence"] == 3
 
 
 def test_a_reset_and_a_removal_in_a_run_are_applied_in_order() -> None:
