@@ -105,6 +105,10 @@ class Link:
         """Tell the sink that a publisher is connected; what it said before may be missed."""
         self._peers += 1
         self._connects += 1
+        self.ask_anew()
+
+    def ask_anew(self) -> None:
+        """Have the sink ask for all that it may have missed: the publisher can be asked, at first or again."""
         now = self.idle_since = self._clock()
         try:
             receipt = self._sink.connected(self.source, now=now)

@@ -27,6 +27,9 @@ class Recovery:
         self._task: asyncio.Task[None] | None = None
         self._current: Replay | None = None
         self._replay_start: int | None = None
+        self._unanswered = False  # Whether a replay was given up because nobody answered.
+        self._answers_again = False
+        self._probed_at = float("-inf")
         self._snapshot_task: asyncio.Task[None] | None = None
         self._snapshot: Snapshot | None = None
         self._snapshot_due = False
@@ -46,20 +49,28 @@ class Recovery:
 
     def expect_silence(self, now: float) -> None:
         """Note a new connection: what was published before our subscription reached it may be lost already."""
+        self._unanswered = self._answers_again = False
         self._link.idle_since = now + _FIRST_PROBE_SECONDS - self._work.limits.probe_seconds
 
     def tick(self, now: float) -> None:
         """Do what is due: from time to time somebody calls this."""
         if self._snapshot_due and self._link.native is not None:
             self.ask_snapshot()
-        self._probe_if_idle(now)
+        if self._answers_again and self._task is None and self._link.connected:
+            self._link.ask_anew()
+        self._probe_if_due(now)
 
-    def _probe_if_idle(self, now: float) -> None:
-        """Ask an idle source whether its last batches got lost; no later batch would show it."""
-        link, period = self._link, self._work.limits.probe_seconds
+    def _probe_if_due(self, now: float) -> None:
+        """Ask an idle source whether its last batches got lost; no later batch would show it.
+
+        One that did not answer is asked whether it does by now, idle or not, or we would be in doubt for ever.
+        """
+        link, limits = self._link, self._work.limits
+        period = limits.probe_seconds
         may_ask = self._task is None and link.connected and link.address.replay_endpoint is not None
-        if may_ask and period > 0 and now - link.idle_since >= period:
-            link.idle_since = now
+        owes = self._unanswered and now - self._probed_at >= max(period, limits.replay_pause_seconds_max)
+        if may_ask and period > 0 and (owes or now - link.idle_since >= period):
+            link.idle_since = self._probed_at = now
             self._begin(self._probe(), "probe")
 
     def ask_snapshot(self) -> None:
@@ -119,6 +130,7 @@ class Recovery:
         limits, failures = self._work.limits, 0
         while True:
             complete = await self._replay_with_retries(start)
+            self._unanswered |= not complete and self._link.address.replay_endpoint is not None
             receipt = self._link.finish_replay(complete=complete)
             if receipt is not None and receipt.snapshot_wanted:
                 self.ask_snapshot()
@@ -146,7 +158,8 @@ class Recovery:
 
     async def _probe(self) -> None:
         self._link.probes += 1
-        await self._request(self._link.next_sequence, self._link.deliver_tail)
+        complete = await self._request(self._link.next_sequence, self._link.deliver_tail)
+        self._answers_again = complete and self._unanswered
         self._link.rest()
 
     async def _request(self, start: int, deliver: Callable[[int, bytes], None]) -> bool:

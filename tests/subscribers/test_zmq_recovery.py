@@ -373,6 +373,30 @@ def test_a_failed_replay_is_tried_again() -> None:
     run(scenario())
 
 
+def test_a_publisher_that_could_not_be_asked_is_asked_when_it_answers_again() -> None:
+    """Nobody could tell after a reconnection whether it is the one that was known; it is not in doubt for ever."""
+
+    async def scenario() -> None:
+        async with scripted() as engine, scene(PROBING) as stage:
+            engine.answer = lambda start: [*map(engine.batch, range(start, 3)), engine.end()]
+            stage.listen(engine.endpoint, replay_endpoint=engine.replay_endpoint)
+            await until(lambda: stage.sink.applied() == 2)
+
+            engine.answer = lambda start: []
+            await engine.reconnect()
+            await until(lambda: stage.sink.finished[-1] is False)
+            (unasked,) = stage.sink.ingest.status(now=0.0)
+            engine.answer = lambda start: [*map(engine.batch, range(start, 3)), engine.end()]
+            await until(lambda: stage.sink.ingest.status(now=0.0)[0].state == "live")
+            (asked,) = stage.sink.ingest.status(now=0.0)
+
+        assert unasked.state == "suspect"
+        assert (asked.restarts, asked.gaps, asked.applied_sequence) == (0, 0, 2)
+        assert stage.status().connects == 2
+
+    run(scenario())
+
+
 def test_a_stopped_publisher_is_disconnected_and_found_again() -> None:
     """Connection counts tell how often."""
 
