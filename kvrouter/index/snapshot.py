@@ -2,7 +2,9 @@
 
 Layout, all little-endian: magic, version (u32), XXH3-64 of the rest (u64), number of tiers (u32); then per tier the
 length and text of its name, the number and width of its rank sets, the sets as bit masks, the number of blocks, their
-hashes (u64 each) and for each the number of its rank set (u32).
+hashes (u64 each), for each the number of its rank set (u32) and a mark of what it follows (u8). A mark is 0, or 128 plus
+a position 0..31 plus, if the block follows the one before it in the table, 32. An implementation need not write any, and
+need not look at them.
 """
 
 import struct
@@ -17,7 +19,7 @@ __all__ = ["decode_tables", "encode_tables", "seal", "unseal"]
 
 _HEAD = struct.Struct("<8sIQI")
 _MAGIC = b"kvrindex"
-_VERSION = 1
+_VERSION = 2
 _TIER = struct.Struct("<HIIQ")
 _CHECKED_FROM = 20
 _WIDTH_MAX = RANKS_MAX // 8
@@ -80,20 +82,20 @@ def _encode_table(tier: str, table: dict[int, int]) -> bytes:
     sets = b"".join(ranks.to_bytes(width, "little") for ranks in numbers)
     hashes = np.fromiter(table, "<u8", len(table))
     head = _TIER.pack(len(name), len(numbers), width, len(table))
-    return b"".join((head, name, sets, hashes.tobytes(), ids.tobytes()))
+    return b"".join((head, name, sets, hashes.tobytes(), ids.tobytes(), bytes(len(table))))
 
 
 def _decode_table(data: memoryview, offset: int) -> tuple[str, dict[int, int], int]:
     name_length, set_count, width, blocks = _TIER.unpack_from(data, offset)
     offset += _TIER.size
-    lengths = (name_length, set_count * width, 8 * blocks, 4 * blocks)
+    lengths = (name_length, set_count * width, 8 * blocks, 4 * blocks, blocks)
     if width > _WIDTH_MAX or offset + sum(lengths) > len(data):
         raise SnapshotError("index snapshot is damaged: a table is longer than the snapshot")
     parts = []
     for length in lengths:
         parts.append(data[offset : offset + length])
         offset += length
-    name, sets, hashes, ids = parts
+    name, sets, hashes, ids, _ = parts
     masks = [int.from_bytes(sets[start : start + width], "little") for start in range(0, len(sets), max(width, 1))]
     numbers = np.frombuffer(ids, "<u4")
     if not all(masks) or (blocks and int(numbers.max()) >= len(masks)):

@@ -162,13 +162,23 @@ static int add_slot(struct kvr_index *index, uint64_t key, const struct change *
     return 0;
 }
 
+static void enter_place(struct kvr_index *index, struct kvr_slot *slot, kvr_link link)
+{
+    slot->link = link;
+    if (link != KVR_LOOSE_BLOCK)
+        kvr_stretches_enter(&index->stretches, link, kvr_stretches_mark(&index->stretches, slot->value));
+}
+
 void kvr_index_place(struct kvr_index *index, struct kvr_slot *slot, kvr_link previous)
 {
-    if (slot->link != KVR_LOOSE_BLOCK)
-        return;
-    slot->link = kvr_stretches_follow(&index->stretches, previous);
-    if (slot->link != KVR_LOOSE_BLOCK)
-        kvr_stretches_enter(&index->stretches, slot->link, kvr_stretches_mark(&index->stretches, slot->value));
+    if (slot->link == KVR_LOOSE_BLOCK)
+        enter_place(index, slot, kvr_stretches_follow(&index->stretches, previous));
+}
+
+void kvr_index_place_at(struct kvr_index *index, struct kvr_slot *slot, uint32_t position)
+{
+    if (slot->link == KVR_LOOSE_BLOCK)
+        enter_place(index, slot, kvr_stretches_begin(&index->stretches, position));
 }
 
 /* `previous` is where the block before the first one is; NULL if the blocks do not follow one another. */

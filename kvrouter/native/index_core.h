@@ -53,6 +53,9 @@ void kvr_index_note_chain(struct kvr_index *index, const uint64_t *parent, const
 /* Note that a stored block follows the one at `previous`, if it has no place yet. */
 void kvr_index_place(struct kvr_index *index, struct kvr_slot *slot, kvr_link previous);
 
+/* The same of a block that begins a stretch, at a position. */
+void kvr_index_place_at(struct kvr_index *index, struct kvr_slot *slot, uint32_t position);
+
 int kvr_index_remove(struct kvr_index *index, uint32_t rank, const uint64_t *hashes, size_t count, uint32_t tier);
 void kvr_index_clear(struct kvr_index *index, uint32_t rank, uint32_t tier);
 

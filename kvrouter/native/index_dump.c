@@ -1,8 +1,7 @@
-/* Writing a snapshot: tier by tier its sets as bit masks, its hashes, and for each the number of its set. */
+/* Writing a snapshot: tier by tier its sets as bit masks, its hashes, and for each the number of its set and its
+ * place in a chain. */
 #include "index_memory.h"
 #include "index_snapshot.h"
-
-#define TIER_HEAD_BYTES 18
 
 struct tier_size {
     uint32_t sets;
@@ -48,7 +47,7 @@ static struct tier_size measure(const struct kvr_index *index, uint32_t tier, ui
 
 static size_t bytes_of(const struct kvr_index *index, uint32_t tier, struct tier_size size)
 {
-    return TIER_HEAD_BYTES + index->tiers[tier].length + (size_t)size.sets * size.width + 12 * (size_t)size.blocks;
+    return KVR_TIER_HEAD_BYTES + index->tiers[tier].length + (size_t)size.sets * size.width + KVR_BYTES_PER_BLOCK * (size_t)size.blocks;
 }
 
 static uint8_t *write_head(const struct kvr_tier *tier, struct tier_size size, uint8_t *out)
@@ -58,8 +57,8 @@ static uint8_t *write_head(const struct kvr_tier *tier, struct tier_size size, u
     kvr_store32(out + 2, size.sets);
     kvr_store32(out + 6, size.width);
     kvr_store64(out + 10, size.blocks);
-    memcpy(out + TIER_HEAD_BYTES, tier->name, tier->length);
-    return out + TIER_HEAD_BYTES + tier->length;
+    memcpy(out + KVR_TIER_HEAD_BYTES, tier->name, tier->length);
+    return out + KVR_TIER_HEAD_BYTES + tier->length;
 }
 
 static void write_masks(const struct kvr_index *index, uint32_t tier, const uint32_t *numbers, uint32_t width,
@@ -80,49 +79,120 @@ static void write_masks(const struct kvr_index *index, uint32_t tier, const uint
     }
 }
 
-static void write_blocks(const struct kvr_index *index, const uint32_t *numbers, uint8_t *hashes, uint8_t *ids)
+/* Where the blocks of a tier go: stretch by stretch, the loose ones last. */
+struct order {
+    uint32_t *present; /* per stretch, which of its blocks are in the tier */
+    uint32_t *start;   /* per stretch, how many blocks are before it */
+    uint32_t loose;
+};
+
+static size_t stretches_in(const struct kvr_index *index)
 {
-    const struct kvr_table *table = &index->table;
-    for (size_t place = 0; place < (size_t)1 << table->bits;) {
-        const struct kvr_segment *segment = &table->directory[place];
+    return (size_t)index->stretches.pages_used << KVR_STRETCHES_PER_PAGE_BITS;
+}
+
+static size_t place_of(const struct order *order, kvr_link link)
+{
+    uint32_t number = (link >> KVR_STRETCH_BITS) - 1, position = link & (KVR_STRETCH_BLOCKS - 1);
+    uint32_t before = order->present[number] & ((UINT32_C(1) << position) - 1);
+    return order->start[number] + (size_t)kvr_count_bits(before);
+}
+
+static uint8_t mark_of(const struct order *order, kvr_link link)
+{
+    uint32_t number = (link >> KVR_STRETCH_BITS) - 1, position = link & (KVR_STRETCH_BLOCKS - 1);
+    int follows = position > 0 && (order->present[number] >> (position - 1) & 1);
+    return (uint8_t)(KVR_MARK_PLACED | (follows ? KVR_MARK_FOLLOWS : 0) | position);
+}
+
+/* The slots of a tier, one after the other; NULL behind the last. */
+struct cursor {
+    const struct kvr_index *index;
+    const uint32_t *numbers;
+    size_t place;
+    uint32_t at;
+};
+
+static const struct kvr_slot *next_slot(struct cursor *cursor, uint32_t *number)
+{
+    const struct kvr_table *table = &cursor->index->table;
+    while (cursor->place < (size_t)1 << table->bits) {
+        const struct kvr_segment *segment = &table->directory[cursor->place];
         uint32_t extent = kvr_segment_extent(segment);
-        for (uint32_t at = 0; at < extent; at++) {
-            const struct kvr_slot *slot = &segment->slots[at];
-            uint32_t number = numbers[kvr_sets_resolve(&index->sets, slot->value)];
-            if (number != 0) {
-                kvr_store64(hashes, kvr_unmix(slot->key, index->secret));
-                kvr_store32(ids, number - 1);
-                hashes += 8;
-                ids += 4;
-            }
+        while (cursor->at < extent) {
+            const struct kvr_slot *slot = &segment->slots[cursor->at++];
+            *number = cursor->numbers[kvr_sets_resolve(&cursor->index->sets, slot->value)];
+            if (*number != 0)
+                return slot;
         }
-        place += (size_t)1 << (table->bits - segment->depth);
+        cursor->at = 0;
+        cursor->place += (size_t)1 << (table->bits - segment->depth);
+    }
+    return NULL;
+}
+
+static void find_order(const struct kvr_index *index, const uint32_t *numbers, struct order *order)
+{
+    struct cursor cursor = {index, numbers, 0, 0};
+    const struct kvr_slot *slot;
+    uint32_t number;
+    size_t stretches = stretches_in(index);
+    memset(order->present, 0, stretches * sizeof *order->present);
+    while ((slot = next_slot(&cursor, &number)) != NULL)
+        if (slot->link != KVR_LOOSE_BLOCK)
+            order->present[(slot->link >> KVR_STRETCH_BITS) - 1] |= UINT32_C(1)
+                                                                    << (slot->link & (KVR_STRETCH_BLOCKS - 1));
+    order->loose = 0;
+    for (size_t at = 0; at < stretches; at++) {
+        order->start[at] = order->loose;
+        order->loose += (uint32_t)kvr_count_bits(order->present[at]);
     }
 }
 
-static uint8_t *write_tier(const struct kvr_index *index, uint32_t tier, uint32_t *numbers, uint8_t *out)
+static void write_blocks(const struct kvr_index *index, const uint32_t *numbers, struct order *order, uint64_t blocks,
+                         uint8_t *out)
+{
+    uint8_t *ids = out + 8 * blocks, *marks = ids + 4 * blocks;
+    struct cursor cursor = {index, numbers, 0, 0};
+    const struct kvr_slot *slot;
+    uint32_t number;
+    while ((slot = next_slot(&cursor, &number)) != NULL) {
+        int is_loose = slot->link == KVR_LOOSE_BLOCK;
+        size_t at = is_loose ? order->loose++ : place_of(order, slot->link);
+        kvr_store64(out + 8 * at, kvr_unmix(slot->key, index->secret));
+        kvr_store32(ids + 4 * at, number - 1);
+        marks[at] = is_loose ? 0 : mark_of(order, slot->link);
+    }
+}
+
+static uint8_t *write_tier(const struct kvr_index *index, uint32_t tier, uint32_t *numbers, struct order *order,
+                           uint8_t *out)
 {
     struct tier_size size = measure(index, tier, numbers);
     out = write_head(&index->tiers[tier], size, out);
     write_masks(index, tier, numbers, size.width, out);
     out += (size_t)size.sets * size.width;
-    write_blocks(index, numbers, out, out + 8 * size.blocks);
-    return out + 12 * size.blocks;
+    find_order(index, numbers, order);
+    write_blocks(index, numbers, order, size.blocks, out);
+    return out + KVR_BYTES_PER_BLOCK * size.blocks;
 }
 
 PyObject *kvr_index_dump(const struct kvr_index *index)
 {
     size_t length = 0;
-    uint32_t *numbers = PyMem_Malloc(index->sets.count * sizeof *numbers);
+    struct order order;
+    uint32_t *numbers = PyMem_Malloc((index->sets.count + 2 * stretches_in(index)) * sizeof *numbers);
     if (numbers == NULL)
         return PyErr_NoMemory();
+    order.present = numbers + index->sets.count;
+    order.start = order.present + stretches_in(index);
     for (uint32_t tier = 0; tier < index->tier_count; tier++)
         length += bytes_of(index, tier, measure(index, tier, numbers));
     PyObject *dump = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)length);
     if (dump != NULL) {
         uint8_t *out = (uint8_t *)PyBytes_AsString(dump);
         for (uint32_t tier = 0; tier < index->tier_count; tier++)
-            out = write_tier(index, tier, numbers, out);
+            out = write_tier(index, tier, numbers, &order, out);
     }
     PyMem_Free(numbers);
     return dump;

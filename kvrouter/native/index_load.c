@@ -2,14 +2,12 @@
 #include "index_memory.h"
 #include "index_snapshot.h"
 
-#define TIER_HEAD_BYTES 18
-
 /* One tier's table as it lies in the bytes. */
 struct table {
     uint32_t tier;
     uint32_t sets, width;
     uint64_t blocks;
-    const uint8_t *masks, *hashes, *ids;
+    const uint8_t *masks, *hashes, *ids, *marks;
     uint32_t *alone; /* per mask, the set of nothing else; 0 until it is used */
 };
 
@@ -60,24 +58,25 @@ static int lay_out(struct kvr_index *index, struct table *table, const uint8_t *
 {
     const uint8_t *at = *data;
     size_t left = *length;
-    if (left < TIER_HEAD_BYTES)
+    if (left < KVR_TIER_HEAD_BYTES)
         return damaged("a table has no head");
     size_t name_length = (size_t)at[0] | (size_t)at[1] << 8;
     table->sets = kvr_load32(at + 2);
     table->width = kvr_load32(at + 6);
     table->blocks = kvr_load64(at + 10);
-    at += TIER_HEAD_BYTES;
-    left -= TIER_HEAD_BYTES;
+    at += KVR_TIER_HEAD_BYTES;
+    left -= KVR_TIER_HEAD_BYTES;
     uint64_t masks = (uint64_t)table->sets * table->width;
     if (table->width > KVR_RANKS_MAX / 8 || name_length > left || masks > left - name_length ||
-        table->blocks > (left - name_length - masks) / 12)
+        table->blocks > (left - name_length - masks) / KVR_BYTES_PER_BLOCK)
         return damaged("a table is longer than the snapshot");
     if (add_tier(index, (const char *)at, name_length, &table->tier))
         return -1;
     table->masks = at + name_length;
     table->hashes = table->masks + masks;
     table->ids = table->hashes + 8 * table->blocks;
-    size_t whole = name_length + (size_t)masks + 12 * (size_t)table->blocks;
+    table->marks = table->ids + 4 * table->blocks;
+    size_t whole = name_length + (size_t)masks + KVR_BYTES_PER_BLOCK * (size_t)table->blocks;
     *data = at + whole;
     *length = left - whole;
     return are_masks_set(table) ? 0 : damaged("a block has no rank set");
@@ -152,7 +151,10 @@ static int load_block(struct kvr_index *index, const struct table *table, uint64
             return no_memory();
         kvr_sets_enter(&index->sets, last->united);
     } else {
-        slot->value = last->united; /* Blocks have no places yet. */
+        uint64_t mark = kvr_stretches_mark(&index->stretches, before);
+        kvr_stretches_change(&index->stretches, slot->link,
+                             kvr_stretches_mark(&index->stretches, last->united) - mark);
+        slot->value = last->united;
         kvr_sets_enter(&index->sets, last->united);
         kvr_sets_leave(&index->sets, before);
     }
@@ -195,6 +197,40 @@ static int load_blocks(struct kvr_index *index, const struct table *table)
     return 0;
 }
 
+/* Whether a mark is one that is written, behind the mark of the block before. */
+static int is_mark(uint8_t mark, uint8_t before)
+{
+    if (mark == 0)
+        return 1;
+    uint32_t position = mark & (KVR_STRETCH_BLOCKS - 1);
+    if ((mark | KVR_MARK_FOLLOWS) != (KVR_MARK_PLACED | KVR_MARK_FOLLOWS | position))
+        return 0;
+    return !(mark & KVR_MARK_FOLLOWS) || (position > 0 && (before & ~KVR_MARK_FOLLOWS) == (KVR_MARK_PLACED | (position - 1)));
+}
+
+/* Give the blocks of a table, which are all stored, their places. */
+static int place_blocks(struct kvr_index *index, const struct table *table)
+{
+    kvr_link previous = KVR_LOOSE_BLOCK;
+    for (uint64_t at = 0; at < table->blocks; at++) {
+        uint8_t mark = table->marks[at];
+        if (!is_mark(mark, at ? table->marks[at - 1] : 0))
+            return damaged("a block has no sensible place");
+        if (mark == 0)
+            continue;
+        if (at + KVR_PREFETCH_BLOCKS < table->blocks)
+            kvr_index_prefetch(index, kvr_load64(table->hashes + 8 * (at + KVR_PREFETCH_BLOCKS)));
+        struct kvr_slot *slot =
+            kvr_table_find(&index->table, kvr_index_key(index, kvr_load64(table->hashes + 8 * at)));
+        if (mark & KVR_MARK_FOLLOWS)
+            kvr_index_place(index, slot, previous);
+        else
+            kvr_index_place_at(index, slot, mark & (KVR_STRETCH_BLOCKS - 1));
+        previous = slot->link;
+    }
+    return 0;
+}
+
 /* Sets know how many blocks they stand for: from that, what each rank holds. */
 static int count_blocks(struct kvr_index *index)
 {
@@ -222,7 +258,7 @@ int kvr_index_load(struct kvr_index *index, const uint8_t *data, size_t length, 
         table.alone = size ? PyMem_Calloc(1, size) : NULL;
         if (size && table.alone == NULL)
             return no_memory();
-        int failed = load_blocks(index, &table);
+        int failed = load_blocks(index, &table) || place_blocks(index, &table);
         PyMem_Free(table.alone);
         if (failed)
             return -1;

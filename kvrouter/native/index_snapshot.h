@@ -5,6 +5,14 @@
 #include "index_core.h"
 #include "python_abi.h"
 
+#define KVR_TIER_HEAD_BYTES 18
+#define KVR_BYTES_PER_BLOCK 13
+
+/* What is noted of a block's place: its position in a stretch, and whether the block before it there is the one before
+ * it in the snapshot. */
+#define KVR_MARK_PLACED 0x80
+#define KVR_MARK_FOLLOWS 0x20
+
 /* The tables of all tiers; NULL with an exception set. */
 PyObject *kvr_index_dump(const struct kvr_index *index);
 

@@ -281,13 +281,13 @@ class PrefixIndexContract:
         [
             (lambda head, body: b"otherfmt" + head[8:] + body, "not an index snapshot"),
             (lambda head, body: head[:8] + b"\x09" + head[9:] + body, "version 9"),
-            (lambda head, body: sealed(body[:-1] + b"\x07"), "no rank set"),
-            (lambda head, body: sealed(body[:-8] + body[-4:] + body[-4:] + b"\0"), "its length"),
+            (lambda head, body: sealed(body[:-3] + b"\x07" + body[-2:]), "no rank set"),
+            (lambda head, body: sealed(body + b"\0"), "its length"),
             (lambda head, body: sealed(body[:2] + b"\xff\xff\xff\x7f" + body[6:]), "longer than"),
             (lambda head, body: sealed(body[:6] + b"\xff\xff\xff\xff" + body[10:]), "longer than"),
             (lambda head, body: sealed(body[:10] + b"\xff" * 8 + body[18:]), "longer than"),
             (lambda head, body: sealed(body[:18] + b"\xff" + body[19:]), "damaged"),
-            (lambda head, body: sealed(body[:-24] + body[-16:-8] + body[-16:]), "appears twice"),
+            (lambda head, body: sealed(body[:-26] + body[-18:-10] + body[-18:]), "appears twice"),
             (lambda head, body: sealed(body[:21] + b"\0" + body[22:]), "no rank set"),
             (lambda head, body: sealed(body[:6] + b"\0\0\0\0" + body[10:21] + body[22:]), "no rank set"),
             (lambda head, body: sealed(body + body, tiers=2), "a tier appears twice"),
@@ -332,7 +332,7 @@ def array(values: Sequence[int] | range) -> Any:
 def sealed(body: bytes, *, tiers: int = 1) -> bytes:
     """A snapshot around `body` whose head and checksum are right."""
     count = struct.pack("<I", tiers)
-    return b"kvrindex" + struct.pack("<IQ", 1, xxh3_64_intdigest(count + body)) + count + body
+    return b"kvrindex" + struct.pack("<IQ", 2, xxh3_64_intdigest(count + body)) + count + body
 
 
 def model_machine(make: Callable[[], Any]) -> type[RuleBasedStateMachine]:

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kvrouter.errors import SnapshotError
 from kvrouter.index.native import PrefixIndex
 from kvrouter.index.reference import PrefixIndex as Reference
-from tests.index.contract import PrefixIndexContract
+from tests.index.contract import PrefixIndexContract, sealed
 from tests.index.differential import TwinHistory
 
 
@@ -262,3 +263,37 @@ def test_what_stretches_say_is_never_older_than_what_was_stored(index: PrefixInd
         asked = choose.choice(tree)
         assert index.match_depths(asked) == oracle.match_depths(asked)
     assert 0 < index.placed() <= len(index)
+
+
+def test_chains_outlive_a_restart(index: PrefixIndex) -> None:
+    """A restored index takes stretches as the first one did, and they go on growing."""
+    trunk = np.random.default_rng(6).integers(0, 2**63, size=300, dtype=np.uint64)
+    branch = np.random.default_rng(7).integers(0, 2**63, size=50, dtype=np.uint64)
+    index.store_chain(0, trunk)
+    index.store_chain(1, trunk[:200], tier="cpu")
+    index.store_chain(2, branch, int(trunk[70]))
+    index.store(3, [1, 2, 3])
+    index.remove(0, trunk[100:110])
+
+    twin = PrefixIndex.restore(index.snapshot())
+    assert (twin.placed(), len(twin)) == (index.placed(), len(index))
+    twin.store_chain(2, [7], int(branch[-1]))
+    twin.store_chain(0, trunk[100:110], int(trunk[99]))
+    twin.clear(1)
+
+    assert twin.match_depths(trunk) == {0: 300}
+    assert twin.match_depths([*trunk[:71].tolist(), *branch.tolist(), 7]) == {0: 71}
+    twin.store_chain(2, trunk[:71])
+    assert twin.match_depths([*trunk[:71].tolist(), *branch.tolist(), 7]) == {0: 71, 2: 122}
+    assert PrefixIndex.restore(twin.snapshot()).placed() == twin.placed() == len(twin) - 3
+
+
+@pytest.mark.parametrize("marks", [b"\x20\x80", b"\x80\xa2", b"\x00\xa1", b"\x80\xa0", b"\xc0\x80", b"\x80\x01"])
+def test_a_place_that_no_block_can_have_is_refused(index: PrefixIndex, marks: bytes) -> None:
+    """What a snapshot says of chains is checked as everything else."""
+    index.store_chain(0, [1, 2])
+    body = index.snapshot()[24:]
+    assert body.endswith(b"\x80\xa1")
+
+    with pytest.raises(SnapshotError, match="place"):
+        PrefixIndex.restore(sealed(body[:-2] + marks))
