@@ -3,7 +3,7 @@
 Words are token ids as little-endian 32-bit integers; hashes are 64-bit integers in the machine's byte order.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TypeVar
 
 from typing_extensions import Buffer
@@ -38,6 +38,15 @@ class PrefixIndex:
     def match_arrays(
         self, hashes: Hashes, exact: bool, tiers: Collection[str] | None
     ) -> tuple[bytearray, bytearray]: ...
+    def match_tokens(
+        self, words: Buffer, block_size: int, seed: int, lookahead: int = 0, tiers: Collection[str] | None = None
+    ) -> dict[int, int]: ...
+    def match_best(
+        self, hashes: Hashes, k: int = 1, tiers: Collection[str] | None = None
+    ) -> list[tuple[int, int]]: ...
+    def match_many_arrays(
+        self, prompts: Iterable[Hashes], tiers: Collection[str] | None
+    ) -> tuple[bytearray, bytearray, bytearray]: ...
     def holds_bytes(self, rank: int, hashes: Hashes, tier: str | None) -> bytearray: ...
     def blocks(self, rank: int, tier: str | None = None) -> int: ...
     def tiers(self) -> tuple[str, ...]: ...

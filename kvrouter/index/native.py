@@ -9,7 +9,7 @@ made in part.
 Import it only where `kvrouter.native_core.present`.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Self
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from kvrouter import native_core
 from kvrouter.errors import SnapshotError
-from kvrouter.index.overlap import Overlap
+from kvrouter.index.overlap import Overlap, Overlaps
 from kvrouter.index.reference import Hashes
 from kvrouter.index.snapshot import seal, unseal
 
@@ -33,6 +33,13 @@ class PrefixIndex(native_core.native.PrefixIndex):
         """How many leading blocks each rank holds, without a hole, counting from the first."""
         ranks, blocks = self.match_arrays(hashes, exact, tiers)
         return Overlap(np.frombuffer(ranks, np.uint32), np.frombuffer(blocks, np.uint32))
+
+    def match_many(self, prompts: Iterable[Hashes], tiers: Collection[str] | None = None) -> Overlaps:
+        """An exact `match` of each of several prompts, in one call."""
+        ranks, blocks, ends = self.match_many_arrays(prompts, tiers)
+        return Overlaps(
+            np.frombuffer(ranks, np.uint32), np.frombuffer(blocks, np.uint32), np.frombuffer(ends, np.uint32)
+        )
 
     def holds(self, rank: int, hashes: Hashes, tier: str | None = None) -> NDArray[np.bool_]:
         """For each block, whether `rank` holds it, in one tier or in any."""

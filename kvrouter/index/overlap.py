@@ -1,12 +1,13 @@
 """What a match finds, and the bounds that every index keeps."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["RANKS_MAX", "TIER_LENGTH_MAX", "Overlap"]
+__all__ = ["RANKS_MAX", "TIER_LENGTH_MAX", "Overlap", "Overlaps"]
 
 # Dense rank numbers are 0..RANKS_MAX-1. A bound keeps a wild rank from growing every set of ranks.
 RANKS_MAX = 4096
@@ -36,3 +37,36 @@ class Overlap:
     def depths(self) -> dict[int, int]:
         """The same as plain integers, rank to blocks."""
         return dict(zip(self.ranks.tolist(), self.blocks.tolist(), strict=True))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Overlaps:
+    """The overlaps of several prompts, one after the other in two uint32 arrays.
+
+    That of prompt p is `ranks[ends[p - 1]:ends[p]]`, and `blocks` likewise; the first one begins at 0.
+    """
+
+    ranks: NDArray[np.uint32]
+    blocks: NDArray[np.uint32]
+    ends: NDArray[np.uint32]
+
+    @classmethod
+    def of(cls, overlaps: Sequence[Overlap]) -> Self:
+        """Put them behind one another."""
+        none = np.empty(0, np.uint32)
+        return cls(
+            np.concatenate([none, *(each.ranks for each in overlaps)]),
+            np.concatenate([none, *(each.blocks for each in overlaps)]),
+            np.cumsum([len(each.ranks) for each in overlaps], dtype=np.uint32),
+        )
+
+    def __len__(self) -> int:
+        """How many prompts."""
+        return len(self.ends)
+
+    def __getitem__(self, prompt: int) -> Overlap:
+        """That of one prompt."""
+        if not 0 <= prompt < len(self.ends):
+            raise IndexError(f"prompt {prompt} of {len(self.ends)}")
+        part = slice(int(self.ends[prompt - 1]) if prompt else 0, int(self.ends[prompt]))
+        return Overlap(self.ranks[part], self.blocks[part])

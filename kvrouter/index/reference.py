@@ -18,7 +18,8 @@ from typing import Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from kvrouter.index.overlap import RANKS_MAX, TIER_LENGTH_MAX, Overlap
+from kvrouter.blocks import chain_hashes
+from kvrouter.index.overlap import RANKS_MAX, TIER_LENGTH_MAX, Overlap, Overlaps
 from kvrouter.index.snapshot import decode_tables, encode_tables
 
 __all__ = ["Hashes", "PrefixIndex"]
@@ -166,6 +167,35 @@ class PrefixIndex:
             for rank in self._ranks(alive):
                 depths[rank] = len(hashes)
         return depths
+
+    def match_tokens(
+        self, words: bytes, block_size: int, seed: int, lookahead: int = 0, tiers: Collection[str] | None = None
+    ) -> dict[int, int]:
+        """`match_depths` of a prompt by its tokens, of which no more need be hashed than match.
+
+        Args:
+            words: token ids as `kvrouter.blocks.token_bytes` packs them.
+            block_size: tokens in a block.
+            seed: what `kvrouter.blocks.hash_seed` returns.
+            lookahead: tokens after a block that its hash also covers.
+            tiers: as for `match`.
+        """
+        return self.match_depths(chain_hashes(None, words, block_size, seed, lookahead=lookahead), tiers)
+
+    def match_best(self, hashes: Hashes, k: int = 1, tiers: Collection[str] | None = None) -> list[tuple[int, int]]:
+        """The `k` ranks that hold most of a prompt, exactly matched, and how much: the deepest first, then by rank.
+
+        Raises:
+            ValueError: `k` is less than 1.
+        """
+        if k < 1:
+            raise ValueError(f"k is {k}; it must be at least 1")
+        depths = self.match_depths(_plain(hashes), tiers)
+        return sorted(depths.items(), key=lambda item: (-item[1], item[0]))[:k]
+
+    def match_many(self, prompts: Iterable[Hashes], tiers: Collection[str] | None = None) -> Overlaps:
+        """An exact `match` of each of several prompts, in one call."""
+        return Overlaps.of([self.match(hashes, tiers=tiers) for hashes in prompts])
 
     def holds(self, rank: int, hashes: Hashes, tier: str | None = None) -> NDArray[np.bool_]:
         """For each block, whether `rank` holds it, in one tier or in any."""

@@ -91,6 +91,7 @@ int kvr_keys_open_lazily(struct kvr_keys *keys, PyObject *hashes)
     keys->count = 0;
     keys->array = NULL;
     keys->list = NULL;
+    keys->words = NULL;
     keys->copy = NULL;
     keys->viewed = 0;
     if (!PyList_Check(hashes)) {
@@ -119,10 +120,39 @@ int kvr_keys_open(struct kvr_keys *keys, PyObject *hashes)
     return 0;
 }
 
+int kvr_keys_open_words(struct kvr_keys *keys, struct kvr_words *words, size_t length)
+{
+    keys->array = NULL;
+    keys->list = NULL;
+    keys->words = words;
+    keys->copy = NULL;
+    keys->viewed = 0;
+    words->hashed = 0;
+    words->hashes =
+        make_copy(keys, (size_t)kvr_count_blocks((Py_ssize_t)length, words->shape.block_size, words->shape.lookahead));
+    return words->hashes == NULL ? -1 : 0;
+}
+
+static void hash_until(struct kvr_words *words, size_t stop)
+{
+    size_t stride = 4 * (size_t)words->shape.block_size, width = stride + 4 * (size_t)words->shape.lookahead;
+    size_t from = words->hashed;
+    struct kvr_parent parent = {from > 0, from > 0 ? words->hashes[from - 1] : 0};
+    Py_ssize_t count = (Py_ssize_t)(stop - from);
+    kvr_hash_blocks(words->data + from * stride, count, stride, width, words->seed, words->hashes + from);
+    kvr_chain(&parent, words->hashes + from, count);
+    words->hashed = stop;
+}
+
 const uint64_t *kvr_keys_at(const struct kvr_keys *keys, size_t start, size_t count, uint64_t *room)
 {
     if (keys->array != NULL)
         return keys->array + start;
+    if (keys->words != NULL) {
+        if (start + count > keys->words->hashed)
+            hash_until(keys->words, start + count);
+        return keys->words->hashes + start;
+    }
     for (size_t at = 0; at < count; at++) {
         PyObject *item = PyList_GetItem(keys->list, (Py_ssize_t)(start + at));
         if (item == NULL || !PyLong_CheckExact(item)) {

@@ -20,8 +20,18 @@ KVR_INLINE int kvr_is_given(PyObject *argument)
     return argument != NULL && argument != Py_None;
 }
 
+struct kvr_keys;
+struct kvr_overlap;
+
+/* Match keys that are open, in the tiers of a collection of names, or all if it is NULL or None. 0, or -1 with an
+ * exception set. */
+int kvr_match_keys(PyObject *self, struct kvr_keys *keys, int exact, PyObject *tiers, struct kvr_overlap *overlap);
+
 PyObject *kvr_match_depths(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names);
 PyObject *kvr_match_arrays(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names);
+PyObject *kvr_match_tokens(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names);
+PyObject *kvr_match_best(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names);
+PyObject *kvr_match_many(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names);
 PyObject *kvr_holds_bytes(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names);
 
 #endif

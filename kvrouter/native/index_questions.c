@@ -1,8 +1,10 @@
-/* What Python asks of an index: who holds a prompt's blocks. */
+/* What Python asks of an index: who holds a prompt's blocks. What it gets is made of one struct kvr_overlap. */
 #include "index_arguments.h"
 #include "index_keys.h"
 #include "index_match.h"
 #include "index_object.h"
+
+#include <stdlib.h>
 
 /* -- matching ----------------------------------------------------------------------------------------------------- */
 
@@ -42,9 +44,9 @@ static int select_tiers(const struct kvr_index *index, PyObject *names, uint8_t 
     return 0;
 }
 
-static int match_keys(const struct kvr_index *index, struct kvr_keys *keys, int exact, PyObject *tiers,
-                      struct kvr_overlap *overlap)
+int kvr_match_keys(PyObject *self, struct kvr_keys *keys, int exact, PyObject *tiers, struct kvr_overlap *overlap)
 {
+    const struct kvr_index *index = kvr_index_of(self);
     uint8_t *selected;
     int (*find)(const struct kvr_index *, const struct kvr_keys *, const uint8_t *, struct kvr_overlap *) =
         exact ? kvr_match_exact : kvr_match_bisect;
@@ -67,7 +69,7 @@ static int match(PyObject *self, PyObject *hashes, int exact, PyObject *tiers, s
     struct kvr_keys keys;
     if (kvr_keys_open_lazily(&keys, hashes))
         return -1;
-    int failed = match_keys(kvr_index_of(self), &keys, exact, tiers, overlap);
+    int failed = kvr_match_keys(self, &keys, exact, tiers, overlap);
     kvr_keys_close(&keys);
     return failed;
 }
@@ -81,6 +83,22 @@ static int put_depth(PyObject *depths, uint32_t rank, uint32_t depth)
     return failed;
 }
 
+/* The answer as a dictionary, rank to depth. */
+static PyObject *list_depths(const struct kvr_overlap *overlap)
+{
+    PyObject *depths = PyDict_New();
+    for (uint32_t word = 0; depths != NULL && word < overlap->words; word++) {
+        for (uint64_t bits = overlap->ranks[word]; bits; bits &= bits - 1) {
+            uint32_t rank = word * 64 + (uint32_t)kvr_lowest_bit(bits);
+            if (put_depth(depths, rank, overlap->depths[rank])) {
+                Py_DECREF(depths);
+                return NULL;
+            }
+        }
+    }
+    return depths;
+}
+
 PyObject *kvr_match_depths(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names)
 {
     static const struct kvr_signature signature = {"match_depths", 1, 2, {"hashes", "tiers"}};
@@ -88,17 +106,35 @@ PyObject *kvr_match_depths(PyObject *self, PyObject *const *arguments, Py_ssize_
     struct kvr_overlap overlap;
     if (kvr_read_arguments(&signature, arguments, count, names, found) || match(self, found[0], 1, found[1], &overlap))
         return NULL;
-    PyObject *depths = PyDict_New();
-    for (uint32_t word = 0; depths != NULL && word < overlap.words; word++) {
-        for (uint64_t bits = overlap.ranks[word]; bits; bits &= bits - 1) {
-            uint32_t rank = word * 64 + (uint32_t)kvr_lowest_bit(bits);
-            if (put_depth(depths, rank, overlap.depths[rank])) {
-                Py_DECREF(depths);
-                return NULL;
-            }
-        }
+    return list_depths(&overlap);
+}
+
+/* match_tokens(words, block_size, seed, lookahead, tiers) -> the same */
+PyObject *kvr_match_tokens(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names)
+{
+    static const struct kvr_signature signature = {
+        "match_tokens", 3, 5, {"words", "block_size", "seed", "lookahead", "tiers"}};
+    PyObject *found[5];
+    struct kvr_overlap overlap;
+    struct kvr_words words;
+    struct kvr_keys keys;
+    Py_buffer view;
+    if (kvr_read_arguments(&signature, arguments, count, names, found))
+        return NULL;
+    PyObject *lookahead = found[3] ? Py_NewRef(found[3]) : PyLong_FromLong(0);
+    int wrong = lookahead == NULL || kvr_read_shape(found[1], lookahead, &words.shape) ||
+                kvr_read_uint64(found[2], &words.seed) || PyObject_GetBuffer(found[0], &view, PyBUF_SIMPLE);
+    Py_XDECREF(lookahead);
+    if (wrong)
+        return NULL;
+    words.data = view.buf;
+    int failed = kvr_keys_open_words(&keys, &words, (size_t)view.len);
+    if (!failed) {
+        failed = kvr_match_keys(self, &keys, 1, found[4], &overlap);
+        kvr_keys_close(&keys);
     }
-    return depths;
+    PyBuffer_Release(&view);
+    return failed ? NULL : list_depths(&overlap);
 }
 
 /* match_arrays(hashes, exact, tiers) -> ranks and depths, each the bytes of uint32 numbers */
@@ -112,14 +148,7 @@ PyObject *kvr_match_arrays(PyObject *self, PyObject *const *arguments, Py_ssize_
     int exact = PyObject_IsTrue(found[1]);
     if (exact < 0 || match(self, found[0], exact, found[2], &overlap))
         return NULL;
-    uint32_t ranks[KVR_RANKS_MAX], matched = 0;
-    for (uint32_t word = 0; word < overlap.words; word++) {
-        for (uint64_t bits = overlap.ranks[word]; bits; bits &= bits - 1) {
-            ranks[matched] = word * 64 + (uint32_t)kvr_lowest_bit(bits);
-            overlap.depths[matched] = overlap.depths[ranks[matched]];
-            matched++;
-        }
-    }
+    uint32_t ranks[KVR_RANKS_MAX], matched = kvr_overlap_list(&overlap, ranks, overlap.depths);
     Py_ssize_t size = (Py_ssize_t)(matched * sizeof *ranks);
     PyObject *first = PyByteArray_FromStringAndSize((const char *)ranks, size);
     PyObject *second = first ? PyByteArray_FromStringAndSize((const char *)overlap.depths, size) : NULL;
@@ -128,6 +157,149 @@ PyObject *kvr_match_arrays(PyObject *self, PyObject *const *arguments, Py_ssize_
     Py_XDECREF(second);
     return pair;
 }
+
+/* -- the best ----------------------------------------------------------------------------------------------------- */
+
+static int compare_numbers(const void *one, const void *other)
+{
+    uint64_t left = *(const uint64_t *)one, right = *(const uint64_t *)other;
+    return (left > right) - (left < right);
+}
+
+/* The smallest `k` of `count` numbers come first, in order. */
+static void sort_smallest(uint64_t *numbers, uint32_t count, uint32_t k)
+{
+    if (k > 8) {
+        qsort(numbers, count, sizeof *numbers, compare_numbers);
+        return;
+    }
+    for (uint32_t at = 1; at < count; at++) {
+        uint64_t number = numbers[at];
+        uint32_t place = at < k ? at : k - 1;
+        if (at >= k && number >= numbers[place])
+            continue;
+        for (; place > 0 && numbers[place - 1] > number; place--)
+            numbers[place] = numbers[place - 1];
+        numbers[place] = number;
+    }
+}
+
+/* match_best(hashes, k, tiers) -> (rank, depth) of the k ranks that have most, deepest first */
+PyObject *kvr_match_best(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names)
+{
+    static const struct kvr_signature signature = {"match_best", 1, 3, {"hashes", "k", "tiers"}};
+    PyObject *found[3];
+    struct kvr_overlap overlap;
+    if (kvr_read_arguments(&signature, arguments, count, names, found))
+        return NULL;
+    Py_ssize_t k = found[1] ? PyLong_AsSsize_t(found[1]) : 1;
+    if (k < 1) {
+        if (!PyErr_Occurred())
+            PyErr_Format(PyExc_ValueError, "k is %zd; it must be at least 1", k);
+        return NULL;
+    }
+    if (match(self, found[0], 1, found[2], &overlap))
+        return NULL;
+    uint64_t order[KVR_RANKS_MAX];
+    uint32_t ranks[KVR_RANKS_MAX], matched = kvr_overlap_list(&overlap, ranks, overlap.depths);
+    k = k < (Py_ssize_t)matched ? k : (Py_ssize_t)matched;
+    for (uint32_t at = 0; at < matched; at++)
+        order[at] = (uint64_t)(UINT32_MAX - overlap.depths[at]) << 32 | ranks[at];
+    sort_smallest(order, matched, (uint32_t)k);
+    PyObject *best = PyList_New(k);
+    for (Py_ssize_t at = 0; best != NULL && at < k; at++) {
+        PyObject *pair = Py_BuildValue("(kk)", (unsigned long)(uint32_t)order[at],
+                                       (unsigned long)(UINT32_MAX - (uint32_t)(order[at] >> 32)));
+        if (pair == NULL || PyList_SetItem(best, at, pair)) {
+            Py_DECREF(best);
+            return NULL;
+        }
+    }
+    return best;
+}
+
+/* -- many prompts ------------------------------------------------------------------------------------------------- */
+
+/* The answers one after the other. */
+struct answers {
+    uint32_t *ranks, *depths, *ends;
+    size_t count, room;
+};
+
+static int add_answer(struct answers *answers, const struct kvr_overlap *overlap, Py_ssize_t prompt)
+{
+    if (answers->room - answers->count < KVR_RANKS_MAX) {
+        size_t room = 2 * answers->room + KVR_RANKS_MAX;
+        uint32_t *ranks = PyMem_Realloc(answers->ranks, room * sizeof *ranks);
+        if (ranks != NULL)
+            answers->ranks = ranks;
+        uint32_t *depths = ranks ? PyMem_Realloc(answers->depths, room * sizeof *depths) : NULL;
+        if (depths == NULL) {
+            (void)PyErr_NoMemory();
+            return -1;
+        }
+        answers->depths = depths;
+        answers->room = room;
+    }
+    answers->count +=
+        kvr_overlap_list(overlap, answers->ranks + answers->count, answers->depths + answers->count);
+    answers->ends[prompt] = (uint32_t)answers->count;
+    return 0;
+}
+
+static int match_each(PyObject *self, PyObject *prompts, Py_ssize_t count, PyObject *tiers, struct answers *answers)
+{
+    struct kvr_overlap overlap;
+    for (Py_ssize_t at = 0; at < count; at++) {
+        PyObject *hashes = PyList_GetItem(prompts, at);
+        if (hashes == NULL)
+            return -1;
+        Py_INCREF(hashes);
+        int failed = match(self, hashes, 1, tiers, &overlap);
+        Py_DECREF(hashes);
+        if (failed || add_answer(answers, &overlap, at))
+            return -1;
+    }
+    return 0;
+}
+
+static PyObject *pack_numbers(const uint32_t *numbers, size_t count)
+{
+    return PyByteArray_FromStringAndSize((const char *)numbers, (Py_ssize_t)(count * sizeof *numbers));
+}
+
+/* match_many_arrays(prompts, tiers) -> ranks, depths, and where the answer of each prompt ends in them; each the bytes
+ * of uint32 numbers */
+PyObject *kvr_match_many(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names)
+{
+    static const struct kvr_signature signature = {"match_many_arrays", 2, 2, {"prompts", "tiers"}};
+    PyObject *found[2], *result = NULL;
+    struct answers answers = {NULL, NULL, NULL, 0, 0};
+    if (kvr_read_arguments(&signature, arguments, count, names, found))
+        return NULL;
+    PyObject *prompts = PySequence_List(found[0]); /* Of our own: nobody else changes it. */
+    if (prompts == NULL)
+        return NULL;
+    Py_ssize_t length = PyList_Size(prompts);
+    answers.ends = PyMem_Malloc(((size_t)length + 1) * sizeof *answers.ends);
+    if (answers.ends == NULL) {
+        (void)PyErr_NoMemory();
+    } else if (match_each(self, prompts, length, found[1], &answers) == 0) {
+        PyObject *parts[] = {pack_numbers(answers.ranks, answers.count), pack_numbers(answers.depths, answers.count),
+                             pack_numbers(answers.ends, (size_t)length)};
+        if (parts[0] && parts[1] && parts[2])
+            result = PyTuple_Pack(3, parts[0], parts[1], parts[2]);
+        for (int at = 0; at < 3; at++)
+            Py_XDECREF(parts[at]);
+    }
+    PyMem_Free(answers.ranks);
+    PyMem_Free(answers.depths);
+    PyMem_Free(answers.ends);
+    Py_DECREF(prompts);
+    return result;
+}
+
+/* -- single blocks ------------------------------------------------------------------------------------------------ */
 
 /* holds_bytes(rank, hashes, tier) -> a byte 0 or 1 for each hash */
 PyObject *kvr_holds_bytes(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names)

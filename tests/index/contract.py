@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from xxhash import xxh3_64_intdigest
 
+from kvrouter.blocks import chain_hashes, token_bytes
 from kvrouter.errors import SnapshotError
 from kvrouter.index import RANKS_MAX
 
@@ -175,6 +176,63 @@ class PrefixIndexContract:
 
         assert index.match(prompt).depths() == {0: 90, 1: 100}
         assert index.match(array([8, 9])).depths() == {0: 2, 1: 2, 2: 2}
+
+    def test_the_best_are_the_deepest(self, index: Any) -> None:
+        """As many as are wanted and have anything, ties in the order of ranks."""
+        prompt = array(range(1, 41))
+        for rank in range(30):
+            index.store_chain(rank, prompt[: (rank * 7) % 11 + rank % 3])
+        index.store(700, prompt, tier="cpu")
+        order = sorted(index.match_depths(prompt).items(), key=lambda item: (-item[1], item[0]))
+
+        assert index.match_best(prompt) == [(700, 40)]
+        assert index.match_best(prompt, 1, ("gpu",)) == [order[1]]
+        for k in (1, 2, 3, 8, 9, 20, 29, 5000):
+            assert index.match_best(prompt.tolist(), k=k) == order[:k]
+        assert index.match_best(array([])) == index.match_best(array([99]), 5) == []
+        with pytest.raises(ValueError, match="k is 0"):
+            index.match_best(prompt, 0)
+
+    def test_many_prompts_are_matched_in_one_call(self, index: Any) -> None:
+        """Each gets the answer that it gets alone."""
+        prompt = array(range(1, 101))
+        for rank in (0, 3, 900):
+            index.store_chain(rank, prompt[: 30 + rank % 7])
+        index.store(5, prompt, tier="cpu")
+        prompts = [prompt, prompt[:10].tolist(), array([]), array([7]), tuple(prompt[:33].tolist())]
+
+        for tiers in (None, ("gpu",)):
+            found = index.match_many(iter(prompts), tiers)
+            assert len(found) == 5
+            for at, each in enumerate(prompts):
+                assert found[at].depths() == index.match(each, tiers=tiers).depths()
+            assert found.ranks.dtype == found.blocks.dtype == found.ends.dtype == np.uint32
+        assert len(index.match_many([])) == 0
+        for outside in (-1, 5):
+            with pytest.raises(IndexError):
+                found[outside]
+
+    @pytest.mark.parametrize(("block_size", "lookahead"), [(16, 0), (16, 1), (1, 0), (7, 3), (64, 64)])
+    def test_tokens_find_what_their_hashes_find(self, index: Any, block_size: int, lookahead: int) -> None:
+        """However much of the prompt is there, and however many tokens."""
+        words = token_bytes([number * 7919 % 100_003 for number in range(150 * block_size + lookahead)])
+        hashes = chain_hashes(None, words, block_size, 5, lookahead=lookahead)
+        assert len(hashes) == 150
+        index.store_chain(0, hashes[:149])
+        index.store_chain(1, hashes[:70], tier="cpu")
+        index.store_chain(2, hashes[1:])
+        index.store_chain(3, hashes[:5])
+
+        for length in (0, 3, 4 * block_size, len(words) // 2, len(words)):
+            part = words[: length // 4 * 4]
+            expected = index.match_depths(chain_hashes(None, part, block_size, 5, lookahead=lookahead))
+            assert index.match_tokens(part, block_size, 5, lookahead) == expected
+        assert index.match_tokens(words, block_size, 5, lookahead, ("cpu",)) == {1: 70}
+        assert index.match_tokens(words, block_size, 6, lookahead) == {}
+        with pytest.raises(ValueError, match="block_size"):
+            index.match_tokens(words, 0, 5)
+        with pytest.raises(ValueError, match="lookahead"):
+            index.match_tokens(words, block_size, 5, block_size + 1)
 
     def test_holds_answers_block_by_block(self, index: Any) -> None:
         """A probe sees beyond holes, per tier or over all."""

@@ -60,6 +60,8 @@ class TwinHistory:
         prompt = self.random.choice(self.runs)
         tiers = self.random.choice([None, (tier,), ("gpu", "cpu"), ()])
         assert subject.match_depths(prompt, tiers) == oracle.match_depths(prompt.tolist(), tiers)
+        k = self.random.choice([1, 2, 12])
+        assert subject.match_best(prompt, k, tiers) == oracle.match_best(prompt, k, tiers)
         loose = subject.match(prompt, exact=False, tiers=tiers).depths()
         assert loose == oracle.match(prompt, exact=False, tiers=tiers).depths()
         assert subject.match_depths(prompt.tolist()) == oracle.match_depths(prompt.tolist())
