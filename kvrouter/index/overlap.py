@@ -7,11 +7,13 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["RANKS_MAX", "TIER_LENGTH_MAX", "Overlap", "Overlaps"]
+__all__ = ["BYTES_MAX_LEAST", "RANKS_MAX", "TIER_LENGTH_MAX", "Overlap", "Overlaps"]
 
 # Dense rank numbers are 0..RANKS_MAX-1. A bound keeps a wild rank from growing every set of ranks.
 RANKS_MAX = 4096
 TIER_LENGTH_MAX = 64
+# What is reserved for the next growth must fit as well.
+BYTES_MAX_LEAST = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)

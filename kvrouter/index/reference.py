@@ -9,6 +9,7 @@ Not here: what an engine can use of a match (`kvrouter.ingest`), and who the ran
 Not thread-safe; lives on one event loop.
 """
 
+import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from itertools import repeat
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvrouter.blocks import chain_hashes
-from kvrouter.index.overlap import RANKS_MAX, TIER_LENGTH_MAX, Overlap, Overlaps
+from kvrouter.index.overlap import BYTES_MAX_LEAST, RANKS_MAX, TIER_LENGTH_MAX, Overlap, Overlaps
 from kvrouter.index.snapshot import decode_tables, encode_tables
 
 __all__ = ["Hashes", "PrefixIndex"]
@@ -30,18 +31,32 @@ _Table: TypeAlias = dict[int, int]
 # Memories of shared sets and of their members; dropping one costs time, never correctness.
 _SETS_MAX = 65_536
 _MEMBERS_MAX = 4_096
+# A dictionary's entry and its key; sets are shared.
+_BYTES_PER_ENTRY = 112
 
 
 class PrefixIndex:
     """Maps sequence hashes to the ranks that hold them, per tier.
 
     Ranks are dense numbers 0..RANKS_MAX-1; a tier is any short name. Hashes come as a uint64 array or as a sequence
-    of plain integers (faster for a few), in any order. Memory grows with the blocks stored; the caller bounds those.
+    of plain integers (faster for a few), in any order.
+
+    Memory grows with the blocks stored, up to `bytes_max`. At the bound the index claims less than is true, never more:
+    first it forgets ranks that are in doubt, the one that has been so longest first; if that is not enough, it does not
+    note what is new. Removals are always done. `dropped` counts both.
+
+    Raises:
+        ValueError: `bytes_max` is less than BYTES_MAX_LEAST.
     """
 
-    __slots__ = ("_counts", "_distinct", "_members", "_sets", "_tables")
+    __slots__ = ("_bytes_max", "_counts", "_distinct", "_doubted", "_dropped", "_members", "_sets", "_tables")
 
-    def __init__(self) -> None:
+    def __init__(self, bytes_max: int | None = None) -> None:
+        if bytes_max is not None and bytes_max < BYTES_MAX_LEAST:
+            raise ValueError(f"bytes_max is {bytes_max}; it must be at least {BYTES_MAX_LEAST}")
+        self._bytes_max = bytes_max
+        self._doubted: dict[int, None] = {}
+        self._dropped = {"unconfirmed": 0, "refused": 0}
         self._tables: dict[str, _Table] = {}
         self._counts: dict[str, dict[int, int]] = {}
         self._distinct = 0
@@ -72,10 +87,16 @@ class PrefixIndex:
         table = self._table(tier)
         get = table.get
         previous, joined, added = -1, 0, 0
+        room = self._make_room()
         for key in _plain(hashes):
             holders = get(key, 0)
             if holders & bit:
                 continue
+            if not holders:
+                if room <= 0:
+                    self._dropped["refused"] += 1
+                    continue
+                room -= 1
             if holders is not previous:
                 previous, joined = holders, self._shared(holders | bit)
             table[key] = joined
@@ -204,6 +225,24 @@ class PrefixIndex:
         holders = self._holders(keys, None if tier is None else (tier,))
         return np.fromiter((bool((held or 0) & bit) for held in holders), dtype=np.bool_, count=len(keys))
 
+    def doubt(self, rank: int) -> None:
+        """What `rank` holds is not confirmed any more: it is what the index forgets first."""
+        _bit(rank)
+        self._doubted.setdefault(rank)
+
+    def trust(self, rank: int) -> None:
+        """It is confirmed again."""
+        _bit(rank)
+        self._doubted.pop(rank, None)
+
+    def dropped(self) -> dict[str, int]:
+        """Blocks that the bound has cost so far: `unconfirmed` ones that were forgotten, and `refused` new ones."""
+        return dict(self._dropped)
+
+    def nbytes(self) -> int:
+        """What the index takes, about."""
+        return _BYTES_PER_ENTRY * sum(map(len, self._tables.values()))
+
     def snapshot(self) -> bytes:
         """Everything the index knows, as checked and versioned bytes for `restore`."""
         return encode_tables(self._tables)
@@ -224,6 +263,17 @@ class PrefixIndex:
                     counts[rank] = counts.get(rank, 0) + blocks
         index._distinct = len(set().union(*index._tables.values()))
         return index
+
+    def _make_room(self) -> int:
+        """How many new entries fit, once the doubted have made room for the next ones."""
+        if self._bytes_max is None:
+            return sys.maxsize
+        while self._doubted and self.nbytes() > self._bytes_max - self._bytes_max // 16:
+            rank = next(iter(self._doubted))
+            self._doubted.pop(rank)
+            self._dropped["unconfirmed"] += self.blocks(rank)
+            self.clear(rank)
+        return (self._bytes_max - self.nbytes()) // _BYTES_PER_ENTRY
 
     def _bisect(self, keys: Sequence[int], tiers: Collection[str] | None) -> dict[int, int]:
         """Depths under the assumption that a rank which holds a block holds all blocks before it."""

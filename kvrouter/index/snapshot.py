@@ -2,9 +2,9 @@
 
 Layout, all little-endian: magic, version (u32), XXH3-64 of the rest (u64), number of tiers (u32); then per tier the
 length and text of its name, the number and width of its rank sets, the sets as bit masks, the number of blocks, their
-hashes (u64 each), for each the number of its rank set (u32) and a mark of what it follows (u8). A mark is 0, or 128 plus
-a position 0..31 plus, if the block follows the one before it in the table, 32. An implementation need not write any, and
-need not look at them.
+hashes (u64 each), for each the number of its rank set (u32) and a mark of what it follows (u8). A mark is 0, or 128
+plus a position 0..31 plus, if the block follows the one before it in the table, 32. An implementation need not write
+any, and need not look at them.
 """
 
 import struct

@@ -98,6 +98,11 @@ static void sweep(struct kvr_index *index, size_t slots)
     }
 }
 
+void kvr_index_sweep(struct kvr_index *index)
+{
+    sweep(index, SWEPT_PER_CLEAR);
+}
+
 /* -- changes ------------------------------------------------------------------------------------------------------ */
 
 /* The change that was made last. Neighbouring blocks mostly have one set, and need the same again. */
@@ -132,6 +137,11 @@ static int part(struct kvr_index *index, uint32_t rank, uint32_t tier, struct ch
     int failed = kvr_sets_without(sets, change->before, tier, rank, &change->after);
     note_marks(index, change);
     return failed;
+}
+
+static int is_held(const struct kvr_index *index, uint32_t named, uint32_t rank, uint32_t tier)
+{
+    return kvr_sets_has(&index->sets, kvr_sets_resolve(&index->sets, named), tier, rank);
 }
 
 /* The slot that named one set names another one, or goes. */
@@ -187,6 +197,7 @@ static int store(struct kvr_index *index, uint32_t rank, kvr_link *previous, con
 {
     if (index->sets.stale)
         sweep(index, count * SWEPT_PER_BLOCK + 1);
+    kvr_index_relieve(index);
     if (count_rank(index, rank, tier))
         return -1;
     struct change change = {UINT32_MAX, 0, 0, 0, 0};
@@ -197,6 +208,12 @@ static int store(struct kvr_index *index, uint32_t rank, kvr_link *previous, con
         uint64_t key = kvr_index_key(index, hashes[at]);
         struct kvr_slot *slot = kvr_table_find(&index->table, key);
         uint32_t named = slot ? slot->value : 0;
+        if (kvr_index_is_full(index) && !is_held(index, named, rank, tier)) {
+            index->budget.refused++;
+            if (previous != NULL)
+                *previous = KVR_LOOSE_BLOCK;
+            continue;
+        }
         if (named != change.named) {
             change.named = named;
             if (join(index, rank, tier, &change))
@@ -330,5 +347,6 @@ void kvr_index_close(struct kvr_index *index)
         kvr_give(&index->bytes, tier->name, tier->length);
         kvr_give(&index->bytes, tier->blocks, tier->ranks * sizeof *tier->blocks);
     }
+    kvr_give(&index->bytes, index->budget.doubted, index->budget.doubted_room * sizeof *index->budget.doubted);
     kvr_give(&index->bytes, index->tiers, index->tier_count * sizeof *index->tiers);
 }

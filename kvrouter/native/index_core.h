@@ -3,6 +3,7 @@
 #ifndef KVR_INDEX_CORE_H
 #define KVR_INDEX_CORE_H
 
+#include "index_budget.h"
 #include "index_mix.h"
 #include "index_sets.h"
 #include "index_stretches.h"
@@ -29,6 +30,7 @@ struct kvr_index {
     uint32_t tier_count;
     uint32_t rank_words; /* enough for every rank ever stored */
     uint64_t sweep_from; /* the next key to look at for stale slots */
+    struct kvr_budget budget;
 };
 
 /* What 0 and -1 mean everywhere below: done, and no memory. An index without memory is still consistent. */
@@ -58,6 +60,9 @@ void kvr_index_place_at(struct kvr_index *index, struct kvr_slot *slot, uint32_t
 
 int kvr_index_remove(struct kvr_index *index, uint32_t rank, const uint64_t *hashes, size_t count, uint32_t tier);
 void kvr_index_clear(struct kvr_index *index, uint32_t rank, uint32_t tier);
+
+/* Rewrite some stale slots. */
+void kvr_index_sweep(struct kvr_index *index);
 
 /* Note that a rank holds blocks that were put into the table behind the index's back (a restore). */
 int kvr_index_count(struct kvr_index *index, uint32_t rank, uint32_t tier, size_t blocks);

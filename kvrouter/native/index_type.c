@@ -115,6 +115,55 @@ static PyObject *clear(PyObject *self, PyObject *const *arguments, Py_ssize_t co
     Py_RETURN_NONE;
 }
 
+/* -- the bound ---------------------------------------------------------------------------------------------------- */
+
+static PyObject *doubt(PyObject *self, PyObject *number)
+{
+    uint32_t rank;
+    if (kvr_read_rank(number, &rank))
+        return NULL;
+    return no_memory_or_none(kvr_index_doubt(kvr_index_of(self), rank));
+}
+
+static PyObject *trust(PyObject *self, PyObject *number)
+{
+    uint32_t rank;
+    if (kvr_read_rank(number, &rank))
+        return NULL;
+    kvr_index_trust(kvr_index_of(self), rank);
+    Py_RETURN_NONE;
+}
+
+static PyObject *dropped(PyObject *self, PyObject *unused)
+{
+    (void)unused;
+    const struct kvr_budget *budget = &kvr_index_of(self)->budget;
+    return Py_BuildValue("{s:n,s:n}", "unconfirmed", (Py_ssize_t)budget->forgotten, "refused",
+                         (Py_ssize_t)budget->refused);
+}
+
+/* bytes_max as an argument: 0, or -1 with an exception set. */
+static int read_bytes_max(PyObject *arguments, PyObject *names, size_t *bytes_max)
+{
+    static char *known[] = {"bytes_max", NULL};
+    PyObject *bound = Py_None;
+    if (!PyArg_ParseTupleAndKeywords(arguments, names, "|O:PrefixIndex", known, &bound))
+        return -1;
+    *bytes_max = 0;
+    if (bound == Py_None)
+        return 0;
+    Py_ssize_t value = PyLong_AsSsize_t(bound);
+    if (value == -1 && PyErr_Occurred())
+        return -1;
+    if (value < (Py_ssize_t)KVR_BYTES_MAX_LEAST) {
+        PyErr_Format(PyExc_ValueError, "bytes_max is %zd; it must be at least %zd", value,
+                     (Py_ssize_t)KVR_BYTES_MAX_LEAST);
+        return -1;
+    }
+    *bytes_max = (size_t)value;
+    return 0;
+}
+
 /* -- the rest ----------------------------------------------------------------------------------------------------- */
 
 static PyObject *blocks(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names)
@@ -208,10 +257,9 @@ static Py_ssize_t length(PyObject *object)
 
 static PyObject *new(PyTypeObject *type, PyObject *arguments, PyObject *names)
 {
-    (void)arguments;
-    (void)names;
     uint64_t secret;
-    if (kvr_read_secret(&secret))
+    size_t bytes_max;
+    if (read_bytes_max(arguments, names, &bytes_max) || kvr_read_secret(&secret))
         return NULL;
     allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
     PyObject *self = allocate(type, 0);
@@ -219,6 +267,8 @@ static PyObject *new(PyTypeObject *type, PyObject *arguments, PyObject *names)
         Py_DECREF(self);
         return PyErr_NoMemory();
     }
+    if (self != NULL)
+        kvr_index_of(self)->budget.bytes_max = bytes_max;
     return self;
 }
 
@@ -245,6 +295,9 @@ static PyMethodDef methods[] = {
     FAST("holds_bytes", kvr_holds_bytes),
     FAST("blocks", blocks),
     FAST("load", load),
+    {"doubt", doubt, METH_O, NULL},
+    {"trust", trust, METH_O, NULL},
+    {"dropped", dropped, METH_NOARGS, NULL},
     {"tiers", tiers, METH_NOARGS, NULL},
     {"nbytes", nbytes, METH_NOARGS, NULL},
     {"placed", placed, METH_NOARGS, NULL},

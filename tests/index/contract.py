@@ -15,6 +15,7 @@ from xxhash import xxh3_64_intdigest
 from kvrouter.blocks import chain_hashes, token_bytes
 from kvrouter.errors import SnapshotError
 from kvrouter.index import RANKS_MAX
+from kvrouter.index.overlap import BYTES_MAX_LEAST
 
 TIERS = ("gpu", "cpu", "disk")
 
@@ -233,6 +234,56 @@ class PrefixIndexContract:
             index.match_tokens(words, 0, 5)
         with pytest.raises(ValueError, match="lookahead"):
             index.match_tokens(words, block_size, 5, block_size + 1)
+
+    def test_a_full_index_claims_less_than_is_true(self, index: Any) -> None:
+        """Never more, never beyond its bytes, and all of it again once there is room."""
+        bounded = type(index)(bytes_max=BYTES_MAX_LEAST)
+        prompts = [array(range(start, start + 1000)) for start in range(0, 60_000_000, 1_000_000)]
+        for rank, prompt in enumerate(prompts):
+            bounded.store_chain(rank, prompt)
+            assert bounded.nbytes() <= BYTES_MAX_LEAST
+        held = [bounded.blocks(rank) for rank in range(60)]
+        assert 0 < sum(held) == 60_000 - bounded.dropped()["refused"] < 60_000
+        assert held[0] == 1000
+        assert bounded.dropped()["unconfirmed"] == 0
+        for rank, prompt in enumerate(prompts):
+            assert bounded.match_depths(prompt).keys() <= {rank}
+            assert bounded.holds(rank, prompt).sum() == held[rank]
+
+        bounded.store(0, prompts[0])
+        for rank in range(59):
+            bounded.remove(rank, prompts[rank])
+        bounded.store_chain(59, prompts[59])
+        assert bounded.match_depths(prompts[59]) == {59: 1000}
+
+    def test_the_doubted_make_room_first(self, index: Any) -> None:
+        """The one that has been in doubt longest before the others; whoever is trusted again is safe."""
+        bounded = type(index)(bytes_max=4 * BYTES_MAX_LEAST)
+        prompts = [array(range(start, start + 5000)) for start in range(0, 200_000_000, 1_000_000)]
+        for rank in range(5):
+            bounded.store_chain(rank, prompts[rank])
+        for rank in (3, 1, 0, 1):
+            bounded.doubt(rank)
+        bounded.trust(0)
+        gone = []
+        for rank in range(5, 200):
+            bounded.store_chain(rank, prompts[rank])
+            gone += [each for each in range(5) if each not in gone and not bounded.blocks(each)]
+
+        assert gone == [3, 1]
+        assert bounded.dropped()["unconfirmed"] == 10_000
+        assert bounded.dropped()["refused"] > 0
+        assert [bounded.blocks(each) for each in (0, 2, 4)] == [5000] * 3
+        assert bounded.nbytes() <= 4 * BYTES_MAX_LEAST
+
+    def test_a_bound_that_nothing_fits_into_is_refused(self, index: Any) -> None:
+        """Also ranks that cannot be."""
+        with pytest.raises(ValueError, match="bytes_max"):
+            type(index)(bytes_max=BYTES_MAX_LEAST - 1)
+        for call in (index.doubt, index.trust):
+            with pytest.raises(ValueError, match="rank is"):
+                call(RANKS_MAX)
+        assert index.dropped() == {"unconfirmed": 0, "refused": 0}
 
     def test_holds_answers_block_by_block(self, index: Any) -> None:
         """A probe sees beyond holes, per tier or over all."""
