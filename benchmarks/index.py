@@ -18,7 +18,9 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from benchmarks.index_workload import BLOCK_SIZE, Fleet, Request, load_trace, synthetic_trace
+from benchmarks.index_depths import DEPTHS, KINDS, deep_changes, deep_queries
+from benchmarks.index_floor import measure_floor, measure_walk
+from benchmarks.index_workload import BLOCK_SIZE, Change, Fleet, Request, load_trace, synthetic_trace
 from benchmarks.peers import PeerEnvironment, add_peers_option
 from benchmarks.report import Report, argument_parser
 from kvrouter import native_core
@@ -89,26 +91,29 @@ def _write_workload(
     ):
         while requests := list(islice(wanted, 50)):
             changes = [change for request in requests for change in fleet.serve(request)]
-            marshal.dump(
-                [
-                    (each.rank, bool(len(each.tokens)), each.hashes.tobytes(), len(each.hashes), each.parent)
-                    for each in changes
-                ],
-                hashes,
-            )
-            marshal.dump(
-                [(each.rank, None, each.dynamo(number + at), len(each.hashes)) for at, each in enumerate(changes)],
-                dynamo,
-            )
+            marshal.dump(list(map(_plain, changes)), hashes)
+            marshal.dump([_for_dynamo(each, number + at) for at, each in enumerate(changes)], dynamo)
             number += len(changes)
             if wire_blocks > 0:
                 wire_blocks -= sum(len(each.hashes) for each in changes)
                 marshal.dump([(each.rank, None, each.vllm(0.0), len(each.hashes)) for each in changes], vllm)
         for stream in (hashes, dynamo, vllm):
             marshal.dump(None, stream)
+        deep = list(deep_changes(ranks))
+        marshal.dump(list(map(_plain, deep)), hashes)
+        marshal.dump([_for_dynamo(each, number + at) for at, each in enumerate(deep)], dynamo)
     with (folder / "queries").open("wb") as stream:
         marshal.dump([tuple(part.tobytes() for part in fleet.prompt(request)) for request in trace[-queries:]], stream)
+        marshal.dump(deep_queries(), stream)
     return fleet.pairs()
+
+
+def _plain(change: Change) -> tuple[Any, ...]:
+    return change.rank, bool(len(change.tokens)), change.hashes.tobytes(), len(change.hashes), change.parent
+
+
+def _for_dynamo(change: Change, number: int) -> tuple[Any, ...]:
+    return change.rank, None, change.dynamo(number), len(change.hashes)
 
 
 def _run_sides(folder: Path, peers: PeerEnvironment) -> dict[str, Result]:
@@ -135,12 +140,23 @@ def _run_sides(folder: Path, peers: PeerEnvironment) -> dict[str, Result]:
 
 def _report(report: Report, results: dict[str, Result], resident: int, peers: PeerEnvironment) -> None:
     dynamo = results.get("dynamo")
-    digests = {kind: result["digest"] for kind, result in results.items() if "digest" in result}
+    digests = {kind: (each["digest"], each["deep_digest"]) for kind, each in results.items() if "digest" in each}
     report.conditions["answers_agree"] = len(set(digests.values())) == 1
     report.conditions["stream"] = {key: results["reference"][key] for key in ("events", "blocks")}
 
-    def row(name: str, unit: str, ours: float | None, key: str | None = None, *, scale: float = 1.0) -> None:
-        peer = dynamo[key] * scale if dynamo is not None and key is not None else None
+    def row(
+        name: str,
+        unit: str,
+        ours: float | None,
+        key: str | None = None,
+        *,
+        scale: float = 1.0,
+        of: str | None = None,
+        at: int = 0,
+    ) -> None:
+        peer = None
+        if dynamo is not None and key is not None:
+            peer = dynamo[key] * scale if of is None else dynamo[key][of][at]
         less = not unit.endswith("/s")
         reason = peers.missing(_PACKAGE) if dynamo is None and key is not None else None
         report.row(name, unit, ours, peer, _DYNAMO if key else None, reason=reason, less_is_better=less)
@@ -169,12 +185,37 @@ def _report(report: Report, results: dict[str, Result], resident: int, peers: Pe
         row(f"clear-rank{suffix}", "ms", result["clear_ms"])
         row(f"snapshot{suffix}", "ms", result["snapshot_ms"])
         row(f"restore{suffix}", "ms", result["restore_ms"])
+        for name in (f"{kind}-{depth}" for kind in KINDS for depth in DEPTHS):
+            row(f"match-{name}-p50{suffix}", "us", result["deep"][f"array-{name}"][0], "deep", of=f"list-{name}")
+            row(f"match-list-{name}-p50{suffix}", "us", result["deep"][f"list-{name}"][0], "deep", of=f"list-{name}")
+            row(f"match-{name}-p99{suffix}", "us", result["deep"][f"array-{name}"][1], "deep", of=f"list-{name}", at=1)
+        for name, figure in result["forms"].items():
+            row(f"{name}{suffix}", "us", figure)
     ingest = results["ingest"]
     row("apply-engine-bytes", "blocks/s", ingest["blocks_per_second"], "blocks_per_second")
     bytes_per_pair = ingest["resident_bytes"] / ingest["pairs"]
     row("bytes-per-pair-with-aliases", "bytes", bytes_per_pair, "resident_bytes", scale=1 / resident)
+    if native_core.present:
+        _report_floor(report, int(results["reference"]["distinct"]))
+    _report_hashing(report, peers)
+
+
+def _report_floor(report: Report, blocks: int) -> None:
+    """How near the walk is to what the memory allows, over an index of as many blocks."""
+    walk, strided, size = measure_walk(blocks)
+    floor = measure_floor(size) or {}
+    reason = None if floor else "there is no compiler for it"
+    report.row("floor-dependent-miss", "ns", floor.get("dependent_miss_ns"), reason=reason)
+    report.row("floor-prefetched-probe", "ns", floor.get("prefetched_probe_ns"), reason=reason)
+    report.row("floor-bandwidth", "GB/s", floor.get("bandwidth_gb_per_second"), reason=reason)
+    probe = floor.get("prefetched_probe_ns")
+    for name, figure in (("walk-per-block", walk), ("walk-by-stretches-per-block", strided)):
+        report.row(name, "ns", figure, probe, "prefetched probe of this machine", reason=reason, less_is_better=True)
+
+
+def _report_hashing(report: Report, peers: PeerEnvironment) -> None:
     tokens = 32_768
-    theirs = _hash_dynamo(tokens, peers) if dynamo is not None else None
+    theirs = _hash_dynamo(tokens, peers) if _PACKAGE in peers.versions else None
     ids = [number * 7919 % 128_000 for number in range(tokens)]
     ours = tokens / _median(lambda: sequence_hashes(ids, BLOCK_SIZE))
     report.row(

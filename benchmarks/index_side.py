@@ -55,9 +55,30 @@ class _Ours:
     def match(self, query: Any) -> dict[int, int]:
         return self.index.match_depths(query)  # type: ignore[no-any-return]
 
-    def extras(self, query: Any) -> dict[str, float]:
+    def distinct(self) -> int:
+        return len(self.index)
+
+    def _forms(self, query: Any) -> dict[str, float]:
+        """Other ways to ask for a long prompt that is held, and for one of whose 128 k tokens nothing is."""
+        from kvrouter.blocks import HASH_SEED, packed_hashes  # noqa: PLC0415
+
+        index, array = self.index, self._np.frombuffer
+        words = self._np.random.default_rng(3).integers(0, 128_000, size=131_072, dtype=self._np.uint32).tobytes()
+        batch = [query] * 64
+        return {
+            "match-tokens-miss-8192": _median_us(lambda: index.match_tokens(words, 16, HASH_SEED)),
+            "hash-then-match-miss-8192": _median_us(
+                lambda: index.match_depths(array(packed_hashes(None, words, 16, HASH_SEED), self._np.uint64))
+            ),
+            "match-best-of-deepest": _median_us(lambda: index.match_best(query)),
+            "match-depths-of-deepest": _median_us(lambda: index.match_depths(query)),
+            "match-many-of-deepest": _median_us(lambda: index.match_many(batch)) / len(batch),
+        }
+
+    def extras(self, query: Any) -> dict[str, Any]:
         index = self.index
-        found = {"match_bisect_us": _median_us(lambda: index.match(query, exact=False))}
+        found: dict[str, Any] = {"forms": self._forms(query)}
+        found |= {"match_bisect_us": _median_us(lambda: index.match(query, exact=False))}
         began = perf_counter()
         saved = index.snapshot()
         found["snapshot_ms"] = (perf_counter() - began) * 1e3
@@ -95,6 +116,9 @@ class _Dynamo:
 
     def apply(self, event: Any) -> None:
         self.index.apply_event(event[0], event[2])
+
+    def distinct(self) -> int:
+        return 0
 
     def queries(self, hashes: bytes, local: bytes) -> dict[str, Any]:  # noqa: ARG002
         return {"list": memoryview(local).cast("Q").tolist()}
@@ -162,12 +186,18 @@ def main() -> None:
         while (batch := marshal.load(stream)) is not None:
             events += [side.prepare(event) for event in batch]
             counts += [event[3] for event in batch]
+        later = marshal.load(stream) if kind != "ingest" else []
     result = _measure_applying(side, events, counts)
     events.clear()
     with (folder / "queries").open("rb") as stream:
         queries = [side.queries(*query) for query in marshal.load(stream)]
+        deep = [(name, side.queries(*query)) for name, *query in marshal.load(stream)]
     if queries and queries[0]:
         result |= _measure_matching(side, queries)
+        result["distinct"] = side.distinct()
+        for event in later:
+            side.apply(side.prepare(event))
+        result |= _measure_deep(side, deep)
         deepest = max((next(iter(query.values())) for query in queries), key=len)
         result |= side.extras(deepest)
     sys.stdout.write(json.dumps(result))
@@ -218,11 +248,31 @@ def _measure_matching(side: Any, queries: list[dict[str, Any]]) -> dict[str, Any
         result[f"match_{form}_p99_us"] = times[len(times) * 99 // 100] / 1e3
     digest = 0
     for query in queries:
-        answer = match(next(iter(query.values())))
-        plain = sorted((rank[0] if isinstance(rank, tuple) else rank, depth) for rank, depth in answer.items())
-        digest = zlib.crc32(repr(plain).encode(), digest)
+        digest = zlib.crc32(repr(_answer(match(next(iter(query.values()))))).encode(), digest)
     result["digest"] = digest
     return result
+
+
+def _measure_deep(side: Any, queries: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+    """The median and the 99th percentile of each question in each form, asked for in turn with all others."""
+    times: dict[str, list[int]] = {}
+    match, digest = side.match, 0
+    for _ in range(_PASSES):
+        for name, forms in queries:
+            for form, query in forms.items():
+                began = perf_counter_ns()
+                match(query)
+                times.setdefault(f"{form}-{name}", []).append(perf_counter_ns() - began)
+    for _, forms in queries:
+        digest = zlib.crc32(repr(_answer(match(next(iter(forms.values()))))).encode(), digest)
+    for each in times.values():
+        each.sort()
+    found = {name: (each[len(each) // 2] / 1e3, each[len(each) * 99 // 100] / 1e3) for name, each in times.items()}
+    return {"deep": found, "deep_digest": digest}
+
+
+def _answer(found: Any) -> list[tuple[int, int]]:
+    return sorted((rank[0] if isinstance(rank, tuple) else rank, depth) for rank, depth in found.items())
 
 
 def _median_us(call: Callable[[], object]) -> float:

@@ -3,8 +3,10 @@
 
 /* Looked at one by one: most prompts that are nowhere end with their first block. */
 #define FIRST_BLOCKS 8
-/* Stretches whose last blocks are asked for together, one window ahead of the one that is looked at. */
+/* Stretches whose last blocks are asked for together. Three such windows are under way at a time: the slots of one are
+ * asked for, those of another are looked at and their stretches asked for, and the third is passed. */
 #define WINDOW_MAX 32
+#define WINDOWS 3
 
 struct match {
     const struct kvr_index *index;
@@ -163,6 +165,7 @@ struct window {
     size_t from, stop; /* the blocks that these stretches are about */
     size_t count;
     struct probe probes[WINDOW_MAX];
+    const struct kvr_slot *slots[WINDOW_MAX];
 };
 
 static size_t last_of_stretch(size_t position, size_t count)
@@ -185,19 +188,22 @@ static int ask_window(const struct match *match, size_t from, size_t most, struc
     return 0;
 }
 
+/* Look at these slots, and ask for their stretches. */
+static void look_through(const struct match *match, struct window *window)
+{
+    for (size_t at = 0; at < window->count; at++) {
+        const struct kvr_slot *slot = window->slots[at] = look(&window->probes[at]);
+        if (slot != NULL && slot->link != KVR_LOOSE_BLOCK)
+            KVR_PREFETCH(kvr_stretches_at(&match->index->stretches, slot->link));
+    }
+}
+
 static int pass_window(struct walk *walk, const struct window *window)
 {
-    const struct kvr_slot *slots[WINDOW_MAX];
-    const struct kvr_stretches *stretches = &walk->match->index->stretches;
-    for (size_t at = 0; at < window->count; at++) {
-        slots[at] = look(&window->probes[at]);
-        if (slots[at] != NULL && slots[at]->link != KVR_LOOSE_BLOCK)
-            KVR_PREFETCH(kvr_stretches_at(stretches, slots[at]->link));
-    }
     size_t from = window->from;
     for (size_t at = 0; at < window->count; at++) {
         size_t last = last_of_stretch(from, walk->match->keys->count);
-        int goes_on = stride(walk, from, last, slots[at]);
+        int goes_on = stride(walk, from, last, window->slots[at]);
         if (goes_on != 1)
             return goes_on;
         from = last + 1;
@@ -211,17 +217,22 @@ static int walk_along(struct walk *walk)
     const struct match *match = walk->match;
     size_t total = match->keys->count, most = 1;
     size_t first = total < FIRST_BLOCKS ? total : FIRST_BLOCKS;
+    struct window windows[WINDOWS];
     int goes_on = step(walk, 0, first);
     if (goes_on != 1 || total == 0)
         return goes_on;
-    struct window windows[2];
     if (ask_window(match, first, most, &windows[0]))
         return -1;
-    for (int turn = 0; windows[turn].count > 0; turn ^= 1) {
+    look_through(match, &windows[0]);
+    if (ask_window(match, windows[0].stop, 2 * most, &windows[1]))
+        return -1;
+    for (int at = 0; windows[at].count > 0; at = (at + 1) % WINDOWS) {
+        struct window *next = &windows[(at + 1) % WINDOWS];
         most = 2 * most < WINDOW_MAX ? 2 * most : WINDOW_MAX;
-        if (ask_window(match, windows[turn].stop, most, &windows[turn ^ 1]))
+        look_through(match, next);
+        if (ask_window(match, next->stop, 2 * most < WINDOW_MAX ? 2 * most : WINDOW_MAX, &windows[(at + 2) % WINDOWS]))
             return -1;
-        goes_on = pass_window(walk, &windows[turn]);
+        goes_on = pass_window(walk, &windows[at]);
         if (goes_on != 1)
             return goes_on;
     }
