@@ -83,10 +83,10 @@ def _report(report: Report, ours: Curve, theirs: Curve, peers: PeerEnvironment) 
 def _plot(ours: Curve, theirs: Curve) -> str:
     charts = []
     for key, title, unit in _CHARTS:
-        lines = [Line(name="kvrouter", points=_points(ours, key))]
-        if theirs:
-            lines.append(Line(name="Dynamo RadixTree", points=_points(theirs, key)))
-        charts.append(Chart(title=title, unit=unit, lines=tuple(lines)))
+        curves = {"kvrouter": _points(ours, key), "Dynamo RadixTree": _points(theirs, key)}
+        lines = tuple(Line(name=name, points=points) for name, points in curves.items() if points)
+        if lines:
+            charts.append(Chart(title=title, unit=unit, lines=lines))
     return draw(charts, across="pairs of block and rank")
 
 

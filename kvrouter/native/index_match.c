@@ -3,6 +3,8 @@
 
 /* Looked at one by one: most prompts that are nowhere end with their first block. */
 #define FIRST_BLOCKS 8
+/* Asked for together where a walk goes block by block. */
+#define STEP_BLOCKS 8
 /* Stretches whose last blocks are asked for together. Three such windows are under way at a time: the slots of one are
  * asked for, those of another are looked at and their stretches asked for, and the third is passed. */
 #define WINDOW_MAX 32
@@ -116,12 +118,15 @@ static int meet(struct walk *walk, uint32_t named, size_t depth)
 /* Block by block. 1 if some ranks go on, 0 if none does, -1 if a hash cannot be read. */
 static int step(struct walk *walk, size_t from, size_t stop)
 {
-    struct probe probes[KVR_STRETCH_BLOCKS];
-    for (size_t at = from; at < stop; at++)
-        if (ask(walk->match, at, &probes[at - from]))
-            return -1;
+    struct probe probes[2 * STEP_BLOCKS];
+    size_t asked = from;
     for (size_t at = from; at < stop; at++) {
-        const struct kvr_slot *slot = look(&probes[at - from]);
+        /* Those that are looked at, and as many ahead: what ends soon shall not have cost much. */
+        size_t most = at - (at - from) % STEP_BLOCKS + (at > from ? 2 : 1) * STEP_BLOCKS;
+        for (; asked < most && asked < stop; asked++)
+            if (ask(walk->match, asked, &probes[asked % (2 * STEP_BLOCKS)]))
+                return -1;
+        const struct kvr_slot *slot = look(&probes[at % (2 * STEP_BLOCKS)]);
         if (!meet(walk, slot ? slot->value : 0, at))
             return 0;
     }

@@ -74,29 +74,37 @@ static int match(PyObject *self, PyObject *hashes, int exact, PyObject *tiers, s
     return failed;
 }
 
-static int put_depth(PyObject *depths, uint32_t rank, uint32_t depth)
+/* Note `depth` as an integer of Python's in `*value`, unless that is it already: many ranks have the same. */
+static int make_depth(uint32_t depth, uint32_t *last, PyObject **value)
 {
-    PyObject *key = PyLong_FromUnsignedLong(rank), *value = PyLong_FromUnsignedLong(depth);
-    int failed = key == NULL || value == NULL || PyDict_SetItem(depths, key, value);
-    Py_XDECREF(key);
-    Py_XDECREF(value);
-    return failed;
+    if (*value != NULL && depth == *last)
+        return 0;
+    Py_XDECREF(*value);
+    *last = depth;
+    *value = PyLong_FromUnsignedLong(depth);
+    return *value == NULL;
 }
 
 /* The answer as a dictionary, rank to depth. */
 static PyObject *list_depths(const struct kvr_overlap *overlap)
 {
-    PyObject *depths = PyDict_New();
-    for (uint32_t word = 0; depths != NULL && word < overlap->words; word++) {
-        for (uint64_t bits = overlap->ranks[word]; bits; bits &= bits - 1) {
+    PyObject *depths = PyDict_New(), *value = NULL;
+    uint32_t last = 0;
+    int failed = depths == NULL;
+    for (uint32_t word = 0; !failed && word < overlap->words; word++) {
+        for (uint64_t bits = overlap->ranks[word]; !failed && bits; bits &= bits - 1) {
             uint32_t rank = word * 64 + (uint32_t)kvr_lowest_bit(bits);
-            if (put_depth(depths, rank, overlap->depths[rank])) {
-                Py_DECREF(depths);
-                return NULL;
-            }
+            PyObject *key = PyLong_FromUnsignedLong(rank);
+            failed = key == NULL || make_depth(overlap->depths[rank], &last, &value) ||
+                     PyDict_SetItem(depths, key, value);
+            Py_XDECREF(key);
         }
     }
-    return depths;
+    Py_XDECREF(value);
+    if (!failed)
+        return depths;
+    Py_XDECREF(depths);
+    return NULL;
 }
 
 PyObject *kvr_match_depths(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names)
