@@ -30,6 +30,8 @@ from kvrouter.settings import Settings
 __all__ = ["run_service"]
 
 _DESCRIPTORS = 1_048_576
+_SOCKET_FOLDER_BYTES_MAX = 70
+"""A name of our own and that of the socket follow; macOS allows 103 in all."""
 _LAST_SAVE_SECONDS = 5.0
 """What is known is worth this much of a stop: what was kept before is a minute old."""
 
@@ -51,7 +53,7 @@ async def run_service(settings: Settings) -> int:
     certificate = _tls_context(settings)
     # Before anything that a signal would leave behind: from here on it is a request, not the end.
     stop = _Stop(exit_with_parent=settings.server.exit_with_parent)
-    with tempfile.TemporaryDirectory(prefix="kvrouter-") as folder:
+    with tempfile.TemporaryDirectory(prefix="kvrouter-", dir=_short_folder()) as folder:
         admin_socket = None if settings.server.admin_port else str(Path(folder) / "admin.sock")
         listener = listen(settings.server.host, settings.server.port)
         service = Service(settings, admin_socket=admin_socket)
@@ -152,6 +154,12 @@ async def _unless(event: asyncio.Event, work: Coroutine[None, None, object]) -> 
         await asyncio.wait({working, waiting})
     if not working.cancelled():
         working.result()
+
+
+def _short_folder() -> str:
+    """Where a socket's path is short enough: systems allow about a hundred bytes, and TMPDIR may be longer."""
+    folder = tempfile.gettempdir()
+    return folder if len(os.fsencode(folder)) <= _SOCKET_FOLDER_BYTES_MAX else "/tmp"  # noqa: S108 - a private one in it
 
 
 def _refuse_deaf_input() -> None:

@@ -368,10 +368,10 @@ def test_a_long_replay_does_not_look_at_all_that_waits_for_every_batch() -> None
         rank.receive(0, stored([11], tokens(1)))
         for number in range(waiting):
             rank.ingest.receive(SOURCE, 2000 + number, batch, now=0.0)
-        before = time.perf_counter()
+        before = time.thread_time()
         for number in range(1, 1500):
             rank.ingest.receive(SOURCE, number, batch, now=0.0, replayed=True)
-        return time.perf_counter() - before
+        return time.thread_time() - before
 
     few = min(seconds(100) for _ in range(3))
     many = min(seconds(10_000) for _ in range(3))

@@ -310,7 +310,7 @@ def test_closing_before_a_server_that_stands_still_takes_a_bounded_time(endpoint
             begun = time.monotonic()
             worker.publisher.close(timeout_seconds=0.2)
             assert time.monotonic() - begun < 5.0
-            assert worker.count("running") == 0
+            await until(lambda: worker.count("running") == 0)
 
     run(scenario())
 

@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,15 @@ from tests.servers import nats_server, redis_server
 from tests.service.processes import eventually
 
 
-def test_a_router_told_to_stop_while_it_loads_ends_well(tmp_path: Path) -> None:
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A folder whose path is short enough for sockets in it."""
+    with tempfile.TemporaryDirectory(prefix="kv-") as folder:
+        yield Path(folder)
+
+
+def test_a_router_told_to_stop_while_it_loads_ends_well(tmp_path: Path, temporary: Path) -> None:
     """Exit 0, and nothing is left in the temporary folder."""
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
     model = save_model(tmp_path, tokenizer_of("chatml"), chat_template=CHATML)
     models = [f"--tokenizer=m{number}={model}" for number in range(200)]
     with subprocess.Popen(
@@ -34,10 +41,10 @@ def test_a_router_told_to_stop_while_it_loads_ends_well(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["nats", "redis"])
-def test_a_router_told_to_stop_while_its_store_stands_still_ends_at_once(tmp_path: Path, kind: str) -> None:
+def test_a_router_told_to_stop_while_its_store_stands_still_ends_at_once(
+    tmp_path: Path, temporary: Path, kind: str
+) -> None:
     """Exit 0, long before the store is given up; nothing was begun."""
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
     with nats_server(tmp_path) if kind == "nats" else redis_server(tmp_path) as server, server.paused():
         url = f"{server.url}/KV" if kind == "nats" else f"{server.url}/0/kv"
         with subprocess.Popen(

@@ -63,9 +63,9 @@ def test_remembering_a_prompt_costs_in_proportion_to_its_length() -> None:
         reader = SelectionReader(PrefixCache(1 << 30))
         body = b'{"token_ids":[' + b"100000," * tokens + b"1]}"
         reader.read(body)
-        before = time.perf_counter()
+        before = time.thread_time()
         reader.read(body)
-        return time.perf_counter() - before
+        return time.thread_time() - before
 
     short = min(seconds(500_000) for _ in range(2))
     long = min(seconds(4_000_000) for _ in range(2))
