@@ -22,6 +22,8 @@ class JetStreamLimits:
     unacknowledged_messages_max: int = 10_000
     inactive_seconds: float = 300.0
     """The server forgets a consumer that nobody used for so long; until then it holds back a purge."""
+    takeover_seconds: float = 1.0
+    """A consumer of our name that another process made is ours if nobody read with it for so long."""
     heartbeat_seconds: float = 5.0
     """The server speaks at least so often; a connection that is silent for three times as long is given up."""
     request_seconds: float = 5.0

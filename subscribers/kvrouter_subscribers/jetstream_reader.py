@@ -8,6 +8,7 @@ for each source is found out by `jetstream_recovery`.
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterator
 
@@ -15,14 +16,14 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error
 from nats.js import JetStreamContext
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, StreamInfo
-from nats.js.errors import NotFoundError
+from nats.js.api import StreamInfo
 
 from kvrouter.errors import WireError
 from kvrouter.events import Source, decode_envelope
 from kvrouter.events.load import LoadReport, decode_load
 from kvrouter.events.nats_names import NatsEndpoint, load_subjects
 from kvrouter_subscribers.jetstream_connection import connection
+from kvrouter_subscribers.jetstream_consumer import ConsumerTakenError, join_consumer, make_consumer
 from kvrouter_subscribers.jetstream_limits import JetStreamLimits
 from kvrouter_subscribers.jetstream_pull import Place, Puller
 from kvrouter_subscribers.jetstream_recovery import Recovery
@@ -34,6 +35,8 @@ __all__ = ["StreamReader"]
 _TICK_SECONDS = 0.25
 _LOADS_WAITING_MAX = 4096
 
+_log = logging.getLogger("kvrouter_subscribers")
+
 
 class StreamReader:
     """Reads until its task is cancelled. `sources` may change at any time through `follow` and `leave`."""
@@ -44,6 +47,7 @@ class StreamReader:
         access: NatsAccess,
         *,
         consumer: str,
+        token: str,
         mode: Mode,
         start_after: int,
         limits: JetStreamLimits,
@@ -53,7 +57,7 @@ class StreamReader:
         self.sources: dict[Source, FollowedSource] = {}
         self.connected = False
         self._access, self._consumer, self._mode, self._limits = access, consumer, mode, limits
-        self._on_load = on_load
+        self._token, self._on_load = token, on_load
         self._recovery: Recovery | None = None
         self._client: Client | None = None
         self._position = self._acknowledged = start_after
@@ -62,7 +66,8 @@ class StreamReader:
         self._unacknowledged = self._pending = 0
         self._messages = self._unknown = self._malformed = self._redelivered = self._missed = 0
         self._load_reports = 0
-        self._connects = self.looks = 0
+        self._connects = self.looks = self._name_conflicts = 0
+        self._conflict_told = False
         self.last_error: str | None = None
 
     @property
@@ -105,6 +110,7 @@ class StreamReader:
             load_reports=self._load_reports,
             connects=self._connects,
             looks=self.looks,
+            name_conflicts=self._name_conflicts,
             last_error=self.last_error,
         )
 
@@ -117,12 +123,22 @@ class StreamReader:
             try:
                 async with connection(self.endpoint, self._access) as client:
                     self.last_error = f"{self.endpoint}: {await self._session(client, tasks)}"
+            except ConsumerTakenError as error:
+                self._conflicts(error)
             except Exception as error:  # noqa: BLE001 - supervised edge: whatever a peer says, the stream is read again
                 self.last_error = f"{self.endpoint}: {type(error).__name__}: {error}".rstrip(": ")
             if self._connects > connects:
                 pause = limits.reconnect_seconds
             await asyncio.sleep(pause)
             pause = min(2 * pause, limits.reconnect_seconds_max)
+
+    def _conflicts(self, error: ConsumerTakenError) -> None:
+        """Tell that somebody else has our name: an operator has to give one of us another."""
+        self.last_error = f"{self.endpoint}: {error}"
+        self._name_conflicts += 1
+        if not self._conflict_told:
+            self._conflict_told = True
+            _log.warning("router_name_taken: %s", self.last_error)
 
     async def _session(self, client: Client, tasks: asyncio.TaskGroup) -> str:
         """Read until the consumer is gone; returns why. The end of the connection ends it anywhere."""
@@ -132,7 +148,7 @@ class StreamReader:
             info = await jetstream.stream_info(stream)
         whole = self._compare(info)
         with self._naming("our consumer"):
-            pending = await self._open_consumer(jetstream)
+            pending = await self._open_consumer(client)
         puller = Puller(client, stream=stream, consumer=self._consumer, limits=limits, take=self._take)
         recovery = Recovery(client, stream, limits=limits, tasks=tasks, position=lambda: self._position)
         self._client, self._recovery = client, recovery
@@ -169,34 +185,18 @@ class StreamReader:
         self._position += missed
         return not missed
 
-    async def _open_consumer(self, jetstream: JetStreamContext) -> int:
-        """Make our consumer anew behind the last message that was handed over; join the group's if it is shared.
-
-        Returns how many messages it will deliver at once.
-        """
-        limits, shared = self._limits, self._mode == "worker-group"
-        behind = self._position + 1 if self._position else None
-        config = ConsumerConfig(
-            durable_name=self._consumer,
-            ack_policy=AckPolicy.EXPLICIT if shared else AckPolicy.ALL,
-            ack_wait=limits.ack_wait_seconds,
-            max_ack_pending=limits.unacknowledged_messages_max,
-            inactive_threshold=limits.inactive_seconds,
-            deliver_policy=DeliverPolicy.BY_START_SEQUENCE if behind else DeliverPolicy.ALL,
-            opt_start_seq=behind,
-        )
-        with contextlib.suppress(NotFoundError):
-            if shared:
-                info = await jetstream.consumer_info(self.endpoint.stream, self._consumer)
-                return info.num_pending or 0
-            await jetstream.delete_consumer(self.endpoint.stream, self._consumer)
-        info = await jetstream.add_consumer(self.endpoint.stream, config)
-        return info.num_pending or 0
+    async def _open_consumer(self, client: Client) -> int:
+        """Read behind the last message that was handed over; returns how many messages will come at once."""
+        stream, position, limits = self.endpoint.stream, self._position, self._limits
+        if self._mode == "worker-group":
+            return await join_consumer(client, stream, self._consumer, position=position, limits=limits)
+        return await make_consumer(client, stream, self._consumer, token=self._token, position=position, limits=limits)
 
     def _up(self, catch_up_to: int, *, whole: bool) -> None:
         """Tell every source's sink; what is in the stream already answers for the replays that sinks want now."""
         self.connected, self.last_error = True, None
         self._connects += 1
+        self._conflict_told = False
         self._unacknowledged = 0
         self._catch_up_to = catch_up_to
         for followed in list(self.sources.values()):

@@ -17,7 +17,8 @@ class StreamStatus:
 
     `position` is the last message that was handed over, `acknowledged` the last one that the server knows to be.
     `missed` are messages that the stream dropped before we read them, `unknown` those of sources that nobody follows.
-    `load_reports` were handed over; those that are none count as `malformed`.
+    `load_reports` were handed over; those that are none count as `malformed`. `name_conflicts` is how often another
+    router was found to read with our consumer.
     """
 
     endpoint: str
@@ -34,6 +35,7 @@ class StreamStatus:
     load_reports: int
     connects: int
     looks: int
+    name_conflicts: int
     last_error: str | None
 
 

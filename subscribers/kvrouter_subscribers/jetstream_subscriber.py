@@ -41,8 +41,8 @@ class JetStreamEventSubscriber:
         limits: the bounds on memory, time and concurrency.
         mode: `broadcast`, the default, reads every message; in a `worker-group` each message goes to one of all
             subscribers that share `name`. A member sees holes, so its sink's wishes for replays are not served.
-        name: of our durable consumer; in `broadcast` no other subscriber of the server may have it. By default it is
-            drawn at random, or `worker-group`.
+        name: of our durable consumer; in `broadcast` another subscriber of the stream with the same one says so and
+            does not read until this one has gone. By default it is drawn at random, or `worker-group`.
         positions: the last message of a stream, by endpoint, that the sink knows already (see `positions`): reading
             begins behind it. By default it begins with the oldest message that is there.
         on_load: takes load reports (`kvrouter.events.load`), which are then subscribed to as well.
@@ -71,6 +71,7 @@ class JetStreamEventSubscriber:
         self._limits = limits or JetStreamLimits()
         drawn = _GROUP if mode == "worker-group" else f"router-{secrets.token_hex(8)}"
         self._name = stream_name(name) if name is not None else drawn
+        self._token = secrets.token_hex(16)
         self._access = NatsAccess(
             name=f"kvrouter {self._name}",
             credentials=credentials,
@@ -177,6 +178,7 @@ class JetStreamEventSubscriber:
             address,
             self._access,
             consumer=self._name,
+            token=self._token,
             mode=self._mode,
             start_after=self._positions.get(str(address), 0),
             limits=self._limits,

@@ -102,6 +102,58 @@ def test_every_broadcast_subscriber_gets_everything(endpoint: str) -> None:
     run(scenario())
 
 
+def test_two_routers_of_one_name_do_not_fight_for_their_consumer(
+    endpoint: str, server: NatsServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The second one says so, once in the log, and leaves it alone; when the first one stops it takes over, whole."""
+
+    async def scenario() -> None:
+        async with following(name="twin") as second, client(server.url) as connected:
+            async with following(name="twin") as first:
+                with working(endpoint) as worker:
+                    first.listen(endpoint)
+                    await until(lambda: first.status().connected)
+                    made = (await connected.jetstream().consumer_info(STREAM, "twin")).created
+                    second.listen(endpoint)
+                    worker.work(100)
+                    await first.heals(worker)
+                    await until(lambda: second.stream().name_conflicts > 2)
+                    assert (await connected.jetstream().consumer_info(STREAM, "twin")).created == made
+                assert not second.status().connected
+                assert "another router reads as 'twin'" in str(second.status().last_error)
+                assert (first.stream().name_conflicts, first.stream().connects, second.stream().messages) == (0, 1, 0)
+            await until(lambda: second.status().connected)
+            with working(endpoint) as worker:
+                worker.work(20)
+                await second.heals(worker)
+
+    run(scenario())
+    assert [record.name for record in caplog.records if "router_name_taken" in record.message] == [
+        "kvrouter_subscribers"
+    ]
+
+
+def test_two_routers_of_one_name_that_start_at_once_agree_who_reads(endpoint: str) -> None:
+    """Each may have deleted the other's consumer once; then one stays away."""
+
+    async def scenario() -> None:
+        async with following(name="twin") as first, following(name="twin") as second:
+            with working(endpoint) as worker:
+                worker.work(10)
+                for scene in (first, second):
+                    scene.listen(endpoint)
+                await until(lambda: max(scene.stream().name_conflicts for scene in (first, second)) > 3)
+                other, reader = sorted((first, second), key=lambda scene: -scene.stream().name_conflicts)
+                await until(lambda: reader.status().connected)
+                connects = reader.stream().connects
+                await until(lambda: other.stream().name_conflicts > 6)
+                worker.work(10, first=10)
+                await reader.heals(worker)
+                assert reader.stream().connects == connects
+
+    run(scenario())
+
+
 def test_a_group_shares_the_messages(endpoint: str) -> None:
     """Each goes to one member; together they have all, and nobody asks for what others have."""
 
