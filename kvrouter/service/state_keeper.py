@@ -10,7 +10,7 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from kvrouter.events import Source
 from kvrouter.ingest import Ingest
 from kvrouter.ingest.saved import pack, pack_end, pack_start, unpack
 from kvrouter.service.logs import log_event
-from kvrouter.service.state_snapshots import Positions, StateSnapshots
+from kvrouter.service.state_snapshots import LoadedState, Positions, StateSnapshots
 from kvrouter.settings import EventSettings
 from kvrouter.store import open_key_value_store, open_object_store
 from kvrouter.store.addresses import parse_store_url
@@ -91,23 +91,15 @@ class StateKeeper:
         self.statistics = KeeperStatistics()
 
     async def load(self) -> None:
-        """Read the newest state there is; `restore` gives each source its part of it."""
+        """Read the newest state that this program understands; `restore` gives each source its part of it."""
         try:
             async with asyncio.timeout(LOAD_SECONDS):
-                loaded = await self._snapshots.load()
-            if loaded is None:
-                log_event(_log, logging.INFO, "no_snapshot")
-                return
-            self._held = {each.source: pack(each) for each in unpack(loaded.state)}
+                loaded = await self._newest()
         except (KvrouterError, TimeoutError) as error:
-            self.statistics.load_failed += 1
-            log_event(
-                _log,
-                logging.WARNING,
-                "snapshot_not_loaded",
-                error=str(error) or "the store did not answer in time",
-                hint="the router begins with what its workers say",
-            )
+            self._not_loaded(str(error) or "the store did not answer in time")
+            return
+        if loaded is None:
+            log_event(_log, logging.INFO, "no_snapshot")
             return
         self.positions = loaded.positions
         self._held_until = self._clock() + HOLD_SECONDS
@@ -187,6 +179,31 @@ class StateKeeper:
         with suppress(StoreError, TimeoutError):
             async with asyncio.timeout(CLOSE_SECONDS):
                 await self._snapshots.close()
+
+    async def _newest(self) -> LoadedState | None:
+        """Return the newest state that can be used, and hold its parts.
+
+        One of a later program stays where it is: ours is written above it, and that program finds both.
+        """
+        async with aclosing(self._snapshots.states()) as states:
+            async for loaded in states:
+                try:
+                    self._held = {each.source: pack(each) for each in unpack(loaded.state)}
+                except SnapshotError as error:
+                    self._not_loaded(f"{loaded.name}: {error}")
+                else:
+                    return loaded
+        return None
+
+    def _not_loaded(self, error: str) -> None:
+        self.statistics.load_failed += 1
+        log_event(
+            _log,
+            logging.WARNING,
+            "snapshot_not_loaded",
+            error=error,
+            hint="the router begins with an older one, or with what its workers say",
+        )
 
     async def _state(self) -> bytes:
         parts = []

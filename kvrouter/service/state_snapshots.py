@@ -5,7 +5,7 @@ moves only after that state is whole and can be read back: at every moment, whoe
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -18,7 +18,10 @@ __all__ = ["LoadedState", "Positions", "SaveOutcome", "StateSnapshots"]
 SaveOutcome = Literal["saved", "not_leader", "lost"]
 
 KEPT = 2
-"""States kept beside the current one, for who is reading them, and in case it is damaged."""
+"""States kept beside the current one, for who is reading them, and in case it is damaged or of another version.
+
+A state that nobody here understands counts as any other: it goes when so many newer ones are there, never before.
+"""
 
 _POINTER, _LOCK = "current", "lock"
 _PREFIX = "router-state-"
@@ -57,6 +60,15 @@ class StateSnapshots:
 
     async def load(self) -> LoadedState | None:
         """Return the newest state that can be read whole, or None if there is none."""
+        async for loaded in self.states():
+            return loaded
+        return None
+
+    async def states(self) -> AsyncGenerator[LoadedState, None]:
+        """Yield the states that can be read whole, the current one first and then from the newest to the oldest.
+
+        What their bytes mean is the caller's to judge: one that does not understand them takes the next.
+        """
         names = sorted(await self._names(), reverse=True)
         pointer, _ = await self._pointer()
         if pointer is not None and pointer.object in names:
@@ -65,9 +77,9 @@ class StateSnapshots:
         for name in names[: KEPT + 1]:
             loaded = await self._read(name)
             if loaded is not None:
-                return loaded
-            self.skipped_damaged += 1
-        return None
+                yield loaded
+            else:
+                self.skipped_damaged += 1
 
     async def save(self, state: bytes, positions: Positions, *, now: float) -> SaveOutcome:
         """Write a state and make it the current one; `now` is seconds since the epoch, for people.
