@@ -6,9 +6,10 @@ the publisher begins another life as well, because nobody can say what of the ol
 """
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 
-from kvrouter.errors import WireError
+from kvrouter.errors import KvrouterError, WireError
 from kvrouter.events import Event, Source, decode_batch
 from kvrouter.ingest import IngestLimits
 from kvrouter.ingest.hash_only import HashOnly
@@ -18,6 +19,10 @@ from kvrouter.ingest.waiting import Batch, DigestRows
 from kvrouter_publishers import EventPublisher
 
 __all__ = ["MakePublisher", "Relay", "RelayedSource"]
+
+OPEN_SECONDS = 0.5
+"""Pause before an address is tried again that could not be had; doubled by each further failure."""
+OPEN_SECONDS_MAX = 30.0
 
 _log = logging.getLogger("kvrouter.relay")
 
@@ -31,36 +36,70 @@ _DEFAULT_LIMITS = IngestLimits()
 class RelayedSource:
     """One source on its way through: events in order, into a publisher that is opened with the first of them."""
 
-    def __init__(self, source: Source, make: MakePublisher, *, hash_only: bool = False) -> None:
+    def __init__(
+        self,
+        source: Source,
+        make: MakePublisher,
+        *,
+        hash_only: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.source = source
         self.batches = self.events = self.quarantined = self.lives = 0
+        self.open_failures = self.events_lost = 0
+        self.incomplete = False
+        """Whether a life could not be begun: once one can, the source's whole state is wanted."""
         self.skipped: dict[str, int] = {}
-        self._make = make
+        self._make, self._clock = make, clock
         self._hashes = HashOnly() if hash_only else None
         self._publisher: EventPublisher | None = None
+        self._open_at, self._pause = 0.0, OPEN_SECONDS
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a publisher now."""
+        return self._publisher is not None
 
     def publish(self, events: Sequence[Event]) -> None:
-        """Pass one step on."""
-        if self._publisher is None:
-            self.begin()
-            assert self._publisher is not None
+        """Pass one step on. While no publisher can be opened, what is lost is counted."""
+        publisher = self._publisher or self._reopened()
+        if publisher is None:
+            self.events_lost += len(events)
+            return
         self.batches += 1
         self.events += len(events)
-        self._publisher.publish(self._hashes.rewrite(events) if self._hashes is not None else events)
+        publisher.publish(self._hashes.rewrite(events) if self._hashes is not None else events)
 
     def begin(self) -> None:
-        """Begin a life, in which nothing is cached yet."""
+        """Begin a life, in which nothing is cached yet. Raises what opening a publisher raises."""
         self.close()
         if self._hashes is not None:
             self._hashes.restart()
-        self.lives += 1
         self._publisher = self._make(self.source)
+        self.lives += 1
+
+    def restart(self) -> bool:
+        """Begin another life; returns False if its address cannot be had now. It is tried again with later events."""
+        try:
+            self.begin()
+        except (KvrouterError, OSError) as error:
+            self.open_failures += 1
+            self.incomplete = True
+            _log.warning("%s cannot be published, tried again in %g s: %s", self.source, self._pause, error)
+            self._open_at = self._clock() + self._pause
+            self._pause = min(2 * self._pause, OPEN_SECONDS_MAX)
+            return False
+        self._pause = OPEN_SECONDS
+        return True
 
     def close(self) -> None:
         """Send what waits, and stop."""
         publisher, self._publisher = self._publisher, None
         if publisher is not None:
             publisher.close()
+
+    def _reopened(self) -> EventPublisher | None:
+        return self._publisher if self._clock() >= self._open_at and self.restart() else None
 
     def statistics(self) -> dict[str, int]:
         """Return what was relayed, and what the publisher counts of it in its present life."""
@@ -69,6 +108,8 @@ class RelayedSource:
             "events": self.events,
             "quarantined": self.quarantined,
             "lives": self.lives,
+            "open_failures": self.open_failures,
+            "events_lost": self.events_lost,
             "skipped": sum(self.skipped.values()),
         }
         if self._hashes is not None:
@@ -103,7 +144,7 @@ class _Ordered:
 
     def forget(self, *, restarted: bool) -> None:  # noqa: ARG002 - the feed's signature
         """Nothing that was passed on can be relied on."""
-        self.relayed.begin()
+        self.relayed.restart()
 
     def miss(self) -> None:
         """What is missing makes the source hold more than is known, which a snapshot mends."""
@@ -113,7 +154,7 @@ class _Ordered:
         """The publisher makes its own digests; consumers compare those."""
 
     def _lose(self) -> None:
-        self.relayed.begin()
+        self.relayed.restart()
         self.snapshot_wanted = True
 
 
@@ -124,15 +165,23 @@ class Relay:
         make: opens the publisher of a source.
         hash_only: leave tokens out (docs/wire.md).
         limits: bounds on what waits for missing batches.
+        clock: steady seconds, for pauses before an address is tried again.
     """
 
-    def __init__(self, make: MakePublisher, *, hash_only: bool = False, limits: IngestLimits = _DEFAULT_LIMITS) -> None:
-        self._make, self._hash_only, self._limits = make, hash_only, limits
+    def __init__(
+        self,
+        make: MakePublisher,
+        *,
+        hash_only: bool = False,
+        limits: IngestLimits = _DEFAULT_LIMITS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._make, self._hash_only, self._limits, self._clock = make, hash_only, limits, clock
         self._sources: dict[Source, _Ordered] = {}
 
     def open(self, source: Source) -> None:
         """Begin to relay a source; its publisher is opened at once, so that a wrong address shows."""
-        relayed = RelayedSource(source, self._make, hash_only=self._hash_only)
+        relayed = RelayedSource(source, self._make, hash_only=self._hash_only, clock=self._clock)
         relayed.begin()
         self._sources[source] = _Ordered(relayed, self._limits)
 
@@ -203,7 +252,9 @@ class Relay:
             ordered.relayed.quarantined += 1
             _log.warning("a snapshot of %s was not understood: %s", source, error)
             return Receipt("quarantined")
-        ordered.relayed.begin()
+        if not ordered.relayed.restart():
+            return Receipt("quarantined", snapshot_wanted=True)
+        ordered.relayed.incomplete = False
         for part in parts:
             ordered.relayed.publish(part.events)
         stamp = parts[0].timestamp if parts else None
@@ -215,6 +266,9 @@ class Relay:
         """Go on with what is known: it is less than there is, never more."""
 
     def _answer(self, ordered: _Ordered, receipt: Receipt) -> Receipt:
+        relayed = ordered.relayed
+        if relayed.incomplete and relayed.is_open:
+            relayed.incomplete, ordered.snapshot_wanted = False, True
         if not ordered.snapshot_wanted:
             return receipt
         ordered.snapshot_wanted = False

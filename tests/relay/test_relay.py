@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from kvrouter.blocks import Prompt
+from kvrouter.errors import SettingsError
 from kvrouter.events import (
     AllBlocksCleared,
     BlockRemoved,
@@ -47,12 +48,16 @@ class Line:
         self.router.replay_finished(SOURCE, now=0.0, complete=True)
         self.cores: list[PublisherCore] = []
         self.frames: list[bytes] = []
-        self.relay = Relay(self._make, hash_only=hash_only)
+        self.now = 0.0
+        self.address_taken = False
+        self.relay = Relay(self._make, hash_only=hash_only, clock=lambda: self.now)
         self.relay.open(SOURCE)
         self.relay.connected(SOURCE, now=0.0)
         self.relay.replay_finished(SOURCE, now=0.0, complete=True)
 
     def _make(self, source: Source) -> "Core":
+        if self.address_taken:
+            raise SettingsError("cannot bind: Address already in use")
         core = PublisherCore(worker_id=source.worker_id, rank=source.rank)
         self.cores.append(core)
         return Core(self, core)
@@ -196,3 +201,22 @@ def test_a_source_that_was_not_opened_is_not_relayed() -> None:
     receipt = line.relay.receive(Source("other", 0), 0, batch(chain(1)), now=0.0)
 
     assert receipt.outcome == "unknown_source"
+
+
+def test_a_life_that_cannot_be_opened_is_tried_again_and_made_whole() -> None:
+    """Another process has the address for a while: what is lost is counted, and then asked for upstream."""
+    line = Line()
+    line.relay.receive(SOURCE, 0, batch(chain(1)), now=0.0, incarnation=5)
+    line.address_taken = True
+
+    restarted = line.relay.receive(SOURCE, 0, batch(chain(2)), now=0.0, incarnation=6)
+    line.relay.receive(SOURCE, 1, batch(chain(3)), now=0.0, incarnation=6)
+    refused = line.relay.snapshot(SOURCE, [batch(chain(2, 3))], sequence=1, incarnation=6, now=0.0)
+    meanwhile = line.relay.statistics()[SOURCE]
+    line.address_taken, line.now = False, 60.0
+    opened = line.relay.receive(SOURCE, 2, batch(chain(4)), now=0.0, incarnation=6)
+    line.relay.snapshot(SOURCE, [batch(chain(2, 3), chain(4))], sequence=2, incarnation=6, now=0.0)
+
+    assert (restarted.snapshot_wanted, refused.outcome, opened.snapshot_wanted) == (False, "quarantined", True)
+    assert (meanwhile["lives"], meanwhile["open_failures"], meanwhile["events_lost"]) == (1, 2, 2)
+    assert [line.tokens(number) for number in (1, 2, 4)] == [0, 4, 4]
