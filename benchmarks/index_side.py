@@ -55,8 +55,8 @@ class _Ours:
     def match(self, query: Any) -> dict[int, int]:
         return self.index.match_depths(query)  # type: ignore[no-any-return]
 
-    def distinct(self) -> int:
-        return len(self.index)
+    def size(self) -> dict[str, int]:
+        return {"distinct": len(self.index), "nbytes": self.index.nbytes()}
 
     def _forms(self, query: Any) -> dict[str, float]:
         """Other ways to ask for a long prompt that is held, and for one of whose 128 k tokens nothing is."""
@@ -86,8 +86,6 @@ class _Ours:
         self._make.restore(saved)
         found["restore_ms"] = (perf_counter() - began) * 1e3
         found["snapshot_bytes"] = len(saved)
-        if hasattr(index, "nbytes"):
-            found["nbytes"] = index.nbytes()
         ranks = [rank for rank in range(4096) if index.blocks(rank)]
         found["pairs"] = sum(index.blocks(rank) for rank in ranks)
         pauses = []
@@ -117,8 +115,8 @@ class _Dynamo:
     def apply(self, event: Any) -> None:
         self.index.apply_event(event[0], event[2])
 
-    def distinct(self) -> int:
-        return 0
+    def size(self) -> dict[str, int]:
+        return {}
 
     def queries(self, hashes: bytes, local: bytes) -> dict[str, Any]:  # noqa: ARG002
         return {"list": memoryview(local).cast("Q").tolist()}
@@ -194,7 +192,7 @@ def main() -> None:
         deep = [(name, side.queries(*query)) for name, *query in marshal.load(stream)]
     if queries and queries[0]:
         result |= _measure_matching(side, queries)
-        result["distinct"] = side.distinct()
+        result |= side.size()  # Of what the trace left, before the prompts of fixed depths join it.
         for event in later:
             side.apply(side.prepare(event))
         result |= _measure_deep(side, deep)
