@@ -6,6 +6,7 @@ without. All are stopped by their process id. Not for routers and engines: those
 
 import importlib.metadata
 import os
+import random
 import shutil
 import signal
 import socket
@@ -13,11 +14,11 @@ import subprocess
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
-__all__ = ["NatsServer", "RedisServer", "Server", "nats_server", "redis_server", "wheel_program"]
+__all__ = ["NatsServer", "RedisServer", "Server", "free_port", "nats_server", "redis_server", "wheel_program"]
 
 START_SECONDS = 20.0
 STOP_SECONDS = 10.0
@@ -40,7 +41,7 @@ class Server(ABC):
         self.folder = folder
         self.data = folder / "data"
         self.log = folder / "server.log"
-        self.port = _free_port() if port is None else port
+        self.port = free_port() if port is None else port
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -141,7 +142,7 @@ class NatsServer(Server):
     def __init__(self, folder: Path, *, configuration: str = "", port: int | None = None) -> None:
         super().__init__(folder, port=port)
         self._configuration = configuration
-        self._monitoring_port = _free_port()
+        self._monitoring_port = free_port()
 
     @property
     def url(self) -> str:
@@ -210,9 +211,12 @@ def redis_server(folder: Path, *options: str) -> Iterator[RedisServer]:
         server.kill()  # Nobody needs its data any more, so it need not take leave of them.
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+def free_port() -> int:
+    """A port that nobody listens on, below those that the system gives to connections while its owner is dead."""
+    while True:
+        port = random.SystemRandom().randrange(15_000, 32_000)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def _greets(port: int, question: bytes, expected: bytes) -> bool:

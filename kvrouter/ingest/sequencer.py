@@ -357,8 +357,10 @@ class Sequencer:
         if sequence > self.expected:
             if not first_of_replay:
                 return self._receive_ahead(sequence, batch, replayed=replayed)
-            # A replay begins with the oldest batch that is left, so the ones before are gone for good.
+            # A replay begins with the oldest batch that is left, so the ones before are gone for good, whatever came
+            # between them: nothing of that is worth knowing, as the last of these holes ends it.
             self._waiting.add(sequence, batch)
+            self._waiting.forget_before_run(sequence)
             return self._give_up()
         return Receipt(self._advance(sequence, batch))
 

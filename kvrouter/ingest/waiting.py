@@ -92,6 +92,12 @@ class Waiting:
         for number in [number for number in self._batches if number < sequence]:
             self.take(number)
 
+    def forget_before_run(self, sequence: int) -> None:
+        """Drop what comes before the unbroken run of numbers that ends with `sequence`."""
+        while sequence - 1 in self._batches:
+            sequence -= 1
+        self.forget_below(sequence)
+
     def forget_before(self, stamp: float) -> None:
         """Drop batches of an earlier time."""
         if self._since >= stamp:

@@ -4,9 +4,7 @@ A line is one source with all its lives. A party is all lines of one transport, 
 """
 
 import asyncio
-import contextlib
 import random
-import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Any, Final
 from kvrouter.events import Source
 from tests.faults.chaos_network import BadNetwork, bad_network
 from tests.faults.real_publishers import Journal, PublisherProcess
-from tests.servers import NatsServer, RedisServer, Server
+from tests.servers import NatsServer, RedisServer, Server, free_port
 
 __all__ = ["BROKERS", "TRANSPORTS", "Line", "Party", "party"]
 
@@ -159,7 +157,7 @@ async def _with_broker(made: Party, stack: AsyncExitStack) -> None:
 async def _without_broker(made: Party, stack: AsyncExitStack) -> None:
     zmq = made.transport != "http"
     for source in _sources(made):
-        port, replay_port = _free_port(), _free_port()
+        port, replay_port = free_port(), free_port()
         live = await stack.enter_async_context(bad_network(port, made.network_chance, messages=zmq))
         options = {**made.common_options(), "worker_id": source.worker_id}
         line = Line(made, source, options)
@@ -180,18 +178,10 @@ async def _without_broker(made: Party, stack: AsyncExitStack) -> None:
 
 def _broker(made: Party) -> Server:
     if made.transport == "nats":
-        return NatsServer(made.folder, port=_free_port())
-    return RedisServer(made.folder, port=_free_port())
+        return NatsServer(made.folder)
+    return RedisServer(made.folder)
 
 
 def _sources(made: Party) -> Iterator[Source]:
     for number in range(made.chance.choice((1, 2))):
         yield Source(f"worker-{number}", 0)
-
-
-def _free_port() -> int:
-    """A port that nobody listens on, below those that the system gives to connections while its owner is dead."""
-    while True:
-        port = random.SystemRandom().randrange(15_000, 32_000)
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port

@@ -125,6 +125,23 @@ def test_a_replay_that_begins_too_late_costs_the_ranks_blocks(rank: Rank) -> Non
     assert (rank.status.gaps_lost, rank.status.applied_sequence) == (1, 9)
 
 
+def test_all_holes_before_the_oldest_kept_batch_are_given_up_by_one_replay(rank: Rank) -> None:
+    """It would be asked for each of them else, and nothing that came between two of them outlives the last one."""
+    rank.receive(0, stored([11], tokens(1)))
+    for sequence in (2, 4, 6):
+        rank.receive(sequence, stored([20 + sequence], tokens(1, start=sequence)))
+
+    rank.receive(8, stored([28], tokens(1, start=8)), replayed=True)
+    finished = rank.ingest.replay_finished(SOURCE, now=0.0, complete=True)
+
+    assert finished == Receipt("resolved", snapshot_wanted=False)
+    assert rank.usable(tokens(1, start=6)) == 0
+    assert rank.usable(tokens(1, start=8)) == 4
+    status = rank.status
+    assert (status.state, status.applied_sequence, status.lag, status.gaps_lost) == ("live", 8, 0, 1)
+    assert status.incomplete
+
+
 def test_a_hole_in_a_replay_is_asked_for_again_a_few_times() -> None:
     """Old engines drop replayed batches in the middle; a second answer may have them."""
     rank = Rank(limits=IngestLimits(replay_attempts_max=2))
