@@ -384,7 +384,7 @@ def test_a_publisher_that_could_not_be_asked_is_asked_when_it_answers_again() ->
 
             engine.answer = lambda start: []
             await engine.reconnect()
-            await until(lambda: stage.sink.finished[-1] is False)
+            await until(lambda: stage.sink.finished[-1:] == [False])
             (unasked,) = stage.sink.ingest.status(now=0.0)
             engine.answer = lambda start: [*map(engine.batch, range(start, 3)), engine.end()]
             await until(lambda: stage.sink.ingest.status(now=0.0)[0].state == "live")
