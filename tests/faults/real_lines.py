@@ -100,13 +100,25 @@ class Party:
             if self.broker.running:
                 self.broker.resume()
             else:
-                await asyncio.to_thread(self.broker.start)
+                await self.start_broker()
         for line in self.lines:
             if line.publisher is None:
                 line.begin()
             elif line.paused:
                 line.publisher.resume()
                 line.paused = False
+
+    async def start_broker(self) -> None:
+        """Start it with the data that it has. A killed nats-server may be unable to read its own: then without."""
+        broker = self.broker
+        assert broker is not None
+        try:
+            await asyncio.to_thread(broker.start)
+        except AssertionError:
+            assert isinstance(broker, NatsServer)
+            assert "could not be recovered" in broker.log.read_text()
+            broker.lose_data()
+            await asyncio.to_thread(broker.start)
 
     def common_options(self) -> dict[str, Any]:
         """What every publisher is built with."""

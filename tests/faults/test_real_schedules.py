@@ -48,6 +48,8 @@ def _prepared() -> None:
     prepare()
 
 
+# nats-py does not close a connection whose greeting was cut before it opens the next one.
+@pytest.mark.filterwarnings("ignore:.*StreamWriter.__del__:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("schedules", _schedules().values(), ids=_schedules())
 def test_the_index_is_the_truth_after_real_faults(schedules: Schedules, tmp_path: Path) -> None:
     """Processes are killed and held still, brokers forget, networks do everything wrong, and then all is well again."""
