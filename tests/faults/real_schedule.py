@@ -327,7 +327,7 @@ class RealSchedule:
             if self.transport == "vllm-live" and status.state == "suspect":
                 # By chance a new life may go on with the number at which another was left: then it stays in doubt
                 # what was known of that one, and nothing else.
-                truth = self._ever_held(line) | dict(truth)
+                truth = self.router.view(self._ever_held(line, held))
             may_lack = not self.party.named and (status.incomplete or self.transport == "vllm-live")
             if claims != truth and not (may_lack and _within(claims, truth)):
                 return f"{line.source}: claims {claims}, truth {truth}: {status}"
@@ -336,13 +336,12 @@ class RealSchedule:
                 return f"{line.source}: the index is not what its copies say: {status}"
         return ""
 
-    def _ever_held(self, line: Line) -> dict[Any, int]:
-        """The most that lives which are over ever claimed."""
-        most: dict[Any, int] = {}
+    def _ever_held(self, line: Line, held: Copies) -> Copies:
+        """What is held, and the most that lives which are over ever told."""
+        most = dict(held)
         for life in line.lives[:-1]:
             for copies in life.states.values():
-                for place, count in self.router.view(copies).items():
-                    most[place] = max(count, most.get(place, 0))
+                most |= {place: max(count, most.get(place, 0)) for place, count in copies.items()}
         return most
 
     def _may_stay_suspect(self, status: Any) -> bool:
