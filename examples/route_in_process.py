@@ -22,7 +22,7 @@ def main() -> None:
 
     decision = router.route(prompt, model="demo", now=0.2)
     print(f"worker {decision.worker_id}: {decision.overlap_tokens} of {decision.prompt_tokens} tokens are cached there")  # noqa: T201
-    router.book.free(decision.id)
+    router.finished(decision.id, now=1.0)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     router = Router()
     router.add_worker("a", now=0.0)
     router.add_worker("b", now=0.0)
-    decision = router.route(token_ids, now=0.1)   # books it; later: router.book.free(decision.id)
+    decision = router.route(token_ids, now=0.1)   # books it; later: router.finished(decision.id, now=...)
 
 `decide` only asks; `commit` books the load and predicts the blocks. The service puts a proxy around this.
 """
@@ -154,7 +154,7 @@ class Router:
     ) -> Decision:
         """Decide and book in one step, under an id of its own.
 
-        Free it with `router.book.free(decision.id)`; what is not freed ends by its lease as `now` moves on.
+        End it with `finished`; what is not ended so ends by its lease as `now` moves on.
         """
         self.expire(now)
         decision = self.decide(Prompt(token_ids, salt=salt, lora=lora), model=model, session=session, now=now)
@@ -290,6 +290,38 @@ class Router:
                 cost=decision.cost,
                 now=now,
             )
+
+    def first_token(self, id: Hashable, *, now: float) -> bool:  # noqa: A002 - as for `commit`
+        """The first token of a booked request came: its prefill load ends. False if the id is unknown."""
+        return self.book.prefill_complete(id, now=now)
+
+    def finished(
+        self,
+        id: Hashable,  # noqa: A002 - as for `commit`
+        *,
+        now: float,  # noqa: ARG002 - what is learnt has a time
+        cached_tokens: int | None = None,  # noqa: ARG002
+        completed: bool = True,  # noqa: ARG002
+    ) -> bool:
+        """A booked request ended: its booking is freed. False if the id is unknown.
+
+        `cached_tokens` are those that the engine says it had not to compute, and `completed` is false where the
+        request failed or was given up.
+        """
+        return self.book.free(id)
+
+    def predict(self, prompt: Prompt | None, *, model: str | None = None, now: float) -> float:
+        """The least predicted seconds to first token over all candidates; books nothing. Raises as `decide` does."""
+        overlaps = NO_OVERLAPS if prompt is None else self.knowledge.overlaps(prompt, now)
+        tokens = 0 if prompt is None else prompt.tokens
+        return min(
+            self._cost.seconds(
+                each.load.prefill_tokens + tokens - overlaps.credited.get(each.dense_rank, 0),
+                each.load.active_requests,
+                each.load.decode_blocks,
+            )
+            for each in self.fleet.candidates(model)
+        )
 
     def expire(self, now: float) -> list[Hashable]:
         """End the bookings whose lease is over and the predictions whose time is; returns the bookings' ids."""

@@ -129,7 +129,7 @@ class RequestDispatcher:
         flight = route.token
         if isinstance(flight, Flight):
             now = self._clock()
-            self._router.book.prefill_complete(flight.booking, now=now)
+            self._router.first_token(flight.booking, now=now)
             if route.is_inference:
                 self._traffic.ttft_seconds.observe(now - flight.received_at)
 
@@ -141,7 +141,12 @@ class RequestDispatcher:
         now, worker = self._clock(), flight.worker
         counters = worker.counters
         worker.active -= 1
-        self._router.book.free(flight.booking)
+        self._router.finished(
+            flight.booking,
+            now=now,
+            cached_tokens=None if usage is None else usage.cached_tokens,
+            completed=outcome == "ok",
+        )
         counters.outcomes[outcome] = counters.outcomes.get(outcome, 0) + 1
         if outcome == "ok":
             if route.is_inference:

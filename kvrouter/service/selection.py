@@ -217,11 +217,11 @@ class SelectionRoutes:
                 self._count("/reservations/{id}")
                 self._held(selection_id)
                 del self._reserved[selection_id]
-                book.free(selection_id)
+                self._router.finished(selection_id, now=now)
             case "POST", "prefill_complete":
                 self._count("/reservations/{id}/prefill_complete")
                 self._held(selection_id)
-                book.prefill_complete(selection_id, now=now)
+                self._router.first_token(selection_id, now=now)
             case "POST", "output_block":
                 self._count("/reservations/{id}/output_block")
                 progress = parse_output_block(request.body)

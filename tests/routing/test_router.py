@@ -443,3 +443,29 @@ def test_a_policy_of_ones_own_is_welcome() -> None:
     assert (decision.worker_id, decision.policy, decision.reason) == ("c", "last", "because")
     assert router.decide(None, policy="round-robin", now=0.0).policy == "round-robin"
     assert Router(policy=Last()) is not None
+
+
+def test_a_request_is_told_of_from_its_choice_to_its_end() -> None:
+    """The first token ends its prefill load, the end frees its booking; whom nobody knows is no error."""
+    router = fleet("a")
+    decision = router.route(prompt_of(1, 2), now=0.0)
+
+    assert router.first_token(decision.id, now=0.5)
+    assert (router.book.load(0).prefill_tokens, router.book.load(0).active_requests) == (0, 1)
+    assert router.finished(decision.id, now=1.0, cached_tokens=0)
+
+    assert router.book.load(0).active_requests == 0
+    assert not router.first_token(decision.id, now=1.0)
+    assert not router.finished(decision.id, now=1.0, completed=False)
+
+
+def test_the_least_time_to_a_first_token_is_predicted() -> None:
+    """Over all candidates, and nothing is booked by asking."""
+    router = fleet("a", "b")
+    router.book.reserve("x", 0, prefill_tokens=10_000, blocks=1, now=0.0)
+    idle = router.predict(Prompt(prompt_of(1, 2)), now=0.0)
+    router.set_routable("b", False, now=0.0)
+
+    assert 0 < idle < router.predict(Prompt(prompt_of(1, 2)), now=0.0)
+    assert router.predict(None, now=0.0) > 0
+    assert len(router.book) == 1
