@@ -9,11 +9,14 @@ from xxhash import xxh3_64_intdigest
 from kvrouter.errors import NoWorkerError, UnknownModelError
 from kvrouter.events import Source
 from kvrouter.index import RANKS_MAX
+from kvrouter.routing.constraints import PLAIN, UNCONSTRAINED, Constraints, Traits, fitting
+from kvrouter.routing.cost import CostModel
 from kvrouter.routing.load import RankLoad
 
-__all__ = ["Candidates", "Fleet", "FleetRank", "FleetWorker"]
+__all__ = ["Candidates", "Fleet", "FleetRank", "FleetWorker", "worth_their_extra"]
 
 _MODELS_MAX = 1024
+_NARROWED_MAX = 1024
 
 
 class FleetRank:
@@ -38,30 +41,40 @@ class Candidates(tuple[FleetRank, ...]):
     """Ranks to choose from, in a stable order, and their loads side by side."""
 
     loads: tuple[RankLoad, ...]
+    extra_seconds: tuple[float, ...] | None
+    """What each costs on top of its predicted time, because it is not what the request prefers; None: nothing."""
 
-    def __new__(cls, ranks: Iterable[FleetRank]) -> Self:
+    def __new__(cls, ranks: Iterable[FleetRank], extra_seconds: Sequence[float] = ()) -> Self:
         """Take them in this order."""
         self = super().__new__(cls, ranks)
         self.loads = tuple(rank.load for rank in self)
+        self.extra_seconds = tuple(extra_seconds) if any(extra_seconds) else None
         return self
+
+    def only(self, keep: Iterable[bool]) -> "Candidates":
+        """Those for which `keep` is true."""
+        extra = self.extra_seconds
+        kept = [at for at, is_kept in enumerate(keep) if is_kept]
+        return Candidates((self[at] for at in kept), () if extra is None else [extra[at] for at in kept])
 
 
 class FleetWorker:
     """One worker: its ranks in order, and what it serves. No models means: not known, so any."""
 
-    __slots__ = ("models", "ranks", "routable", "worker_id")
+    __slots__ = ("models", "ranks", "routable", "traits", "worker_id")
 
     def __init__(self, worker_id: str, models: Sequence[str], ranks: tuple[FleetRank, ...]) -> None:
         self.worker_id = worker_id
         self.models = frozenset(models)
         self.ranks = ranks
+        self.traits = PLAIN
         self.routable = True
 
 
 class Fleet:
     """The workers by id. Candidates are computed once per model and change of the fleet."""
 
-    __slots__ = ("_candidates", "_free", "_workers", "ranks")
+    __slots__ = ("_candidates", "_free", "_narrowed", "_workers", "defaults", "ranks")
 
     def __init__(self) -> None:
         self._workers: dict[str, FleetWorker] = {}
@@ -69,6 +82,9 @@ class Fleet:
         """By dense number; None where a number is free. Only the fleet changes it."""
         self._free: list[int] = []
         self._candidates: dict[str | None, Candidates] = {}
+        self._narrowed: dict[tuple[str | None, Constraints], Candidates] = {}
+        self.defaults = UNCONSTRAINED
+        """What a request asks for that comes without constraints; set before the first one."""
 
     def __contains__(self, worker_id: str) -> bool:
         return worker_id in self._workers
@@ -110,7 +126,7 @@ class Fleet:
         self._workers[worker.worker_id] = worker
         for rank in worker.ranks:
             self.ranks[rank.dense_rank] = rank
-        self._candidates.clear()
+        self._changed()
 
     def remove(self, worker_id: str) -> FleetWorker:
         """Forget a worker and free its numbers; the caller has cleared what was kept under them."""
@@ -118,29 +134,36 @@ class Fleet:
         for rank in worker.ranks:
             self.ranks[rank.dense_rank] = None
             heappush(self._free, rank.dense_rank)
-        self._candidates.clear()
+        self._changed()
         return worker
 
     def set_routable(self, worker_id: str, *, routable: bool) -> None:
         """Allow or forbid that the worker is chosen."""
         self._workers[worker_id].routable = routable
-        self._candidates.clear()
+        self._changed()
 
     def set_models(self, worker_id: str, models: Sequence[str]) -> None:
         """Say what the worker serves."""
         self._workers[worker_id].models = frozenset(models)
-        self._candidates.clear()
+        self._changed()
 
-    def candidates(self, model: str | None) -> Candidates:
-        """Ranks of routable workers that serve `model` (None: any model); never empty.
+    def set_traits(self, worker_id: str, traits: Traits) -> None:
+        """Say what the worker is."""
+        self._workers[worker_id].traits = traits
+        self._changed()
+
+    def candidates(self, model: str | None, constraints: Constraints | None = None) -> Candidates:
+        """Ranks of routable workers that serve `model` (None: any model) and fit `constraints`; never empty.
 
         Raises:
             UnknownModelError: no worker, routable or not, serves it.
-            NoWorkerError: none of those that do is routable.
+            NoWorkerError: none of those that do is routable, or none fits.
         """
+        if constraints is not None:
+            return self._fitting(model, constraints)
         found = self._candidates.get(model)
         if found is None:
-            found = self._find(model)
+            found = self._find(model, self.defaults)
             if len(self._candidates) >= _MODELS_MAX:  # workers that serve any model let clients invent names
                 self._candidates.clear()
             self._candidates[model] = found
@@ -152,25 +175,30 @@ class Fleet:
         *,
         exclude: Collection[str],
         allowed: Collection[str] | None,
-        pinned: Source | None,
     ) -> Candidates:
-        """The candidates that a request's own conditions leave; raises NoWorkerError where they leave none."""
-        left = Candidates(
-            rank
-            for rank in candidates
-            if rank.worker_id not in exclude
-            and (allowed is None or rank.worker_id in allowed)
-            and (pinned is None or rank.source == pinned)
+        """The candidates that are left without some workers; raises NoWorkerError where nobody is."""
+        left = candidates.only(
+            rank.worker_id not in exclude and (allowed is None or rank.worker_id in allowed) for rank in candidates
         )
         if left:
             return left
-        if pinned is not None:
-            raise NoWorkerError(
-                f"rank {pinned.rank} of worker {pinned.worker_id!r}, to which this is pinned, is not available"
-            )
         raise NoWorkerError(f"none of the {len(candidates)} available ranks is left after the request's own conditions")
 
-    def _find(self, model: str | None) -> Candidates:
+    def _changed(self) -> None:
+        self._candidates.clear()
+        self._narrowed.clear()
+
+    def _fitting(self, model: str | None, constraints: Constraints) -> Candidates:
+        key = model, constraints
+        found = self._narrowed.get(key)
+        if found is None:
+            found = self._find(model, constraints)
+            if len(self._narrowed) >= _NARROWED_MAX:  # clients choose what they ask for
+                self._narrowed.clear()
+            self._narrowed[key] = found
+        return found
+
+    def _find(self, model: str | None, constraints: Constraints) -> Candidates:
         if not self._workers:
             raise NoWorkerError("there are no workers")
         serving = [
@@ -179,8 +207,38 @@ class Fleet:
         if not serving:
             assert model is not None
             raise UnknownModelError(model, frozenset().union(*(worker.models for worker in self._workers.values())))
-        found = Candidates(rank for worker in serving if worker.routable for rank in worker.ranks)
-        if not found:
+        routable = [worker for worker in serving if worker.routable]
+        if not routable:
             names = ", ".join(worker.worker_id for worker in serving[:8])
             raise NoWorkerError(f"no worker can take requests now; not routable: {names}")
-        return found
+        return _candidates(fitting(routable, constraints), constraints)
+
+
+def _candidates(workers: Sequence[FleetWorker], asked: Constraints) -> Candidates:
+    """The ranks of workers that fit, with what those cost that are not what is preferred."""
+    pinned = asked.pinned
+    ranks = [
+        (rank, worker.traits) for worker in workers for rank in worker.ranks if pinned is None or rank.source == pinned
+    ]
+    if not ranks and pinned is not None:
+        raise NoWorkerError(
+            f"rank {pinned.rank} of worker {pinned.worker_id!r}, to which this is pinned, is not available"
+        )
+    return Candidates((rank for rank, _ in ranks), [asked.seconds(rank.source, traits) for rank, traits in ranks])
+
+
+def worth_their_extra(candidates: Candidates, model: CostModel) -> Candidates:
+    """The candidates among which a policy chooses that does not weigh `extra_seconds` itself.
+
+    Those of one price: of the price whose least busy rank is predicted to be done first, the price included. So all
+    requests stay among the preferred ranks until those are busier than others by more than the others' price.
+    """
+    extra = candidates.extra_seconds
+    if extra is None:
+        return candidates
+    waits = (
+        model.seconds(load.prefill_tokens, load.active_requests, load.decode_blocks) + price
+        for load, price in zip(candidates.loads, extra, strict=True)
+    )
+    _, worth = min(zip(waits, extra, strict=True))
+    return candidates.only(price == worth for price in extra)

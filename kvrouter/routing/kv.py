@@ -1,5 +1,6 @@
 """The default policy: the rank that is predicted to answer first, among those that have most of the prompt cached."""
 
+from itertools import repeat
 from math import inf
 
 from kvrouter import native_core
@@ -23,6 +24,7 @@ class KvPolicy:
     """
 
     name = "kv"
+    weighs_extra_seconds = True
 
     def __init__(self, settings: RoutingSettings) -> None:
         self._model = CostModel(settings)
@@ -40,10 +42,11 @@ class KvPolicy:
         block_seconds = model.block_seconds
         near = best = candidates[0]
         near_cost = best_cost = inf
+        extra = candidates.extra_seconds or repeat(0.0, len(candidates))
         # `CostModel.seconds`, written out: without the native core this loop is the router's hottest.
-        for each, credit in zip(candidates, believed, strict=True):
+        for each, credit, price in zip(candidates, believed, extra, strict=True):
             load = each.load
-            cost = (
+            cost = price + (
                 (load.prefill_tokens + tokens - credit) * token_seconds
                 + load.active_requests * request_seconds
                 + load.decode_blocks * block_seconds
@@ -72,6 +75,8 @@ class NativeKvPolicy(KvPolicy):
 
     def choose(self, candidates: Candidates, request: Request) -> Choice:
         """Return the best rank, with the reason."""
+        if candidates.extra_seconds is not None:
+            return super().choose(candidates, request)
         position, reason = self._choose(candidates.loads, request.credits, request.tokens, self.weights)
         return candidates[position], NATIVE_REASONS[reason]
 

@@ -11,15 +11,18 @@
 from collections.abc import Collection, Hashable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from msgspec import structs
+
 from kvrouter import native_core
 from kvrouter.blocks import Prompt, TokenIds
 from kvrouter.errors import NoWorkerError
 from kvrouter.events import Source
 from kvrouter.index import PrefixIndex
 from kvrouter.ingest import Ingest
+from kvrouter.routing.constraints import Constraints, Traits
 from kvrouter.routing.cost import CostModel
 from kvrouter.routing.decision import Decision, note_candidates
-from kvrouter.routing.fleet import Candidates, Fleet, FleetRank, FleetWorker
+from kvrouter.routing.fleet import Candidates, Fleet, FleetRank, FleetWorker, worth_their_extra
 from kvrouter.routing.knowledge import (
     NO_OVERLAPS,
     PATIENCE,
@@ -140,6 +143,10 @@ class Router:
         """Say what a worker serves; nothing means that it may serve any model. Raises KeyError if there is none."""
         self.fleet.set_models(worker_id, models)
 
+    def set_traits(self, worker_id: str, traits: Traits) -> None:
+        """Say what a worker is; its labels, taints, zone and role. Raises KeyError if there is none."""
+        self.fleet.set_traits(worker_id, traits)
+
     # -- requests ------------------------------------------------------------------------------------------------------
 
     def route(
@@ -171,6 +178,7 @@ class Router:
         exclude: Collection[str] = (),
         allowed: Collection[str] | None = None,
         pinned: Source | None = None,
+        constraints: Constraints | None = None,
         now: float,
         policy: str | Policy | None = None,
     ) -> Decision:
@@ -183,6 +191,7 @@ class Router:
             exclude: ids of workers that must not be chosen.
             allowed: ids of the only workers that may be chosen.
             pinned: the only rank that may be chosen.
+            constraints: what else the request asks of its worker; None: the fleet's defaults.
             now: the current time.
             policy: instead of the router's own.
 
@@ -190,11 +199,13 @@ class Router:
             UnknownModelError: no worker serves the model.
             NoWorkerError: no worker that does is left to choose from.
         """
-        candidates = self.fleet.candidates(model)
-        if exclude or allowed is not None or pinned is not None:
-            candidates = self.fleet.narrow(candidates, exclude=exclude, allowed=allowed, pinned=pinned)
+        if pinned is not None:
+            constraints = structs.replace(constraints or self.fleet.defaults, pinned=pinned)
+        candidates = self.fleet.candidates(model, constraints)
+        if exclude or allowed is not None:
+            candidates = self.fleet.narrow(candidates, exclude=exclude, allowed=allowed)
         decision = None
-        if policy is None and prompt is not None and self._weigher is not None:
+        if policy is None and prompt is not None and self._weigher is not None and candidates.extra_seconds is None:
             decision = self._weigh(self._weigher, candidates, prompt, now)
         if decision is None:
             chooser = self._policy if policy is None else self._resolve(policy)
@@ -211,6 +222,7 @@ class Router:
         exclude: Collection[str],
         id: Hashable,  # noqa: A002 - as for `commit`
         now: float,
+        constraints: Constraints | None = None,
     ) -> Decision:
         """Decide and book in one step, as `decide` and `commit` do one after the other: the way of every request.
 
@@ -219,13 +231,15 @@ class Router:
             ValueError, OverloadedError: as `commit`; nothing is decided then.
         """
         known = None
+        candidates = self.fleet.candidates(model, constraints)
         if prompt is not None and self._weigher is not None and not exclude and not self._shares_blocks:
             known = self._single_predictions(prompt)
-        if known is None or prompt is None or self._weigher is None:
-            decision = self.decide(prompt, model=model, session=session, exclude=exclude, now=now)
+        if known is None or prompt is None or self._weigher is None or candidates.extra_seconds is not None:
+            decision = self.decide(
+                prompt, model=model, session=session, exclude=exclude, constraints=constraints, now=now
+            )
             self.commit(decision, id=id, now=now)
             return decision
-        candidates = self.fleet.candidates(model)
         if len(self.book) >= self.book.reservations_max:
             self.book.check_room()
         block_size, tokens = self._lookup.only_block_size, prompt.tokens
@@ -382,6 +396,8 @@ class Router:
     ) -> Decision:
         overlaps = NO_OVERLAPS if prompt is None else self.knowledge.overlaps(prompt, now)
         tokens = 0 if prompt is None else prompt.tokens
+        if candidates.extra_seconds is not None and not getattr(chooser, "weighs_extra_seconds", False):
+            candidates = worth_their_extra(candidates, self._cost)
         target, reason = chooser.choose(candidates, Request(prompt, tokens, overlaps.credited, session))
         number, load = target.dense_rank, target.load
         promised = overlaps.promised.get(number, 0)
