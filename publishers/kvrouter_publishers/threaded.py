@@ -56,6 +56,9 @@ class ThreadedPublisher(ABC):
         self._process = os.getpid()
         self._closing = False
         self._running = True
+        self._freeing = threading.Lock()
+        self._given_up = False
+        """Whether nobody waits for the thread any more: then it frees everything itself when it ends."""
         self._sleeping = False
         self._bell, self._bell_pull = socket.socketpair()
         self._bell.setblocking(False)  # noqa: FBT003 - positional in the standard library
@@ -83,7 +86,10 @@ class ThreadedPublisher(ABC):
                 self._ring_bell()
 
     def close(self, *, timeout_seconds: float = 2.0) -> None:
-        """Send what waits, for at most `timeout_seconds`, then stop. May be called again."""
+        """Send what waits, for at most `timeout_seconds`, then stop. May be called again.
+
+        A thread that gets no time from its machine is left behind, and frees what it has when it ends.
+        """
         if os.getpid() != self._process:
             return  # Sockets and thread belong to the parent; touching them here would disturb it.
         self._closing = True
@@ -92,10 +98,10 @@ class ThreadedPublisher(ABC):
         self._ring_bell()
         if self._thread.ident is not None:
             self._thread.join(timeout_seconds + _JOIN_SECONDS)
-        if not self._thread.is_alive():
-            self._bell.close()
-            self._bell_pull.close()
-            self._release()
+        with self._freeing:
+            self._given_up = self._running and self._thread.ident is not None
+            if not self._given_up:
+                self._free()
 
     def statistics(self) -> dict[str, int]:
         """Return counters since the start, and the state now, as plain integers."""
@@ -112,7 +118,7 @@ class ThreadedPublisher(ABC):
         """The thread's body."""
 
     def _release(self) -> None:
-        """Free what is left when the thread has ended; may be called again. Called by whoever closes."""
+        """Free what is left when `_run` has ended; may be called again. Called by whoever closes, or came last."""
         return
 
     def _own_load(self, report: LoadReport) -> LoadReport | None:
@@ -219,7 +225,15 @@ class ThreadedPublisher(ABC):
             self._core.counters.crashes += 1
             _log.exception("kvrouter_publisher_stopped")
         finally:
-            self._running = False
+            with self._freeing:
+                self._running = False
+                if self._given_up:
+                    self._free()
+
+    def _free(self) -> None:
+        self._bell.close()
+        self._bell_pull.close()
+        self._release()
 
 
 def _length(events: Sequence[Event]) -> int:

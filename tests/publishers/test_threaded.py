@@ -8,7 +8,7 @@ import pytest
 
 from kvrouter_publishers.core import Frame, PublisherCore
 from kvrouter_publishers.threaded import ThreadedPublisher
-from tests.publishers.wire import stored, wait_for
+from tests.publishers.wire import WAIT_SECONDS, stored, wait_for
 
 _NEVER = 3600.0
 
@@ -62,6 +62,15 @@ class _DisconnectedOnLoop(_Plain):
             await self._rest(_NEVER)
 
 
+class _Late(_Plain):
+    """Its machine has no time for it until `woken`."""
+
+    def _run(self) -> None:
+        self.woken = threading.Event()
+        self.woken.wait()
+        super()._run()
+
+
 class _Faulty(_Plain):
     def _run(self) -> None:
         raise RuntimeError("broken")
@@ -90,7 +99,7 @@ def test_closing_sends_what_waits(kind: type[_Plain]) -> None:
     for number in range(1000):
         publisher.publish([stored(number)])
 
-    publisher.close()
+    publisher.close(timeout_seconds=WAIT_SECONDS)
 
     assert len(publisher.sent) == 1001
     assert publisher.released == 1
@@ -104,9 +113,24 @@ def test_closing_does_not_wait_for_a_broker(kind: type[_Plain]) -> None:
     publisher.publish([stored(1)])
 
     publisher.close(timeout_seconds=0.1)
+    wait_for(lambda: not publisher.statistics()["running"])
 
-    assert publisher.statistics()["running"] == 0
     assert publisher.sent == []
+
+
+def test_a_thread_that_ends_late_frees_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever closed it has gone on by then; nothing stays open."""
+    monkeypatch.setattr("kvrouter_publishers.threaded._JOIN_SECONDS", 0.0)
+    publisher = _Late()
+    wait_for(lambda: hasattr(publisher, "woken"))
+
+    publisher.close(timeout_seconds=0.0)
+    left = publisher.released
+    publisher.woken.set()
+    wait_for(lambda: publisher.released)
+
+    assert left == 0
+    assert publisher.statistics()["running"] == 0
 
 
 def test_a_stalled_thread_does_not_lose_what_matters() -> None:

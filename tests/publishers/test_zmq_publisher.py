@@ -13,7 +13,18 @@ import zmq
 from kvrouter.errors import SettingsError
 from kvrouter.events import AllBlocksCleared, BlockStored, decode_batch
 from kvrouter_publishers import ZmqEventPublisher
-from tests.publishers.wire import ANY_TCP, Consumer, ask_replay, consumers, read_replay, removed, stored, wait_for
+from tests.publishers.wire import (
+    ANY_TCP,
+    WAIT_SECONDS,
+    Consumer,
+    ask_replay,
+    consumers,
+    read_replay,
+    removed,
+    stored,
+    wait_for,
+)
+from tests.servers import free_tcp
 
 
 def port(endpoint: str | None) -> int:
@@ -27,9 +38,9 @@ def rank_one() -> Iterator[tuple[ZmqEventPublisher, str, str]]:
     """A publisher of rank 1, and the addresses of rank 0 that it was given.
 
     Its ports lie below those that the system hands out: above a port that the system chose for listening often
-    lies one that it gave to somebody's outgoing connection.
+    lies one that it gave to somebody's outgoing connection. And below those of `tests.servers.free_port`.
     """
-    for base in random.sample(range(12_000, 32_000, 2), 100):
+    for base in random.sample(range(10_000, 14_000, 2), 100):
         events, replays = f"tcp://127.0.0.1:{base}", f"tcp://127.0.0.1:{base + 500}"
         try:
             publisher = ZmqEventPublisher(events, replay_endpoint=replays, rank=1, bind=True)
@@ -124,8 +135,7 @@ def test_a_concrete_address_is_connected_to() -> None:
 
 def test_bind_overrides_the_rule() -> None:
     """An engine that should listen on one interface only says so."""
-    with ZmqEventPublisher(ANY_TCP) as free:
-        endpoint = free.endpoint
+    endpoint = free_tcp()
 
     with ZmqEventPublisher(endpoint, bind=True) as publisher:
         assert publisher.endpoint == endpoint
@@ -152,8 +162,7 @@ def test_a_taken_address_is_an_error_at_once() -> None:
 
 def test_a_taken_replay_address_frees_the_other_one() -> None:
     """A failed start leaves nothing behind, so it can be tried again."""
-    with ZmqEventPublisher(ANY_TCP) as free:
-        endpoint = free.endpoint
+    endpoint = free_tcp()
     with ZmqEventPublisher(ANY_TCP) as other, pytest.raises(SettingsError):
         ZmqEventPublisher(endpoint, replay_endpoint=other.endpoint, bind=True)
 
@@ -176,7 +185,7 @@ def test_closing_sends_what_is_waiting() -> None:
 
         for number in range(500):
             publisher.publish([stored(number)])
-        publisher.close()
+        publisher.close(timeout_seconds=WAIT_SECONDS)
 
         assert [consumer.batch()[1].events[0] for _ in range(500)] == [stored(number) for number in range(500)]
 
@@ -193,9 +202,9 @@ def test_closing_twice_is_closing_once() -> None:
 
 def test_the_address_is_free_after_closing() -> None:
     """A restarted engine takes the same port, and its numbers begin again."""
-    with ZmqEventPublisher(ANY_TCP) as first:
+    endpoint = free_tcp()
+    with ZmqEventPublisher(endpoint, bind=True) as first:
         first.publish([stored(1)])
-        endpoint = first.endpoint
 
     with ZmqEventPublisher(endpoint, bind=True) as second:
         assert second.statistics()["next_sequence"] == 0

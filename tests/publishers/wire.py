@@ -10,7 +10,7 @@ import zmq
 from kvrouter.events import BlockRemoved, BlockStored, EventBatch, decode_batch, parse_live
 from kvrouter_publishers import ZmqEventPublisher
 
-WAIT_SECONDS = 20.0
+WAIT_SECONDS = 30.0
 ANY_TCP = "tcp://127.0.0.1:*"
 
 

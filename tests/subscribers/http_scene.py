@@ -12,6 +12,7 @@ from kvrouter.events import Envelope, Event, Source, encode_envelope
 from kvrouter_publishers.http_desk import EventDesk, EventStream
 from kvrouter_publishers.http_server import HttpServer, ServerLimits
 from kvrouter_subscribers import HttpEventSubscriber, HttpLimits, Receipt, TransportStatus
+from tests.servers import free_port
 from tests.subscribers.scene import WORKER, RecordingSink, payload, stored, until
 
 QUICK = HttpLimits(
@@ -84,7 +85,7 @@ class ScriptedPublisher:
     """The publisher's own desk and server, in the test's event loop, over scripted cores."""
 
     def __init__(self, port: int = 0, *, key: str | None = None, limits: ServerLimits | None = None) -> None:
-        self._socket = socket.create_server(("127.0.0.1", port))
+        self._socket = socket.create_server(("127.0.0.1", port or free_port()))
         self.port = self._socket.getsockname()[1]
         self.endpoint = f"http://127.0.0.1:{self.port}"
         self.desk = EventDesk(clock=asyncio.get_running_loop().time, snapshot_keep_seconds=0.0)

@@ -130,7 +130,7 @@ async def client(url: str, **options: Any) -> AsyncIterator[Client]:
 
 async def api(connected: Client, subject: str) -> dict[str, Any]:
     """Ask JetStream itself, without the client's own reading of the answer."""
-    answer = await connected.request(f"$JS.API.{subject}", b"", timeout=5)
+    answer = await connected.request(f"$JS.API.{subject}", b"", timeout=30)
     return dict(json.loads(answer.data))
 
 

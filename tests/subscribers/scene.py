@@ -18,6 +18,7 @@ from kvrouter.index import PrefixIndex
 from kvrouter.ingest import Ingest
 from kvrouter_subscribers import CurveKeys, Receipt, TransportStatus, ZmqEventSubscriber, ZmqLimits
 from kvrouter_subscribers.subscriber import DigestRows
+from tests.servers import free_tcp
 
 WAIT_SECONDS = 20.0
 ANY_TCP = "tcp://127.0.0.1:*"
@@ -189,11 +190,11 @@ async def scene(
 class ScriptedEngine:
     """A PUB and a ROUTER that do exactly what a test says, right or wrong."""
 
-    def __init__(self, *, live: str = ANY_TCP, replay: str = ANY_TCP) -> None:
+    def __init__(self, *, live: str = "", replay: str = ANY_TCP) -> None:
         self._context = zmq.asyncio.Context()
         self._live = self._context.socket(zmq.PUB)
         self._router = self._context.socket(zmq.ROUTER)
-        for socket, endpoint in ((self._live, live), (self._router, replay)):
+        for socket, endpoint in ((self._live, live or free_tcp()), (self._router, replay)):
             socket.setsockopt(zmq.LINGER, 0)
             socket.setsockopt(zmq.SNDHWM, 0)
             socket.bind(endpoint)

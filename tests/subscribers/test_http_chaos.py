@@ -9,6 +9,7 @@ import pytest
 
 from kvrouter.events import BlockRemoved
 from kvrouter_publishers import HttpEventPublisher
+from tests.servers import free_port
 from tests.subscribers.http_scene import QUICK, HttpScene, http_scene
 from tests.subscribers.scene import run, stored, until
 
@@ -84,7 +85,7 @@ class Engine:
     """A cache of at most `BLOCKS` blocks that says what happens to it, and sometimes dies."""
 
     def __init__(self, chance: random.Random) -> None:
-        self.chance, self.where = chance, "127.0.0.1:0"
+        self.chance, self.where = chance, f"127.0.0.1:{free_port()}"
         self.held: set[int] = set()
         self.seen: set[int] = set()
         self.lives = 0

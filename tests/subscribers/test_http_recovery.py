@@ -13,6 +13,7 @@ import pytest
 
 from kvrouter.events import AllBlocksCleared, BlockRemoved
 from kvrouter_publishers import HttpEventPublisher
+from tests.servers import free_port
 from tests.subscribers.http_scene import PATIENT, HttpScene, ScriptedCore, http_scene, publisher
 from tests.subscribers.scene import WORKER, run, stored, until
 
@@ -69,7 +70,7 @@ def test_a_publisher_that_restarts_is_followed_in_its_new_life() -> None:
 
     async def scenario() -> None:
         async with http_scene() as stage:
-            first = HttpEventPublisher("127.0.0.1:0", worker_id="worker")
+            first = HttpEventPublisher(f"127.0.0.1:{free_port()}", worker_id="worker")
             stage.listen(str(first.endpoint))
             for number in range(20):
                 first.publish([stored(number)])
@@ -94,7 +95,7 @@ def test_a_new_life_that_counted_past_the_old_one_is_not_taken_for_it() -> None:
 
     async def scenario() -> None:
         async with http_scene() as stage:
-            first = HttpEventPublisher("127.0.0.1:0", worker_id="worker")
+            first = HttpEventPublisher(f"127.0.0.1:{free_port()}", worker_id="worker")
             stage.listen(str(first.endpoint))
             first.publish([stored(1)])
             await held(stage, 1)
@@ -113,7 +114,7 @@ def test_a_new_life_without_events_empties_the_rank() -> None:
 
     async def scenario() -> None:
         async with http_scene() as stage:
-            first = HttpEventPublisher("127.0.0.1:0", worker_id="worker")
+            first = HttpEventPublisher(f"127.0.0.1:{free_port()}", worker_id="worker")
             stage.listen(str(first.endpoint))
             first.publish([stored(1)])
             await held(stage, 1)
@@ -362,7 +363,7 @@ def test_a_publisher_process_that_dies_and_comes_back_is_followed(fatal: signal.
 
     async def scenario() -> None:
         async with http_scene() as stage:
-            with engine("127.0.0.1:0", 1) as (process, endpoint):
+            with engine(f"127.0.0.1:{free_port()}", 1) as (process, endpoint):
                 stage.listen(endpoint)
                 await held(stage, 1)
                 process.send_signal(fatal)
@@ -379,7 +380,7 @@ def test_a_publisher_process_that_is_stopped_is_noticed_and_continued() -> None:
 
     async def scenario() -> None:
         async with http_scene() as stage:
-            with engine("127.0.0.1:0", 1) as (process, endpoint):
+            with engine(f"127.0.0.1:{free_port()}", 1) as (process, endpoint):
                 stage.listen(endpoint)
                 await held(stage, 1)
                 os.kill(process.pid, signal.SIGSTOP)
@@ -399,7 +400,7 @@ def test_restarts_under_load_end_in_the_truth() -> None:
 
     async def scenario() -> None:
         async with http_scene() as stage:
-            first = HttpEventPublisher("127.0.0.1:0", worker_id="worker", buffer_steps=50)
+            first = HttpEventPublisher(f"127.0.0.1:{free_port()}", worker_id="worker", buffer_steps=50)
             where = address(first.endpoint)
             stage.listen(str(first.endpoint))
             current = first

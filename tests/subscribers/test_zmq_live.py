@@ -14,6 +14,7 @@ from kvrouter.errors import SettingsError
 from kvrouter.events import Source
 from kvrouter_publishers import ZmqEventPublisher
 from kvrouter_subscribers import CurveKeys, ZmqEventSubscriber
+from tests.servers import free_port, free_tcp
 from tests.subscribers.scene import (
     ANY_TCP,
     DIRECT,
@@ -128,8 +129,7 @@ def test_publishers_can_connect_to_us() -> None:
 
     async def scenario() -> None:
         async with scene() as stage:
-            with ZmqEventPublisher(ANY_TCP) as free:
-                port = free.endpoint.rpartition(":")[2]
+            port = free_port()
             stage.listen(f"tcp://0.0.0.0:{port}")
             with ZmqEventPublisher(f"tcp://127.0.0.1:{port}") as publisher:
                 await receives(stage, publisher, 1)
@@ -144,8 +144,8 @@ def test_an_endpoint_that_cannot_be_bound_is_tried_again() -> None:
 
     async def scenario() -> None:
         async with scene() as stage:
-            with ZmqEventPublisher(ANY_TCP) as holder:
-                endpoint = holder.endpoint
+            endpoint = free_tcp()
+            with ZmqEventPublisher(endpoint, bind=True):
                 stage.listen(endpoint, bind=True)
                 await until(lambda: "in use" in (stage.status().last_error or ""))
             with ZmqEventPublisher(endpoint, bind=False) as publisher:
@@ -158,8 +158,7 @@ def test_a_worker_that_comes_late_is_found() -> None:
     """Engines load weights for minutes; the router is up long before."""
 
     async def scenario() -> None:
-        with ZmqEventPublisher(ANY_TCP) as free:
-            endpoint = free.endpoint
+        endpoint = free_tcp()
         async with scene() as stage:
             stage.listen(endpoint)
             assert not stage.status().connected

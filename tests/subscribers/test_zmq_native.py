@@ -15,6 +15,7 @@ from kvrouter.events import BlockRemoved, Envelope, Source, decode_envelope, enc
 from kvrouter.events.frames import SNAPSHOT_START, live_frames
 from kvrouter_publishers import ZmqEventPublisher
 from kvrouter_publishers.core import PublisherCore
+from tests.servers import free_tcp
 from tests.subscribers.scene import (
     ANY_TCP,
     PROBING,
@@ -127,7 +128,7 @@ def test_a_killed_publishers_blocks_are_gone_when_it_is_back() -> None:
 
     async def scenario() -> None:
         async with scene() as stage:
-            with _process(ANY_TCP, ANY_TCP, 0) as (process, endpoint, replay):
+            with _process(free_tcp(), free_tcp(), 0) as (process, endpoint, replay):
                 stage.listen(endpoint, replay_endpoint=replay)
                 await until(lambda: stage.sink.holds(*range(20)))
                 process.send_signal(signal.SIGKILL)

@@ -9,6 +9,7 @@ import pytest
 from kvrouter.events import AllBlocksCleared, Source
 from kvrouter_publishers import ZmqEventPublisher
 from kvrouter_subscribers import ZmqLimits
+from tests.servers import free_tcp
 from tests.subscribers.scene import (
     ANY_TCP,
     PROBING,
@@ -127,8 +128,8 @@ def test_a_restarted_engine_begins_anew() -> None:
     """Same port, numbers from 0: what the old life stored is gone, the new life's blocks are there."""
 
     async def scenario() -> None:
-        with ZmqEventPublisher(ANY_TCP, replay_endpoint=ANY_TCP) as first:
-            endpoint, replay = first.endpoint, str(first.replay_endpoint)
+        endpoint, replay = free_tcp(), free_tcp()
+        with ZmqEventPublisher(endpoint, replay_endpoint=replay, bind=True) as first:
             async with scene() as stage:
                 stage.listen(endpoint, replay_endpoint=replay)
                 for number in range(50):
@@ -153,8 +154,8 @@ def test_a_restart_is_seen_even_if_the_new_life_says_nothing() -> None:
     """An engine that restarted and idles has an empty cache; it must not be believed in until its first request."""
 
     async def scenario() -> None:
-        with ZmqEventPublisher(ANY_TCP, replay_endpoint=ANY_TCP) as first:
-            endpoint, replay = first.endpoint, str(first.replay_endpoint)
+        endpoint, replay = free_tcp(), free_tcp()
+        with ZmqEventPublisher(endpoint, replay_endpoint=replay, bind=True) as first:
             async with scene() as stage:
                 stage.listen(endpoint, replay_endpoint=replay)
                 first.publish([stored(1)])
