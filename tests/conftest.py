@@ -3,8 +3,15 @@
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from kvrouter import native_core
+
+# The gate tries the same examples every time, however long a slow machine takes for one;
+# `pytest --hypothesis-profile explore` looks for others.
+settings.register_profile("gate", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("explore", settings.get_profile("gate"), derandomize=False)
+settings.load_profile("gate")
 
 IMPLEMENTATIONS = ("native", "reference") if native_core.present else ("reference",)
 

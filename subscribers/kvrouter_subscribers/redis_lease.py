@@ -10,10 +10,10 @@ import time
 
 from kvrouter.events.redis_names import reader_key
 from kvrouter.redis_client import RedisClient, RedisError
+from kvrouter_subscribers.redis_limits import RedisLimits
 
 __all__ = ["GroupLease", "GroupLostError", "GroupTakenError"]
 
-_LEAVE_SECONDS = 0.5
 _ANOTHER, _WE = 0, 2
 _RENEWALS = 4
 """So often it is renewed in its life: one that is late does not lose it."""
@@ -46,8 +46,9 @@ class GroupTakenError(Exception):
 class GroupLease:
     """The right to read as `group`, for the process that `token` names. Methods raise what the client raises."""
 
-    def __init__(self, client: RedisClient, stream: str, *, group: str, token: str, seconds: float) -> None:
-        self._client, self._group, self._token, self._seconds = client, group, token, seconds
+    def __init__(self, client: RedisClient, stream: str, *, group: str, token: str, limits: RedisLimits) -> None:
+        self._client, self._group, self._token = client, group, token
+        self._seconds, self._leave_seconds = limits.lease_seconds, limits.leave_seconds
         self._key = reader_key(stream, group)
         self._renewed_at = 0.0
         self._lost: GroupLostError | GroupTakenError | None = None
@@ -83,7 +84,7 @@ class GroupLease:
     async def leave(self) -> None:
         """Give it up, so that the next life of this router need not wait. A server that is silent is left alone."""
         with contextlib.suppress(RedisError, OSError):
-            async with asyncio.timeout(_LEAVE_SECONDS):
+            async with asyncio.timeout(self._leave_seconds):
                 await self._client.command("EVAL", _LEAVE, 1, self._key, self._token)
 
     async def _renew(self) -> None:

@@ -24,6 +24,8 @@ class RedisLimits:
     reconnect_seconds_max: float = 2.0
     lease_seconds: float = 10.0
     """A router that was not heard of for so long gives its group up to another one of the same name."""
+    leave_seconds: float = 0.5
+    """A server may take so long to hear that we go; one that does not answer finds out by itself."""
     inactive_seconds: float = 300.0
     """The group of a router that was not heard of for so long is removed by the others."""
     sweep_seconds: float = 60.0

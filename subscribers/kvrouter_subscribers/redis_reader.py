@@ -143,7 +143,7 @@ class StreamReader:
         sweeper = Sweeper(client, stream, group=self._group, shared=self._shared, limits=limits)
         group = ConsumerGroup(client, stream, self._group, self._name, limits)
         recovery = Recovery(client, stream, limits=limits, tasks=tasks, position=lambda: self.position or _BEGINNING)
-        lease = GroupLease(client, stream, group=self._group, token=self._token, seconds=limits.lease_seconds)
+        lease = GroupLease(client, stream, group=self._group, token=self._token, limits=limits)
         if not self._shared:
             await lease.take()
         await sweeper.live()

@@ -16,8 +16,6 @@ from kvrouter_subscribers.redis_limits import RedisLimits
 
 __all__ = ["Sweeper"]
 
-_LEAVE_SECONDS = 0.5
-
 # KEYS: stream, key of life. ARGV: group. In one step, so that nobody comes to life between.
 _REMOVE_GROUP = """
 if redis.call('EXISTS', KEYS[2]) == 1 then return 0 end
@@ -47,7 +45,7 @@ class Sweeper:
     async def leave(self) -> None:
         """Remove our own group: nobody will ever read with it again. A server that does not answer is left alone."""
         with contextlib.suppress(RedisError, OSError):
-            async with asyncio.timeout(_LEAVE_SECONDS):
+            async with asyncio.timeout(self._limits.leave_seconds):
                 await self._client.command("XGROUP", "DESTROY", self._stream, self._group)
                 await self._client.command("DEL", alive_key(self._stream, self._group))
 

@@ -137,7 +137,9 @@ _JSON = st.recursive(
 
 
 @given(messages=st.one_of(_JSON, st.lists(_JSON)), tools=_JSON, options=_JSON, documents=_JSON)
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 def test_no_conversation_ever_fails(desk: Desk, messages: Any, tools: Any, options: Any, documents: Any) -> None:
     """Any JSON in place of messages is a prompt, none, or a clear refusal of the reader."""
     body = {"tools": tools, "chat_template_kwargs": options, "documents": documents}

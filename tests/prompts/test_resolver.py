@@ -97,7 +97,9 @@ def test_a_new_turn_costs_the_new_turn_only(desk: Desk) -> None:
     cut=st.integers(0, 6),
     last=st.booleans(),
 )
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 def test_cached_and_uncached_tokens_are_the_same(
     desk: Desk, plain: Tokenizer, contents: list[str], cut: int, *, last: bool
 ) -> None:

@@ -22,6 +22,8 @@ QUICK = JetStreamLimits(
     reconnect_seconds_max=0.1,
     recovery_pause_seconds=0.05,
     recovery_pause_seconds_max=0.2,
+    request_seconds=20.0,
+    heartbeat_seconds=10.0,
 )
 
 

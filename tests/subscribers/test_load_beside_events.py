@@ -189,9 +189,12 @@ def test_a_redis_server_that_stands_still_is_noticed_by_who_listens_to_it(tmp_pa
         heard: list[LoadReport] = []
         failures: list[Exception] = []
         with redis_server(tmp_path) as server:
-            async with RedisClient({"port": server.port}, answer_seconds=0.2) as client:
+            async with (
+                RedisClient({"port": server.port}, answer_seconds=0.2) as hasty,
+                RedisClient({"port": server.port}, answer_seconds=20.0) as client,
+            ):
                 listener = LoadListener(
-                    client,
+                    hasty,
                     STREAM,
                     take=lambda message: heard.append(decode_load(message)),
                     fail=failures.append,
@@ -210,9 +213,10 @@ def test_a_redis_server_that_stands_still_is_noticed_by_who_listens_to_it(tmp_pa
                 await tells()
                 before = await pings()
                 while await pings() < before + 2:  # As above.
-                    assert failures == []
+                    await asyncio.sleep(0.01)
                 with server.paused():
-                    await until(lambda: failures)
+                    failed = len(failures)  # A machine without time may look like a server that stands still.
+                    await until(lambda: len(failures) > failed)
                 heard.clear()
                 await tells()
                 listening.cancel()
