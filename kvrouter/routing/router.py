@@ -35,6 +35,7 @@ from kvrouter.routing.kv import NATIVE_REASONS, KvPolicy, NativeKvPolicy
 from kvrouter.routing.load import LoadBook
 from kvrouter.routing.policies import make_policy
 from kvrouter.routing.policy import Policy, Request
+from kvrouter.routing.queue_room import RankRoom
 from kvrouter.routing.settings import RoutingSettings
 
 if TYPE_CHECKING:
@@ -179,6 +180,7 @@ class Router:
         allowed: Collection[str] | None = None,
         pinned: Source | None = None,
         constraints: Constraints | None = None,
+        room: RankRoom | None = None,
         now: float,
         policy: str | Policy | None = None,
     ) -> Decision:
@@ -192,6 +194,7 @@ class Router:
             allowed: ids of the only workers that may be chosen.
             pinned: the only rank that may be chosen.
             constraints: what else the request asks of its worker; None: the fleet's defaults.
+            room: only ranks that have it may be chosen.
             now: the current time.
             policy: instead of the router's own.
 
@@ -204,6 +207,8 @@ class Router:
         candidates = self.fleet.candidates(model, constraints)
         if exclude or allowed is not None:
             candidates = self.fleet.narrow(candidates, exclude=exclude, allowed=allowed)
+        if room is not None:
+            candidates = _with_room(candidates, room)
         decision = None
         if policy is None and prompt is not None and self._weigher is not None and candidates.extra_seconds is None:
             decision = self._weigh(self._weigher, candidates, prompt, now)
@@ -223,6 +228,7 @@ class Router:
         id: Hashable,  # noqa: A002 - as for `commit`
         now: float,
         constraints: Constraints | None = None,
+        room: RankRoom | None = None,
     ) -> Decision:
         """Decide and book in one step, as `decide` and `commit` do one after the other: the way of every request.
 
@@ -232,11 +238,13 @@ class Router:
         """
         known = None
         candidates = self.fleet.candidates(model, constraints)
+        if room is not None and not exclude:
+            candidates = _with_room(candidates, room)
         if prompt is not None and self._weigher is not None and not exclude and not self._shares_blocks:
             known = self._single_predictions(prompt)
         if known is None or prompt is None or self._weigher is None or candidates.extra_seconds is not None:
             decision = self.decide(
-                prompt, model=model, session=session, exclude=exclude, constraints=constraints, now=now
+                prompt, model=model, session=session, exclude=exclude, constraints=constraints, room=room, now=now
             )
             self.commit(decision, id=id, now=now)
             return decision
@@ -324,7 +332,9 @@ class Router:
         """
         return self.book.free(id)
 
-    def predict(self, prompt: Prompt | None, *, model: str | None = None, now: float) -> float:
+    def predict(
+        self, prompt: Prompt | None, *, model: str | None = None, constraints: Constraints | None = None, now: float
+    ) -> float:
         """The least predicted seconds to first token over all candidates; books nothing. Raises as `decide` does."""
         overlaps = NO_OVERLAPS if prompt is None else self.knowledge.overlaps(prompt, now)
         tokens = 0 if prompt is None else prompt.tokens
@@ -334,7 +344,7 @@ class Router:
                 each.load.active_requests,
                 each.load.decode_blocks,
             )
-            for each in self.fleet.candidates(model)
+            for each in self.fleet.candidates(model, constraints)
         )
 
     def expire(self, now: float) -> list[Hashable]:
@@ -442,3 +452,10 @@ class Router:
             load.decode_blocks + blocks,
             load.active_requests,
         )
+
+
+def _with_room(candidates: Candidates, room: RankRoom) -> Candidates:
+    found = room.among(candidates)
+    if found:
+        return found
+    raise NoWorkerError(f"none of the {len(candidates)} available ranks has room now")
