@@ -6,26 +6,44 @@ KvrouterError
 ├── WireError                a frame or batch from a peer cannot be understood
 ├── SnapshotError            a saved index is damaged or of another version
 ├── StoreError               an object or key cannot be stored or had back; `reason` says why
+├── TransportError           a request or a stream between peers failed: `code` says how
+│   ├── NoInstancesError     nobody serves the endpoint
+│   ├── UnreachableError     no connection to the peer could be made
+│   ├── DisconnectedError    the connection was lost before the stream had ended
+│   ├── DeadlineError        it took longer than the caller would wait
+│   ├── RefusedError         the peer will not take this request: unknown endpoint, too busy, draining, no right to
+│   ├── HandlerError         the peer's handler failed
+│   └── ProtocolError        the peer broke the protocol
 ├── RoutingError             no worker can be chosen
 │   ├── UnknownModelError    no worker serves the model
 │   ├── NoWorkerError        workers exist, none may take the request now
+│   │   └── UnmetConstraintError  none of them is what the request asks for, available or not
 │   └── OverloadedError      a bound on queued work is reached
+│       └── ShedError        a request is turned away before it costs anything; `status` and `code` say why
 └── RequestError             the client sent something that we refuse; carries the HTTP answer
 """
 
 from collections.abc import Iterable
 
 __all__ = [
+    "DeadlineError",
+    "DisconnectedError",
+    "HandlerError",
     "KvrouterError",
     "MissingExtraError",
+    "NoInstancesError",
     "NoWorkerError",
     "OverloadedError",
+    "ProtocolError",
+    "RefusedError",
     "RequestError",
     "RoutingError",
     "SettingsError",
+    "ShedError",
     "SnapshotError",
     "StoreError",
     "UnknownModelError",
+    "UnmetConstraintError",
     "WireError",
 ]
 
@@ -74,6 +92,83 @@ class StoreError(KvrouterError):
         self.reason = reason
 
 
+class TransportError(KvrouterError):
+    """A request or a stream between two peers failed.
+
+    `code` is one of gRPC's canonical names (https://grpc.io/docs/guides/status-codes/). `retryable` tells that the same
+    request may succeed elsewhere or later; it is true only while nothing of an answer was seen.
+    """
+
+    code = "UNKNOWN"
+    retryable = False
+
+    def __init__(self, message: str, *, code: str | None = None, retryable: bool | None = None) -> None:
+        super().__init__(message)
+        if code is not None:
+            self.code = code
+        if retryable is not None:
+            self.retryable = retryable
+
+
+class NoInstancesError(TransportError):
+    """Nobody serves the endpoint now."""
+
+    code, retryable = "UNAVAILABLE", True
+
+
+class UnreachableError(TransportError):
+    """No connection to the peer could be made: refused, no route, handshake failed."""
+
+    code, retryable = "UNAVAILABLE", True
+
+
+class DisconnectedError(TransportError):
+    """The connection was lost before the stream had ended; what had arrived is whole."""
+
+    code, retryable = "UNAVAILABLE", True
+
+
+class DeadlineError(TransportError):
+    """It took longer than the caller would wait."""
+
+    code = "DEADLINE_EXCEEDED"
+
+
+class RefusedError(TransportError):
+    """The peer did not take the request, so nothing was done; `code` says why.
+
+    `NOT_FOUND` (unknown endpoint), `RESOURCE_EXHAUSTED` (too busy), `UNAVAILABLE` (draining), `UNAUTHENTICATED`,
+    `PERMISSION_DENIED`, `INVALID_ARGUMENT`.
+    """
+
+    code = "UNAVAILABLE"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        retryable: bool | None = None,
+        retry_after_seconds: float | None = None,
+    ) -> None:
+        super().__init__(message, code=code, retryable=retryable)
+        if retryable is None:
+            self.retryable = self.code in ("RESOURCE_EXHAUSTED", "UNAVAILABLE")
+        self.retry_after_seconds = retry_after_seconds
+
+
+class HandlerError(TransportError):
+    """The peer's handler failed; `code` and text are what it said."""
+
+    code = "INTERNAL"
+
+
+class ProtocolError(TransportError):
+    """The peer broke the protocol; the stream, or where framing is lost the connection, is closed."""
+
+    code = "INTERNAL"
+
+
 class RoutingError(KvrouterError):
     """No worker can be chosen for a request."""
 
@@ -98,12 +193,28 @@ class NoWorkerError(RoutingError):
         self.reason, self.retry_after_seconds = reason, retry_after_seconds
 
 
+class UnmetConstraintError(NoWorkerError):
+    """No worker, available or not, is what the request asks for; the text names the condition and what there is."""
+
+
 class OverloadedError(RoutingError):
     """A bound on waiting work is reached; trying again later may succeed."""
 
     def __init__(self, reason: str, *, retry_after_seconds: int = 1) -> None:
         super().__init__(reason)
         self.reason, self.retry_after_seconds = reason, retry_after_seconds
+
+
+class ShedError(OverloadedError):
+    """A request is turned away before it costs anything.
+
+    `status` is 429 where its tenant has more waiting than its share, 503 where the fleet is too busy, and 504 where its
+    own deadline cannot be met; `code` is what clients and counters know the reason by.
+    """
+
+    def __init__(self, reason: str, *, status: int, code: str, retry_after_seconds: int = 1) -> None:
+        super().__init__(reason, retry_after_seconds=retry_after_seconds)
+        self.status, self.code = status, code
 
 
 class RequestError(KvrouterError):

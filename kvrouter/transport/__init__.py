@@ -1,0 +1,1 @@
+"""Requests to workers and streams of answers back, over exchangeable transports."""

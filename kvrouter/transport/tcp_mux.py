@@ -1,0 +1,364 @@
+"""The multiplexed TCP connection as bytes in, bytes out: many streams in both directions over one connection.
+
+Framing, handshake, the streams by id, pings and farewells; no sockets and no clock. `tcp_connection.py` moves the
+bytes, `tcp_client.py` and `tcp_server.py` are what others use. docs/planes.md has the protocol.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import msgspec
+
+from kvrouter.errors import KvrouterError, ProtocolError, RefusedError, TransportError, WireError
+from kvrouter.transport.client_stream import ClientStream
+from kvrouter.transport.context import Context
+from kvrouter.transport.duplex import StreamLimits
+from kvrouter.transport.endpoints import Endpoints
+from kvrouter.transport.flow import WINDOW_BYTES
+from kvrouter.transport.frame_cutter import FrameCutter
+from kvrouter.transport.messages import Kind, decode_error, decode_request, encode_error
+from kvrouter.transport.server_stream import ServerStream
+from kvrouter.transport.tcp_frames import HEAD, MAY_IGNORE, MORE, NO_STREAM, PROTOCOL, VERSION, Hello, HelloAck, head_of
+from kvrouter.transport.two_part import MESSAGE_BYTES_MAX
+
+__all__ = ["MuxLimits", "MuxOutput", "TcpMux"]
+
+_WINDOW_BYTES_MIN = 4096
+_NOT_YET_OPEN_MAX = 1024
+"""Requests in several frames that are not whole yet, per connection."""
+GOAWAY_DRAINING, GOAWAY_LIMIT, GOAWAY_PROTOCOL = 1, 2, 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MuxLimits:
+    """What one side of a connection takes."""
+
+    frame_bytes_max: int = 1 << 20
+    window_bytes: int = WINDOW_BYTES
+    message_bytes_max: int = MESSAGE_BYTES_MAX
+    assembling_bytes_max: int = 4 * MESSAGE_BYTES_MAX
+    """Bound of all requests of one connection that have not arrived wholly."""
+
+
+class MuxOutput(Protocol):
+    """Where bytes go."""
+
+    def write(self, head: bytes, payload: bytes | memoryview) -> None:
+        """Send a frame after those before it."""
+        ...
+
+    async def writable(self) -> None:
+        """Wait while too much is waiting to be sent."""
+        ...
+
+    def ready(self) -> None:
+        """The handshake is done."""
+        ...
+
+    def close(self, reason: str) -> None:
+        """Close the connection once what was written has been sent."""
+        ...
+
+
+class _StreamWire:
+    """What one stream sends with."""
+
+    __slots__ = ("_id", "_mux")
+
+    def __init__(self, mux: "TcpMux", stream_id: bytes) -> None:
+        self._mux, self._id = mux, stream_id
+
+    def transmit(self, kind: Kind, payload: bytes | memoryview = b"", *, more: bool = False) -> None:
+        self._mux.output.write(HEAD.pack(len(payload), kind, MORE if more else 0, 0, self._id), payload)
+
+    async def writable(self) -> None:
+        await self._mux.output.writable()
+
+    def forget(self) -> None:
+        self._mux.streams.pop(self._id, None)
+
+
+class TcpMux:
+    """One side of one connection. `endpoints` are given on the side that accepts; the other one dials and asks."""
+
+    def __init__(
+        self,
+        output: MuxOutput,
+        limits: MuxLimits,
+        *,
+        endpoints: Endpoints | None = None,
+        instance: str = "",
+        token: str | None = None,
+        authorise: Callable[[str | None], bool] | None = None,
+    ) -> None:
+        self.output = output
+        self.streams: dict[bytes, ClientStream | ServerStream] = {}
+        self.peer_instance = ""
+        self.is_ready = False
+        self.goaway: int | None = None
+        """Why the peer takes no more streams; None while it does."""
+        self.pongs = 0
+        self.protocol_errors = 0
+        self._limits, self._endpoints = limits, endpoints
+        self._instance, self._token, self._authorise = instance, token, authorise
+        self._cutter = FrameCutter(HEAD.size, self._length_at)
+        self._stream_limits = StreamLimits()
+        self._opening: dict[bytes, list[bytes]] = {}
+        self._opening_bytes = 0
+        self._closed = False
+
+    # -- this side speaks --------------------------------------------------------------------------------------------
+
+    def greet(self) -> None:
+        """Say hello, on the side that dials."""
+        limits = self._limits
+        hello = Hello(PROTOCOL, [VERSION], self._instance, limits.frame_bytes_max, limits.window_bytes, self._token)
+        self._write(Kind.HELLO, msgspec.json.encode(hello))
+
+    def open(self, stream_id: bytes, request: bytes, context: Context, *, many_in: bool) -> ClientStream:
+        """Send a request, encoded by `encode_request`, under a new stream id of 16 bytes."""
+        assert self.is_ready, "no handshake yet"
+        wire = _StreamWire(self, stream_id)
+        stream = ClientStream(wire, context, self._stream_limits, many_in=many_in)
+        self.streams[stream_id] = stream
+        frame_bytes_max = self._stream_limits.frame_bytes_max
+        last = max(0, len(request) - 1) // frame_bytes_max * frame_bytes_max
+        view = memoryview(request) if last else request
+        for at in range(0, last + 1, frame_bytes_max):
+            wire.transmit(Kind.REQUEST, view[at : at + frame_bytes_max] if last else view, more=at < last)
+        return stream
+
+    def ping(self, payload: bytes = bytes(8)) -> None:
+        """Ask for a sign of life."""
+        self._write(Kind.PING, payload)
+
+    def say_goodbye(self, reason: int) -> None:
+        """Tell the peer to open no more streams here; those that are open go on."""
+        self._write(Kind.GOAWAY, bytes([reason]))
+
+    def lost(self, reason: str) -> None:
+        """The connection is gone: every stream fails."""
+        self._closed = True
+        self._opening.clear()
+        for stream in tuple(self.streams.values()):
+            stream.on_lost(reason)
+        self.streams.clear()
+
+    # -- the peer speaks ---------------------------------------------------------------------------------------------
+
+    def receive(self, data: bytes) -> None:
+        """Take in bytes; whatever they are, this raises nothing."""
+        try:
+            for frame in self._cutter.feed(data):
+                if not self._closed:
+                    self._on_frame(frame)
+        except (ProtocolError, RefusedError, WireError) as error:
+            self._abort(error)
+
+    def _length_at(self, data: bytes | memoryview, at: int) -> int:
+        payload_bytes, kind, _, reserved, stream_id = HEAD.unpack_from(data, at)
+        if reserved:
+            raise ProtocolError(f"a frame's reserved field is {reserved}")
+        length: int = HEAD.size + payload_bytes
+        if payload_bytes <= self._limits.frame_bytes_max:
+            return length
+        if not self.is_ready or stream_id == NO_STREAM or kind not in (Kind.DATA, Kind.REQUEST):
+            raise ProtocolError(f"a frame of {payload_bytes} bytes exceeds the limit of {self._limits.frame_bytes_max}")
+        return -length
+
+    def _on_frame(self, frame: memoryview) -> None:
+        payload_bytes, kind, flags, _, stream_id = HEAD.unpack_from(frame)
+        if len(frame) < HEAD.size + payload_bytes:
+            self._too_long(stream_id, payload_bytes)
+            return
+        stream = self.streams.get(stream_id)
+        if stream is not None:
+            self._on_stream_frame(stream, kind, flags, frame[HEAD.size :])
+        elif not self.is_ready:
+            self._on_handshake(kind, frame[HEAD.size :])
+        elif kind == Kind.REQUEST:
+            self._on_request(stream_id, frame[HEAD.size :], more=bool(flags & MORE))
+        elif stream_id == NO_STREAM or kind not in _STREAM_KINDS:
+            self._on_connection_frame(kind, flags, frame[HEAD.size :])
+        # Else it is the rest of a stream that has ended here: its sender does not know that yet.
+
+    def _on_stream_frame(self, stream: ClientStream | ServerStream, kind: int, flags: int, payload: memoryview) -> None:
+        if kind == Kind.DATA:
+            stream.on_data(bytes(payload), more=bool(flags & MORE))
+        elif kind == Kind.END:
+            stream.on_end()
+        elif kind == Kind.WINDOW:
+            stream.on_window(_credit(payload))
+        elif kind == Kind.RESET:
+            stream.on_error(decode_error(payload))
+        elif isinstance(stream, ClientStream):
+            if kind == Kind.ACK:
+                stream.on_ack(payload)
+            elif kind == Kind.PROLOGUE:
+                stream.on_prologue(payload)
+            else:
+                self._unknown(kind, flags)
+        elif kind == Kind.STOP:
+            stream.on_stop()
+        elif kind == Kind.KILL:
+            stream.on_kill()
+        else:
+            self._unknown(kind, flags)
+
+    def _on_connection_frame(self, kind: int, flags: int, payload: memoryview) -> None:
+        if kind == Kind.PING:
+            self._write(Kind.PONG, payload)
+        elif kind == Kind.PONG:
+            self.pongs += 1
+        elif kind == Kind.GOAWAY:
+            self.goaway = payload[0] if payload else 0
+        else:
+            self._unknown(kind, flags)
+
+    def _unknown(self, kind: int, flags: int) -> None:
+        if not flags & MAY_IGNORE:
+            raise ProtocolError(f"a frame of kind {kind} means nothing here")
+
+    def _too_long(self, stream_id: bytes, payload_bytes: int) -> None:
+        """A frame of one stream exceeds the limit; its payload is being skipped, and only that stream fails."""
+        message = f"a frame of {payload_bytes} bytes exceeds the limit of {self._limits.frame_bytes_max}"
+        error = RefusedError(message, code="RESOURCE_EXHAUSTED", retryable=False)
+        stream = self.streams.get(stream_id)
+        if stream is not None:
+            stream.reset(error)
+        else:
+            self._refuse(stream_id, error)
+
+    # -- handshake ---------------------------------------------------------------------------------------------------
+
+    def _on_handshake(self, kind: int, payload: memoryview) -> None:
+        if self._endpoints is None:
+            self._on_hello_ack(kind, payload)
+        elif kind == Kind.HELLO:
+            self._on_hello(payload)
+        else:
+            raise ProtocolError(f"the first frame is of kind {kind}; HELLO is expected")
+
+    def _on_hello(self, payload: memoryview) -> None:
+        hello: Hello = _read(payload, Hello)
+        if hello.proto != PROTOCOL or VERSION not in hello.versions:
+            raise ProtocolError(
+                f"{hello.proto!r} versions {hello.versions[:16]} are not spoken here; {PROTOCOL} {VERSION} is"
+            )
+        if self._authorise is not None and not self._authorise(hello.token):
+            raise RefusedError("the token is not known here", code="UNAUTHENTICATED", retryable=False)
+        self._agree(hello.instance, hello.max_frame, hello.window)
+        limits = self._limits
+        answer = HelloAck(VERSION, self._instance, limits.frame_bytes_max, limits.window_bytes)
+        self._write(Kind.HELLO_ACK, msgspec.json.encode(answer))
+        self.output.ready()
+
+    def _on_hello_ack(self, kind: int, payload: memoryview) -> None:
+        if kind == Kind.RESET:
+            error = decode_error(payload, refused=True)
+            self._closed = True
+            self.output.close(str(error))
+            return
+        if kind == Kind.GOAWAY:
+            self.goaway = payload[0] if payload else 0
+            self.output.close("the peer takes no more connections")
+            return
+        if kind != Kind.HELLO_ACK:
+            raise ProtocolError(f"HELLO was answered by a frame of kind {kind}")
+        ack: HelloAck = _read(payload, HelloAck)
+        if ack.version != VERSION:
+            raise ProtocolError(f"the peer chose version {ack.version}, which was not offered")
+        self._agree(ack.instance, ack.max_frame, ack.window)
+        self.output.ready()
+
+    def _agree(self, instance: str, frame_bytes_max: int, window_bytes: int) -> None:
+        if frame_bytes_max < _WINDOW_BYTES_MIN or window_bytes < _WINDOW_BYTES_MIN:
+            raise ProtocolError(
+                f"max_frame {frame_bytes_max} and window {window_bytes} must be {_WINDOW_BYTES_MIN} at least"
+            )
+        limits = self._limits
+        self.peer_instance = instance
+        self._stream_limits = StreamLimits(
+            window_bytes=limits.window_bytes,
+            peer_window_bytes=window_bytes,
+            frame_bytes_max=frame_bytes_max,
+            item_bytes_max=limits.message_bytes_max,
+        )
+        self.is_ready = True
+
+    # -- requests ----------------------------------------------------------------------------------------------------
+
+    def _on_request(self, stream_id: bytes, payload: memoryview, *, more: bool) -> None:
+        if self._endpoints is None or stream_id == NO_STREAM:
+            raise ProtocolError("a request where none is taken")
+        try:
+            whole = self._assemble(stream_id, payload, more=more)
+            if whole is None:
+                return
+            decoded = decode_request(whole, bytes_max=self._limits.message_bytes_max)
+            wire = _StreamWire(self, stream_id)
+            stream = self._endpoints.open(decoded, wire, self._stream_limits)
+        except WireError as error:
+            self._refuse(stream_id, RefusedError(str(error), code="INVALID_ARGUMENT"))
+        except RefusedError as error:
+            self._refuse(stream_id, error)
+        else:
+            self.streams[stream_id] = stream
+            wire.transmit(Kind.ACK)
+
+    def _assemble(self, stream_id: bytes, payload: memoryview, *, more: bool) -> bytes | None:
+        """The request once all of its frames are here."""
+        pieces = self._opening.get(stream_id)
+        if pieces is None and not more:
+            return bytes(payload)
+        if pieces is None:
+            if len(self._opening) >= _NOT_YET_OPEN_MAX:
+                raise RefusedError(f"{_NOT_YET_OPEN_MAX} requests are incomplete", code="RESOURCE_EXHAUSTED")
+            pieces = self._opening[stream_id] = []
+        pieces.append(bytes(payload))
+        self._opening_bytes += len(payload)
+        if self._opening_bytes > self._limits.assembling_bytes_max:
+            raise RefusedError(f"{self._opening_bytes} bytes of requests are incomplete", code="RESOURCE_EXHAUSTED")
+        if sum(map(len, pieces)) > self._limits.message_bytes_max:
+            raise WireError(f"a request exceeds {self._limits.message_bytes_max} bytes", reason="too_large")
+        if more:
+            return None
+        return b"".join(self._drop_opening(stream_id))
+
+    def _drop_opening(self, stream_id: bytes) -> list[bytes]:
+        pieces = self._opening.pop(stream_id, [])
+        self._opening_bytes -= sum(map(len, pieces))
+        return pieces
+
+    def _refuse(self, stream_id: bytes, error: TransportError) -> None:
+        self._drop_opening(stream_id)
+        _StreamWire(self, stream_id).transmit(Kind.ACK, encode_error(error))
+
+    def _abort(self, error: KvrouterError) -> None:
+        """The peer has broken the protocol, or may not speak: nothing on this connection is believed any more."""
+        self.protocol_errors += isinstance(error, ProtocolError | WireError)
+        told = error if isinstance(error, TransportError) else ProtocolError(str(error))
+        self._write(Kind.RESET, encode_error(told))
+        self.lost(str(error))
+        self.output.close(str(error))
+
+    def _write(self, kind: Kind, payload: bytes | memoryview = b"") -> None:
+        self.output.write(head_of(kind, len(payload), NO_STREAM), payload)
+
+
+T = TypeVar("T", Hello, HelloAck)
+_STREAM_KINDS = frozenset({Kind.PROLOGUE, Kind.DATA, Kind.END, Kind.STOP, Kind.KILL, Kind.WINDOW, Kind.RESET, Kind.ACK})
+
+
+def _credit(payload: memoryview) -> int:
+    if len(payload) != 4:
+        raise ProtocolError(f"a WINDOW of {len(payload)} bytes; it is 4")
+    return int.from_bytes(payload, "big")
+
+
+def _read(payload: memoryview, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(payload, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ProtocolError(f"{kind.__name__}: {error}") from None
