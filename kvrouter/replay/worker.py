@@ -62,8 +62,8 @@ class Worker:
     """Requests in, first tokens and ends out."""
 
     __slots__ = (
-        "_boundaries", "_context_tokens", "_decoding", "_interruptible", "_partial", "_rates", "_serials",
-        "_span_prefill_seconds", "_span_steps", "_started", "busy_seconds", "cache", "first_tokens", "preemptions",
+        "_boundaries", "_context_tokens", "_decoding", "_interruptible", "_partial", "_rates", "_resumed",
+        "_serials", "_span_prefill_seconds", "_span_steps", "_started", "busy_seconds", "cache", "first_tokens", "preemptions",
         "prefill_seconds", "prefilled_tokens", "steps", "waiting",
     )  # fmt: skip
 
@@ -86,14 +86,14 @@ class Worker:
         self._started: list[Running] = []
         # Steps after which something happens to a decoding request: (number of the step, what, serial).
         self._boundaries: list[tuple[int, int, int]] = []
-        self._serials = self._span_steps = 0
+        self._serials = self._span_steps = self._resumed = 0
         self._span_prefill_seconds = 0.0
         self._interruptible = False
 
     @property
     def running(self) -> int:
         """Requests that run, decoding or in prefill."""
-        return len(self._decoding) + (self._partial is not None)
+        return len(self._decoding) + len(self._started) + (self._partial is not None)
 
     def fits(self, prompt_tokens: int, output_tokens: int) -> bool:
         """Whether a request can ever run here: all its tokens must fit into the empty cache."""
@@ -125,7 +125,7 @@ class Worker:
 
         A span in which a prompt is computed is one step.
         """
-        self._span_prefill_seconds = 0.0
+        self._span_prefill_seconds, self._resumed = 0.0, 0
         preempted = self._cross_boundaries()
         decoding = len(self._decoding)
         budget = self._rates.step_tokens_max - decoding
@@ -136,9 +136,9 @@ class Worker:
         if not preempted:
             self._admit(budget)
         self._interruptible = not self.waiting
-        if self._span_prefill_seconds:
+        if self._started or self._partial is not None:
             self._span_steps = 1
-            return self._rates.step(self._span_prefill_seconds, decoding, self._context_tokens)
+            return self._rates.step(self._span_prefill_seconds, decoding + self._resumed, self._context_tokens)
         if not decoding:
             return None
         self._span_steps = self._boundaries[0][0] - self.steps
@@ -284,7 +284,10 @@ class Worker:
             return 0
         if missing > 0:
             request.blocks += cache.take(missing)
-        self._span_prefill_seconds += self._rates.prefill_seconds(tokens, request.computed)
+        if tokens == 1 and request.answered:
+            self._resumed += 1  # all else of a preempted request was still cached: this is a decode step
+        else:
+            self._span_prefill_seconds += self._rates.prefill_seconds(tokens, request.computed)
         self.prefilled_tokens += tokens
         request.computed = after
         self._label(request, after)
