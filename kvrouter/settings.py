@@ -17,6 +17,7 @@ __all__ = [
     "HealthSettings",
     "LimitSettings",
     "LogSettings",
+    "PlacementSettings",
     "RoutingSettings",
     "ServerSettings",
     "Settings",
@@ -155,6 +156,34 @@ class RoutingSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlacementSettings:
+    """Where requests had better go, besides where they are answered first."""
+
+    zone: str = _setting("", "zone that requests prefer which name none (default: no preference)")
+    zone_seconds: float = _setting(
+        0.5, "how much longer a request may wait for a worker of its own zone", at_least=0, at_most=3600
+    )
+    sessions: str = _setting(
+        "off",
+        "whether a conversation stays on its rank: prefer (unless that one is busier by session_seconds) or pin",
+        choices=("off", "prefer", "pin"),
+    )
+    session_seconds: float = _setting(
+        1.0, "how much longer a request may wait for the rank of its conversation", at_least=0, at_most=3600
+    )
+    session_idle_seconds: float = _setting(
+        1800.0, "a conversation without a request for so long is forgotten", at_least=1, at_most=31_536_000
+    )
+    sessions_max: int = _setting(
+        100_000, "conversations remembered; the longest idle ones go first", at_least=1, at_most=10_000_000
+    )
+    split: bool = _setting(True, "split long prompts between workers of the roles prefill and decode, if there are any")
+    split_tokens_min: int = _setting(
+        512, "uncached prompt tokens from which on a request is split", at_least=0, at_most=10_000_000
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EventSettings:
     """How cache events are received."""
 
@@ -242,6 +271,7 @@ class Settings:
     auth: AuthSettings = field(default_factory=AuthSettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
     routing: RoutingSettings = field(default_factory=RoutingSettings)
+    placement: PlacementSettings = field(default_factory=PlacementSettings)
     events: EventSettings = field(default_factory=EventSettings)
     tokens: TokenSettings = field(default_factory=TokenSettings)
     health: HealthSettings = field(default_factory=HealthSettings)

@@ -21,7 +21,8 @@ exit code 2 and one line that names it. In variables, lists are separated by com
 Kubernetes injects for a service named `kvrouter` (`KVROUTER_PORT=tcp://…`, `KVROUTER_SERVICE_HOST` …) are ignored.
 
 Workers stand outside the sections: `--worker` (repeatable), `KVROUTER_WORKERS` (separated by white space) or
-`[[workers]]` tables with the keys `url`, `id`, `events`, `replay`, `ranks`, `model`, `block_size`, `topic`, `api_key`.
+`[[workers]]` tables with the keys `url`, `id`, `events`, `replay`, `ranks`, `model`, `block_size`, `topic`, `api_key`,
+and those of [placement](placement.md): `labels`, `taints`, `zone`, `role`, `engine`, `bootstrap_port`.
 
 ```toml
 [server]

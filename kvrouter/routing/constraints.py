@@ -11,14 +11,25 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
-from kvrouter.errors import NoWorkerError
+from kvrouter.errors import NoWorkerError, UnmetConstraintError
 from kvrouter.events import Source
 
-__all__ = ["PLAIN", "UNCONSTRAINED", "Constraints", "LabelTerm", "Role", "Taint", "Traits", "fitting"]
+__all__ = [
+    "PLAIN",
+    "ROLES",
+    "UNCONSTRAINED",
+    "Constraints",
+    "LabelTerm",
+    "Role",
+    "Taint",
+    "Traits",
+    "fitting",
+]
 
 Role: TypeAlias = Literal["prefill", "decode", "both"]
 """What a worker does for requests that are split in two; a worker without a role serves whole requests only."""
 
+ROLES: tuple[Role, ...] = ("prefill", "decode", "both")
 _LISTED_MAX = 8
 _NO_LABELS: Mapping[str, str] = MappingProxyType({})
 
@@ -63,6 +74,7 @@ class Traits(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         taints: what keeps requests away that do not tolerate it.
         zone: where it stands.
         role: its part in split requests; None: whole requests only.
+        whole: it can compute a prompt and its answer; what only prefills cannot, nor some that only decode.
     """
 
     labels: Mapping[str, str] = _NO_LABELS
@@ -70,6 +82,7 @@ class Traits(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     taints: tuple[Taint, ...] = ()
     zone: str | None = None
     role: Role | None = None
+    whole: bool = True
 
 
 PLAIN = Traits()
@@ -83,6 +96,7 @@ class Constraints(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         exclude: ids of workers that must not be chosen.
         allowed: ids of the only workers that may be chosen.
         pinned: the only rank that may be chosen; taints and roles do not matter for it.
+        pinned_worker: the same for a worker, of which any rank may be chosen.
         required: conditions on labels that must hold.
         forbidden: conditions on labels that must not hold.
         names: names that a worker must have all.
@@ -99,6 +113,7 @@ class Constraints(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     exclude: frozenset[str] = frozenset()
     allowed: frozenset[str] | None = None
     pinned: Source | None = None
+    pinned_worker: str | None = None
     required: tuple[LabelTerm, ...] = ()
     forbidden: tuple[LabelTerm, ...] = ()
     names: frozenset[str] = frozenset()
@@ -156,54 +171,62 @@ def fitting(workers: Iterable[_Worker], asked: Constraints) -> list[_Worker]:
     """The workers that meet all conditions.
 
     Raises:
-        NoWorkerError: none does; the text names the condition that left nobody, and what there is.
+        UnmetConstraintError: none is what the request asks for; the text names the condition and what there is.
+        NoWorkerError: none can be had for a request like this, although it asks for nothing that is not there.
     """
     left = list(workers)
-    for meets, complaint in _conditions(asked):
-        kept = [each for each in left if meets(each)]
-        if not kept and left:
-            raise NoWorkerError(complaint(left))
-        left = kept
+    for conditions, refusal in ((_asked(asked), UnmetConstraintError), (_given(asked), NoWorkerError)):
+        for meets, complaint in conditions:
+            kept = [each for each in left if meets(each)]
+            if not kept and left:
+                raise refusal(complaint(left))
+            left = kept
     return left
 
 
-def _conditions(asked: Constraints) -> Iterator[_Condition]:
-    """The conditions in the order in which they are explained: who, then what."""
-    pinned, allowed, exclude = asked.pinned, asked.allowed, asked.exclude
+def _asked(asked: Constraints) -> Iterator[_Condition]:
+    """What the request asks for: whom, then what."""
+    pinned, allowed = asked.pinned, asked.allowed
     if pinned is not None:
-        yield _is_pinned(pinned)
+        yield _is_pinned(pinned.worker_id, f"rank {pinned.rank} of worker")
+    if asked.pinned_worker is not None:
+        yield _is_pinned(asked.pinned_worker, "worker")
     if allowed is not None:
-        yield lambda each: each.worker_id in allowed, lambda left: f"{_only(allowed)}; available: {_ids(left)}"
-    if exclude:
         yield (
-            lambda each: each.worker_id not in exclude,
-            lambda left: f"all available workers are excluded: {_ids(left)}",
+            lambda each: each.worker_id in allowed,
+            lambda left: f"none of the allowed workers ({_listing(allowed)}) is there; there is: {_ids(left)}",
         )
-    if pinned is None:
-        yield _plays(asked.role)
     yield from map(_has_label, asked.required)
     yield from map(_lacks_label, asked.forbidden)
     if asked.names:
         yield _has_names(asked.names)
-    if pinned is None:
+
+
+def _given(asked: Constraints) -> Iterator[_Condition]:
+    """What holds for every request, and can only be tolerated."""
+    exclude = asked.exclude
+    if exclude:
+        yield lambda each: each.worker_id not in exclude, lambda left: f"all workers are excluded: {_ids(left)}"
+    if asked.pinned is None and asked.pinned_worker is None:
+        yield _plays(asked.role)
         yield _is_tolerated(asked)
 
 
-def _is_pinned(pinned: Source) -> _Condition:
-    who = f"rank {pinned.rank} of worker {pinned.worker_id!r}, to which this is pinned, is not available"
-    return lambda each: each.worker_id == pinned.worker_id, lambda left: f"{who}; available: {_ids(left)}"
+def _is_pinned(worker_id: str, what: str) -> _Condition:
+    problem = f"{what} {worker_id!r}, to which this is pinned, is not available"
+    return lambda each: each.worker_id == worker_id, lambda left: f"{problem}; there is: {_ids(left)}"
 
 
 def _plays(role: Role | None) -> _Condition:
-    """A stage needs a worker that says so; whole requests go anywhere but to what only computes prompts."""
+    """A stage needs a worker that says so; whole requests go where both stages can be done."""
     if role is None:
         return (
-            lambda each: each.traits.role != "prefill",
-            lambda left: f"all available workers only compute prompts (role prefill): {_ids(left)}",
+            lambda each: each.traits.whole,
+            lambda left: f"all workers do only a part of a request, by their role: {_ids(left)}",
         )
     return (
         lambda each: each.traits.role in (role, "both"),
-        lambda left: f"no available worker has role {role} or both; available: {_ids(left)}",
+        lambda left: f"no worker has role {role} or both; there is: {_ids(left)}",
     )
 
 
@@ -211,9 +234,9 @@ def _has_label(term: LabelTerm) -> _Condition:
     def complaint(left: Sequence[Placed]) -> str:
         values = {each.traits.labels[term.key] for each in left if term.key in each.traits.labels}
         if values:
-            return f"no available worker has label {term}; there is {term.key} = {_listing(values)}"
+            return f"no worker has label {term}; there is {term.key} = {_listing(values)}"
         keys = {key for each in left for key in each.traits.labels}
-        return f"no available worker has label {term}; labels there are: {_listing(keys) or 'none'}"
+        return f"no worker has label {term}; labels there are: {_listing(keys) or 'none'}"
 
     return lambda each: term.holds(each.traits.labels), complaint
 
@@ -221,14 +244,14 @@ def _has_label(term: LabelTerm) -> _Condition:
 def _lacks_label(term: LabelTerm) -> _Condition:
     return (
         lambda each: not term.holds(each.traits.labels),
-        lambda left: f"all available workers have label {term}, which is forbidden: {_ids(left)}",
+        lambda left: f"all workers have label {term}, which is forbidden: {_ids(left)}",
     )
 
 
 def _has_names(names: frozenset[str]) -> _Condition:
     def complaint(left: Sequence[Placed]) -> str:
         known = {name for each in left for name in each.traits.names}
-        return f"no available worker fits routing_constraints {_listing(names)}; known: {_listing(known) or 'none'}"
+        return f"no worker fits routing_constraints {_listing(names)}; known: {_listing(known) or 'none'}"
 
     return lambda each: names <= each.traits.names, complaint
 
@@ -236,13 +259,9 @@ def _has_names(names: frozenset[str]) -> _Condition:
 def _is_tolerated(asked: Constraints) -> _Condition:
     def complaint(left: Sequence[Placed]) -> str:
         taints = {str(taint) for each in left for taint in each.traits.taints if not taint.soft}
-        return f"all available workers have taints that this does not tolerate; taints: {_listing(taints)}"
+        return f"all workers have taints that this does not tolerate; taints: {_listing(taints)}"
 
     return lambda each: all(taint.soft or asked.tolerates(taint) for taint in each.traits.taints), complaint
-
-
-def _only(allowed: frozenset[str]) -> str:
-    return f"none of the allowed workers ({_listing(allowed)}) is available"
 
 
 def _ids(workers: Sequence[Placed]) -> str:

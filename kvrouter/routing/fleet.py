@@ -6,7 +6,7 @@ from typing import Self
 
 from xxhash import xxh3_64_intdigest
 
-from kvrouter.errors import NoWorkerError, UnknownModelError
+from kvrouter.errors import NoWorkerError, UnknownModelError, UnmetConstraintError
 from kvrouter.events import Source
 from kvrouter.index import RANKS_MAX
 from kvrouter.routing.constraints import PLAIN, UNCONSTRAINED, Constraints, Traits, fitting
@@ -157,7 +157,8 @@ class Fleet:
 
         Raises:
             UnknownModelError: no worker, routable or not, serves it.
-            NoWorkerError: none of those that do is routable, or none fits.
+            UnmetConstraintError: none of those that do is what is asked for.
+            NoWorkerError: none of those that do, and fit, is routable.
         """
         if constraints is not None:
             return self._fitting(model, constraints)
@@ -207,11 +208,12 @@ class Fleet:
         if not serving:
             assert model is not None
             raise UnknownModelError(model, frozenset().union(*(worker.models for worker in self._workers.values())))
-        routable = [worker for worker in serving if worker.routable]
+        found = fitting(serving, constraints)
+        routable = [worker for worker in found if worker.routable]
         if not routable:
-            names = ", ".join(worker.worker_id for worker in serving[:8])
+            names = ", ".join(worker.worker_id for worker in found[:8])
             raise NoWorkerError(f"no worker can take requests now; not routable: {names}")
-        return _candidates(fitting(routable, constraints), constraints)
+        return _candidates(routable, constraints)
 
 
 def _candidates(workers: Sequence[FleetWorker], asked: Constraints) -> Candidates:
@@ -221,7 +223,7 @@ def _candidates(workers: Sequence[FleetWorker], asked: Constraints) -> Candidate
         (rank, worker.traits) for worker in workers for rank in worker.ranks if pinned is None or rank.source == pinned
     ]
     if not ranks and pinned is not None:
-        raise NoWorkerError(
+        raise UnmetConstraintError(
             f"rank {pinned.rank} of worker {pinned.worker_id!r}, to which this is pinned, is not available"
         )
     return Candidates((rank for rank, _ in ranks), [asked.seconds(rank.source, traits) for rank, traits in ranks])

@@ -14,6 +14,7 @@ from kvrouter.events import Source
 from kvrouter.index import PrefixIndex
 from kvrouter.ingest import Ingest, IngestLimits
 from kvrouter.routing import Router, RoutingSettings
+from kvrouter.routing.constraints import Constraints
 from kvrouter.service.admin import AdminServer, GuardedApplication, WorkerRecords, build_admin
 from kvrouter.service.auth import Authenticator
 from kvrouter.service.decisions import DecisionRing
@@ -26,6 +27,7 @@ from kvrouter.service.listening import listen
 from kvrouter.service.load_reports import LoadReports
 from kvrouter.service.logs import log_event
 from kvrouter.service.metrics import Metrics, MetricsSources
+from kvrouter.service.placement import PlacementReader
 from kvrouter.service.probes import ProbeRoutes
 from kvrouter.service.promises import PromiseAudit, PromiseKeeper
 from kvrouter.service.prompts import PrefixCache, PromptResolver, RequestReader, model_paths
@@ -40,7 +42,7 @@ from kvrouter.service.state_keeper import RestoringIntake, open_state_keeper
 from kvrouter.service.state_snapshots import Positions
 from kvrouter.service.traffic import TrafficCounters
 from kvrouter.service.workers import Worker, WorkerRegistry, WorkerSpec
-from kvrouter.settings import LimitSettings, Settings
+from kvrouter.settings import LimitSettings, PlacementSettings, Settings
 
 __all__ = ["Service"]
 
@@ -89,6 +91,8 @@ class Service:
             # With keys of our own, a client's token is ours: workers get theirs from `api_key=` or none.
             default_authorization=b"" if settings.auth.api_keys else None,
         )
+        self.router.fleet.defaults = _default_constraints(settings.placement)
+        self.placement = PlacementReader(self.router.fleet.defaults)
         self.promises = PromiseKeeper(PromiseAudit(), self.ingest, resync=self.subscriber.resync)
         self.event_watch = EventWatch(self.registry)
         self.views = FleetViews(self.registry)
@@ -145,6 +149,7 @@ class Service:
             decisions=self.decisions,
             traffic=self.traffic,
             promises=self.promises,
+            placement=self.placement,
             local=(self.selection, ModelRoutes(self.views), self.probes),
             admin=Endpoint("localhost", 0, unix_path=admin_socket) if admin_socket else None,
             uses_sessions=settings.routing.policy == "sticky",
@@ -240,6 +245,7 @@ class Service:
             router=self.router,
             ingest=self.ingest,
             views=self.views,
+            placement=self.placement,
             default_block_size=self.settings.tokens.block_size,
         )
         pools = PoolViews(
@@ -309,6 +315,10 @@ def _routing_settings(settings: Settings) -> RoutingSettings:
         lease_seconds=settings.routing.reservation_seconds,
         block_size=settings.tokens.block_size,
     )
+
+
+def _default_constraints(placement: PlacementSettings) -> Constraints:
+    return Constraints(zone=placement.zone or None, zone_seconds=placement.zone_seconds)
 
 
 def _report_bug(where: str, error: Exception) -> None:

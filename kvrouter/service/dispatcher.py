@@ -17,9 +17,12 @@ from kvrouter.blocks import Prompt
 from kvrouter.errors import NoWorkerError, RequestError, RoutingError, UnknownModelError
 from kvrouter.events import Source
 from kvrouter.routing import Decision, Router
+from kvrouter.routing.constraints import Constraints
 from kvrouter.service.auth import Authenticator, refuse_foreign_page
+from kvrouter.service.body_members import with_members
 from kvrouter.service.decisions import DecisionRing
 from kvrouter.service.fleet_view import FleetViews
+from kvrouter.service.placement import PlacementReader
 from kvrouter.service.promises import PromiseKeeper
 from kvrouter.service.prompts import InferenceBody, PromptResolver, RequestReader
 from kvrouter.service.proxy import Endpoint, Outcome, Reply, Request, Route, Usage
@@ -67,6 +70,7 @@ class RequestDispatcher:
         decisions: DecisionRing,
         traffic: TrafficCounters,
         promises: PromiseKeeper,
+        placement: PlacementReader,
         local: tuple[LocalRoutes, ...],
         admin: Endpoint | None,
         uses_sessions: bool,
@@ -78,7 +82,7 @@ class RequestDispatcher:
         self._reader, self._resolver = reader, resolver
         self._authenticator, self._decisions, self._traffic = authenticator, decisions, traffic
         self._asks_for_keys = not authenticator.is_open
-        self._promises = promises
+        self._promises, self._placement = promises, placement
         self._local, self._admin, self._clock = local, admin, clock
         self._bookings = count(1)
         self._wall_offset = time.time() - clock()
@@ -175,7 +179,10 @@ class RequestDispatcher:
     def _choose(self, request: Request, body: InferenceBody, prompt: Prompt | None, excluded: Collection[str]) -> Route:
         session = (_session(request) or body.session) if self._uses_sessions else None
         model, now = body.model, self._clock()
-        decision, route = self._decide(request, prompt, model, excluded, session=session, now=now)
+        constraints = self._placement.headers(request.asked) if request.asked else None
+        decision, route = self._decide(
+            request, prompt, model, excluded, session=session, constraints=constraints, now=now
+        )
         traffic, policy = self._traffic, decision.policy
         traffic.routed += 1
         traffic.prompt_tokens += decision.prompt_tokens
@@ -187,7 +194,10 @@ class RequestDispatcher:
     def _route_other(self, request: Request, excluded: Collection[str]) -> Route:
         """Send a path that we do not interpret to the least loaded worker of the model that its body names."""
         model = self._reader.model_of(request.body)
-        _, route = self._decide(request, None, model, excluded, session=None, now=self._clock())
+        constraints = self._placement.headers(request.asked) if request.asked else None
+        _, route = self._decide(
+            request, None, model, excluded, session=None, constraints=constraints, now=self._clock()
+        )
         self._traffic.other_requests += 1
         route.is_inference = False
         return route
@@ -200,6 +210,7 @@ class RequestDispatcher:
         excluded: Collection[str],
         *,
         session: str | None,
+        constraints: Constraints | None,
         now: float,
     ) -> tuple[Decision, Route]:
         """Decide, book the decision, and tell the way."""
@@ -208,7 +219,9 @@ class RequestDispatcher:
             excluded = registry.unproxied.union(excluded)
         booking = next(self._bookings)
         try:
-            decision = self._router.place(prompt, model=model, session=session, exclude=excluded, id=booking, now=now)
+            decision = self._router.place(
+                prompt, model=model, session=session, exclude=excluded, id=booking, now=now, constraints=constraints
+            )
         except (UnknownModelError, NoWorkerError) as error:
             raise self._refusal(error, model) from None
         source = decision.target.source
@@ -219,7 +232,10 @@ class RequestDispatcher:
         assert worker.endpoint is not None
         overlap_tokens = decision.overlap_tokens
         flight = Flight(worker, source, booking, overlap_tokens, decision.confirmed_tokens, request.received_at)
-        return decision, Route(worker.endpoint, worker_id, overlap_tokens, worker.rank_headers[rank], flight)
+        route = Route(worker.endpoint, worker_id, overlap_tokens, worker.rank_headers[rank], flight)
+        if worker.rank_members is not None:
+            route.body = with_members(request.body, worker.rank_members[rank])
+        return decision, route
 
     def _refusal(self, error: UnknownModelError | NoWorkerError, model: str | None) -> RoutingError:
         """A worker that was never reached could serve anything; but if others are there, 404 helps a client more."""

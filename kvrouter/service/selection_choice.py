@@ -4,11 +4,13 @@ Nothing is booked here and no answer is written; that is `selection.py` and `sel
 """
 
 from kvrouter.blocks import Prompt
-from kvrouter.errors import NoWorkerError, RequestError
+from kvrouter.errors import NoWorkerError, RequestError, UnmetConstraintError
 from kvrouter.events import Source
 from kvrouter.ingest import Ingest
 from kvrouter.routing import Decision, Router
+from kvrouter.routing.constraints import Constraints
 from kvrouter.service.fleet_view import FleetViews
+from kvrouter.service.placement import PlacementReader
 from kvrouter.service.selection_tokens import AskedSelection
 from kvrouter.service.selection_wire import SelectionRequest
 from kvrouter.service.workers import Worker, WorkerRegistry
@@ -26,9 +28,11 @@ class SelectionChoice:
         router: Router,
         ingest: Ingest,
         views: FleetViews,
+        placement: PlacementReader,
         default_block_size: int,
     ) -> None:
         self._registry, self._router, self._ingest, self._views = registry, router, ingest, views
+        self._placement = placement
         self._default_block_size = default_block_size
         self._pool_ranks: tuple[int, dict[str | None, int | None]] = (-1, {})
 
@@ -43,9 +47,18 @@ class SelectionChoice:
         prompt, model = self.prompt(asked)
         if pinned is None and fields.pinned_worker is not None:
             pinned = self.source(fields.pinned_worker.worker_id, fields.pinned_worker.dp_rank)
-        decision = self._router.decide(
-            prompt, model=model, session=fields.session, allowed=self._allowed(fields), pinned=pinned, now=now
-        )
+        try:
+            decision = self._router.decide(
+                prompt,
+                model=model,
+                session=fields.session,
+                allowed=self._allowed(fields),
+                pinned=pinned,
+                constraints=self._constraints(fields),
+                now=now,
+            )
+        except UnmetConstraintError as error:
+            raise NoWorkerError(error.reason) from None  # Dynamo's clients know 503 for it
         return prompt, decision
 
     def prompt(self, asked: AskedSelection) -> tuple[Prompt, str | None]:
@@ -95,8 +108,20 @@ class SelectionChoice:
             for position in range(worker.spec.ranks)
         ]
 
+    def _constraints(self, asked: SelectionRequest) -> Constraints | None:
+        """What the request asks of its worker beyond its name; None where it asks nothing."""
+        given = asked.routing_constraints
+        return self._placement.fields(
+            require=asked.require,
+            tolerate=asked.tolerate,
+            zone=asked.zone,
+            role=asked.role,
+            names=(given.required_taints or ()) if given else (),
+            preferred=given.preferred_taints if given else None,
+        )
+
     def _allowed(self, asked: SelectionRequest) -> frozenset[str] | None:
-        """The workers that the request's group, list and taints leave; None where they leave all."""
+        """The workers that the request's group and list leave; None where they leave all."""
         allowed = self._views.current().group_members(asked.routing_group)
         if asked.routing_group and allowed is not None and not allowed:
             raise RequestError(
@@ -108,11 +133,6 @@ class SelectionChoice:
         if asked.allowed_worker_ids is not None:
             named = frozenset(str(each) for each in asked.allowed_worker_ids)
             allowed = named if allowed is None else allowed & named
-        taints = asked.routing_constraints.required_taints if asked.routing_constraints else None
-        if taints:
-            wanted = frozenset(taints)
-            fitting = frozenset(each.spec.worker_id for each in self._registry if wanted <= each.spec.taints)
-            allowed = fitting if allowed is None else allowed & fitting
         if allowed is not None and not allowed:
-            raise NoWorkerError("no worker fits routing_group, allowed_worker_ids and routing_constraints")
+            raise NoWorkerError("no worker fits both routing_group and allowed_worker_ids")
         return allowed

@@ -39,15 +39,18 @@ class Pinned(msgspec.Struct):
 
 
 class SessionContext(msgspec.Struct):
-    """What a gateway knows about the conversation; only its id is used."""
+    """What a gateway knows about the conversation; its id and its end are used."""
 
     session_id: str | None = None
+    session_final: bool | None = None
+    """Nothing comes after this request."""
 
 
-class Constraints(msgspec.Struct):
-    """Taints that a worker must carry."""
+class RoutingConstraints(msgspec.Struct):
+    """Names that a worker must have, and those that it had better have, with how much better."""
 
     required_taints: list[str] | None = None
+    preferred_taints: dict[str, float] | None = None
 
 
 class MultimodalObject(msgspec.Struct):
@@ -89,7 +92,12 @@ class SelectionRequest(msgspec.Struct):
     session_context: SessionContext | None = None
     pinned_worker: Pinned | None = None
     allowed_worker_ids: list[int | str] | None = None
-    routing_constraints: Constraints | None = None
+    routing_constraints: RoutingConstraints | None = None
+    # Ours; as in the headers of the data plane.
+    require: str | None = None
+    tolerate: str | None = None
+    zone: str | None = None
+    role: str | None = None
     advisory: bool | None = None
     # Only for an explicit booking.
     worker_id: int | str | None = None

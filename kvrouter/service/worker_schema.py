@@ -23,7 +23,14 @@ _PROPERTIES = {
     "topic": _field("string", "ZMQ topic to subscribe to; default: all"),
     "api_key": _field("string", "bearer token that this worker wants; never shown again"),
     "routing_group": _field("string", "workers of one group are chosen from together", default="default"),
-    "taints": _field("array", "names that a selection may require", items={"type": "string"}),
+    "labels": _field("object", "what it is called by; requests may require them", example={"gpu": "h100"}),
+    "taints": _field(
+        "array", "NAME=VALUE:NoSchedule keeps requests away that do not tolerate it", items={"type": "string"}
+    ),
+    "zone": _field("string", "where it stands; requests prefer their own zone"),
+    "role": _field("string", "its part in split requests; default: none", enum=["prefill", "decode", "both"]),
+    "engine": _field("string", "whose conventions it understands", enum=["vllm", "sglang"], default="vllm"),
+    "bootstrap_port": _field("integer", "of an SGLang prefill server", minimum=1, maximum=65_535, default=8998),
     "endpoint": _field("string", "Dynamo's address, any text; without url the worker is schedulable unseen"),
     "state": _field("string", "PATCH only", enum=["active", "draining"]),
 }

@@ -15,10 +15,14 @@ from urllib.parse import SplitResult, urlsplit
 
 from kvrouter.errors import RequestError, SettingsError
 from kvrouter.events.endpoints import check_endpoint, check_source, is_wildcard, rank_endpoint
+from kvrouter.routing.constraints import PLAIN, Traits
+from kvrouter.service.worker_traits import Engine, read_engine, read_traits
 
 __all__ = ["WorkerSpec", "parse_worker_spec", "worker_spec_from_fields"]
 
 RANKS_MAX = 256
+BOOTSTRAP_PORT = 8998
+"""SGLang's own default of --disaggregation-bootstrap-port."""
 BLOCK_SIZE_MAX = 65_536
 MODELS_MAX = 1024
 TEXT_CHARACTERS_MAX = 512
@@ -35,10 +39,18 @@ _ALIASES = {
     "first_rank": "data_parallel_start_rank",
 }
 # What the error about an unknown field offers; the rest is for Dynamo's clients, who know their own names.
-_OURS = ("url", "id", "model", "events", "replay", "ranks", "first_rank", "block_size", "topic", "api_key")
+_OURS = (
+    *("url", "id", "model", "events", "replay", "ranks", "first_rank", "block_size", "topic", "api_key"),
+    *("labels", "taints", "zone", "role", "engine", "bootstrap_port"),
+)
 _EVENT_FIELDS = frozenset({"kv_events_endpoint", "kv_events_endpoints"})
-# Kept and shown as they were given; `taints` alone is also read, by selection.
+# Kept and shown as they were given; our own are read by `worker_traits.py` too.
 _ECHOED = (
+    "labels",
+    "zone",
+    "role",
+    "engine",
+    "bootstrap_port",
     "max_num_batched_tokens",
     "total_kv_blocks",
     "stable_routing_id",
@@ -51,6 +63,7 @@ _ECHOED = (
     "router_hint_worker_type",
     "router_hint_source_control_endpoints",
 )
+_NUMERIC = frozenset({"block_size", "data_parallel_size", "data_parallel_start_rank", "bootstrap_port"})
 _KNOWN = {
     "worker_id",
     "url",
@@ -91,7 +104,10 @@ class WorkerSpec:
     replay: Mapping[int, str] = field(default_factory=dict)
     topic: str = ""
     api_key: str | None = field(default=None, repr=False)
-    taints: frozenset[str] = frozenset()
+    traits: Traits = PLAIN
+    engine: Engine = "vllm"
+    bootstrap_port: int = BOOTSTRAP_PORT
+    """Where an SGLang prefill server meets the decode server of a split request."""
     fields: Mapping[str, object] = field(default_factory=dict, repr=False)
 
     def merged(self, changes: Mapping[str, object]) -> dict[str, object]:
@@ -108,7 +124,7 @@ class WorkerSpec:
 
 
 def parse_worker_spec(text: str) -> WorkerSpec:
-    """Parse `URL[,id=][,events=tcp://…][,replay=…][,ranks=N][,model=][,block_size=N][,topic=][,api_key=]`.
+    """Parse `URL[,NAME=VALUE]...`; the names are those of `POST /workers`, lists have `+` between their members.
 
     Raises:
         SettingsError: a field is unknown or out of its bounds; the text names both, and never an API key.
@@ -156,7 +172,9 @@ def worker_spec_from_fields(given: Mapping[str, object]) -> WorkerSpec:
         replay=_per_rank(fields, "replay_endpoint", first_rank, ranks),
         topic=_text(fields, "topic", "", least=0),
         api_key=_header_text(fields, "api_key"),
-        taints=_taints(fields),
+        traits=read_traits(fields),
+        engine=read_engine(fields),
+        bootstrap_port=_integer(fields, "bootstrap_port", BOOTSTRAP_PORT, 1, 65_535),
         fields=MappingProxyType(fields),
     )
 
@@ -204,7 +222,9 @@ def _name_and_value(part: str) -> tuple[str, object]:
     name, equals, value = (each.strip() for each in part.partition("="))
     if not equals:
         raise RequestError(f"{name!r} is not NAME=VALUE", param=name)
-    numeric = _ALIASES.get(name, name) in ("block_size", "data_parallel_size", "data_parallel_start_rank")
+    if name in ("labels", "taints"):
+        return name, value.split("+")
+    numeric = _ALIASES.get(name, name) in _NUMERIC
     return name, int(value) if numeric and re.fullmatch(r"-?[0-9]{1,18}", value) else value
 
 
@@ -306,13 +326,6 @@ def _models(fields: _Fields) -> tuple[str, ...]:
         if not isinstance(name, str) or not 1 <= len(name) <= TEXT_CHARACTERS_MAX:
             raise RequestError(f"{called}: names must be text of 1..{TEXT_CHARACTERS_MAX} characters", param=called)
     return tuple(dict.fromkeys(names))
-
-
-def _taints(fields: _Fields) -> frozenset[str]:
-    value = fields.get("taints", ())
-    if not isinstance(value, (list, tuple)) or not all(isinstance(each, str) for each in value):
-        raise RequestError("taints must be a list of text", param="taints")
-    return frozenset(value)
 
 
 def _events(fields: _Fields, first_rank: int, ranks: int) -> Mapping[int, str]:

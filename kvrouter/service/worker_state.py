@@ -10,7 +10,10 @@ from urllib.parse import urlsplit
 from kvrouter.service.proxy import Endpoint
 from kvrouter.service.worker_spec import WorkerSpec
 
-__all__ = ["Worker", "WorkerCounters"]
+__all__ = ["RANK_MEMBERS", "Worker", "WorkerCounters"]
+
+RANK_MEMBERS = ("data_parallel_rank", "routed_dp_rank")
+"""SGLang's names for it: the first one up to 0.5.7 and, deprecated, after it; where both are known they must agree."""
 
 
 class WorkerCounters:
@@ -56,6 +59,7 @@ class Worker:
         "models",
         "next_check_at",
         "rank_headers",
+        "rank_members",
         "ranks",
         "registered_at",
         "since",
@@ -86,7 +90,10 @@ class Worker:
         self.models = spec.models or tuple(dict.fromkeys(card["id"] for card in self.cards))
         numbers = range(spec.first_rank, spec.first_rank + spec.ranks)
         several = spec.ranks > 1 or spec.first_rank > 0
-        self.rank_headers = {rank: b"X-data-parallel-rank: %d\r\n" % rank if several else b"" for rank in numbers}
+        in_head, in_body = several and spec.engine == "vllm", several and spec.engine == "sglang"
+        self.rank_headers = {rank: b"X-data-parallel-rank: %d\r\n" % rank if in_head else b"" for rank in numbers}
+        self.rank_members = {rank: dict.fromkeys(RANK_MEMBERS, rank) for rank in numbers} if in_body else None
+        """What says the rank in a request's body, for engines that look for it there; None for others."""
 
     def start(self, now: float) -> None:
         """Begin again: nothing is known about the process behind the address."""

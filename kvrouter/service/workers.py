@@ -14,6 +14,7 @@ from kvrouter.errors import RequestError
 from kvrouter.events import Source
 from kvrouter.events.endpoints import transport_of, without_password
 from kvrouter.index import RANKS_MAX
+from kvrouter.routing.constraints import Traits
 from kvrouter.service.logs import log_event
 from kvrouter.service.worker_spec import WorkerSpec, parse_worker_spec, worker_spec_from_fields
 from kvrouter.service.worker_state import Worker
@@ -63,6 +64,10 @@ class RoutingTable(Protocol):
 
     def set_models(self, worker_id: str, models: tuple[str, ...]) -> None:
         """Say what the worker serves."""
+        ...
+
+    def set_traits(self, worker_id: str, traits: Traits) -> None:
+        """Say what the worker is besides."""
         ...
 
 
@@ -323,6 +328,7 @@ class WorkerRegistry:
         worker = self.workers[spec.worker_id] = Worker(
             spec, ranks, now=now, default_authorization=self._default_authorization
         )
+        self._routing.set_traits(spec.worker_id, spec.traits)
         self._follow(spec)
         self.check_due.set()
         log_event(
@@ -355,6 +361,7 @@ class WorkerRegistry:
             worker.next_check_at = now
         self.check_due.set()
         self._routing.set_models(spec.worker_id, worker.models)
+        self._routing.set_traits(spec.worker_id, spec.traits)
         log_event(_log, logging.INFO, "worker_updated", worker=spec.worker_id)
 
     def _follow(self, spec: WorkerSpec) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 from kvrouter.errors import KvrouterError
 from kvrouter.events import BlockStored, EventBatch, Source, encode_batch
 from kvrouter.service.app import Service
-from kvrouter.service.proxy import Reply, Request, error_reply
+from kvrouter.service.proxy import Reply, Request, asked_lines, error_reply
 from kvrouter.service.workers import Worker, worker_spec_from_fields
 from kvrouter.settings import Settings
 
@@ -64,7 +64,8 @@ class InProcess:
         path, _, query = path.partition("?")
         lines = [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
         raw = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
-        return Request("request-1", method, path, query, lines, raw, "127.0.0.1", self.clock.now)
+        asked = asked_lines(lines)
+        return Request("request-1", method, path, query, lines, raw, "127.0.0.1", self.clock.now, asked)
 
     def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         """Ask for a path that is answered without a worker; return status and JSON."""

@@ -59,7 +59,7 @@ def test_dynamos_fields_are_understood() -> None:
 
     assert (spec.worker_id, spec.public_id, spec.trusted) == ("7", 7, True)
     assert spec.echoed() == {"total_kv_blocks": 1000, "taints": ["gpu-a"]}
-    assert spec.taints == {"gpu-a"}
+    assert spec.traits.names == {"gpu-a"}
 
 
 def test_an_opaque_endpoint_is_for_gateways_only() -> None:

@@ -7,13 +7,15 @@ answer), `pool` and `upstream` (connections to workers). The parsers are sans I/
 """
 
 from .fetch import Response, fetch
+from .header_lines import asked_lines
 from .limits import ProxyLimits, ProxyStatistics
-from .messages import Dispatcher, Endpoint, Outcome, Reply, Request, Route, Usage
+from .messages import Companion, Dispatcher, Endpoint, Outcome, Reply, Request, Route, Usage
 from .pool import UpstreamPool
 from .replies import UpstreamError, error_reply
 from .server import ProxyServer
 
 __all__ = [
+    "Companion",
     "Dispatcher",
     "Endpoint",
     "Outcome",
@@ -27,6 +29,7 @@ __all__ = [
     "UpstreamError",
     "UpstreamPool",
     "Usage",
+    "asked_lines",
     "error_reply",
     "fetch",
 ]

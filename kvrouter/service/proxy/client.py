@@ -289,6 +289,7 @@ class ClientConnection(asyncio.BufferedProtocol):
             b"",
             self._peer,
             plane.clock(),
+            head.asked,
         )
         self._head = head
         try:

@@ -8,12 +8,13 @@ kept-alive connection. After the first byte nothing is retried: `relay` carries 
 
 import asyncio
 from collections.abc import Awaitable
+from functools import partial
 from typing import Final, Protocol
 
 from kvrouter.errors import KvrouterError, RoutingError
 
 from .forwarding import render_request
-from .messages import Reply, Request, Route
+from .messages import Companion, Reply, Request, Route
 from .plane import DataPlane
 from .relay import Client, Relay
 from .replies import UpstreamError, error_reply
@@ -99,7 +100,7 @@ class Exchange(Relay):
         assert upstream is not None
         assert route is not None
         lost = silent and error.outcome == "upstream_lost" and self._repeatable(route)
-        if lost and upstream.used:
+        if lost and upstream.used and _blamed(route) == route.worker_id:
             self._plane.statistics.stale_retries += 1
             self._upstream = None
             self._task = self._plane.spawn(self._connect(route))
@@ -120,7 +121,7 @@ class Exchange(Relay):
         request, plane = self._request, self._plane
         assert self._silent  # nothing is tried again after a byte was answered
         self._upstream, upstream.consumer = upstream, self
-        body = request.body
+        body = request.body if route.body is None else route.body
         is_short = len(body) <= _JOINED_BYTES_MAX
         rendered = render_request(
             self._head,
@@ -135,14 +136,28 @@ class Exchange(Relay):
         else:
             upstream.send(rendered, body)
         self._client.deadline = plane.now + plane.limits.first_byte_seconds
+        if route.companion is not None:
+            route.companion.on_failure(partial(self._companion_failed, route, route.companion))
+
+    def _companion_failed(self, route: Route, companion: Companion) -> None:
+        """What the worker needs for its answer will not come: try again elsewhere, or end the answer here."""
+        if route is not self._route:
+            return
+        if self._body is None and companion.refusal is not None:
+            self._drop()
+            self._settled("client_gone", None)
+            self._client.reply(companion.refusal)
+        else:
+            self._fail(UpstreamError(companion.failure or "", outcome="upstream_lost"))
 
     def _repeatable(self, route: Route) -> bool:
         return route.is_inference or self._request.method in _IDEMPOTENT
 
     def _attempt_failed(self, route: Route, error: UpstreamError, *, repeat: bool) -> None:
-        who = f"worker {route.worker_id}" if route.worker_id else "the service behind this path"
+        blamed = _blamed(route)
+        who = f"worker {blamed}" if blamed else "the service behind this path"
         self._failure = UpstreamError(f"{who}: {error}", outcome=error.outcome)
-        self._excluded = {*self._excluded, route.worker_id}
+        self._excluded = {*self._excluded, blamed}
         self._settled(error.outcome, None)
         if repeat and self._attempts < self._plane.limits.attempts_max:
             self._plane.statistics.retries += 1
@@ -196,3 +211,9 @@ class Exchange(Relay):
             task.cancel()
         if self._upstream is not None:
             self._upstream.abort()
+
+
+def _blamed(route: Route) -> str:
+    """Whose fault it is that an attempt failed."""
+    companion = route.companion
+    return route.worker_id if companion is None or companion.failure is None else companion.worker_id

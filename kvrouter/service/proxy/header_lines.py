@@ -5,11 +5,13 @@ the business of `request_head` and `response_head`.
 """
 
 import re
+from collections.abc import Iterable
 from typing import Final
 
 from kvrouter.errors import WireError
 
 __all__ = [
+    "ASKED",
     "AUTHORIZATION",
     "CONNECTION",
     "CONTENT_LENGTH",
@@ -22,6 +24,7 @@ __all__ = [
     "TRANSFER_ENCODING",
     "HeaderLine",
     "HeaderLines",
+    "asked_lines",
     "connection_options",
     "without_names",
 ]
@@ -37,6 +40,8 @@ TRANSFER_ENCODING: Final = 7
 EXPECT: Final = 8
 LOCAL: Final = 9
 """Never passed on: hop-by-hop headers, and those that only this process may write."""
+ASKED: Final = 10
+"""What a request asks of this process about its worker; never passed on."""
 
 HeaderLine = tuple[tuple[bytes, bytes], int, int]
 """((lower-case name, value without outer blanks), kind, number); the number is Content-Length's, else 0."""
@@ -57,8 +62,14 @@ _KINDS: Final = {
     b"te": LOCAL,
     b"trailer": LOCAL,
     b"upgrade": LOCAL,
-    b"x-kvrouter-worker": LOCAL,
     b"x-kvrouter-overlap-tokens": LOCAL,
+    b"x-kvrouter-worker": ASKED,
+    b"x-kvrouter-require": ASKED,
+    b"x-kvrouter-tolerate": ASKED,
+    b"x-kvrouter-zone": ASKED,
+    b"x-kvrouter-session-end": ASKED,
+    b"x-worker-instance-id": ASKED,
+    b"x-dp-rank": ASKED,
 }
 
 _LINES_MAX: Final = 4096
@@ -108,6 +119,11 @@ class HeaderLines:
 def connection_options(value: bytes) -> set[bytes]:
     """Return the lower-case options of a Connection header."""
     return {each.strip(b" \t") for each in value.lower().split(b",")} - {b""}
+
+
+def asked_lines(headers: Iterable[tuple[bytes, bytes]]) -> tuple[tuple[bytes, bytes], ...]:
+    """Return those of the headers, in lower case, that ask something of this process about the worker."""
+    return tuple(each for each in headers if _KINDS.get(each[0]) == ASKED)
 
 
 def without_names(lines: bytes, names: set[bytes]) -> bytes:

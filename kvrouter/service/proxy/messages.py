@@ -4,12 +4,12 @@ The data plane knows nothing of workers or routing beyond these; the dispatcher 
 """
 
 import ssl
-from collections.abc import Awaitable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Literal, Protocol
 
 import msgspec
 
-__all__ = ["Dispatcher", "Endpoint", "Outcome", "Reply", "Request", "Route", "Usage"]
+__all__ = ["Companion", "Dispatcher", "Endpoint", "Outcome", "Reply", "Request", "Route", "Usage"]
 
 Outcome = Literal[
     "ok", "error_status", "client_gone", "connect_failed", "saturated", "upstream_lost", "timeout", "bad_response"
@@ -67,6 +67,29 @@ class Endpoint:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+class Companion(Protocol):
+    """A request that was sent to another worker, and on whose success an attempt depends."""
+
+    @property
+    def worker_id(self) -> str:
+        """Left out of further attempts if it fails."""
+        ...
+
+    @property
+    def failure(self) -> str | None:
+        """Why it failed; None as long as it has not."""
+        ...
+
+    @property
+    def refusal(self) -> "Reply | None":
+        """What its worker answered, if that says that the request is wrong: the client gets it."""
+        ...
+
+    def on_failure(self, call: Callable[[], None]) -> None:
+        """Call `call` once if it fails; at once if it has failed already."""
+        ...
+
+
 class Route(msgspec.Struct, eq=False):
     """Where one attempt of one request goes."""
 
@@ -78,6 +101,10 @@ class Route(msgspec.Struct, eq=False):
     """Ready-made header lines, each with its CRLF; they replace the client's lines of the same names."""
     token: object = None
     """Whatever the dispatcher needs to know this attempt again."""
+    body: bytes | None = None
+    """Sent instead of the request's own body, if the worker needs another one."""
+    companion: "Companion | None" = None
+    """Another request without which this one cannot be answered, if there is one."""
     is_inference: bool = True
     """The answer's usage is looked for, and the request may be sent twice if no byte was answered."""
     status: int = 0
@@ -107,6 +134,8 @@ class Request(msgspec.Struct, eq=False):
     body: bytes
     peer: str
     received_at: float
+    asked: tuple[tuple[bytes, bytes], ...] = ()
+    """Those of the headers that ask something of this process about the worker; they are not passed on."""
 
     def header(self, name: bytes) -> bytes | None:
         """Return the first value of the header `name` (lower-case), or None."""

@@ -151,8 +151,11 @@ class Relay:
         if self._silent:
             self._silent = False
             self._client.body_done()  # nothing will be sent again
-            assert self._route is not None
-            plane.first_byte(self._route)
+            route = self._route
+            assert route is not None
+            if route.body is not None:
+                route.body = None
+            plane.first_byte(route)
         if self._buffer:
             data = self._buffer + data
         try:

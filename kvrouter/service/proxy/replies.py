@@ -10,6 +10,7 @@ from kvrouter.errors import (
     OverloadedError,
     RequestError,
     UnknownModelError,
+    UnmetConstraintError,
 )
 
 from .messages import Outcome, Reply
@@ -88,6 +89,8 @@ def _describe(error: KvrouterError) -> tuple[int, dict[str, str | None]]:
             return status, _shape(str(error), "server_error", code)
         case UnknownModelError():
             return 404, _shape(str(error), "invalid_request_error", "model_not_found", "model")
+        case UnmetConstraintError():
+            return 422, _shape(str(error), "invalid_request_error", "unmet_constraint")
         case NoWorkerError():
             return 503, _shape(str(error), "server_error", "no_worker")
         case OverloadedError():

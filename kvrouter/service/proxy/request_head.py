@@ -12,6 +12,7 @@ from kvrouter.errors import RequestError, WireError
 
 from .head_memory import HeadMemory, split_length
 from .header_lines import (
+    ASKED,
     AUTHORIZATION,
     CONNECTION,
     CONTENT_LENGTH,
@@ -22,6 +23,7 @@ from .header_lines import (
     REQUEST_ID,
     TRANSFER_ENCODING,
     HeaderLines,
+    asked_lines,
     connection_options,
     without_names,
 )
@@ -58,6 +60,7 @@ class RequestHead:
     """
 
     __slots__ = (
+        "asked",
         "authorization_line",
         "chunked",
         "expects_continue",
@@ -74,6 +77,8 @@ class RequestHead:
         self.line = line
         self.headers: list[tuple[bytes, bytes]] = []
         """All of them but a plain Content-Length."""
+        self.asked: tuple[tuple[bytes, bytes], ...] = ()
+        """Those of them that ask something of this process about the worker."""
         self.forward = b""
         """Header lines for the worker as the client wrote them, each with a CRLF before it.
 
@@ -194,6 +199,8 @@ def _read_rare(head: RequestHead, lines: list[tuple[int, bytes, bytes]]) -> None
             _read_transfer_encoding(head, value)
         elif kind == EXPECT:
             _read_expect(head, value)
+        elif kind == ASKED:
+            head.asked = asked_lines(head.headers)
     if nominated:
         _read_connection(head, nominated)
 
