@@ -23,6 +23,7 @@ from kvrouter.replay.engine.options import EngineOptions
 from kvrouter.replay.engine.rank import Rank
 from kvrouter.replay.engine.running import RunningWork
 from kvrouter.replay.engine.tokenizer import Tokenizer
+from kvrouter.replay.engine.transfer import Transfers
 from kvrouter.replay.engine.work import Work, WorkReader
 
 __all__ = ["App"]
@@ -33,8 +34,8 @@ Route = Callable[[Exchange], Awaitable[None]]
 class App:
     """Answers every request of one engine."""
 
-    def __init__(self, options: EngineOptions, ranks: Sequence[Rank], faults: Faults) -> None:
-        self._options, self._ranks, self._faults = options, ranks, faults
+    def __init__(self, options: EngineOptions, ranks: Sequence[Rank], faults: Faults, transfers: Transfers) -> None:
+        self._options, self._ranks, self._faults, self._transfers = options, ranks, faults, transfers
         self._tokenizer = Tokenizer()
         self._reader = WorkReader(options, self._tokenizer)
         self._metrics = EngineMetrics(options)
@@ -52,6 +53,7 @@ class App:
             ("GET", "/version"): self._version,
             ("GET", "/metrics"): self._show_metrics,
             ("POST", "/reset_prefix_cache"): self._reset_prefix_cache,
+            ("GET", "/transfers"): self._show_transfers,
             ("GET", "/fault"): self._show_faults,
             ("POST", "/fault"): self._inject_fault,
         }
@@ -92,35 +94,43 @@ class App:
             raise RequestError("this engine wants its API key", status=401, kind="AuthenticationError")
 
     async def _completions(self, exchange: Exchange) -> None:
-        work = self._reader.completion(_json(exchange))
+        body = _json(exchange)
+        work = self._reader.completion(body)
         answer = CompletionAnswer(secrets.token_hex(12), work.model, return_token_ids=work.return_token_ids)
-        await self._generate(exchange, work, answer)
+        await self._generate(exchange, body, work, answer)
 
     async def _chat(self, exchange: Exchange) -> None:
-        work = self._reader.chat(_json(exchange))
+        body = _json(exchange)
+        work = self._reader.chat(body)
         answer = ChatAnswer(secrets.token_hex(12), work.model, return_token_ids=work.return_token_ids)
-        await self._generate(exchange, work, answer)
+        await self._generate(exchange, body, work, answer)
 
     async def _responses(self, exchange: Exchange) -> None:
-        work = self._reader.response(_json(exchange))
-        await self._generate(exchange, work, ResponseAnswer(secrets.token_hex(12), work.model))
+        body = _json(exchange)
+        work = self._reader.response(body)
+        await self._generate(exchange, body, work, ResponseAnswer(secrets.token_hex(12), work.model))
 
     async def _embeddings(self, exchange: Exchange) -> None:
-        work = self._reader.embedding(_json(exchange))
-        with self._run(exchange, work) as running:
+        body = _json(exchange)
+        work = self._reader.embedding(body)
+        with self._run(exchange, body, work) as running:
             async for _event in running.events():
                 pass
             prompts = [prompt.tokens for prompt in work.prompts]
             await exchange.reply(200, embeddings(work.model, prompts, running.usage(), encoded=work.base64))
 
-    async def _generate(self, exchange: Exchange, work: Work, answer: Answer) -> None:
-        with self._run(exchange, work) as running:
+    async def _generate(self, exchange: Exchange, body: dict[str, Any], work: Work, answer: Answer) -> None:
+        work = self._transfers.limited(work)
+        transferred = await self._transfers.fetch(body, work)
+        with self._run(exchange, body, work, transferred=transferred) as running:
             if work.stream:
-                await self._stream(exchange, work, answer, running)
+                await self._stream(exchange, body, work, answer, running)
             else:
-                await self._whole(exchange, work, answer, running)
+                await self._whole(exchange, body, work, answer, running)
 
-    async def _stream(self, exchange: Exchange, work: Work, answer: Answer, running: RunningWork) -> None:
+    async def _stream(
+        self, exchange: Exchange, body: dict[str, Any], work: Work, answer: Answer, running: RunningWork
+    ) -> None:
         await exchange.start_stream()
         opening = answer.begin()
         if opening:
@@ -128,11 +138,14 @@ class App:
         async for index, token, reason in running.events():
             await exchange.write(answer.token(index, self._tokenizer.decode((token,)), token, reason))
             self._faults.chunk_sent(exchange)
+        await self._transfers.prefilled(body, work, running.rank, secrets.token_hex(12))
         with_usage = work.include_usage or isinstance(answer, ResponseAnswer)
         await exchange.write(answer.end(running.usage() if with_usage else None))
         await exchange.end_stream()
 
-    async def _whole(self, exchange: Exchange, work: Work, answer: Answer, running: RunningWork) -> None:
+    async def _whole(
+        self, exchange: Exchange, body: dict[str, Any], work: Work, answer: Answer, running: RunningWork
+    ) -> None:
         outputs = [array("I") for _ in work.prompts]
         async for index, token, _reason in running.events():
             outputs[index].append(token)
@@ -140,24 +153,31 @@ class App:
             (self._tokenizer.decode(tokens), tokens, prompt.finish_reason)
             for tokens, prompt in zip(outputs, work.prompts, strict=True)
         ]
-        await exchange.reply(200, answer.whole(choices, running.usage()))
+        transfer = await self._transfers.prefilled(body, work, running.rank, secrets.token_hex(12))
+        await exchange.reply(200, {**answer.whole(choices, running.usage()), **transfer})
 
-    def _run(self, exchange: Exchange, work: Work) -> RunningWork:
-        rank = self._rank(exchange)
+    def _run(self, exchange: Exchange, body: dict[str, Any], work: Work, *, transferred: int = 0) -> RunningWork:
+        rank = self._rank(exchange, body)
         if len(rank.scheduler.waiting) >= self._options.waiting_max:
             raise OverloadedError("too many requests wait already")
-        return RunningWork(work, rank, self._metrics, self._tokenizer.words)
+        return RunningWork(work, rank, self._metrics, self._tokenizer.words, transferred=transferred)
 
-    def _rank(self, exchange: Exchange) -> Rank:
+    def _rank(self, exchange: Exchange, body: dict[str, Any]) -> Rank:
         """Return the rank that the client asks for, else the one with the fewest requests, as vLLM's balancer does."""
+        if self._options.dialect == "sglang":
+            number = self._transfers.rank_asked(body)
+            return self._ranks[number] if number is not None else self._least_busy()
         asked = exchange.headers.get("x-data-parallel-rank")
         if asked is None:
-            return min(self._ranks, key=lambda rank: len(rank.scheduler.waiting) * 4 + len(rank.scheduler.running))
+            return self._least_busy()
         if not asked.isdecimal() or int(asked) >= len(self._ranks):
             raise RequestError(
                 f"data-parallel rank {asked!r} is not one of {len(self._ranks)}", param="data_parallel_rank"
             )
         return self._ranks[int(asked)]
+
+    def _least_busy(self) -> Rank:
+        return min(self._ranks, key=lambda rank: len(rank.scheduler.waiting) * 4 + len(rank.scheduler.running))
 
     async def _models(self, exchange: Exchange) -> None:
         base = self._options.model
@@ -198,6 +218,9 @@ class App:
     async def _reset_prefix_cache(self, exchange: Exchange) -> None:
         cleared = [rank.clear_cache() for rank in self._ranks]
         await exchange.reply(200 if all(cleared) else 503, {"success": all(cleared), "ranks": cleared})
+
+    async def _show_transfers(self, exchange: Exchange) -> None:
+        await exchange.reply(200, self._transfers.report())
 
     async def _show_faults(self, exchange: Exchange) -> None:
         await exchange.reply(200, {"kinds": KINDS})

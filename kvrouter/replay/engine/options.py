@@ -61,6 +61,10 @@ class EngineOptions:
     seed: int = 0
     cache_seed: int | None = None
     api_key: str | None = None
+    dialect: str = "vllm"
+    role: str | None = None
+    side_port: int = 0
+    transfer_seconds: float = 300.0
     exit_with_parent: bool = False
 
     @property
@@ -87,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_events(parser)
     _add_cache(parser)
     _add_speed(parser)
+    _add_transfer(parser)
     return parser
 
 
@@ -174,6 +179,34 @@ def _add_speed(parser: argparse.ArgumentParser) -> None:
             metavar="X",
             help=f"{text} (default: %(default)s)",
         )
+
+
+def _add_transfer(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("split requests (GET /transfers tells what became of them)")
+    default = EngineOptions()
+    group.add_argument(
+        "--dialect",
+        choices=("vllm", "sglang"),
+        default=default.dialect,
+        help="whose conventions: how a rank is asked for, how prefill and decode meet (default: %(default)s)",
+    )
+    group.add_argument(
+        "--role", choices=("prefill", "decode"), default=default.role, help="part in split requests (default: none)"
+    )
+    group.add_argument(
+        "--side-port",
+        type=_port,
+        default=default.side_port,
+        metavar="PORT",
+        help="where blocks are fetched from; SGLang's bootstrap port; 0 picks a free one",
+    )
+    group.add_argument(
+        "--transfer-seconds",
+        type=_seconds,
+        default=default.transfer_seconds,
+        metavar="X",
+        help="how long the two wait for each other (default: %(default)s)",
+    )
 
 
 def _port(text: str) -> int:

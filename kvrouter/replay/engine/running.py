@@ -17,8 +17,9 @@ __all__ = ["RunningWork"]
 class RunningWork:
     """Runs one job for each prompt. Leaving the `with` block early aborts what still runs and frees its blocks."""
 
-    def __init__(self, work: Work, rank: Rank, metrics: EngineMetrics, words: range) -> None:
+    def __init__(self, work: Work, rank: Rank, metrics: EngineMetrics, words: range, *, transferred: int = 0) -> None:
         self._work, self._rank, self._metrics, self._words = work, rank, metrics, words
+        self._transferred = transferred
         # Bounded by the answers' own lengths.
         self._produced: asyncio.Queue[tuple[int, int | None]] = asyncio.Queue()
         self._jobs = [self._job(index, prompt) for index, prompt in enumerate(work.prompts)]
@@ -37,6 +38,11 @@ class RunningWork:
             for job in self._jobs:
                 self._rank.abort(job)
             self._metrics.finished(self._rank.number, "abort", time.monotonic() - self._began)
+
+    @property
+    def rank(self) -> int:
+        """Where it runs."""
+        return self._rank.number
 
     async def events(self) -> AsyncIterator[tuple[int, int, str | None]]:
         """Yield (prompt, token, finish reason) until every job has ended.
@@ -83,4 +89,5 @@ class RunningWork:
             output_tokens_max=prompt.output_tokens,
             next_token=lambda: prompt.words.choice(self._words),
             emit=emit,
+            transferred=self._transferred,
         )

@@ -28,7 +28,7 @@ class Job:
 
     __slots__ = (
         "aborted", "cached_tokens", "emit", "lost", "next_token", "output_tokens", "output_tokens_max", "preemptions",
-        "prompt_tokens", "sequence",
+        "prompt_tokens", "sequence", "transferred",
     )  # fmt: skip
 
     def __init__(
@@ -39,11 +39,14 @@ class Job:
         output_tokens_max: int,
         next_token: Callable[[], int],
         emit: Callable[[int | None], None],
+        transferred: int = 0,
     ) -> None:
         self.sequence = CachedSequence(tokens, namespace)
         self.prompt_tokens = len(tokens)
         self.output_tokens, self.output_tokens_max = 0, output_tokens_max
         self.next_token, self.emit = next_token, emit
+        self.transferred = transferred
+        """Leading prompt tokens that another engine has computed; the last one is always computed here."""
         self.cached_tokens: int | None = None
         """Prompt tokens that were found cached on first admission; None while the job waits."""
         self.preemptions = 0
@@ -147,11 +150,12 @@ class Scheduler:
             job = self.waiting[0]
             hit = self.cache.hit(job.sequence)
             cached = len(hit) * self.cache.block_size
-            tokens = min(len(job.sequence.tokens) - cached, budget)
-            if not self.cache.admit(job.sequence, hit, tokens):
+            given = max(0, min(job.transferred, len(job.sequence.tokens) - 1) - cached)
+            tokens = min(len(job.sequence.tokens) - cached - given, budget)
+            if not self.cache.admit(job.sequence, hit, given + tokens):
                 break
             if job.cached_tokens is None:
-                job.cached_tokens = cached
+                job.cached_tokens = cached + given
                 self.queried_tokens += job.prompt_tokens
                 self.hit_tokens += cached
             self.running.append(self.waiting.popleft())

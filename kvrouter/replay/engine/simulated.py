@@ -12,6 +12,7 @@ from kvrouter.replay.engine.options import EngineOptions
 from kvrouter.replay.engine.publishing import RankPublishers
 from kvrouter.replay.engine.rank import Rank
 from kvrouter.replay.engine.scheduler import Scheduler
+from kvrouter.replay.engine.transfer import Transfers
 
 __all__ = ["SimulatedEngine"]
 
@@ -27,8 +28,10 @@ class SimulatedEngine:
         self.publishers = RankPublishers(options)
         self.ranks = [self._rank(number) for number in range(options.ranks)]
         self.faults = Faults(self)
-        self.app = App(options, self.ranks, self.faults)
+        self.transfers = Transfers(options)
+        self.app = App(options, self.ranks, self.faults, self.transfers)
         self._server = HttpServer(self.app.handle)
+        self._side = HttpServer(self.transfers.serve)
         self.port = options.port
         self._listening_again: asyncio.Task[None] | None = None
 
@@ -37,8 +40,10 @@ class SimulatedEngine:
 
         Raises:
             SettingsError: an event port is taken.
-            OSError: the HTTP port is taken.
+            OSError: the HTTP port or that of the side channel is taken.
         """
+        if self.transfers.enabled:
+            self.transfers.port = await self._side.start(self.options.host, self.options.side_port)
         if self.options.events:
             self.publishers.open()
             self._connect_publishers()
@@ -55,6 +60,7 @@ class SimulatedEngine:
         if self._listening_again is not None:
             self._listening_again.cancel()
         self._server.close()
+        self._side.close()
         self.publishers.close()
 
     def announcement(self) -> dict[str, object]:
@@ -66,6 +72,7 @@ class SimulatedEngine:
             "events": self.publishers.endpoint or None,
             "replay": self.publishers.replay_endpoint or None,
             "ranks": options.ranks,
+            "side_port": self.transfers.port or None,
             "block_size": options.block_size,
             "blocks": options.blocks,
             "model": options.model,
