@@ -18,6 +18,7 @@ __all__ = [
     "LimitSettings",
     "LogSettings",
     "PlacementSettings",
+    "QueueSettings",
     "RoutingSettings",
     "ServerSettings",
     "Settings",
@@ -184,6 +185,59 @@ class PlacementSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class QueueSettings:
+    """When requests wait at the router, who goes first, who is turned away; without a bound on ranks nobody waits."""
+
+    rank_requests_max: int = _setting(
+        0,
+        "requests that a rank may have before new ones wait at the router (0: any number)",
+        at_least=0,
+        at_most=1_000_000,
+    )
+    rank_prefill_tokens_max: int = _setting(
+        0,
+        "uncached prompt tokens that a rank may still have to compute before new requests wait (0: any number)",
+        at_least=0,
+        at_most=1_000_000_000,
+    )
+    ttft_seconds_max: float = _setting(
+        0.0,
+        "turn a request away whose first token is predicted later than this (0: never)",
+        at_least=0,
+        at_most=86_400,
+    )
+    order: str = _setting(
+        "fcfs",
+        "who goes first: as they came, least uncached prefill, or earliest deadline",
+        choices=("fcfs", "shortest", "deadline"),
+    )
+    requests_max: int = _setting(10_000, "requests that wait at a time", at_least=1, at_most=1_000_000)
+    bytes_max: int = _setting(256 * _MIB, "bytes of the bodies that wait", at_least=1024, at_most=65_536 * _MIB)
+    seconds_max: float = _setting(60.0, "longest wait of a request", at_least=0.05, at_most=3600)
+    overtaking_seconds: float = _setting(
+        30.0, "nobody is overtaken by requests that come later than this after it", at_least=0, at_most=3600
+    )
+    priority_seconds: float = _setting(
+        10.0, "each level of priority counts like having come so much earlier", at_least=0, at_most=3600
+    )
+    tenant_by: str = _setting("api-key", "what tells tenants apart", choices=("api-key", "header", "user"))
+    tenant_header: str = _setting(
+        "x-kvrouter-tenant",
+        "header that names the tenant, where a gateway in front sets it",
+        name_characters_max=64,
+    )
+    tenant_weights: tuple[str, ...] = _setting(
+        (),
+        "TENANT=WEIGHT; 2 is served twice as much as 1 (repeatable; default of all: 1)",
+        metavar="TENANT=WEIGHT",
+    )
+    tenants_max: int = _setting(1000, "tenants that are told apart", at_least=1, at_most=1_000_000)
+    quantum_tokens: int = _setting(
+        16_384, "prefill tokens by which a tenant may be ahead of another", at_least=1, at_most=1_000_000_000
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EventSettings:
     """How cache events are received."""
 
@@ -271,6 +325,7 @@ class Settings:
     auth: AuthSettings = field(default_factory=AuthSettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
     routing: RoutingSettings = field(default_factory=RoutingSettings)
+    queue: QueueSettings = field(default_factory=QueueSettings)
     placement: PlacementSettings = field(default_factory=PlacementSettings)
     events: EventSettings = field(default_factory=EventSettings)
     tokens: TokenSettings = field(default_factory=TokenSettings)

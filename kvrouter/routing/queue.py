@@ -94,7 +94,18 @@ class Added(NamedTuple, Generic[Subject]):
 class AdmissionQueue(Generic[Subject]):
     """Requests that wait. Lives on one event loop; not thread-safe."""
 
-    __slots__ = ("_by_expiry", "_lanes", "_last", "_serial", "bytes", "requests", "settings", "shares", "tokens")
+    __slots__ = (
+        "_by_age",
+        "_by_expiry",
+        "_lanes",
+        "_last",
+        "_serial",
+        "bytes",
+        "requests",
+        "settings",
+        "shares",
+        "tokens",
+    )
 
     def __init__(self, settings: QueueSettings) -> None:
         self.settings = settings
@@ -108,6 +119,7 @@ class AdmissionQueue(Generic[Subject]):
         """What waits now."""
         self._lanes: dict[Hashable, _Lane[Subject]] = {}
         self._by_expiry: LeavingHeap[Waiting[Subject]] = LeavingHeap(_is_waiting)
+        self._by_age: LeavingHeap[Waiting[Subject]] = LeavingHeap(_is_waiting)
         self._last: dict[Tenant, LeavingHeap[Waiting[Subject]]] = {}
         """The requests of each tenant that waits, beginning with the one that would be served last."""
         self._serial = 0
@@ -231,6 +243,10 @@ class AdmissionQueue(Generic[Subject]):
         first = self._by_expiry.first()
         return None if first is None else first.expires_at
 
+    def oldest(self) -> Waiting[Subject] | None:
+        """The request that has waited longest."""
+        return self._by_age.first()
+
     def ahead(self, tenant: str, lane: Hashable, key: float) -> float:
         """About how many requests would be served before one that came now; an estimate, not a promise.
 
@@ -270,6 +286,7 @@ class AdmissionQueue(Generic[Subject]):
         self.bytes += size
         flow.tenant.wait(tokens=tokens, size=size)
         self._by_expiry.add(waiting.expires_at, waiting.serial, waiting)
+        self._by_age.add(0.0, waiting.serial, waiting)
         last = self._last.get(flow.tenant)
         if last is None:
             last = self._last[flow.tenant] = LeavingHeap(_is_waiting)
@@ -284,6 +301,7 @@ class AdmissionQueue(Generic[Subject]):
         self.bytes -= size
         flow.tenant.leave(tokens=tokens, size=size)
         self._by_expiry.left()
+        self._by_age.left()
         if flow.tenant.requests:
             self._last[flow.tenant].left()
         else:

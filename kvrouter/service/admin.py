@@ -24,6 +24,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from kvrouter import __version__
 from kvrouter.errors import KvrouterError, RequestError
 from kvrouter.events.endpoints import without_password
+from kvrouter.service.admission import Admission
+from kvrouter.service.admission_view import admission_record
 from kvrouter.service.auth import Authenticator, refuse_foreign_page
 from kvrouter.service.decisions import DecisionRing
 from kvrouter.service.load_reports import LoadReports
@@ -134,12 +136,14 @@ def build_admin(
     sources: SourceReport,
     decisions: DecisionRing,
     loads: LoadReports,
+    admission: Admission | None,
     clock: Callable[[], float],
 ) -> FastAPI:
     """Build the application over the parts that it shows and changes."""
     app = _Application(title="kvrouter admin API", version=__version__, redoc_url=None)
     _add_worker_routes(app, registry, records, clock)
     _add_reading_routes(app, sources, decisions, loads)
+    _add_queue_route(app, admission, clock)
     app.add_exception_handler(KvrouterError, _known_error)
     app.add_exception_handler(RequestValidationError, _invalid_request)
     app.add_exception_handler(HTTPException, _http_error)
@@ -229,6 +233,13 @@ def _add_reading_routes(app: FastAPI, sources: SourceReport, decisions: Decision
                 f"no decision {request_id} is kept", status=404, code="decision_not_found", param="request_id"
             )
         return explained
+
+
+def _add_queue_route(app: FastAPI, admission: Admission | None, clock: Callable[[], float]) -> None:
+    @app.get("/queue", tags=["queue"])
+    async def show_queue() -> dict[str, Any]:
+        """Show who waits at the router, and who was turned away."""
+        return admission_record(admission, now=clock())
 
 
 def _change(registry: WorkerRegistry, old: Worker, fields: dict[str, Any], *, now: float) -> None:

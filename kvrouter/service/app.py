@@ -8,6 +8,7 @@ import logging
 import random
 import time
 from collections.abc import Callable
+from typing import Any
 
 from kvrouter.errors import RequestError, SettingsError
 from kvrouter.events import Source
@@ -16,6 +17,8 @@ from kvrouter.ingest import Ingest, IngestLimits
 from kvrouter.routing import Router, RoutingSettings
 from kvrouter.routing.constraints import Constraints
 from kvrouter.service.admin import AdminServer, GuardedApplication, WorkerRecords, build_admin
+from kvrouter.service.admission_dispatcher import QueueingDispatcher
+from kvrouter.service.admission_setup import make_admission
 from kvrouter.service.auth import Authenticator
 from kvrouter.service.decisions import DecisionRing
 from kvrouter.service.dispatcher import ModelRoutes, RequestDispatcher
@@ -116,6 +119,13 @@ class Service:
             clock=clock,
             jitter=random.Random(),
         )
+        self.admission = make_admission(
+            settings.queue,
+            router=self.router,
+            unproxied=lambda: self.registry.unproxied,
+            place=lambda *asked: self._place(*asked),  # noqa: PLW0108 - it is made below
+            clock=clock,
+        )
         self.metrics = Metrics(
             MetricsSources(
                 registry=self.registry,
@@ -130,6 +140,8 @@ class Service:
                 policy=settings.routing.policy,
                 loads=self.loads,
                 keeper=self.keeper,
+                admission=self.admission,
+                clock=clock,
             )
         )
         self.probes = ProbeRoutes(
@@ -139,7 +151,7 @@ class Service:
             prompt_mode=self.resolver.describe,
             metrics_text=self.metrics.text,
         )
-        self.dispatcher = RequestDispatcher(
+        self.dispatcher = self._make_dispatcher(
             registry=self.registry,
             router=self.router,
             reader=RequestReader(cache),
@@ -204,6 +216,17 @@ class Service:
             except Exception as error:  # noqa: BLE001 - supervised edge, as below
                 _report_bug("backlog", error)
 
+    async def keep_queue(self) -> None:
+        """End what waits too long for a rank with room, for ever."""
+        assert self.admission is not None
+        while True:
+            await self.admission.due()
+            try:
+                self.admission.work()
+            except Exception as error:  # noqa: BLE001 - supervised edge, as below
+                _report_bug("queue", error)
+                await asyncio.sleep(HOUSEKEEPING_SECONDS)
+
     async def housekeeping(self) -> None:
         """End leases, forget dead workers' blocks and tell of missing events, now and then, for ever."""
         while True:
@@ -212,9 +235,19 @@ class Service:
                 self.selection.expire(now)
                 self.registry.forget_dead(connected)
                 self.event_watch.look(connected, now=now)
+                if self.admission is not None:
+                    self.admission.tell()
             except Exception as error:  # noqa: BLE001 - supervised edge: one bug must not end the whole service
                 _report_bug("housekeeping", error)
             await asyncio.sleep(HOUSEKEEPING_SECONDS)
+
+    def _make_dispatcher(self, **parts: Any) -> RequestDispatcher:
+        """Requests wait only where the settings say so; otherwise nothing of it is on their way."""
+        if self.admission is None:
+            return RequestDispatcher(**parts)
+        dispatcher = QueueingDispatcher(admission=self.admission, **parts)
+        self._place = dispatcher.place
+        return dispatcher
 
     def _fleet_changed(self) -> None:
         """What is served decides how prompts are read, which is said once per model; who is dead holds nothing."""
@@ -226,6 +259,8 @@ class Service:
             if self._modes_told.get(model) != mode:
                 self._modes_told[model] = mode
                 log_event(_log, logging.INFO, "prompt_mode", model=model, mode=mode)
+        if self.admission is not None:
+            self.admission.fleet_changed()
 
     def _forget_blocks(self, worker: Worker) -> None:
         """The worker's process is dead, and its cache with it."""
@@ -278,6 +313,7 @@ class Service:
             sources=self.sources,
             decisions=self.decisions,
             loads=self.loads,
+            admission=self.admission,
             clock=self.clock,
         )
         if admin_socket:

@@ -5,6 +5,7 @@ what a worker's answers say about its health is `workers.py`. On the hot path no
 up.
 """
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Collection
 from itertools import count
@@ -18,6 +19,7 @@ from kvrouter.errors import NoWorkerError, RequestError, RoutingError, UnknownMo
 from kvrouter.events import Source
 from kvrouter.routing import Decision, Router
 from kvrouter.routing.constraints import Constraints
+from kvrouter.routing.queue_room import RankRoom
 from kvrouter.service.auth import Authenticator, refuse_foreign_page
 from kvrouter.service.body_members import with_members
 from kvrouter.service.decisions import DecisionRing
@@ -86,6 +88,8 @@ class RequestDispatcher:
         self._local, self._admin, self._clock = local, admin, clock
         self._bookings = count(1)
         self._wall_offset = time.time() - clock()
+        self._room: RankRoom | None = None
+        """What ranks must have for inference; set by `QueueingDispatcher`, which lets requests wait for it."""
 
     # -- the data plane's calls, in their order ------------------------------------------------------------------------
 
@@ -174,14 +178,17 @@ class RequestDispatcher:
     async def _choose_later(
         self, request: Request, body: InferenceBody, prompt: Awaitable[Prompt | None], excluded: Collection[str]
     ) -> Route:
-        return self._choose(request, body, await prompt, excluded)
+        found = self._choose(request, body, await prompt, excluded)
+        return found if isinstance(found, Route) else await found
 
-    def _choose(self, request: Request, body: InferenceBody, prompt: Prompt | None, excluded: Collection[str]) -> Route:
+    def _choose(
+        self, request: Request, body: InferenceBody, prompt: Prompt | None, excluded: Collection[str]
+    ) -> "Route | asyncio.Future[Route]":
         session = (_session(request) or body.session) if self._uses_sessions else None
         model, now = body.model, self._clock()
         constraints = self._placement.headers(request.asked) if request.asked else None
         decision, route = self._decide(
-            request, prompt, model, excluded, session=session, constraints=constraints, now=now
+            request, prompt, model, excluded, session=session, constraints=constraints, now=now, room=self._room
         )
         traffic, policy = self._traffic, decision.policy
         traffic.routed += 1
@@ -212,6 +219,7 @@ class RequestDispatcher:
         session: str | None,
         constraints: Constraints | None,
         now: float,
+        room: RankRoom | None = None,
     ) -> tuple[Decision, Route]:
         """Decide, book the decision, and tell the way."""
         registry = self._registry
@@ -220,7 +228,14 @@ class RequestDispatcher:
         booking = next(self._bookings)
         try:
             decision = self._router.place(
-                prompt, model=model, session=session, exclude=excluded, id=booking, now=now, constraints=constraints
+                prompt,
+                model=model,
+                session=session,
+                exclude=excluded,
+                id=booking,
+                now=now,
+                constraints=constraints,
+                room=room,
             )
         except (UnknownModelError, NoWorkerError) as error:
             raise self._refusal(error, model) from None

@@ -15,6 +15,8 @@ from kvrouter import __version__
 from kvrouter.events import TIERS
 from kvrouter.index import PrefixIndex, implementation
 from kvrouter.routing import Router
+from kvrouter.service.admission import Admission
+from kvrouter.service.admission_view import admission_metrics
 from kvrouter.service.event_metrics import plane_metrics, source_metrics
 from kvrouter.service.load_reports import LoadReports
 from kvrouter.service.metric_families import by_label, counter, gauge, histogram
@@ -44,6 +46,8 @@ class MetricsSources:
     auth_refused: Callable[[], int]
     loads: LoadReports
     keeper: StateKeeper | None
+    admission: Admission | None
+    clock: Callable[[], float]
     policy: str
 
 
@@ -70,6 +74,7 @@ class _Collector(Collector):
         yield gauge("info", "Version and choices of this process.", tuple(labels), [(tuple(labels.values()), 1)])
         yield from self._requests()
         yield from self._routing()
+        yield from admission_metrics(self._from.admission, now=self._from.clock())
         yield from self._workers()
         yield from self._loads()
         yield from source_metrics(self._from.sources.rows())

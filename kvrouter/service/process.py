@@ -86,6 +86,7 @@ async def _running(
         asks_loads = service.settings.events.load_seconds > 0
         loads = tasks.create_task(service.loads.run(), name="loads") if asks_loads else None
         backlog = tasks.create_task(service.work_off_backlogs(), name="backlog")
+        queue = tasks.create_task(service.keep_queue(), name="queue") if service.admission is not None else None
         saving = tasks.create_task(service.keeper.run(), name="snapshots") if service.keeper is not None else None
         collector = tasks.create_task(set_survivors_aside(), name="collector")
         admin = tasks.create_task(service.admin.run(), name="admin")
@@ -113,6 +114,8 @@ async def _running(
         health.cancel()
         housekeeping.cancel()
         backlog.cancel()
+        if queue is not None:
+            queue.cancel()
         if loads is not None:
             loads.cancel()
         collector.cancel()

@@ -132,6 +132,8 @@ class QueueMachine(RuleBasedStateMachine):
         assert queue.bytes == sum(one.size for one in waiting) <= BYTES_MAX
         assert queue.tokens == sum(one.tokens for one in waiting)
         assert {one.serial for one in queue} == {one.serial for one in waiting}
+        oldest = queue.oldest()
+        assert (None if oldest is None else oldest.serial) == min((one.serial for one in waiting), default=None)
         assert queue.next_expiry() == min((one.expires_at for one in waiting), default=None)
         by_lane: dict[Any, int] = {}
         for one in waiting:

@@ -104,3 +104,4 @@ class InferenceBody(msgspec.Struct, eq=False, gc=False):
     """What a conversation consists of, where the prompt is one."""
     has_engine_arguments: bool = False
     """Whether there are `vllm_xargs`."""
+    user: str | None = None

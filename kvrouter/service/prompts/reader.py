@@ -141,6 +141,8 @@ def _body(kind: Any, fields: CommonFields) -> InferenceBody:
         if candidate and type(candidate) is str:
             body.session = candidate
             break
+    if type(fields.user) is str:
+        body.user = fields.user
     if fields.max_tokens is not None:
         body.max_tokens = _whole(fields.max_tokens, 0)
     if fields.priority is not None:

@@ -39,7 +39,7 @@ class ReplyingClient(Client, Protocol):
 class Exchange(Relay):
     """One request between one client and the workers tried for it; `length` as in `render_request`."""
 
-    __slots__ = ("_attempts", "_excluded", "_failure", "_length", "_task")
+    __slots__ = ("_attempts", "_excluded", "_failure", "_length", "_pending", "_task")
 
     _client: ReplyingClient
 
@@ -53,6 +53,8 @@ class Exchange(Relay):
         self._failure: UpstreamError | None = None
         """Why the latest attempt failed."""
         self._task: asyncio.Task[None] | None = None
+        self._pending: Awaitable[Route | Reply] | None = None
+        """What tells the route, while there is none."""
 
     def start(self) -> None:
         """Ask for a route and follow it."""
@@ -67,6 +69,7 @@ class Exchange(Relay):
         elif isinstance(decided, Reply):
             self._client.reply(decided)
         else:
+            self._pending = decided
             self._task = self._plane.spawn(self._await_route(decided))
 
     def cancel(self) -> None:
@@ -175,24 +178,29 @@ class Exchange(Relay):
         try:
             decided = await pending
         except Exception as error:  # noqa: BLE001 - supervised edge, as in `start`
-            self._task = None
+            self._task = self._pending = None
             self._not_routed(self._plane.failed("route", error))
             return
         except asyncio.CancelledError:
-            self._return_late_route(pending)
+            self._withdraw()
             raise
-        self._task = None
+        self._task = self._pending = None
         if isinstance(decided, Route):
             self._attempt(decided)
         else:
             self._client.reply(decided)
 
-    def _return_late_route(self, pending: Awaitable[Route | Reply]) -> None:
-        """A future may have got its route in the moment of the cancellation: that attempt ends here."""
-        if isinstance(pending, asyncio.Future) and pending.done() and not pending.cancelled():
-            decided = None if pending.exception() is not None else pending.result()
-            if isinstance(decided, Route):
-                self._plane.finished(decided, "client_gone", None)
+    def _withdraw(self) -> None:
+        """Want no route any more, also where the task that waits for it has not begun.
+
+        A future may have got its route in this very moment: that attempt ends here.
+        """
+        pending, self._pending = self._pending, None
+        if not isinstance(pending, asyncio.Future) or pending.cancel() or pending.cancelled():
+            return
+        decided = None if pending.exception() is not None else pending.result()
+        if isinstance(decided, Route):
+            self._plane.finished(decided, "client_gone", None)
 
     async def _connect(self, route: Route) -> None:
         try:
@@ -209,6 +217,7 @@ class Exchange(Relay):
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
+        self._withdraw()
         if self._upstream is not None:
             self._upstream.abort()
 

@@ -9,6 +9,7 @@ from kvrouter.errors import (
     NoWorkerError,
     OverloadedError,
     RequestError,
+    ShedError,
     UnknownModelError,
     UnmetConstraintError,
 )
@@ -48,7 +49,7 @@ def error_reply(error: KvrouterError) -> Reply:
     """Return the reply for an error: its status, and the body that OpenAI clients understand."""
     status, described = _describe(error)
     headers = [_JSON]
-    if status in (502, 503):
+    if status in (502, 503) or isinstance(error, ShedError):
         headers.append((b"retry-after", b"%d" % getattr(error, "retry_after_seconds", 1)))
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
@@ -93,6 +94,9 @@ def _describe(error: KvrouterError) -> tuple[int, dict[str, str | None]]:
             return 422, _shape(str(error), "invalid_request_error", "unmet_constraint")
         case NoWorkerError():
             return 503, _shape(str(error), "server_error", "no_worker")
+        case ShedError():
+            kind = "rate_limit_error" if error.status == 429 else "server_error"
+            return error.status, _shape(str(error), kind, error.code)
         case OverloadedError():
             return 503, _shape(str(error), "server_error", "overloaded")
         case _:
