@@ -20,8 +20,9 @@ WINDOW_BYTES = 256 << 10
 class Inbound:
     """Items as they arrive, until the application takes them.
 
-    An item may come in several pieces. Pieces of an item that is not whole are credited at once, or an item longer than
-    the window could never arrive; `item_bytes_max` bounds them.
+    An item may come in several pieces. Once nothing waits before it, the pieces of an item that is not whole are
+    credited at once, or one longer than the window could never arrive. So at most a window and one longest item are
+    held.
     """
 
     __slots__ = (
@@ -31,6 +32,7 @@ class Inbound:
         "_items",
         "_pieces",
         "_pieces_bytes",
+        "_pieces_cost",
         "_window_bytes",
         "ended",
         "error",
@@ -42,7 +44,7 @@ class Inbound:
         self._item_bytes_max = item_bytes_max
         self._items: deque[tuple[bytes, int]] = deque()
         self._pieces: list[bytes] = []
-        self._pieces_bytes = 0
+        self._pieces_bytes = self._pieces_cost = 0
         self.ended = False
         """Whether nothing more will arrive."""
         self.error: TransportError | None = None
@@ -78,12 +80,11 @@ class Inbound:
             message = f"an item of {self._pieces_bytes} bytes or more exceeds the limit of {self._item_bytes_max}"
             raise RefusedError(message, code="RESOURCE_EXHAUSTED", retryable=False)
         self._pieces.append(piece)
-        if more:
-            self._due += cost
-            return
-        self._items.append((b"".join(self._pieces), cost))
-        self._pieces.clear()
-        self._pieces_bytes = 0
+        self._pieces_cost += cost
+        if not more:
+            self._items.append((b"".join(self._pieces), self._pieces_cost))
+            self._pieces.clear()
+            self._pieces_bytes = self._pieces_cost = 0
 
     def end(self, error: TransportError | None = None) -> None:
         """Nothing more will arrive; items that did can still be taken. The first end counts."""
@@ -109,6 +110,9 @@ class Inbound:
 
     def grant(self) -> int:
         """Credit that is worth telling the sender now, 0 for none: half a window at a time, so that telling is rare."""
+        if not self._items:
+            self._due += self._pieces_cost
+            self._pieces_cost = 0
         if self._due * 2 < self._window_bytes or self.ended:
             return 0
         due, self._due = self._due, 0
