@@ -15,6 +15,7 @@ __all__ = [
     "AuthSettings",
     "EventSettings",
     "HealthSettings",
+    "IndexSettings",
     "LimitSettings",
     "LogSettings",
     "PlacementSettings",
@@ -275,6 +276,20 @@ class EventSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class IndexSettings:
+    """What is known of the workers' caches."""
+
+    bytes_max: int | None = _setting(
+        None,
+        "memory of the index, and of all that is kept to follow engines' events; at the bound less is claimed than is "
+        "true, never more (default: no bound)",
+        flag="--index-bytes-max",
+        at_least=_MIB,
+        at_most=16 * 1024 * 1024 * _MIB,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TokenSettings:
     """How prompts become tokens."""
 
@@ -328,6 +343,7 @@ class Settings:
     queue: QueueSettings = field(default_factory=QueueSettings)
     placement: PlacementSettings = field(default_factory=PlacementSettings)
     events: EventSettings = field(default_factory=EventSettings)
+    index: IndexSettings = field(default_factory=IndexSettings)
     tokens: TokenSettings = field(default_factory=TokenSettings)
     health: HealthSettings = field(default_factory=HealthSettings)
     log: LogSettings = field(default_factory=LogSettings)

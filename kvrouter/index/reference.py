@@ -33,6 +33,8 @@ _SETS_MAX = 65_536
 _MEMBERS_MAX = 4_096
 # A dictionary's entry and its key; sets are shared.
 _BYTES_PER_ENTRY = 112
+# What a block is expected to take, in the index and beside it.
+_BYTES_PER_NEW_BLOCK = 512
 
 
 class PrefixIndex:
@@ -45,11 +47,27 @@ class PrefixIndex:
     first it forgets ranks that are in doubt, the one that has been so longest first; if that is not enough, it does not
     note what is new. Removals are always done. `dropped` counts both.
 
+    Whoever keeps something beside the index for each rank puts it under the same bound: says how much it is (`charge`),
+    asks before it grows (`admit`), and learns what was lost (`losses`). While something is beside, only one rank is
+    forgotten before that was asked: what is kept beside that one can go as well.
+
     Raises:
         ValueError: `bytes_max` is less than BYTES_MAX_LEAST.
     """
 
-    __slots__ = ("_bytes_max", "_counts", "_distinct", "_doubted", "_dropped", "_members", "_sets", "_tables")
+    __slots__ = (
+        "_beside",
+        "_bytes_max",
+        "_counts",
+        "_distinct",
+        "_doubted",
+        "_dropped",
+        "_lost",
+        "_members",
+        "_refused_before",
+        "_sets",
+        "_tables",
+    )
 
     def __init__(self, bytes_max: int | None = None) -> None:
         if bytes_max is not None and bytes_max < BYTES_MAX_LEAST:
@@ -57,6 +75,8 @@ class PrefixIndex:
         self._bytes_max = bytes_max
         self._doubted: dict[int, None] = {}
         self._dropped = {"unconfirmed": 0, "refused": 0}
+        self._beside = self._refused_before = 0
+        self._lost: list[int] = []
         self._tables: dict[str, _Table] = {}
         self._counts: dict[str, dict[int, int]] = {}
         self._distinct = 0
@@ -239,6 +259,35 @@ class PrefixIndex:
         """Blocks that the bound has cost so far: `unconfirmed` ones that were forgotten, and `refused` new ones."""
         return dict(self._dropped)
 
+    def losses(self) -> tuple[tuple[int, ...], int] | None:
+        """Ranks that were forgotten and blocks that were refused since this was last asked; None if there are none."""
+        refused = self._dropped["refused"] - self._refused_before
+        if not refused and not self._lost:
+            return None
+        losses = tuple(self._lost), refused
+        self._lost.clear()
+        self._refused_before += refused
+        return losses
+
+    def charge(self, change: int) -> None:
+        """So many bytes more are kept beside the index, or fewer."""
+        self._beside += change
+
+    def admit(self, blocks: int) -> bool:
+        """Whether so many blocks more may be noted, and something beside each; if not, they count as refused."""
+        if self._make_room() * _BYTES_PER_ENTRY >= blocks * _BYTES_PER_NEW_BLOCK:
+            return True
+        self._dropped["refused"] += blocks
+        return False
+
+    def bytes_max(self) -> int | None:
+        """The bound; None: there is none."""
+        return self._bytes_max
+
+    def nbytes_beside(self) -> int:
+        """What is kept beside the index, as far as it was charged."""
+        return self._beside
+
     def nbytes(self) -> int:
         """What the index takes, about."""
         return _BYTES_PER_ENTRY * sum(map(len, self._tables.values()))
@@ -268,12 +317,16 @@ class PrefixIndex:
         """How many new entries fit, once the doubted have made room for the next ones."""
         if self._bytes_max is None:
             return sys.maxsize
-        while self._doubted and self.nbytes() > self._bytes_max - self._bytes_max // 16:
-            rank = next(iter(self._doubted))
+        bound = self._bytes_max - self._beside
+        while self.nbytes() > bound - self._bytes_max // 16 and not (self._beside and self._lost):
+            rank = next((each for each in self._doubted if self.blocks(each)), None)
+            if rank is None:
+                break
             self._doubted.pop(rank)
+            self._lost.append(rank)
             self._dropped["unconfirmed"] += self.blocks(rank)
             self.clear(rank)
-        return (self._bytes_max - self.nbytes()) // _BYTES_PER_ENTRY
+        return (bound - self.nbytes()) // _BYTES_PER_ENTRY
 
     def _bisect(self, keys: Sequence[int], tiers: Collection[str] | None) -> dict[int, int]:
         """Depths under the assumption that a rank which holds a block holds all blocks before it."""

@@ -15,6 +15,8 @@ from kvrouter.ingest.block_table import BlockTable, Meanings
 __all__ = ["AliasMap"]
 
 _SEEDS_MAX = 4096
+# What an orphan, and one of its tokens, take; what an entry of a dictionary takes.
+_BYTES_PER_ORPHAN, _BYTES_PER_TOKEN, _BYTES_PER_ENTRY = 256, 36, 112
 
 
 class AliasMap:
@@ -25,7 +27,7 @@ class AliasMap:
     `forget` and `clear` drop them, and so does a table that owns the keys (`share_with`).
     """
 
-    __slots__ = ("_adapters", "_inner", "_namespaces", "_orphan_blocks", "_orphans", "_seeds", "keys")
+    __slots__ = ("_adapters", "_inner", "_namespaces", "_orphan_blocks", "_orphan_bytes", "_orphans", "_seeds", "keys")
 
     def __init__(self, keys: Meanings | None = None) -> None:
         self.keys: Meanings = {} if keys is None else keys
@@ -34,12 +36,16 @@ class AliasMap:
         self._orphans: OrderedDict[int, list[BlockStored]] = OrderedDict()
         self._seeds: dict[Namespace, int] = {}
         self._adapters: dict[int, str] = {}
-        self._orphan_blocks = 0
+        self._orphan_blocks = self._orphan_bytes = 0
 
     @property
     def orphan_blocks(self) -> int:
         """Blocks that wait for their parent."""
         return self._orphan_blocks
+
+    def nbytes(self) -> int:
+        """What is kept besides the keys, about."""
+        return self._orphan_bytes + _BYTES_PER_ENTRY * (len(self._namespaces) + 2 * len(self._inner))
 
     def share_with(self, table: BlockTable) -> None:
         """Let the table that owns `keys` see what else is known of them, and forget it with them."""
@@ -113,18 +119,20 @@ class AliasMap:
         assert parent is not None
         self._orphans.setdefault(parent, []).append(event)
         self._orphan_blocks += len(event.block_hashes)
+        self._orphan_bytes += _bytes_of(event)
         dropped = 0
         while self._orphan_blocks > blocks_max:
             _, oldest = self._orphans.popitem(last=False)
             count = sum(len(stored.block_hashes) for stored in oldest)
             self._orphan_blocks -= count
+            self._orphan_bytes -= sum(map(_bytes_of, oldest))
             dropped += count
         return dropped
 
     def drop_orphans(self) -> None:
         """Forget the stores that wait."""
         self._orphans.clear()
-        self._orphan_blocks = 0
+        self._orphan_blocks = self._orphan_bytes = 0
 
     def _learn_all(self, pending: deque[BlockStored], unit: int) -> list[int]:
         learnt: list[int] = []
@@ -139,6 +147,7 @@ class AliasMap:
     def _adopt(self, parent: int) -> Iterable[BlockStored]:
         waiting = self._orphans.pop(parent, ())
         self._orphan_blocks -= sum(len(stored.block_hashes) for stored in waiting)
+        self._orphan_bytes -= sum(map(_bytes_of, waiting))
         return waiting
 
     def _learn_one(self, event: BlockStored, unit: int) -> Sequence[int]:
@@ -227,6 +236,10 @@ class AliasMap:
             salt, lora = namespace
             seed = self._seeds[namespace] = hash_seed(salt.encode("utf-8", "surrogatepass") if salt else b"", lora)
         return seed
+
+
+def _bytes_of(event: BlockStored) -> int:
+    return _BYTES_PER_ORPHAN + _BYTES_PER_TOKEN * (len(event.token_ids) + len(event.block_hashes))
 
 
 def _unit_items(items: tuple[tuple[str, ...], ...], span: int) -> list[list[int] | None]:

@@ -18,6 +18,7 @@ __all__ = ["BlockTable", "Left", "Meanings", "block_table"]
 
 _IDLE_MIN: Final = 1024
 _IDLE_SHARE: Final = 8
+_BYTES_PER_ENTRY: Final = 112
 
 Left = tuple[int, int, int]
 """An event that the native core leaves to the reference: its number in the batch, and where it begins and ends."""
@@ -66,6 +67,7 @@ class BlockTable:
         self._idle: OrderedDict[int, None] = OrderedDict()
         self._namespaces: MutableMapping[int, Namespace] = {}
         self._inner: MutableMapping[int, list[int]] = {}
+        self._charged = 0
 
     @property
     def unresolved(self) -> int:
@@ -86,6 +88,11 @@ class BlockTable:
     ) -> None:
         """Forget the entries of `namespaces` and `inner` with their hashes; a native batch looks at all of them."""
         self._namespaces, self._inner = namespaces, inner
+
+    def admit(self, blocks: int) -> bool:
+        """Whether a store of so many blocks may be taken in, by the bound on the index and all that is beside it."""
+        self._charge()
+        return self._index.admit(blocks)
 
     def add(self, tier: str, group: int, hashes: Sequence[int]) -> None:
         """Count one more copy of each. Those without a meaning wait for it."""
@@ -162,6 +169,7 @@ class BlockTable:
         self.keys.clear()
         self._unresolved.clear()
         self._idle.clear()
+        self._charge()
 
     def set_main(self, group: int | None) -> None:
         """Let the index follow a group; None: it is not touched, as before the first call."""
@@ -227,6 +235,13 @@ class BlockTable:
     def proceed(self) -> Left | None:
         """Go on behind the event at which this ended, or begin; returns the next such event, None at the end."""
         return None
+
+    def _charge(self) -> None:
+        entries = len(self.keys) + len(self._unresolved) + len(self._idle)
+        entries += sum(len(place.by_hash) + len(place.by_key) for place in self._places.values())
+        taken = _BYTES_PER_ENTRY * entries
+        self._index.charge(taken - self._charged)
+        self._charged = taken
 
     def _withdraw(self) -> None:
         for (tier, group), place in self._places.items():

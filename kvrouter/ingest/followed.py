@@ -5,8 +5,9 @@ what is known can be believed. Where it cannot, or is known to be not all, the p
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Final
 
 from kvrouter.errors import WireError
 from kvrouter.events import Source, decode_batch
@@ -22,13 +23,16 @@ from kvrouter.ingest.waiting import DigestRows, Journal
 __all__ = ["Followed"]
 
 _HARMLESS = frozenset(["unknown_field"])  # What a decoder skips without losing an event.
+_RETRY_SECONDS: Final = 30.0
+_RETRY_SECONDS_MAX: Final = 3600.0
 
 
 class Followed:
     """The `Feed` of its own sequencer.
 
     `doubt` says why something that is believed may be wrong, None if nothing speaks against it. `incomplete` says
-    that blocks may be held which we were never told of: that only costs hits.
+    that blocks may be held which we were never told of: that only costs hits. `starved` says that this is so because
+    of the bound on memory; from `retry_at` on they may be asked for, if there is room.
     """
 
     def __init__(
@@ -55,7 +59,13 @@ class Followed:
         self.counts: Counter[str] = Counter()
         """By the names of `SourceStatus`."""
         self.skipped: dict[str, int] = {}
+        self.settle: Callable[[], object] | None = None
+        """Draws conclusions from what the bound on memory has cost; None where there is none."""
+        self.starved = False
+        self.retry_at = float("-inf")
+        self._retry_seconds = _RETRY_SECONDS
         self._asking = False  # Whether the next receipt shall ask for a snapshot.
+        self._asking_replay = False  # Whether it shall ask for all batches.
         self._journal: Journal | None = None  # Of what was applied since a snapshot was wanted; there while one is.
         self._wanted_since = 0.0
         self._last_event_at: float | None = None
@@ -114,7 +124,7 @@ class Followed:
     def forget(self, *, restarted: bool) -> None:
         """Drop what earlier batches said."""
         self._trust()
-        self.incomplete = self.restored = self._miscounted = False
+        self.incomplete = self.restored = self._miscounted = self.starved = False
         self._want_no_more()
         if restarted:
             self.cache.restart()
@@ -127,8 +137,42 @@ class Followed:
         self.incomplete = True
         self.want()
 
+    def starve(self) -> None:
+        """Blocks were not noted for want of memory. It is tried again later, and later still if that was in vain."""
+        self.incomplete = True
+        if not self.starved:
+            self.starved = True
+            calm = self.now - self.retry_at > _RETRY_SECONDS_MAX
+            self._retry_seconds = _RETRY_SECONDS if calm else min(2 * self._retry_seconds, _RETRY_SECONDS_MAX)
+            self.retry_at = self.now + self._retry_seconds
+
+    def give_up(self) -> None:
+        """The index has forgotten the rank to make room: so does all the rest, and nothing is left to be doubted."""
+        self._trust()
+        self.cache.drop()
+        self._miscounted = False
+        self.starve()
+
+    def seek_room(self, *, has_room: bool) -> bool:
+        """Ask for all that is held, if there is room for it; returns whether."""
+        sequencer = self.sequencer
+        if sequencer.replaying or (self.awaiting and sequencer.names_lives):
+            return False
+        if not has_room:
+            self.retry_at = self.now + _RETRY_SECONDS
+            return False
+        self._retry_seconds = min(2 * self._retry_seconds, _RETRY_SECONDS_MAX)
+        self.retry_at = self.now + self._retry_seconds
+        if sequencer.names_lives:
+            self.want()
+        else:  # An engine's own wire: it may still have all of its batches.
+            sequencer.replay_welcome = self._asking_replay = True
+        return True
+
     def compare(self, digest: DigestRows) -> None:
         """Compare what is believed with what the publisher says."""
+        if self.settle is not None:
+            self.settle()
         if agrees(self.cache, digest):
             self.counts["digests_matched"] += 1
             # It tells neither how many copies there are, nor what the blocks are.
@@ -180,6 +224,10 @@ class Followed:
 
     def answer(self, receipt: Receipt) -> Receipt:
         """Add to a receipt what else is wanted."""
+        if self._asking_replay:
+            self._asking_replay = False
+            if receipt.replay_from is None:
+                receipt = replace(receipt, replay_from=0)
         if not self._asking:
             return receipt
         self._asking = False
@@ -207,7 +255,7 @@ class Followed:
         self.counts["snapshots_applied"] += 1
         self._want_no_more()
         self._trust()
-        self.incomplete = self.restored = self._miscounted = False
+        self.incomplete = self.restored = self._miscounted = self.starved = False
         self._rebuild(batches, newer, restarted=restarted)
         return sequencer.jump(sequence, incarnation, stamp, restarted=restarted)
 
@@ -267,6 +315,7 @@ class Followed:
             quarantined=counts["quarantined"],
             snapshot_awaited=self.awaiting,
             incomplete=self.incomplete,
+            starved=self.starved,
             doubt=self.doubt,
             snapshots_applied=counts["snapshots_applied"],
             snapshots_refused=counts["snapshots_refused"],

@@ -5,12 +5,14 @@ Pure: no sockets, no clocks. A subscriber hands over what arrives and does what 
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 from typing import Final
 
 from kvrouter.blocks import Prompt
 from kvrouter.events import Source
 from kvrouter.index import PrefixIndex
 from kvrouter.ingest import restoring
+from kvrouter.ingest.budget import Budget
 from kvrouter.ingest.followed import Followed
 from kvrouter.ingest.limits import IngestLimits
 from kvrouter.ingest.lookup import Lookup, TierOverlap
@@ -37,6 +39,8 @@ class Ingest:
 
     Batches that waited for an earlier one are all applied when it comes. With `on_backlog` only some of them are, and
     it is called when a backlog begins: the owner then calls `work`, between other things, until it returns False.
+
+    Where the index has a bound on its bytes, all that is known of the sources is under it (`budget`).
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class Ingest:
         self._followed: dict[Source, Followed] = {}
         self._by_rank: dict[int, Followed] = {}
         self._states: dict[int, SourceState] = {}
+        self._budget = None if index.bytes_max() is None else Budget(index, self._by_rank)
         self.doubtful: set[int] = set()
         """Dense ranks whose source is not live; read for every request, so kept instead of derived."""
 
@@ -74,6 +79,8 @@ class Ingest:
             drain_bytes=None if self._on_backlog is None else _WORK_BYTES,
         )
         followed.now = now
+        if self._budget is not None:
+            followed.settle = partial(self._budget.settle, followed)
         self._followed[source] = self._by_rank[rank] = followed
         self._note_state(followed)
         self._lookup.place(followed.cache)
@@ -87,6 +94,8 @@ class Ingest:
         rank = followed.cache.rank
         del self._by_rank[rank], self._states[rank]
         self.doubtful.discard(rank)
+        if self._budget is not None:
+            self._budget.confirm(rank)
         self._backlogged.pop(source, None)
         self._lookup.remove(rank)
 
@@ -115,7 +124,10 @@ class Ingest:
             sequencer = followed.sequencer
             if sequencer.is_next(sequence, incarnation):
                 # Nearly all batches come this way. One that is understood changes nothing that is noted of its source.
-                return _APPLIED if sequencer.take_next(payload) else self._answer(followed, _QUARANTINED)
+                understood = sequencer.take_next(payload)
+                if understood and (self._budget is None or not self._budget.settle(followed)):
+                    return _APPLIED
+                return self._answer(followed, _APPLIED if understood else _QUARANTINED)
         batch = Batch(payload, digest)
         receipt = followed.sequencer.receive(sequence, batch, replayed=replayed, incarnation=incarnation)
         return self._answer(followed, receipt)
@@ -133,7 +145,9 @@ class Ingest:
             return 1, self.receive(source, first, payloads[0], now=now)
         followed.now = now
         taken, understood = followed.take_run(payloads)
-        return taken, _APPLIED if understood else self._answer(followed, _QUARANTINED)
+        if understood and (self._budget is None or not self._budget.settle(followed)):
+            return taken, _APPLIED
+        return taken, self._answer(followed, _APPLIED if understood else _QUARANTINED)
 
     def replay_finished(self, source: Source, *, now: float, complete: bool) -> Receipt:
         """Close a replay that a receipt asked for; the answer may ask for another."""
@@ -156,6 +170,8 @@ class Ingest:
         if followed is None:
             return _UNKNOWN_SOURCE
         followed.now = now
+        if self._budget is not None:  # It shall not make room for itself.
+            self._budget.confirm(followed.cache.rank)
         return self._answer(followed, followed.snapshot(batches, sequence=sequence, incarnation=incarnation))
 
     def snapshot_failed(self, source: Source, *, now: float) -> None:
@@ -194,6 +210,8 @@ class Ingest:
             followed = self._followed[source]
             followed.now = now
             followed.sequencer.work()
+            if self._budget is not None:
+                self._budget.settle(followed)
             if not followed.sequencer.backlog:
                 del self._backlogged[source]
             self._note_state(followed)
@@ -236,6 +254,8 @@ class Ingest:
             blocks += restoring.resume(followed, saved)
             restored.append(saved.source)
             self._lookup.place(followed.cache)
+            if self._budget is not None:
+                self._budget.settle(followed)
             self._note_state(followed)
         return RestoreReport(restored=tuple(restored), skipped=tuple(skipped), blocks=blocks)
 
@@ -312,6 +332,8 @@ class Ingest:
 
     def _answer(self, followed: Followed, receipt: Receipt) -> Receipt:
         followed.expire()
+        if self._budget is not None:
+            self._budget.settle(followed)
         if followed.sequencer.backlog and followed.source not in self._backlogged:
             begins = not self._backlogged
             self._backlogged[followed.source] = None
@@ -327,3 +349,5 @@ class Ingest:
             self.doubtful.discard(rank)
         else:
             self.doubtful.add(rank)
+        if self._budget is not None:
+            self._budget.note(rank, state)

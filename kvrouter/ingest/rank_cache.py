@@ -49,6 +49,7 @@ class RankCache:
         self._aliases.share_with(self._table)
         self._table.set_main(0)
         self._repeats = False
+        self._index, self._charged = index, 0
         self.profile = Profile(self._assumed_block_size)
 
     @property
@@ -166,6 +167,7 @@ class RankCache:
         """Forget all blocks and all hashes: what follows belongs to another life, or batches between are lost."""
         self._table.clear()
         self._aliases.clear()
+        self._charge()
 
     def restart(self) -> None:
         """`drop`, and forget the layout too: the new life may have another one."""
@@ -247,7 +249,7 @@ class RankCache:
 
     def _store(self, event: BlockStored) -> None:
         tier = self._place(event)
-        if tier is None or not event.block_hashes:
+        if tier is None or not event.block_hashes or not self._table.admit(len(event.block_hashes)):
             return
         if event.sequence_hashes is not None:
             self._learn_stated(event, event.sequence_hashes)
@@ -258,12 +260,20 @@ class RankCache:
             self._ignore("repetition", len(event.block_hashes))
         else:
             self._table.add(tier, group, event.block_hashes)
+        self._charge()
+
+    def _charge(self) -> None:
+        """Tell the index what is known besides the table's rows."""
+        taken = self._aliases.nbytes()
+        if taken != self._charged:
+            self._index.charge(taken - self._charged)
+            self._charged = taken
 
     def _learn_from_full_groups(self, events: Iterable[Event]) -> None:
         """Other groups name their blocks by hashes that a full group explains, maybe later in the same batch."""
         groups, known = self.profile.groups, self._aliases.keys
         for event in events:
-            if isinstance(event, BlockStored) and event.token_ids and self._is_here(event):
+            if isinstance(event, BlockStored) and event.token_ids and self._is_here(event) and self._table.admit(0):
                 group = groups.get(event.group_idx or 0)
                 rooted = event.parent_block_hash is None or event.parent_block_hash in known
                 if rooted and group is not None and group.role == "full":
@@ -338,6 +348,7 @@ class RankCache:
         """AllBlocksCleared: vLLM means its GPU blocks and keeps offloaded ones, SGLang means its whole tree."""
         tiers = self._table.tiers() if self._clears_all_tiers else {"gpu"}
         self._aliases.drop_orphans()
+        self._charge()
         for tier in sorted(tiers):
             self._table.clear_tier(tier)
 

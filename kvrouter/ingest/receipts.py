@@ -50,9 +50,10 @@ class SourceStatus:
 
     `lag` is how many batches are known to exist beyond the applied ones. `gaps_lost` are gaps that could not be
     filled, so that the rank's blocks were forgotten. `incomplete`: since then, or since it was joined late, the rank
-    may hold more than is known. `doubt` says why less may be held, None if nothing speaks for it. `snapshots_missed`
-    were wanted and could not be had; `snapshots_refused` could not be used. `digests_matched` confirmed the belief,
-    `digest_mismatches` disproved it. `orphans` wait for their parent, `unresolved` for their tokens.
+    may hold more than is known; `starved`: because of the bound on memory. `doubt` says why less may be held, None if
+    nothing speaks for it. `snapshots_missed` were wanted and could not be had; `snapshots_refused` could not be used.
+    `digests_matched` confirmed the belief, `digest_mismatches` disproved it. `orphans` wait for their parent,
+    `unresolved` for their tokens.
     `announced_rank` is the data-parallel rank that the last batch named, None if it named none: where a worker has
     several ranks and this is not `rank`, their endpoints are mixed up.
     """
@@ -76,6 +77,7 @@ class SourceStatus:
     quarantined: int
     snapshot_awaited: bool
     incomplete: bool
+    starved: bool
     doubt: str | None
     snapshots_applied: int
     snapshots_refused: int

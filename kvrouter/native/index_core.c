@@ -348,5 +348,6 @@ void kvr_index_close(struct kvr_index *index)
         kvr_give(&index->bytes, tier->blocks, tier->ranks * sizeof *tier->blocks);
     }
     kvr_give(&index->bytes, index->budget.doubted, index->budget.doubted_room * sizeof *index->budget.doubted);
+    kvr_give(&index->bytes, index->budget.lost, index->budget.lost_room * sizeof *index->budget.lost);
     kvr_give(&index->bytes, index->tiers, index->tier_count * sizeof *index->tiers);
 }

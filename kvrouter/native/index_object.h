@@ -34,4 +34,14 @@ PyObject *kvr_match_best(PyObject *self, PyObject *const *arguments, Py_ssize_t 
 PyObject *kvr_match_many(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names);
 PyObject *kvr_holds_bytes(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names);
 
+/* Methods in `index_budget_methods.c`. */
+PyObject *kvr_budget_doubt(PyObject *self, PyObject *number);
+PyObject *kvr_budget_trust(PyObject *self, PyObject *number);
+PyObject *kvr_budget_dropped(PyObject *self, PyObject *unused);
+PyObject *kvr_budget_charge(PyObject *self, PyObject *number);
+PyObject *kvr_budget_admit(PyObject *self, PyObject *number);
+PyObject *kvr_budget_losses(PyObject *self, PyObject *unused);
+PyObject *kvr_budget_bytes_max(PyObject *self, PyObject *unused);
+PyObject *kvr_budget_beside(PyObject *self, PyObject *unused);
+
 #endif

@@ -117,31 +117,6 @@ static PyObject *clear(PyObject *self, PyObject *const *arguments, Py_ssize_t co
 
 /* -- the bound ---------------------------------------------------------------------------------------------------- */
 
-static PyObject *doubt(PyObject *self, PyObject *number)
-{
-    uint32_t rank;
-    if (kvr_read_rank(number, &rank))
-        return NULL;
-    return no_memory_or_none(kvr_index_doubt(kvr_index_of(self), rank));
-}
-
-static PyObject *trust(PyObject *self, PyObject *number)
-{
-    uint32_t rank;
-    if (kvr_read_rank(number, &rank))
-        return NULL;
-    kvr_index_trust(kvr_index_of(self), rank);
-    Py_RETURN_NONE;
-}
-
-static PyObject *dropped(PyObject *self, PyObject *unused)
-{
-    (void)unused;
-    const struct kvr_budget *budget = &kvr_index_of(self)->budget;
-    return Py_BuildValue("{s:n,s:n}", "unconfirmed", (Py_ssize_t)budget->forgotten, "refused",
-                         (Py_ssize_t)budget->refused);
-}
-
 /* bytes_max as an argument: 0, or -1 with an exception set. */
 static int read_bytes_max(PyObject *arguments, PyObject *names, size_t *bytes_max)
 {
@@ -295,9 +270,14 @@ static PyMethodDef methods[] = {
     FAST("holds_bytes", kvr_holds_bytes),
     FAST("blocks", blocks),
     FAST("load", load),
-    {"doubt", doubt, METH_O, NULL},
-    {"trust", trust, METH_O, NULL},
-    {"dropped", dropped, METH_NOARGS, NULL},
+    {"doubt", kvr_budget_doubt, METH_O, NULL},
+    {"trust", kvr_budget_trust, METH_O, NULL},
+    {"dropped", kvr_budget_dropped, METH_NOARGS, NULL},
+    {"charge", kvr_budget_charge, METH_O, NULL},
+    {"admit", kvr_budget_admit, METH_O, NULL},
+    {"losses", kvr_budget_losses, METH_NOARGS, NULL},
+    {"bytes_max", kvr_budget_bytes_max, METH_NOARGS, NULL},
+    {"nbytes_beside", kvr_budget_beside, METH_NOARGS, NULL},
     {"tiers", tiers, METH_NOARGS, NULL},
     {"nbytes", nbytes, METH_NOARGS, NULL},
     {"placed", placed, METH_NOARGS, NULL},

@@ -259,6 +259,8 @@ static int store(struct kvr_table_object *table, const struct kvr_event *event)
         return APPLIED;
     if (may_be_repetition(table, event))
         return LEFT;
+    if (!kvr_rank_admit(&table->rank, event->hash_count))
+        return APPLIED;
     count_known(&table->rank, hashes, event->hash_count, &known, &new);
     if (event->token_count > 0 && known < event->hash_count)
         return store_and_learn(table, event, new);
@@ -316,7 +318,8 @@ static int learn_from_full_groups(struct kvr_table_object *table)
         const struct kvr_group *group = find_group(table, event->group);
         size_t known, new;
         if (event->kind != KVR_STORED || event->tier != 0 || event->token_count == 0 || !group || !group->is_full ||
-            (event->has_parent && kvr_rank_find_known(&table->rank, event->parent) == NULL))
+            (event->has_parent && kvr_rank_find_known(&table->rank, event->parent) == NULL) ||
+            !kvr_rank_admit(&table->rank, 0))
             continue;
         const uint64_t *hashes = batch->hashes + event->hashes;
         count_known(&table->rank, hashes, event->hash_count, &known, &new);

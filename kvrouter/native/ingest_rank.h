@@ -28,6 +28,7 @@ struct kvr_place {
 
 struct kvr_rank {
     size_t bytes;
+    size_t charged; /* of them, what the index was told of */
     struct kvr_index *index;
     uint32_t rank;
     uint64_t secret;
@@ -49,6 +50,16 @@ int kvr_rank_open(struct kvr_rank *rank, struct kvr_index *index, uint32_t numbe
 /* `kvr_rank_clear` forgets all blocks, in the index too; `close` leaves the index alone. */
 int kvr_rank_clear(struct kvr_rank *rank);
 void kvr_rank_close(struct kvr_rank *rank);
+
+/* Whether a store of so many blocks may be taken in (`index_budget.h`). */
+int kvr_rank_admit(struct kvr_rank *rank, size_t blocks);
+
+/* Tell the index how many bytes are beside it. */
+KVR_INLINE void kvr_rank_charge(struct kvr_rank *rank)
+{
+    rank->index->budget.beside += rank->bytes - rank->charged;
+    rank->charged = rank->bytes;
+}
 
 /* The number of a place; -1 if nothing was ever stored there. `add` makes it, or says -1 without memory. */
 int kvr_rank_find_place(const struct kvr_rank *rank, uint32_t tier, uint32_t group);

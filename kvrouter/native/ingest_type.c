@@ -308,6 +308,14 @@ static PyObject *describe(PyObject *self, PyObject *const *arguments, Py_ssize_t
     Py_RETURN_NONE;
 }
 
+static PyObject *admit(PyObject *self, PyObject *number)
+{
+    size_t blocks = PyLong_AsSize_t(number);
+    if (blocks == (size_t)-1 && PyErr_Occurred())
+        return NULL;
+    return PyBool_FromLong(kvr_rank_admit(&kvr_table_of(self)->rank, blocks));
+}
+
 static PyObject *nbytes(PyObject *self, PyObject *unused)
 {
     (void)unused;
@@ -449,6 +457,7 @@ static PyMethodDef methods[] = {
     {"apply_plain", (PyCFunction)(void (*)(void))kvr_apply_plain, METH_FASTCALL, NULL},
     {"tells", kvr_tells, METH_O, NULL},
     {"proceed", kvr_proceed, METH_NOARGS, NULL},
+    {"admit", admit, METH_O, NULL},
     {"nbytes", nbytes, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };

@@ -24,6 +24,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from kvrouter import __version__
 from kvrouter.errors import KvrouterError, RequestError
 from kvrouter.events.endpoints import without_password
+from kvrouter.index import PrefixIndex, implementation
 from kvrouter.service.admission import Admission
 from kvrouter.service.admission_view import admission_record
 from kvrouter.service.auth import Authenticator, refuse_foreign_page
@@ -137,6 +138,7 @@ def build_admin(
     decisions: DecisionRing,
     loads: LoadReports,
     admission: Admission | None,
+    index: PrefixIndex,
     clock: Callable[[], float],
 ) -> FastAPI:
     """Build the application over the parts that it shows and changes."""
@@ -144,6 +146,7 @@ def build_admin(
     _add_worker_routes(app, registry, records, clock)
     _add_reading_routes(app, sources, decisions, loads)
     _add_queue_route(app, admission, clock)
+    _add_index_route(app, index)
     app.add_exception_handler(KvrouterError, _known_error)
     app.add_exception_handler(RequestValidationError, _invalid_request)
     app.add_exception_handler(HTTPException, _http_error)
@@ -240,6 +243,20 @@ def _add_queue_route(app: FastAPI, admission: Admission | None, clock: Callable[
     async def show_queue() -> dict[str, Any]:
         """Show who waits at the router, and who was turned away."""
         return admission_record(admission, now=clock())
+
+
+def _add_index_route(app: FastAPI, index: PrefixIndex) -> None:
+    @app.get("/index", tags=["events"])
+    async def show_index() -> dict[str, Any]:
+        """Show how large the index is, and what its bound has cost."""
+        return {
+            "implementation": implementation,
+            "blocks": len(index),
+            "bytes": index.nbytes(),
+            "bytes_beside": index.nbytes_beside(),
+            "bytes_max": index.bytes_max(),
+            "blocks_dropped": index.dropped(),
+        }
 
 
 def _change(registry: WorkerRegistry, old: Worker, fields: dict[str, Any], *, now: float) -> None:

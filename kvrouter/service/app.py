@@ -62,7 +62,8 @@ class Service:
     ) -> None:
         self.settings, self.clock = settings, clock
         limits = _proxy_limits(settings.limits, route_headers=settings.server.route_headers)
-        index = PrefixIndex()
+        index = PrefixIndex(bytes_max=settings.index.bytes_max)
+        self.index = index
         self.backlog_due = asyncio.Event()
         limits_of_ingest = IngestLimits(block_size=settings.tokens.block_size)
         self.ingest = Ingest(index, limits=limits_of_ingest, on_backlog=self.backlog_due.set)
@@ -314,6 +315,7 @@ class Service:
             decisions=self.decisions,
             loads=self.loads,
             admission=self.admission,
+            index=self.index,
             clock=self.clock,
         )
         if admin_socket:

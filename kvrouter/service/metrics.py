@@ -188,6 +188,11 @@ class _Collector(Collector):
     def _index(self) -> Iterator[Metric]:
         index = self._from.index
         yield gauge("index_blocks", "Distinct blocks in the index.", (), [((), len(index))])
+        bytes_of = [(("index",), index.nbytes()), (("beside",), index.nbytes_beside())]
+        yield gauge("index_bytes", "Memory of the index, and of what is kept beside it.", ("part",), bytes_of)
+        yield gauge("index_max_bytes", "The bound on both; 0: none.", (), [((), index.bytes_max() or 0)])
+        dropped = by_label(index.dropped())
+        yield counter("index_dropped_blocks", "Blocks that the bound has cost, by reason.", ("reason",), dropped)
         rows = [
             ((worker.spec.worker_id, str(worker.spec.first_rank + position), tier), index.blocks(dense_rank, tier))
             for worker in self._from.registry

@@ -276,6 +276,45 @@ class PrefixIndexContract:
         assert [bounded.blocks(each) for each in (0, 2, 4)] == [5000] * 3
         assert bounded.nbytes() <= 4 * BYTES_MAX_LEAST
 
+    def test_what_is_beside_the_index_is_under_the_bound_too(self, index: Any) -> None:
+        """It makes the doubted go, one at a time while nobody has asked what was lost; then nothing is admitted."""
+        bounded = type(index)(bytes_max=16 * BYTES_MAX_LEAST)
+        for rank in range(3):
+            bounded.store_chain(rank, array(range(rank * 1000, rank * 1000 + 100)))
+        for rank in (1, 7, 2):
+            bounded.doubt(rank)
+        bounded.charge(15 * BYTES_MAX_LEAST + (BYTES_MAX_LEAST >> 2))
+
+        admitted = [bounded.admit(1) for _ in range(3)]
+        first = bounded.losses()
+        bounded.admit(1)
+        second = bounded.losses()
+        bounded.charge(BYTES_MAX_LEAST)
+        refused = bounded.admit(7), bounded.admit(0)
+        third = bounded.losses()
+        bounded.store(0, array([5000]))
+        bounded.charge(-BYTES_MAX_LEAST)
+
+        assert admitted == [True] * 3
+        assert (first, second, third) == (((1,), 0), ((2,), 0), ((), 7))
+        assert refused == (False, False)
+        assert bounded.admit(1)
+        assert [bounded.blocks(rank) for rank in range(3)] == [100, 0, 0]
+        assert bounded.dropped() == {"unconfirmed": 200, "refused": 8}
+        assert bounded.losses() == ((), 1)
+        assert bounded.losses() is None
+        assert bounded.bytes_max() == 16 * BYTES_MAX_LEAST
+        assert bounded.nbytes_beside() == 15 * BYTES_MAX_LEAST + (BYTES_MAX_LEAST >> 2)
+
+    def test_without_a_bound_everything_is_admitted(self, index: Any) -> None:
+        """Bytes are counted all the same."""
+        index.charge(1 << 50)
+
+        assert index.admit(1 << 40)
+        assert (index.bytes_max(), index.nbytes_beside(), index.losses()) == (None, 1 << 50, None)
+        with pytest.raises((OverflowError, TypeError)):
+            index.charge(None)
+
     def test_a_bound_that_nothing_fits_into_is_refused(self, index: Any) -> None:
         """Also ranks that cannot be."""
         with pytest.raises(ValueError, match="bytes_max"):

@@ -62,9 +62,10 @@ class Side:
 class Pair:
     """Both sides; `send` fails where they differ."""
 
-    def __init__(self, limits: IngestLimits | None = None) -> None:
+    def __init__(self, limits: IngestLimits | None = None, *, bytes_max: int | None = None) -> None:
         limits = limits or IngestLimits()
-        self.native, self.reference = Side(PrefixIndex(), limits), Side(ReferenceIndex(), limits)
+        self.native = Side(PrefixIndex(bytes_max=bytes_max), limits)
+        self.reference = Side(ReferenceIndex(bytes_max=bytes_max), limits)
 
     def send(self, payload: bytes) -> None:
         """The next batch arrives at both."""

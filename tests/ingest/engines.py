@@ -51,8 +51,10 @@ def payload(*events: Event, stamp: float = 0.0) -> bytes:
 class Rank:
     """One followed source, fed in order unless told otherwise."""
 
-    def __init__(self, *, limits: IngestLimits | None = None, block_size: int | None = 4) -> None:
-        self.index = PrefixIndex()
+    def __init__(
+        self, *, limits: IngestLimits | None = None, block_size: int | None = 4, index: PrefixIndex | None = None
+    ) -> None:
+        self.index = PrefixIndex() if index is None else index
         self.ingest = Ingest(self.index, limits=limits or IngestLimits())
         self.ingest.open(SOURCE, RANK, block_size=block_size, now=0.0)
         self.sequence = 0

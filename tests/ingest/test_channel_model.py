@@ -9,6 +9,7 @@ snapshots and digests: after healing the claims are exact whatever was forgotten
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -107,6 +108,7 @@ class Channel(RuleBasedStateMachine):
 
     ring_batches = 10_000
     named = False
+    now = 0.0
     wanted: int | None
     snapshot_wanted: bool
 
@@ -172,8 +174,8 @@ class Channel(RuleBasedStateMachine):
     def reconnect(self) -> None:
         """The transport tells of a new connection; what flew is lost with the old one."""
         self.flying.clear()
-        self.ingest.disconnected(SOURCE, now=0.0)
-        self._note(self.ingest.connected(SOURCE, now=0.0))
+        self.ingest.disconnected(SOURCE, now=self.now)
+        self._note(self.ingest.connected(SOURCE, now=self.now))
 
     @rule()
     def save(self) -> None:
@@ -185,7 +187,7 @@ class Channel(RuleBasedStateMachine):
         """Another router begins, with what was written down last, or with nothing; and connects."""
         self._begin_router()
         if remembers:
-            self.ingest.restore(self.saved, now=0.0)
+            self.ingest.restore(self.saved, now=self.now)
             assert self.ingest.is_trusted(RANK) in {"suspect", "predicted"}
         self.reconnect()
 
@@ -223,7 +225,7 @@ class Channel(RuleBasedStateMachine):
         for message in batches if complete else batches[: len(batches) * share // 4]:
             if self._arrive(message, replayed=True).outcome == "restarted":
                 return  # The subscriber hands over no more of a replay that was asked of another life.
-        self._note(self.ingest.replay_finished(SOURCE, now=0.0, complete=complete))
+        self._note(self.ingest.replay_finished(SOURCE, now=self.now, complete=complete))
 
     @rule()
     def heal(self) -> None:
@@ -253,7 +255,7 @@ class Channel(RuleBasedStateMachine):
     @invariant()
     def claims_only_what_was_held(self) -> None:
         """In the life that it follows, after the batch that it applied last."""
-        (status,) = self.ingest.status(now=0.0)
+        (status,) = self.ingest.status(now=self.now)
         assert self.damaged or not status.digest_mismatches
         if status.doubt or (status.state == "suspect" and not self.named):
             return  # A replay ended before it showed whose life it is; the state says not to trust it.
@@ -269,10 +271,14 @@ class Channel(RuleBasedStateMachine):
         held = self.index.holds(RANK, list(KEYS.values()), "gpu")
         return {block for block, here in zip(KEYS, held.tolist(), strict=True) if here}
 
+    def make_index(self) -> Any:
+        """The index of a new router."""
+        return PrefixIndex()
+
     def _begin_router(self) -> None:
-        self.index = PrefixIndex()
+        self.index = self.make_index()
         self.ingest = Ingest(self.index, limits=IngestLimits(buffered_batches_max=50))
-        self.ingest.open(SOURCE, RANK, block_size=SIZE, now=0.0)
+        self.ingest.open(SOURCE, RANK, block_size=SIZE, now=self.now)
         self.wanted = None
         self.snapshot_wanted = False
 
@@ -287,7 +293,7 @@ class Channel(RuleBasedStateMachine):
     def _hand_over(self, message: Message, incarnation: int | None, *, replayed: bool = False) -> Receipt:
         sequence, batch, digest = message
         receipt = self.ingest.receive(
-            SOURCE, sequence, batch, now=0.0, replayed=replayed, incarnation=incarnation, digest=digest
+            SOURCE, sequence, batch, now=self.now, replayed=replayed, incarnation=incarnation, digest=digest
         )
         self._note(receipt)
         return receipt
@@ -360,17 +366,17 @@ class NamedChannel(Channel):
     def fail_snapshot(self) -> None:
         """It cannot be had now."""
         self.snapshot_wanted = False
-        self.ingest.snapshot_failed(SOURCE, now=0.0)
+        self.ingest.snapshot_failed(SOURCE, now=self.now)
 
     @rule()
     def doubt(self) -> None:
         """Somebody has a reason."""
-        self.ingest.doubt(SOURCE, reason="a test says so", now=0.0)
+        self.ingest.doubt(SOURCE, reason="a test says so", now=self.now)
 
     @rule()
     def trust(self) -> None:
         """It has none any more."""
-        self.ingest.trust(SOURCE, now=0.0)
+        self.ingest.trust(SOURCE, now=self.now)
 
     def answer(self) -> bool:
         """Replays, then a snapshot."""
@@ -384,7 +390,7 @@ class NamedChannel(Channel):
 
     def _hand_over_snapshot(self, snapshot: Snapshot) -> None:
         parts, sequence, incarnation = snapshot
-        self._note(self.ingest.snapshot(SOURCE, parts, sequence=sequence, incarnation=incarnation, now=0.0))
+        self._note(self.ingest.snapshot(SOURCE, parts, sequence=sequence, incarnation=incarnation, now=self.now))
 
 
 class ForgetfulNamedChannel(NamedChannel):
