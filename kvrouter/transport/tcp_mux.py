@@ -11,22 +11,21 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from kvrouter.errors import KvrouterError, ProtocolError, RefusedError, TransportError, WireError
+from kvrouter.transport.assembly import RequestAssembly
 from kvrouter.transport.client_stream import ClientStream
 from kvrouter.transport.context import Context
+from kvrouter.transport.delivery import AnyStream, deliver
 from kvrouter.transport.duplex import StreamLimits
 from kvrouter.transport.endpoints import Endpoints
 from kvrouter.transport.flow import WINDOW_BYTES
 from kvrouter.transport.frame_cutter import FrameCutter
 from kvrouter.transport.messages import Kind, decode_error, decode_request, encode_error
-from kvrouter.transport.server_stream import ServerStream
 from kvrouter.transport.tcp_frames import HEAD, MAY_IGNORE, MORE, NO_STREAM, PROTOCOL, VERSION, Hello, HelloAck, head_of
 from kvrouter.transport.two_part import MESSAGE_BYTES_MAX
 
 __all__ = ["MuxLimits", "MuxOutput", "TcpMux"]
 
 _WINDOW_BYTES_MIN = 4096
-_NOT_YET_OPEN_MAX = 1024
-"""Requests in several frames that are not whole yet, per connection."""
 GOAWAY_DRAINING, GOAWAY_LIMIT, GOAWAY_PROTOCOL = 1, 2, 3
 
 
@@ -93,7 +92,7 @@ class TcpMux:
         authorise: Callable[[str | None], bool] | None = None,
     ) -> None:
         self.output = output
-        self.streams: dict[bytes, ClientStream | ServerStream] = {}
+        self.streams: dict[bytes, AnyStream] = {}
         self.peer_instance = ""
         self.is_ready = False
         self.goaway: int | None = None
@@ -104,8 +103,9 @@ class TcpMux:
         self._instance, self._token, self._authorise = instance, token, authorise
         self._cutter = FrameCutter(HEAD.size, self._length_at)
         self._stream_limits = StreamLimits()
-        self._opening: dict[bytes, list[bytes]] = {}
-        self._opening_bytes = 0
+        self._assembly = RequestAssembly(
+            message_bytes_max=limits.message_bytes_max, bytes_max=limits.assembling_bytes_max
+        )
         self._closed = False
 
     # -- this side speaks --------------------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ class TcpMux:
     def lost(self, reason: str) -> None:
         """The connection is gone: every stream fails."""
         self._closed = True
-        self._opening.clear()
+        self._assembly.clear()
         for stream in tuple(self.streams.values()):
             stream.on_lost(reason)
         self.streams.clear()
@@ -174,7 +174,8 @@ class TcpMux:
             return
         stream = self.streams.get(stream_id)
         if stream is not None:
-            self._on_stream_frame(stream, kind, flags, frame[HEAD.size :])
+            if not deliver(stream, kind, frame[HEAD.size :], more=bool(flags & MORE)):
+                self._unknown(kind, flags)
         elif not self.is_ready:
             self._on_handshake(kind, frame[HEAD.size :])
         elif kind == Kind.REQUEST:
@@ -182,29 +183,6 @@ class TcpMux:
         elif stream_id == NO_STREAM or kind not in _STREAM_KINDS:
             self._on_connection_frame(kind, flags, frame[HEAD.size :])
         # Else it is the rest of a stream that has ended here: its sender does not know that yet.
-
-    def _on_stream_frame(self, stream: ClientStream | ServerStream, kind: int, flags: int, payload: memoryview) -> None:
-        if kind == Kind.DATA:
-            stream.on_data(bytes(payload), more=bool(flags & MORE))
-        elif kind == Kind.END:
-            stream.on_end()
-        elif kind == Kind.WINDOW:
-            stream.on_window(_credit(payload))
-        elif kind == Kind.RESET:
-            stream.on_error(decode_error(payload))
-        elif isinstance(stream, ClientStream):
-            if kind == Kind.ACK:
-                stream.on_ack(payload)
-            elif kind == Kind.PROLOGUE:
-                stream.on_prologue(payload)
-            else:
-                self._unknown(kind, flags)
-        elif kind == Kind.STOP:
-            stream.on_stop()
-        elif kind == Kind.KILL:
-            stream.on_kill()
-        else:
-            self._unknown(kind, flags)
 
     def _on_connection_frame(self, kind: int, flags: int, payload: memoryview) -> None:
         if kind == Kind.PING:
@@ -293,7 +271,7 @@ class TcpMux:
         if self._endpoints is None or stream_id == NO_STREAM:
             raise ProtocolError("a request where none is taken")
         try:
-            whole = self._assemble(stream_id, payload, more=more)
+            whole = self._assembly.add(stream_id, payload, more=more)
             if whole is None:
                 return
             decoded = decode_request(whole, bytes_max=self._limits.message_bytes_max)
@@ -307,32 +285,8 @@ class TcpMux:
             self.streams[stream_id] = stream
             wire.transmit(Kind.ACK)
 
-    def _assemble(self, stream_id: bytes, payload: memoryview, *, more: bool) -> bytes | None:
-        """The request once all of its frames are here."""
-        pieces = self._opening.get(stream_id)
-        if pieces is None and not more:
-            return bytes(payload)
-        if pieces is None:
-            if len(self._opening) >= _NOT_YET_OPEN_MAX:
-                raise RefusedError(f"{_NOT_YET_OPEN_MAX} requests are incomplete", code="RESOURCE_EXHAUSTED")
-            pieces = self._opening[stream_id] = []
-        pieces.append(bytes(payload))
-        self._opening_bytes += len(payload)
-        if self._opening_bytes > self._limits.assembling_bytes_max:
-            raise RefusedError(f"{self._opening_bytes} bytes of requests are incomplete", code="RESOURCE_EXHAUSTED")
-        if sum(map(len, pieces)) > self._limits.message_bytes_max:
-            raise WireError(f"a request exceeds {self._limits.message_bytes_max} bytes", reason="too_large")
-        if more:
-            return None
-        return b"".join(self._drop_opening(stream_id))
-
-    def _drop_opening(self, stream_id: bytes) -> list[bytes]:
-        pieces = self._opening.pop(stream_id, [])
-        self._opening_bytes -= sum(map(len, pieces))
-        return pieces
-
     def _refuse(self, stream_id: bytes, error: TransportError) -> None:
-        self._drop_opening(stream_id)
+        self._assembly.drop(stream_id)
         _StreamWire(self, stream_id).transmit(Kind.ACK, encode_error(error))
 
     def _abort(self, error: KvrouterError) -> None:
@@ -349,12 +303,6 @@ class TcpMux:
 
 T = TypeVar("T", Hello, HelloAck)
 _STREAM_KINDS = frozenset({Kind.PROLOGUE, Kind.DATA, Kind.END, Kind.STOP, Kind.KILL, Kind.WINDOW, Kind.RESET, Kind.ACK})
-
-
-def _credit(payload: memoryview) -> int:
-    if len(payload) != 4:
-        raise ProtocolError(f"a WINDOW of {len(payload)} bytes; it is 4")
-    return int.from_bytes(payload, "big")
 
 
 def _read(payload: memoryview, kind: type[T]) -> T:
