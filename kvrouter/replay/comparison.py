@@ -46,7 +46,7 @@ class Estimate:
 class PolicyRow:
     """One policy over all seeds. `verdict` is `best`, `tied` with the best, or `behind`, by mean time to first token.
 
-    `figures` has each field of `Measures` by name, and `pooled_efficiency`.
+    `figures` has each field of `Measures` by name, and `pooled_efficiency`; what nobody asked for is absent.
     """
 
     policy: str
@@ -92,8 +92,8 @@ def is_tied(ours: dict[int, float], best: dict[int, float]) -> bool:
 
 
 def _figures(measures: Measures) -> dict[str, float]:
-    fields: dict[str, Any] = asdict(measures)
-    return {**{name: float(value) for name, value in fields.items()}, "pooled_efficiency": measures.pooled_efficiency}
+    fields: dict[str, Any] = {**asdict(measures), "pooled_efficiency": measures.pooled_efficiency}
+    return {name: float(value) for name, value in fields.items() if value is not None}
 
 
 def _column(by_seed: dict[int, dict[str, float]], name: str) -> dict[int, float]:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kvrouter.replay.bounds import pooled_hit_tokens
+from kvrouter.replay.bounds import Bounds
 from kvrouter.replay.outcome import Outcome
-from kvrouter.replay.trace import Trace
 
 __all__ = ["Goal", "Measures", "measure"]
 
@@ -32,7 +31,8 @@ class Measures:
         requests: turns that were played.
         duration: from the first arrival to the last end.
         hit_share: prompt tokens that were cached where they came to, of all.
-        pooled_share: the same for one cache of all workers' size, which is about the most that is possible.
+        pooled_share: the same for one cache of all workers' size, which is about the most that is possible; None if
+            nobody asked.
         ideal_share: the same for a cache without end.
         ttft_mean: time to first token; also at the 50th, 90th and 99th percentile.
         token_mean: time per output token after the first, mean over requests; also at the 99th percentile.
@@ -51,8 +51,8 @@ class Measures:
     requests: int
     duration: float
     hit_share: float
-    pooled_share: float
-    ideal_share: float
+    pooled_share: float | None
+    ideal_share: float | None
     ttft_mean: float
     ttft_p50: float
     ttft_p90: float
@@ -71,18 +71,18 @@ class Measures:
     retries: int
 
     @property
-    def pooled_efficiency(self) -> float:
+    def pooled_efficiency(self) -> float | None:
         """Hit share, as a share of what one pooled cache reaches; 1 where there is nothing to hit."""
+        if self.pooled_share is None:
+            return None
         return self.hit_share / self.pooled_share if self.pooled_share else 1.0
 
 
-def measure(trace: Trace, outcome: Outcome, *, goal: Goal, cache_tokens: int) -> Measures:
-    """Sum a run up; `cache_tokens` is the cache of all workers together."""
+def measure(outcome: Outcome, *, goal: Goal, bounds: Bounds | None = None) -> Measures:
+    """Sum a run up."""
     ttft = outcome.ttft
     per_token = seconds_per_token(outcome)
     tokens = max(1, int(outcome.input_tokens.sum()))
-    in_order = [trace.turns[position] for position in np.argsort(outcome.arrival, kind="stable")]
-    size = trace.block_tokens
     busy = np.array([worker.busy_seconds for worker in outcome.workers])
     duration = float(outcome.end.max() - outcome.arrival.min())
     mean_ttft = float(ttft.mean())
@@ -93,8 +93,8 @@ def measure(trace: Trace, outcome: Outcome, *, goal: Goal, cache_tokens: int) ->
         requests=len(ttft),
         duration=duration,
         hit_share=float(outcome.cached_tokens.sum()) / tokens,
-        pooled_share=pooled_hit_tokens(in_order, block_tokens=size, cache_tokens=cache_tokens) / tokens,
-        ideal_share=pooled_hit_tokens(in_order, block_tokens=size, cache_tokens=None) / tokens,
+        pooled_share=bounds.pooled_share if bounds else None,
+        ideal_share=bounds.ideal_share if bounds else None,
         ttft_mean=mean_ttft,
         ttft_p50=p50,
         ttft_p90=p90,

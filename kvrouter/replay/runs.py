@@ -10,14 +10,16 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
+from kvrouter.replay.bounds import Bounds, bounds_of
 from kvrouter.replay.curves import Curves, curves_of
 from kvrouter.replay.fleet_simulation import FleetOptions, simulate
 from kvrouter.replay.measures import Goal, Measures, measure
 from kvrouter.replay.trace import Trace
 
-__all__ = ["FixedTrace", "Run", "RunResult", "TraceSource", "play", "play_all"]
+__all__ = ["FixedTrace", "Player", "Run", "RunResult", "TraceSource", "available_processors", "play_all"]
 
 _TICK_SECONDS: Final = 0.1
+_BOUNDS_MAX: Final = 1024
 
 
 class TraceSource(Protocol):
@@ -59,6 +61,7 @@ class Run:
     seed: int = 0
     rate_scale: float = 1.0
     goal: Goal = field(default_factory=Goal)
+    wants_bounds: bool = True
     wants_curves: bool = False
 
 
@@ -71,13 +74,30 @@ class RunResult:
     curves: Curves | None
 
 
-def play(run: Run, source: TraceSource, progress: Callable[[float], None] | None = None) -> RunResult:
-    """Do one run here."""
-    trace = source.trace(run.seed).at_rate(run.rate_scale)
-    outcome = simulate(trace, run.policy, run.fleet, seed=run.seed, progress=progress)
-    cache_tokens = run.fleet.workers * run.fleet.rates.cache_tokens
-    measures = measure(trace, outcome, goal=run.goal, cache_tokens=cache_tokens)
-    return RunResult(run=run, measures=measures, curves=curves_of(outcome) if run.wants_curves else None)
+class Player:
+    """Does runs, one after the other, in this process."""
+
+    def __init__(self, sources: Sequence[TraceSource]) -> None:
+        self._sources = tuple(sources)
+        self._bounds: dict[tuple[object, ...], Bounds] = {}
+
+    def play(self, run: Run, progress: Callable[[float], None] | None = None) -> RunResult:
+        """Do one run."""
+        trace = self._sources[run.source].trace(run.seed).at_rate(run.rate_scale)
+        outcome = simulate(trace, run.policy, run.fleet, seed=run.seed, progress=progress)
+        measures = measure(outcome, goal=run.goal, bounds=self._bounds_of(run, trace) if run.wants_bounds else None)
+        return RunResult(run=run, measures=measures, curves=curves_of(outcome) if run.wants_curves else None)
+
+    def _bounds_of(self, run: Run, trace: Trace) -> Bounds:
+        """Return the bounds, which are the same for all policies."""
+        cache_tokens = run.fleet.workers * run.fleet.rates.cache_tokens
+        key = (run.source, run.seed, run.rate_scale, cache_tokens)
+        found = self._bounds.get(key)
+        if found is None:
+            if len(self._bounds) >= _BOUNDS_MAX:
+                self._bounds.clear()
+            found = self._bounds[key] = bounds_of(trace, cache_tokens=cache_tokens)
+        return found
 
 
 def play_all(
@@ -127,8 +147,9 @@ def _play_here(
         if tick is not None:
             tick(shares)
 
+    player = Player(sources)
     for number, run in enumerate(runs):
-        result = play(run, sources[run.source], lambda share, number=number: told(number, share))  # type: ignore[misc]
+        result = player.play(run, lambda share, number=number: told(number, share))  # type: ignore[misc]
         told(number, 1.0)
         yield result
 
@@ -137,15 +158,15 @@ class _Stopped(Exception):  # noqa: N818 - nothing went wrong
     """Nobody wants the result any more."""
 
 
-_sources: tuple[TraceSource, ...] = ()
+_player: Player | None = None
 _shares: Any = None
 
 
 def _begin_process(sources: tuple[TraceSource, ...], shares: Any) -> None:
-    """Keep what all runs of this process share; they arrive once instead of with every run."""
-    global _sources, _shares  # a process of the pool has no other place
+    """Keep what all runs of this process share; it arrives once instead of with every run."""
+    global _player, _shares  # a process of the pool has no other place
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    _sources, _shares = sources, shares
+    _player, _shares = Player(sources), shares
 
 
 def _play_there(number: int, run: Run) -> RunResult:
@@ -154,7 +175,8 @@ def _play_there(number: int, run: Run) -> RunResult:
             raise _Stopped
         _shares[number] = share
 
+    assert _player is not None
     told(0.0)
-    result = play(run, _sources[run.source], told)
+    result = _player.play(run, told)
     told(1.0)
     return result

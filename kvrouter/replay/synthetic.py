@@ -68,7 +68,7 @@ class SharedPrompt(Synthetic):
     """
 
     kind: ClassVar[str] = "shared-prompt"
-    rate: float = 30.0
+    rate: float = 80.0
     prompts: int = 12
     prompt_tokens: int = 3000
     question_tokens: int = 400
@@ -84,12 +84,12 @@ class MultiTurn(Synthetic):
     """Chats: each question brings the whole conversation so far, and comes some time after the last answer."""
 
     kind: ClassVar[str] = "multi-turn"
-    rate: float = 2.5
-    turns: float = 6.0
+    rate: float = 7.0
+    turns: float = 5.0
     prompt_tokens: int = 800
-    question_tokens: int = 500
-    output_tokens: int = 300
-    think_seconds: float = 20.0
+    question_tokens: int = 1200
+    output_tokens: int = 200
+    think_seconds: float = 8.0
 
     def _arrival(self, maker: _Maker, at: float, position: int) -> Iterator[Turn]:
         opening = maker.part("prompt", 0, self.prompt_tokens)
@@ -107,14 +107,15 @@ class Agents(Synthetic):
     """
 
     kind: ClassVar[str] = "agents"
-    rate: float = 0.3
+    block_tokens: int = 256
+    rate: float = 0.8
     kinds: int = 3
-    turns: float = 24.0
+    turns: float = 12.0
     prompt_tokens: int = 6000
     task_tokens: int = 3000
-    step_tokens: int = 1800
-    output_tokens: int = 200
-    think_seconds: float = 4.0
+    step_tokens: int = 2500
+    output_tokens: int = 150
+    think_seconds: float = 3.0
 
     def _arrival(self, maker: _Maker, at: float, position: int) -> Iterator[Turn]:
         opening = maker.part("prompt", maker.popular(self.kinds), self.prompt_tokens) + maker.fresh(self.task_tokens)

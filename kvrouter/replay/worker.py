@@ -63,8 +63,8 @@ class Worker:
 
     __slots__ = (
         "_boundaries", "_context_tokens", "_decoding", "_interruptible", "_partial", "_rates", "_resumed",
-        "_serials", "_span_prefill_seconds", "_span_steps", "_started", "busy_seconds", "cache", "first_tokens", "preemptions",
-        "prefill_seconds", "prefilled_tokens", "steps", "waiting",
+        "_serials", "_span_prefill_seconds", "_span_steps", "_started", "busy_seconds", "cache", "first_tokens",
+        "preemptions", "prefill_seconds", "prefilled_tokens", "steps", "waiting",
     )  # fmt: skip
 
     def __init__(self, rates: EngineRates, *, block_tokens: int) -> None:

@@ -12,7 +12,7 @@ from kvrouter_publishers import ZmqEventPublisher
 __all__ = ["LossyContext", "RankPublishers"]
 
 _ATTEMPTS = 50
-_UNASSIGNED_PORTS = range(12_000, 32_000)
+_UNASSIGNED_PORTS = range(10_000, 15_000)
 """Below the ports that systems give to connections, where several neighbours are rarely free at a time."""
 
 
@@ -103,4 +103,5 @@ class RankPublishers:
         self.endpoint, self.replay_endpoint = live, replay
 
     def _some_port(self) -> str:
-        return "*" if self._options.ranks == 1 else str(random.SystemRandom().choice(_UNASSIGNED_PORTS))
+        """Return one that the system gives to nobody while we are between two lives."""
+        return str(random.SystemRandom().choice(_UNASSIGNED_PORTS))

@@ -1,0 +1,192 @@
+"""Routing policies on recorded and made-up traffic, in simulated fleets: time to first token, cell by cell.
+
+Every cell of a grid (trace, workers, cache, load) plays the same requests at the same times under each policy, for
+several seeds, through the router's own code (`kvrouter.replay`). Ours is the policy `kv`; its peer in each row is the
+best of the others *in that cell*, so that a policy that is best in some cells only never counts as a whole. Wins and
+losses are by differences paired over seeds: `tied` means that with 95 % confidence chance may be all of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Final
+
+from benchmarks.report import Report, argument_parser
+from benchmarks.routing_grid import CACHES, LOADS, WORKERS, Cell, Grid
+from kvrouter.replay.comparison import paired_difference
+from kvrouter.replay.measures import Measures
+from kvrouter.replay.runs import Run, RunResult, play_all
+from kvrouter.replay.synthetic import KINDS
+from kvrouter.routing import POLICIES
+
+OURS: Final = "kv"
+_TRACES: Final = "../shared/traces"
+_FIGURES: Final = ("ttft_mean", "ttft_p99")
+
+# By policy and seed, what one cell measured.
+Measured = dict[str, dict[int, Measures]]
+
+
+def main() -> int:
+    """Measure and print; returns the exit code."""
+    arguments = _arguments()
+    report = Report("routing", packages=["numpy"])
+    folder = Path(arguments.traces)
+    grid = Grid(
+        folder,
+        kinds=arguments.kinds,
+        workers=arguments.workers,
+        caches=arguments.caches,
+        loads=arguments.loads,
+        requests=arguments.requests,
+    )
+    report.conditions |= {
+        "traces": list(dict.fromkeys(source.name for source in grid.sources)),
+        "recorded_traces": "present" if folder.is_dir() else f"none in {folder}; give a folder with --traces",
+        "seeds": arguments.seeds,
+        "requests": arguments.requests,
+        "loads": {name: LOADS[name] for name in arguments.loads},
+        "policies": arguments.policies,
+    }
+    began = time.monotonic()
+    measured = measure(grid, arguments.policies, range(1, arguments.seeds + 1), arguments.processes)
+    report.conditions["seconds"] = round(time.monotonic() - began, 1)
+    add_rows(report, grid.cells, measured)
+    report.emit(arguments.json)
+    return 0
+
+
+def measure(
+    grid: Grid,
+    policies: Sequence[str],
+    seeds: Iterable[int],
+    processes: int | None,
+) -> dict[str, Measured]:
+    """Run all cells; returns by the cell's name what was measured."""
+    runs: list[Run] = []
+    names: dict[Run, str] = {}
+    for cell in grid.cells:
+        for run in cell.runs(policies, seeds):
+            runs.append(run)
+            names[run] = cell.name
+    measured: dict[str, Measured] = defaultdict(lambda: defaultdict(dict))
+    began = time.monotonic()
+    for done, result in enumerate(play_all(runs, grid.sources, processes=processes), 1):
+        measured[names[result.run]][result.run.policy][result.run.seed] = result.measures
+        _tell(done, len(runs), time.monotonic() - began, result)
+    return measured
+
+
+def add_rows(report: Report, grid: Sequence[Cell], measured: dict[str, Measured]) -> None:
+    """Add a row for each cell, and what they come to."""
+    won, ratios = 0, []
+    for cell in grid:
+        found = measured[cell.name]
+        others = [policy for policy in found if policy != OURS]
+        best = {figure: min(others, key=lambda policy: _mean(found[policy], figure)) for figure in _FIGURES}
+        verdicts = {figure: verdict(found[OURS], found[best[figure]], figure) for figure in _FIGURES}
+        ours = _mean(found[OURS], "ttft_mean")
+        peer = _mean(found[best["ttft_mean"]], "ttft_mean")
+        won += all(each != "lost" for each in verdicts.values())
+        ratios.append(ours / min(ours, peer))
+        report.row(
+            cell.name,
+            "s mean TTFT",
+            ours,
+            peer,
+            best["ttft_mean"],
+            less_is_better=True,
+            mean=verdicts["ttft_mean"],
+            p99=verdicts["ttft_p99"],
+            p99_peer=best["ttft_p99"],
+            rate_scale=round(cell.rate_scale, 4),
+            policies={policy: _summary(rows) for policy, rows in found.items()},
+        )
+    report.row(
+        "share-of-cells-best-or-tied", "share", won / len(grid), reason="in mean and p99 TTFT", cells=len(grid), won=won
+    )
+    report.row("worst-cell-mean-ttft-ratio", "x the best", max(ratios), reason="1 is as good as the best of all")
+
+
+def verdict(ours: dict[int, Measures], theirs: dict[int, Measures], figure: str) -> str:
+    """Return `best`, `tied` or `lost`, by one figure of which less is better."""
+    difference = paired_difference(
+        {seed: getattr(row, figure) for seed, row in ours.items()},
+        {seed: getattr(row, figure) for seed, row in theirs.items()},
+    )
+    margin = difference.margin or 0.0
+    if difference.mean <= 0 and difference.mean + margin <= 0:
+        return "best"
+    return "tied" if difference.mean - margin <= 0 else "lost"
+
+
+def _mean(rows: dict[int, Measures], figure: str) -> float:
+    return sum(float(getattr(row, figure)) for row in rows.values()) / len(rows)
+
+
+def _summary(rows: dict[int, Measures]) -> dict[str, float]:
+    named = {"mean": "ttft_mean", "p99": "ttft_p99", "hits": "hit_share", "imbalance": "imbalance"}
+    return {name: float(f"{_mean(rows, figure):.4g}") for name, figure in named.items()}
+
+
+def _tell(done: int, total: int, seconds: float, result: RunResult) -> None:
+    """Show progress where a person waits; a line now and then where a file does."""
+    left = seconds / done * (total - done)
+    line = f"{done}/{total} runs, about {left:.0f} s left, last {result.run.policy}"
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r{line:<78}" + ("\n" if done == total else ""))
+    elif done % max(1, total // 20) == 0 or done == total:
+        sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argument_parser("routing", "Routing policies on recorded and made-up traffic, cell by cell.")
+    parser.add_argument("--traces", default=_TRACES, metavar="FOLDER", help="recorded traces (default: %(default)s)")
+    parser.add_argument("--kinds", type=_names(KINDS), metavar="KIND,...", help="made-up traffic (default: all kinds)")
+    parser.add_argument(
+        "--policies", type=_names(POLICIES), default=list(POLICIES), metavar="NAME,...", help="default: all of them"
+    )
+    parser.add_argument("--workers", type=_integers, metavar="N,...", help="default: 4,8,16")
+    parser.add_argument("--caches", type=_integers, metavar="TOKENS,...", help="KV cache of a worker")
+    parser.add_argument("--loads", type=_names(LOADS), metavar="LOAD,...", help="light, medium, heavy")
+    parser.add_argument("--requests", type=int, metavar="N", help="requests of each recorded trace")
+    parser.add_argument("--seeds", type=int, metavar="N", help="runs of each policy in each cell")
+    parser.add_argument("--processes", type=int, metavar="N", help="default: one for each core")
+    arguments = parser.parse_args()
+    quick = arguments.quick
+    arguments.kinds = arguments.kinds or (["multi-turn", "shared-prompt"] if quick else list(KINDS))
+    arguments.workers = arguments.workers or ([8] if quick else list(WORKERS))
+    arguments.caches = arguments.caches or (CACHES[1:2] if quick else list(CACHES))
+    arguments.loads = arguments.loads or (["heavy"] if quick else list(LOADS))
+    arguments.requests = arguments.requests or (700 if quick else 6000)
+    arguments.seeds = arguments.seeds or (3 if quick else 5)
+    if OURS not in arguments.policies:
+        arguments.policies = [OURS, *arguments.policies]
+    return arguments
+
+
+def _names(known: Iterable[str]):  # type: ignore[no-untyped-def]
+    allowed = list(known)
+
+    def parse(text: str) -> list[str]:
+        names = [name.strip() for name in text.split(",") if name.strip()]
+        for name in names:
+            if name not in allowed:
+                raise argparse.ArgumentTypeError(f"{name!r} is unknown; known: {', '.join(allowed)}")
+        return names
+
+    return parse
+
+
+def _integers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
