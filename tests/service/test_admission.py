@@ -40,8 +40,8 @@ class Fleet:
         self, tenant: str = "t", *, start: int = 0, tokens: int = 64, excluded: tuple[str, ...] = (), **hints: Any
     ) -> "Route | asyncio.Future[Route]":
         """Send a request; hints are headers, `model` and `priority` fields."""
-        fields = {name: hints.pop(name) for name in ("model", "priority", "user") if name in hints}
-        body = {"model": "m", "prompt": list(range(start, start + tokens)), "max_tokens": 4, **fields}
+        body: dict[str, Any] = {"model": "m", "prompt": list(range(start, start + tokens)), "max_tokens": 4}
+        body |= {name: hints.pop(name) for name in ("model", "priority") if name in hints}
         headers = {"x-kvrouter-tenant": tenant, **{name.replace("_", "-"): str(value) for name, value in hints.items()}}
         request = self.service.request("POST", "/v1/completions", body, headers)
         found = self.dispatcher.route(request, excluded)
