@@ -247,15 +247,16 @@ async def _receive(settings: dict[str, Any]) -> None:
             await asyncio.sleep(0.002)
         finished = sink.last or time.monotonic()
         statuses = sink.status(now=finished)
-    ages = sorted(sink.ages or ())
-    answer = {
-        "finished": finished,
-        "held": sum(index.blocks(rank) for rank in range(len(sources))),
-        "ages": {share: ages[int(len(ages) * share / 100)] for share in (50, 99)} if ages else {},
-        "lost": sum(each.gaps + each.quarantined + sum(each.ignored.values()) for each in statuses),
-    }
-    control.recv()
-    control.send_json(answer)
+        ages = sorted(sink.ages or ())
+        answer = {
+            "finished": finished,
+            "held": sum(index.blocks(rank) for rank in range(len(sources))),
+            "ages": {share: ages[int(len(ages) * share / 100)] for share in (50, 99)} if ages else {},
+            "lost": sum(each.gaps + each.quarantined + sum(each.ignored.values()) for each in statuses),
+        }
+        control.recv()
+        control.send_json(answer)
+        control.recv()  # Nobody sends: what it costs to end is none of what is measured.
 
 
 def _is_connected(subscriber: Any, source: Source) -> bool:

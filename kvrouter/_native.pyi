@@ -4,6 +4,7 @@ Words are token ids as little-endian 32-bit integers; hashes are 64-bit integers
 """
 
 from collections.abc import Collection, Iterable, Mapping
+from socket import socket
 from typing import TypeVar
 
 from typing_extensions import Buffer
@@ -198,6 +199,14 @@ class Weigher:
         turn: int,
         /,
     ) -> tuple[int, int, int, int, float, bytes] | None: ...
+
+class ReadAhead:
+    """The contract is `Reader` of `kvrouter_subscribers.read_ahead`; absent where the system has no POSIX threads."""
+
+    def ask(self, connection: socket, buffer: Buffer, start: int, /) -> int | None: ...
+    def fetch(self, number: int, /) -> int: ...
+    def drop(self, number: int, /) -> None: ...
+    def close(self) -> None: ...
 
 def cut_messages(
     data: Buffer, end: int, topic: bytes, apart: bytes, frame_bytes_max: int, run_max: int, /

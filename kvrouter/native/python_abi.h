@@ -194,6 +194,7 @@ KVR_IMPORT PyObject *PyObject_CallNoArgs(PyObject *);
 KVR_IMPORT PyObject *PyObject_GetAttrString(PyObject *, const char *);
 KVR_IMPORT int PyObject_SetAttrString(PyObject *, const char *, PyObject *);
 KVR_IMPORT void PyObject_Free(void *);
+KVR_IMPORT int PyObject_AsFileDescriptor(PyObject *);
 
 /* -- values ------------------------------------------------------------------------------------------------------- */
 

@@ -17,6 +17,7 @@ from typing import Final
 
 from kvrouter.native_core import native
 from kvrouter_subscribers.link import LOAD_TOPIC, Link
+from kvrouter_subscribers.read_ahead import ROOM_BEFORE, Reading
 from kvrouter_subscribers.workplace import Workplace
 from kvrouter_subscribers.zmtp_frames import AROUND_BYTES_MAX, FAULTS, Item, ping_answer
 from kvrouter_subscribers.zmtp_handshake import Connected, HandshakeError, LeftToLibzmqError, connect, split_endpoint
@@ -26,6 +27,8 @@ __all__ = ["LiveStream"]
 _log = logging.getLogger("kvrouter_subscribers")
 
 _RUN_MAX: Final = 64
+_MUCH_BYTES: Final = 64 << 10
+"""Who said so much at once probably has more to say already."""
 _RECONNECT_SECONDS: Final = 0.1
 
 
@@ -41,6 +44,7 @@ class LiveStream:
         self._kept = 0  # Bytes of a message that is not whole: they are
         self._rest = b""  # here while they are few,
         self._large: bytearray | None = None  # and else here, where the message goes on.
+        self._reading: Reading | None = None  # What is read of it while something else is done.
         self._fault = 0
 
     @staticmethod
@@ -122,6 +126,9 @@ class LiveStream:
     def _hang_up(self) -> None:
         if self._socket is not None:
             self._work.pump.unwatch(self._socket)
+            if self._reading is not None:
+                self._work.ahead.drop(self._reading)
+                self._reading = None
             self._socket.close()
         self._socket, self._fault = None, 0
         self._kept, self._rest, self._large = 0, b"", None
@@ -175,28 +182,53 @@ class LiveStream:
 
     def _read(self) -> bool:
         """Read once; returns whether there may be more."""
-        connection = self._socket
+        connection, reading = self._socket, self._reading
         if connection is None:
             return False
-        kept, target = self._kept, self._large
-        if target is None:
-            target = self._work.buffer
-            target[:kept] = self._rest
+        self._reading = None
         try:
-            received = connection.recv_into(memoryview(target)[kept:])
+            return self._receive(connection) if reading is None else self._fetch(connection, reading)
         except (BlockingIOError, InterruptedError):
             return False
         except OSError as error:
             self._lose(str(error))
             return False
+
+    def _receive(self, connection: socket.socket) -> bool:
+        """Read now."""
+        kept, target = self._kept, self._large
+        if target is None:
+            target = self._work.buffer
+            target[:kept] = self._rest
+        return self._take_in(connection, target, connection.recv_into(memoryview(target)[kept:]))
+
+    def _fetch(self, connection: socket.socket, reading: Reading) -> bool:
+        """Take what was read ahead, behind what is kept."""
+        ahead, kept, large = self._work.ahead, self._kept, self._large
+        try:
+            received = ahead.fetch(reading)
+            if large is None:
+                start = ROOM_BEFORE - kept
+                reading.buffer[start:ROOM_BEFORE] = self._rest
+                return self._take_in(connection, memoryview(reading.buffer)[start:], received)
+            large[kept:] = memoryview(reading.buffer)[ROOM_BEFORE : ROOM_BEFORE + received]
+            return self._take_in(connection, large, received)
+        finally:
+            ahead.give_back(reading)
+
+    def _take_in(self, connection: socket.socket, data: bytearray | memoryview, received: int) -> bool:
+        """Cut what is kept and what came behind it; meanwhile more is read of who says much."""
         if not received:
             self._lose()
             return False
-        end = kept + received
-        self._cut(target, end)
-        return end == len(target)
+        if received >= _MUCH_BYTES:
+            self._reading = self._work.ahead.ask(connection)
+        end = self._kept + received
+        more = self._reading is not None or end == len(data)
+        self._cut(data, end)
+        return more
 
-    def _cut(self, data: bytes | bytearray, end: int) -> None:
+    def _cut(self, data: bytes | bytearray | memoryview, end: int) -> None:
         assert native is not None
         run_max = _RUN_MAX if self._link.takes_runs else 1
         bound = self._work.limits.frame_bytes_max
@@ -204,7 +236,7 @@ class LiveStream:
         self._items.extend(items)
         self._keep(data, used, end)
 
-    def _keep(self, data: bytes | bytearray, used: int, end: int) -> None:
+    def _keep(self, data: bytes | bytearray | memoryview, used: int, end: int) -> None:
         """Keep the message that is not whole: beside the buffer that all share, unless it would fill much of that."""
         self._kept = kept = end - used
         if 2 * kept <= len(self._work.buffer):

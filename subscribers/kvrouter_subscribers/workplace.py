@@ -7,10 +7,12 @@ import zmq
 
 from kvrouter_subscribers.limits import CurveKeys, ZmqLimits
 from kvrouter_subscribers.pump import Pump
+from kvrouter_subscribers.read_ahead import ReadAhead
 
 __all__ = ["Live", "Workplace"]
 
 _BUFFER_BYTES: Final = 256 << 10
+_READINGS_MAX: Final = 8
 
 
 class Live(Protocol):
@@ -32,10 +34,10 @@ class Live(Protocol):
 class Workplace:
     """What is shared while a subscriber runs.
 
-    `buffer` is where bytes are received; they are used or moved in the same turn.
+    `buffer` is where bytes are received; they are used or moved in the same turn. `ahead` reads busy sockets ahead.
     """
 
-    __slots__ = ("buffer", "context", "curve", "limits", "pump", "slots", "tasks")
+    __slots__ = ("ahead", "buffer", "context", "curve", "limits", "pump", "slots", "tasks")
 
     def __init__(
         self,
@@ -48,4 +50,5 @@ class Workplace:
     ) -> None:
         self.context, self.pump, self.tasks, self.limits, self.curve = context, pump, tasks, limits, curve
         self.buffer = bytearray(_BUFFER_BYTES)
+        self.ahead = ReadAhead(bytes_max=_BUFFER_BYTES, readings_max=_READINGS_MAX)
         self.slots = asyncio.Semaphore(limits.replays_max)

@@ -132,7 +132,10 @@ class ZmqEventSubscriber:
         try:
             async with asyncio.TaskGroup() as tasks:
                 workplace = Workplace(context=context, pump=pump, tasks=tasks, limits=self._limits, curve=self._curve)
-                await self._work(workplace)
+                try:
+                    await self._work(workplace)
+                finally:
+                    workplace.ahead.close()
         finally:
             if self._given_context is None:
                 context.destroy(linger=0)

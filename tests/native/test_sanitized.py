@@ -39,6 +39,7 @@ SUITES = {
         "tests/prompts/test_remembered_pieces.py",
         "tests/prompts/test_token_array.py",
         "tests/proxy/test_http_core.py",
+        "tests/subscribers/test_read_ahead.py",
         "tests/subscribers/test_zmtp_frames.py",
     ],
 }
