@@ -8,7 +8,7 @@ from kvrouter.blocks import Prompt
 from kvrouter.service.admission import Admission
 from kvrouter.service.dispatcher import RequestDispatcher
 from kvrouter.service.prompts import InferenceBody
-from kvrouter.service.proxy import Outcome, Request, Route, Usage
+from kvrouter.service.proxy import Outcome, Reply, Request, Route, Usage
 
 __all__ = ["QueueingDispatcher"]
 
@@ -47,8 +47,11 @@ class QueueingDispatcher(RequestDispatcher):
 
     async def _choose_later(
         self, request: Request, body: InferenceBody, prompt: Awaitable[Prompt | None], excluded: Collection[str]
-    ) -> Route:
+    ) -> Route | Reply:
         found = self._choose(request, body, await prompt, excluded)
+        if self._registry.prefillers:
+            left = self._leave(found)
+            return left if isinstance(left, Route) else await left
         if isinstance(found, Route):
             return found
         try:

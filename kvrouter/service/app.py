@@ -16,11 +16,14 @@ from kvrouter.index import PrefixIndex
 from kvrouter.ingest import Ingest, IngestLimits
 from kvrouter.routing import Router, RoutingSettings
 from kvrouter.routing.constraints import Constraints
+from kvrouter.routing.disaggregation import SplitPlanner
+from kvrouter.routing.sessions import PIN_SECONDS, SessionTable
 from kvrouter.service.admin import AdminServer, GuardedApplication, WorkerRecords, build_admin
 from kvrouter.service.admission_dispatcher import QueueingDispatcher
 from kvrouter.service.admission_setup import make_admission
 from kvrouter.service.auth import Authenticator
 from kvrouter.service.decisions import DecisionRing
+from kvrouter.service.disaggregation import SplitSender
 from kvrouter.service.dispatcher import ModelRoutes, RequestDispatcher
 from kvrouter.service.event_transports import event_subscriber, purge_streams, stream_positions
 from kvrouter.service.event_watch import EventWatch
@@ -97,6 +100,7 @@ class Service:
         )
         self.router.fleet.defaults = _default_constraints(settings.placement)
         self.placement = PlacementReader(self.router.fleet.defaults)
+        self.sessions = _session_table(settings.placement, self.router.fleet.defaults)
         self.promises = PromiseKeeper(PromiseAudit(), self.ingest, resync=self.subscriber.resync)
         self.event_watch = EventWatch(self.registry)
         self.views = FleetViews(self.registry)
@@ -104,6 +108,7 @@ class Service:
         self.traffic = TrafficCounters()
         self.authenticator = Authenticator(api_keys=settings.auth.api_keys, admin_keys=settings.auth.admin_keys)
         self.pool = UpstreamPool(limits, clock=clock)
+        self.splits = self._split_sender()
         self.sources = SourceReport(registry=self.registry, ingest=self.ingest, transport=self.subscriber, clock=clock)
         cache = PrefixCache(settings.tokens.cache_bytes_max)
         self.questions = WorkerQuestions(self.pool, self.registry, self.views)
@@ -163,9 +168,11 @@ class Service:
             traffic=self.traffic,
             promises=self.promises,
             placement=self.placement,
+            sessions=self.sessions,
+            splits=self.splits,
             local=(self.selection, ModelRoutes(self.views), self.probes),
             admin=Endpoint("localhost", 0, unix_path=admin_socket) if admin_socket else None,
-            uses_sessions=settings.routing.policy == "sticky",
+            uses_sessions=settings.routing.policy == "sticky" or self.sessions is not None,
             clock=clock,
         )
         self.proxy = ProxyServer(self.dispatcher, limits, pool=self.pool, on_error=_report_bug, clock=clock)
@@ -241,6 +248,20 @@ class Service:
             except Exception as error:  # noqa: BLE001 - supervised edge: one bug must not end the whole service
                 _report_bug("housekeeping", error)
             await asyncio.sleep(HOUSEKEEPING_SECONDS)
+
+    def _split_sender(self) -> SplitSender | None:
+        settings = self.settings
+        if not settings.placement.split:
+            return None
+        return SplitSender(
+            registry=self.registry,
+            planner=SplitPlanner(self.router, tokens_min=settings.placement.split_tokens_min),
+            pool=self.pool,
+            timeout_seconds=settings.limits.first_byte_seconds,
+            attempts_max=settings.limits.attempts_max,
+            clock=self.clock,
+            randomness=random.Random(),
+        )
 
     def _make_dispatcher(self, **parts: Any) -> RequestDispatcher:
         """Requests wait only where the settings say so; otherwise nothing of it is on their way."""
@@ -357,6 +378,17 @@ def _routing_settings(settings: Settings) -> RoutingSettings:
 
 def _default_constraints(placement: PlacementSettings) -> Constraints:
     return Constraints(zone=placement.zone or None, zone_seconds=placement.zone_seconds)
+
+
+def _session_table(placement: PlacementSettings, defaults: Constraints) -> SessionTable | None:
+    if placement.sessions == "off":
+        return None
+    return SessionTable(
+        idle_seconds=placement.session_idle_seconds,
+        sessions_max=placement.sessions_max,
+        seconds=PIN_SECONDS if placement.sessions == "pin" else placement.session_seconds,
+        defaults=defaults,
+    )
 
 
 def _report_bug(where: str, error: Exception) -> None:

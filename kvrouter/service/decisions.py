@@ -5,11 +5,14 @@ Neither prompts nor token ids are in it.
 """
 
 from collections import deque
-from typing import Any
+from typing import Any, TypeAlias
 
 from kvrouter.routing import Decision
 
 __all__ = ["DecisionRing"]
+
+
+_Entry: TypeAlias = tuple[str, Decision, str | None, float, Decision | None]
 
 
 class DecisionRing:
@@ -18,13 +21,20 @@ class DecisionRing:
     __slots__ = ("_entries", "recorded")
 
     def __init__(self, kept: int) -> None:
-        self._entries: deque[tuple[str, Decision, str | None, float]] = deque(maxlen=kept)
+        self._entries: deque[_Entry] = deque(maxlen=kept)
         self.recorded = 0
 
-    def record(self, request_id: str, decision: Decision, model: str | None, wall_time: float) -> None:
-        """Remember one decision."""
+    def record(
+        self,
+        request_id: str,
+        decision: Decision,
+        model: str | None,
+        wall_time: float,
+        prefill: Decision | None = None,
+    ) -> None:
+        """Remember one decision; of a split request both, `prefill` being that of its first stage."""
         self.recorded += 1
-        self._entries.append((request_id, decision, model, wall_time))
+        self._entries.append((request_id, decision, model, wall_time, prefill))
 
     def explain(self, request_id: str) -> dict[str, Any] | None:
         """Return one decision as JSON-ready fields, or None when it has left the ring."""
@@ -32,7 +42,7 @@ class DecisionRing:
 
     def latest(self, limit: int) -> list[dict[str, Any]]:
         """Return up to `limit` decisions, newest first."""
-        latest: dict[str, tuple[str, Decision, str | None, float]] = {}
+        latest: dict[str, _Entry] = {}
         for entry in reversed(self._entries):
             if len(latest) >= limit:
                 break
@@ -40,11 +50,15 @@ class DecisionRing:
         return [_explained(*entry) for entry in latest.values()]
 
 
-def _explained(request_id: str, decision: Decision, model: str | None, wall_time: float) -> dict[str, Any]:
+def _explained(
+    request_id: str, decision: Decision, model: str | None, wall_time: float, prefill: Decision | None
+) -> dict[str, Any]:
+    explained = {"id": request_id, "time": wall_time, "model": model, **_stage(decision)}
+    return explained if prefill is None else {**explained, "prefill": _stage(prefill)}
+
+
+def _stage(decision: Decision) -> dict[str, Any]:
     return {
-        "id": request_id,
-        "time": wall_time,
-        "model": model,
         "worker_id": decision.worker_id,
         "dp_rank": decision.rank,
         "policy": decision.policy,

@@ -19,22 +19,27 @@ from kvrouter.errors import NoWorkerError, RequestError, RoutingError, UnknownMo
 from kvrouter.events import Source
 from kvrouter.routing import Decision, Router
 from kvrouter.routing.constraints import Constraints
+from kvrouter.routing.disaggregation import Asked
 from kvrouter.routing.queue_room import RankRoom
+from kvrouter.routing.sessions import SessionTable
 from kvrouter.service.auth import Authenticator, refuse_foreign_page
 from kvrouter.service.body_members import with_members
 from kvrouter.service.decisions import DecisionRing
+from kvrouter.service.disaggregation import SPLIT_PATHS, Prefill, SplitSender
 from kvrouter.service.fleet_view import FleetViews
-from kvrouter.service.placement import PlacementReader
+from kvrouter.service.placement import SESSION_END, PlacementReader
 from kvrouter.service.promises import PromiseKeeper
 from kvrouter.service.prompts import InferenceBody, PromptResolver, RequestReader
 from kvrouter.service.proxy import Endpoint, Outcome, Reply, Request, Route, Usage
 from kvrouter.service.replies import JSON_HEADERS, json_reply
 from kvrouter.service.report_mode import without_report_mode
+from kvrouter.service.split_stages import SplitStages
 from kvrouter.service.traffic import TrafficCounters
 from kvrouter.service.workers import Worker, WorkerRegistry
 
 __all__ = ["LocalRoutes", "ModelRoutes", "RequestDispatcher"]
 
+_SESSION_HEADERS = (b"x-kvrouter-session", b"x-session-id", b"x-dynamo-session-id")
 INFERENCE_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"})
 
 
@@ -55,6 +60,10 @@ class Flight(msgspec.Struct, eq=False, frozen=True, gc=False):
     overlap_tokens: int
     confirmed_tokens: int
     received_at: float
+    conversation: tuple[str, str | None, bool] | None = None
+    """Session and model, and whether this is its last request; None where conversations are not followed."""
+    prefill: Prefill | None = None
+    """The first stage of a split request, of which this is the second."""
 
 
 class RequestDispatcher:
@@ -73,6 +82,8 @@ class RequestDispatcher:
         traffic: TrafficCounters,
         promises: PromiseKeeper,
         placement: PlacementReader,
+        sessions: SessionTable | None,
+        splits: SplitSender | None,
         local: tuple[LocalRoutes, ...],
         admin: Endpoint | None,
         uses_sessions: bool,
@@ -85,6 +96,10 @@ class RequestDispatcher:
         self._authenticator, self._decisions, self._traffic = authenticator, decisions, traffic
         self._asks_for_keys = not authenticator.is_open
         self._promises, self._placement = promises, placement
+        self._sessions, self._splits = sessions, splits
+        self._stages = None
+        if splits is not None:
+            self._stages = SplitStages(self, splits, router=router, registry=registry)
         self._local, self._admin, self._clock = local, admin, clock
         self._bookings = count(1)
         self._wall_offset = time.time() - clock()
@@ -120,7 +135,8 @@ class RequestDispatcher:
                 request.body = without_report_mode(request.body)
             prompt = self._resolver.resolve(body, model_profile=body.model or self._views.current().sole_model)
             if prompt is None or isinstance(prompt, Prompt):
-                return self._choose(request, body, prompt, excluded)
+                found = self._choose(request, body, prompt, excluded)
+                return self._leave(found) if self._registry.prefillers else found
             return self._choose_later(request, body, prompt, excluded)
         if path.startswith("/v1/"):
             return self._route_other(request, excluded)
@@ -137,7 +153,10 @@ class RequestDispatcher:
         flight = route.token
         if isinstance(flight, Flight):
             now = self._clock()
-            self._router.first_token(flight.booking, now=now)
+            if flight.prefill is None:
+                self._router.first_token(flight.booking, now=now)
+            else:  # how long others took is nothing to learn from
+                self._router.book.prefill_complete(flight.booking, now=now)
             if route.is_inference:
                 self._traffic.ttft_seconds.observe(now - flight.received_at)
 
@@ -153,16 +172,20 @@ class RequestDispatcher:
             flight.booking,
             now=now,
             cached_tokens=None if usage is None else usage.cached_tokens,
-            completed=outcome == "ok",
+            completed=outcome == "ok" and flight.prefill is None,
         )
+        if flight.conversation is not None:
+            self._end_of_request(flight.conversation, now)
         counters.outcomes[outcome] = counters.outcomes.get(outcome, 0) + 1
         if outcome == "ok":
             if route.is_inference:
                 self._traffic.request_seconds.observe(now - flight.received_at)
             if worker.losses_in_row or worker.ejections_in_row:
                 self._registry.answered(worker)
-        else:
+        elif flight.prefill is None or flight.prefill.failure is None:
             self._learn_from_failure(worker, outcome, now)
+        if flight.prefill is not None and self._splits is not None and self._stages is not None:
+            self._splits.ended(self._stages, flight.prefill, outcome)
         if usage is not None and usage.prompt_tokens:
             counters.usage_reports += 1
             counters.usage_prompt_tokens += usage.prompt_tokens
@@ -177,9 +200,10 @@ class RequestDispatcher:
 
     async def _choose_later(
         self, request: Request, body: InferenceBody, prompt: Awaitable[Prompt | None], excluded: Collection[str]
-    ) -> Route:
+    ) -> Route | Reply:
         found = self._choose(request, body, await prompt, excluded)
-        return found if isinstance(found, Route) else await found
+        left = self._leave(found) if self._registry.prefillers else found
+        return left if isinstance(left, Route) else await left
 
     def _choose(
         self, request: Request, body: InferenceBody, prompt: Prompt | None, excluded: Collection[str]
@@ -188,14 +212,25 @@ class RequestDispatcher:
         model, now = body.model, self._clock()
         constraints = self._placement.headers(request.asked) if request.asked else None
         decision, route = self._decide(
-            request, prompt, model, excluded, session=session, constraints=constraints, now=now, room=self._room
+            request,
+            prompt,
+            model,
+            excluded,
+            session=session,
+            constraints=constraints,
+            now=now,
+            room=self._room,
+            batch=body.batch,
         )
         traffic, policy = self._traffic, decision.policy
         traffic.routed += 1
         traffic.prompt_tokens += decision.prompt_tokens
         traffic.overlap_tokens += decision.overlap_tokens
         traffic.by_policy[policy] = traffic.by_policy.get(policy, 0) + 1
-        self._decisions.record(request.id, decision, model, now + self._wall_offset)
+        prefill = _prefill_of(route)
+        self._decisions.record(
+            request.id, decision, model, now + self._wall_offset, None if prefill is None else prefill.decision
+        )
         return route
 
     def _route_other(self, request: Request, excluded: Collection[str]) -> Route:
@@ -220,13 +255,21 @@ class RequestDispatcher:
         constraints: Constraints | None,
         now: float,
         room: RankRoom | None = None,
+        batch: int = 1,
     ) -> tuple[Decision, Route]:
         """Decide, book the decision, and tell the way."""
         registry = self._registry
         if registry.unproxied:
             excluded = registry.unproxied.union(excluded)
-        booking = next(self._bookings)
+        if session is not None and self._sessions is not None:
+            constraints = self._sessions.asked(session, model, constraints, now)
         try:
+            if registry.prefillers and self._stages is not None and request.path in SPLIT_PATHS:
+                asked = Asked(prompt, model, session, excluded, constraints or self._router.fleet.defaults)
+                found = self._stages.decide(request, asked, batch=batch, room=room, now=now)
+                if found is not None:
+                    return found
+            booking = next(self._bookings)
             decision = self._router.place(
                 prompt,
                 model=model,
@@ -239,18 +282,82 @@ class RequestDispatcher:
             )
         except (UnknownModelError, NoWorkerError) as error:
             raise self._refusal(error, model) from None
+        return decision, self._way(request, decision, booking, session=session, model=model)
+
+    def book(self, request: Request, decision: Decision, asked: Asked, prefill: Prefill | None) -> Route:
+        """Book a decision, and tell the way; `prefill` is the first stage if this is the second."""
+        booking = next(self._bookings)
+        self._router.commit(decision, id=booking, now=self._clock())
+        return self._way(request, decision, booking, session=asked.session, model=asked.model, prefill=prefill)
+
+    def whole(self, request: Request, asked: Asked) -> Route:
+        """Decide where one worker does all of a request that was to be split, and book and record it."""
+        now, booking = self._clock(), next(self._bookings)
+        decision = self._router.place(
+            asked.prompt,
+            model=asked.model,
+            session=asked.session,
+            exclude=asked.exclude,
+            id=booking,
+            now=now,
+            constraints=asked.constraints,
+        )
+        self._decisions.record(request.id, decision, asked.model, now + self._wall_offset)
+        return self._way(request, decision, booking, session=asked.session, model=asked.model)
+
+    def _way(
+        self,
+        request: Request,
+        decision: Decision,
+        booking: int,
+        *,
+        session: str | None,
+        model: str | None,
+        prefill: Prefill | None = None,
+    ) -> Route:
+        """The way of what is booked."""
         source = decision.target.source
         worker_id, rank = source
-        worker = registry.workers[worker_id]
+        worker = self._registry.workers[worker_id]
         worker.active += 1
         worker.counters.requests += 1
         assert worker.endpoint is not None
+        conversation = None
+        if session is not None and self._sessions is not None:
+            self._sessions.placed(session, model, source, self._clock())
+            conversation = session, model, SESSION_END in dict(request.asked)
         overlap_tokens = decision.overlap_tokens
-        flight = Flight(worker, source, booking, overlap_tokens, decision.confirmed_tokens, request.received_at)
+        flight = Flight(
+            worker,
+            source,
+            booking,
+            overlap_tokens,
+            decision.confirmed_tokens,
+            request.received_at,
+            conversation,
+            prefill,
+        )
         route = Route(worker.endpoint, worker_id, overlap_tokens, worker.rank_headers[rank], flight)
         if worker.rank_members is not None:
             route.body = with_members(request.body, worker.rank_members[rank])
-        return decision, route
+        return route
+
+    def _leave(self, found: "Route | asyncio.Future[Route]") -> "Route | Awaitable[Route | Reply]":
+        """Send the first stage of a request off that is split; others have none."""
+        if self._stages is None:
+            return found
+        if not isinstance(found, Route):
+            return self._stages.leave_later(found, _prefill_of)
+        prefill = _prefill_of(found)
+        return found if prefill is None else self._stages.leave(prefill, found)
+
+    def _end_of_request(self, conversation: tuple[str, str | None, bool], now: float) -> None:
+        """From now on a conversation is idle, or over."""
+        assert self._sessions is not None
+        session, model, is_last = conversation
+        self._sessions.ended(session, model, now)
+        if is_last:
+            self._sessions.close(session, model)
 
     def _refusal(self, error: UnknownModelError | NoWorkerError, model: str | None) -> RoutingError:
         """A worker that was never reached could serve anything; but if others are there, 404 helps a client more."""
@@ -298,5 +405,13 @@ class ModelRoutes:
 
 def _session(request: Request) -> str | None:
     """The conversation that a client names in a header."""
-    value = request.header(b"x-kvrouter-session") or request.header(b"x-session-id")
-    return value.decode("latin-1") if value else None
+    for name in _SESSION_HEADERS:
+        value = request.header(name)
+        if value:
+            return value.decode("latin-1")
+    return None
+
+
+def _prefill_of(route: Route) -> Prefill | None:
+    """The first stage of a request that is split, given the way of its second."""
+    return route.token.prefill if isinstance(route.token, Flight) else None

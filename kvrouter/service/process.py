@@ -109,6 +109,8 @@ async def _running(
         yield
         # Requests have ended or were cut by `_drain`; what is left only served them.
         await service.proxy.close()
+        if service.splits is not None:
+            await service.splits.close()
         service.admin.stop()
         await admin
         health.cancel()

@@ -39,8 +39,9 @@ def read_traits(fields: Mapping[str, object]) -> Traits:
         raise RequestError(
             "role must be prefill or decode for SGLang, whose servers are one or the other", param="role"
         )
-    given = {"zone": zone, "engine": fields.get("engine"), "role": role}
-    known = {name: str(value) for name, value in given.items() if value is not None}
+    # A role says how engines meet, so it matters whose they are; nothing else of a plain worker is said.
+    told = engine if role is not None or "engine" in fields else None
+    known = {name: value for name, value in (("zone", zone), ("engine", told), ("role", role)) if value is not None}
     taints, names = _taints(fields.get("taints"))
     return Traits(
         labels=MappingProxyType({**known, **labels}),

@@ -113,6 +113,8 @@ class WorkerRegistry:
         """Grows with every change that could be seen from outside; what is derived from the fleet is cached by it."""
         self.unproxied: frozenset[str] = frozenset()
         """Selectable workers that our own data plane must not use: registered for a gateway and not known good."""
+        self.prefillers: frozenset[str] = frozenset()
+        """Workers that may compute prompts for others; while there are none, no request is split."""
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(self.workers.values())
@@ -404,5 +406,8 @@ class WorkerRegistry:
             each.spec.worker_id
             for each in self.workers.values()
             if each.spec.trusted and (each.endpoint is None or each.health != "ready")
+        )
+        self.prefillers = frozenset(
+            name for name, each in self.workers.items() if each.spec.traits.role in ("prefill", "both")
         )
         self._told()

@@ -37,8 +37,11 @@ async def fetch(
     body: bytes = b"",
     timeout_seconds: float = 5.0,
     max_bytes: int = 16 * 1024 * 1024,
+    reserved: bool = True,
 ) -> Response:
     """Ask an endpoint one question. It is asked twice if a kept-alive connection turns out to be closed.
+
+    A `reserved` one does not wait where all connections to the endpoint are in use.
 
     Raises:
         UpstreamError: no connection, no whole answer in time, or one that is malformed or too long.
@@ -53,7 +56,7 @@ async def fetch(
                 except UpstreamError as error:
                     if error.outcome != "upstream_lost":
                         raise
-            upstream = await pool.connect(endpoint, reserved=True)
+            upstream = await pool.connect(endpoint, reserved=reserved)
             return await _ask(upstream, method, head, body, max_bytes)
     except TimeoutError as error:
         raise UpstreamError(f"no whole answer within {timeout_seconds:g} s", outcome="timeout") from error
