@@ -8,7 +8,7 @@ import os
 from collections.abc import Awaitable, Callable
 from itertools import count
 
-from kvrouter.errors import ProtocolError, RefusedError, WireError
+from kvrouter.errors import ProtocolError, RefusedError, TransportError, WireError
 from kvrouter.transport.assembly import RequestAssembly
 from kvrouter.transport.client_stream import ClientStream
 from kvrouter.transport.context import Context
@@ -18,9 +18,14 @@ from kvrouter.transport.endpoints import Endpoints
 from kvrouter.transport.envelope import Envelope
 from kvrouter.transport.messages import Kind, decode_request, encode_error
 
-__all__ = ["EnvelopeMux"]
+__all__ = ["EnvelopeMux", "new_stream_id"]
 
 _stream_prefix, _stream_numbers = os.urandom(8), count(1)
+
+
+def new_stream_id() -> bytes:
+    """16 bytes that no other stream of this or another process has."""
+    return _stream_prefix + next(_stream_numbers).to_bytes(8, "big")
 
 
 async def _always() -> None:
@@ -57,8 +62,10 @@ class EnvelopeMux:
         limits: StreamLimits | None = None,
         endpoints: Endpoints | None = None,
         writable: Callable[[], Awaitable[None]] = _always,
+        forgotten: Callable[[bytes], None] = lambda _: None,
     ) -> None:
         self.send, self.writable = send, writable
+        self._forgotten = forgotten
         self.gaps = self.malformed = 0
         self._limits = limits if limits is not None else StreamLimits()
         self._endpoints = endpoints
@@ -70,9 +77,13 @@ class EnvelopeMux:
         """Streams that have not ended."""
         return len(self._streams)
 
-    def open(self, request: bytes, context: Context, *, many_in: bool) -> ClientStream:
+    def __contains__(self, stream_id: bytes) -> bool:
+        """Whether a stream, or a request that is not whole, has that id."""
+        return stream_id in self._streams or stream_id in self._opening
+
+    def open(self, request: bytes, context: Context, *, many_in: bool, stream_id: bytes | None = None) -> ClientStream:
         """Send a request, encoded by `encode_request`."""
-        stream_id = _stream_prefix + next(_stream_numbers).to_bytes(8, "big")
+        stream_id = stream_id or new_stream_id()
         wire = _StreamWire(self, stream_id)
         stream = ClientStream(wire, context, self._limits, many_in=many_in)
         self._streams[stream_id] = stream, wire
@@ -99,9 +110,24 @@ class EnvelopeMux:
             stream.on_lost(reason)
         self._streams.clear()
 
+    def fail(self, stream_id: bytes, error: TransportError) -> None:
+        """One stream has failed on its way; for channels that carry streams of several peers."""
+        found = self._streams.get(stream_id)
+        if found is not None:
+            found[0].on_error(error)
+
+    def lose(self, stream_id: bytes, reason: str) -> None:
+        """The peer of one stream is gone; likewise."""
+        self._opening.pop(stream_id, None)
+        self._assembly.drop(stream_id)
+        found = self._streams.get(stream_id)
+        if found is not None:
+            found[0].on_lost(reason)
+
     def drop(self, stream_id: bytes) -> None:
         """A stream has ended."""
         self._streams.pop(stream_id, None)
+        self._forgotten(stream_id)
 
     def _on_stream(self, stream: AnyStream, wire: _StreamWire, envelope: Envelope) -> None:
         expected = wire.received
@@ -128,6 +154,9 @@ class EnvelopeMux:
         try:
             whole = self._piece(wire, envelope)
             if whole is None:
+                if stream_id not in self._opening and wire.received == 1:
+                    # Tells the requester which of several workers has it, so that the rest goes to the same one.
+                    wire.transmit(Kind.WINDOW, bytes(4))
                 self._opening[stream_id] = wire
                 return
             decoded = decode_request(whole, bytes_max=self._limits.item_bytes_max)

@@ -72,6 +72,8 @@ class RequestPlaneContract:
     """Every transport passes these. A class says what it can do."""
 
     bidirectional = True
+    nobody: type[TransportError] = UnreachableError
+    """What is raised where nobody is at an address."""
     message_bytes_max = 32 << 20
 
     def plane(self, endpoints: Endpoints) -> AbstractAsyncContextManager[tuple[RequestServer, RequestClient]]:
@@ -259,7 +261,7 @@ class RequestPlaneContract:
 
         async def scenario() -> None:
             client = self.client()
-            with pytest.raises(UnreachableError) as failure:
+            with pytest.raises(self.nobody) as failure:
                 await client.request(self.nowhere(), Request(endpoint="echo"), Context())
             assert failure.value.retryable
             await client.aclose()
@@ -411,7 +413,7 @@ class RequestPlaneContract:
                 address = plane.server.address
                 stopping = asyncio.create_task(plane.server.stop(drain_seconds=30))
                 await eventually(lambda: plane.endpoints.draining)
-                with pytest.raises((RefusedError, UnreachableError)):
+                with pytest.raises((RefusedError, self.nobody)):
                     await plane.client.request(address, Request(endpoint="echo"), Context())
                 plane.handlers.release.set()
                 assert await stream.collect() == [b"released"]

@@ -1,0 +1,58 @@
+"""Requests over core NATS. Addresses are subjects: of one worker, or of a group of which one member answers."""
+
+import asyncio
+from typing import Any
+
+from kvrouter.errors import DeadlineError, DisconnectedError
+from kvrouter.transport.client_stream import ClientStream
+from kvrouter.transport.context import Context
+from kvrouter.transport.messages import Request, encode_request
+from kvrouter.transport.nats_channel import NatsChannel
+
+__all__ = ["NatsRequestClient"]
+
+
+class NatsRequestClient:
+    """The client of the request plane over NATS; `options` are those of `nats.connect`, such as credentials."""
+
+    def __init__(self, server: str, *, heartbeat_seconds: float = 5.0, options: dict[str, Any] | None = None) -> None:
+        self._server, self._heartbeat_seconds, self._options = server, heartbeat_seconds, options
+        self._channel: NatsChannel | None = None
+        self._connecting = asyncio.Lock()
+        self._closed = False
+
+    async def request(self, address: str, request: Request, context: Context) -> ClientStream:
+        """Send a request; see `RequestClient`. Raises NoInstancesError where nobody listens."""
+        remaining = context.remaining_seconds(asyncio.get_running_loop().time())
+        if remaining == 0:
+            raise DeadlineError(f"the deadline of request {context.id} is over")
+        encoded = encode_request(request, id=context.id, headers=context.headers, remaining_seconds=remaining)
+        channel = await self._connected()
+        stream = channel.open(address, encoded, context, many_in=request.many_in)
+        try:
+            await stream.accepted()
+        except BaseException:
+            await stream.aclose()
+            raise
+        if request.many_in:
+            stream.pump(request.items)
+        return stream
+
+    async def aclose(self) -> None:
+        """Close the connection; streams that have not ended fail. Idempotent."""
+        self._closed = True
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await channel.close("the client was closed")
+
+    async def _connected(self) -> NatsChannel:
+        async with self._connecting:
+            if self._closed:
+                raise DisconnectedError("the client is closed", retryable=False)
+            if self._channel is None:
+                channel = NatsChannel(self._server, heartbeat_seconds=self._heartbeat_seconds, options=self._options)
+                await channel.connect()
+                self._channel = channel
+            elif not self._channel.is_connected:
+                raise DisconnectedError("the NATS server cannot be reached now")
+            return self._channel
