@@ -8,9 +8,10 @@ ask for is read by `admission_hints`; `admission_view` tells of it.
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Hashable
+from contextlib import suppress
 from functools import partial
-from math import ceil, inf
-from typing import Any, NamedTuple, TypeAlias
+from math import inf
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -20,18 +21,16 @@ from kvrouter.routing import Router
 from kvrouter.routing.constraints import Constraints
 from kvrouter.routing.fleet import Candidates
 from kvrouter.routing.queue import AdmissionQueue, Waiting
-from kvrouter.routing.queue_drain import DrainRates
 from kvrouter.routing.queue_room import RankRoom
+from kvrouter.service.admission_counts import AdmissionCounters
+from kvrouter.service.admission_forecast import Forecast, Lane
 from kvrouter.service.admission_hints import HintsReader
 from kvrouter.service.logs import log_event
 from kvrouter.service.prompts import InferenceBody
 from kvrouter.service.proxy import Request, Route
-from kvrouter.service.traffic import Histogram
 
-__all__ = ["ENDS", "REASONS", "Admission", "AdmissionCounters", "Asked", "Lane", "Place"]
+__all__ = ["Admission", "Asked", "Place"]
 
-WAIT_BOUNDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
-RETRY_AFTER_SECONDS_MAX = 300
 WORK_SECONDS = 0.5
 """How often room is looked for while requests wait: reservations and leases end without a word."""
 TOLD_SECONDS = 10.0
@@ -43,54 +42,19 @@ Place: TypeAlias = Callable[[Request, InferenceBody, Prompt | None, Collection[s
 """Chooses a rank that has room and books it; raises as the router does."""
 
 
-class Lane(NamedTuple):
-    """Which ranks could serve a request: requests of one lane wait for the same ones."""
-
-    model: str | None
-    constraints: Constraints | None
-    exclude: frozenset[str]
-
-
 class Asked(msgspec.Struct, eq=False):
-    """One request that waits."""
+    """One request, and what it asks for."""
 
     request: Request
     body: InferenceBody
     prompt: Prompt | None
-    excluded: Collection[str]
     lane: Lane
-    deadline_at: float
+    tenant: str
     priority: int
-    route: "asyncio.Future[Route]"
-
-
-ENDS = ("admitted", "client_gone", "shed", "failed")
-"""How waiting ends; `failed`: no worker could be chosen after all."""
-REASONS = (
-    "overloaded",
-    "tenant_over_share",
-    "queue_full",
-    "queue_timeout",
-    "deadline_unreachable",
-    "deadline_exceeded",
-)
-"""Why requests are turned away; the codes of the errors that they get."""
-
-
-class AdmissionCounters:
-    """Plain counts; `admission_view` exports them."""
-
-    __slots__ = ("ended", "queued", "shed", "wait_seconds")
-
-    def __init__(self) -> None:
-        self.queued = 0
-        """Requests that had to wait."""
-        self.ended = dict.fromkeys(ENDS, 0)
-        """How waiting ended."""
-        self.shed = dict.fromkeys(REASONS, 0)
-        """Requests turned away, those that never waited included."""
-        self.wait_seconds = Histogram(WAIT_BOUNDS)
-        """How long those waited that were admitted."""
+    deadline_at: float
+    """When its first token must be there; infinite where it names no deadline."""
+    route: "asyncio.Future[Route] | None" = None
+    """What tells it, once it waits."""
 
 
 class Admission:
@@ -112,9 +76,9 @@ class Admission:
         self.queue, self.room = queue, room
         self.counters = AdmissionCounters()
         self.ttft_seconds_max, self.wait_seconds_max = ttft_seconds_max or inf, wait_seconds_max
-        self._router, self._unproxied, self._place, self._hints = router, unproxied, place, hints
-        self._rates = DrainRates()
-        self._clock = clock
+        self._fleet, self._unproxied = router.fleet, unproxied
+        self._forecast = Forecast(router)
+        self._place, self._hints, self._clock = place, hints, clock
         self._sooner = asyncio.Event()
         self._told_at, self._told = -inf, 0
 
@@ -135,68 +99,38 @@ class Admission:
             ShedError: it would come too late, or too many wait.
             RoutingError: no worker can be chosen at all.
         """
-        now, queue = self._clock(), self.queue
-        hints = self._hints.read(request, body)
-        exclude = frozenset(excluded)
-        lane = Lane(body.model, constraints, exclude)
-        deadline_at = inf if hints.deadline_seconds is None else request.received_at + hints.deadline_seconds
-        candidates = self._candidates(lane)
+        tenant, priority, seconds = self._hints.read(request, body)
+        deadline_at = inf if seconds is None else request.received_at + seconds
+        lane = Lane(body.model, constraints, frozenset(excluded))
+        asked = Asked(request, body, prompt, lane, tenant, priority, deadline_at)
+        now, candidates = self._clock(), self._candidates(lane)
         if candidates is None:
-            return self._place(request, body, prompt, excluded)  # which says what is wrong
+            if lane.exclude and self._candidates(lane.including_all()) is None:
+                return self._wait_for_return(asked, now)
+            return self._choose(asked)  # which says what is wrong
         has_room = self.room.anywhere(candidates)
-        # A request that a worker failed has been admitted before; only its own deadline counts.
-        ttft_max = inf if exclude else self.ttft_seconds_max
-        if has_room and not queue.requests:
-            if ttft_max < inf or deadline_at < inf:
-                self._refuse_late(self._predicted(lane, prompt, now), hints.tenant, ttft_max, deadline_at, now)
-            return self._place(request, body, prompt, excluded)
-        uncached = self._uncached(prompt, now)
-        key = queue.settings.order.key(
-            arrived_at=request.received_at,
-            priority=hints.priority,
-            prefill_seconds=uncached / self._router.settings.prefill_tokens_per_second,
-            deadline=None if deadline_at == inf else deadline_at,
-        )
-        predicted = self._predicted(lane, prompt, now)
-        if not has_room or queue.waits_in(lane):
-            prior = predicted / len(candidates)
-            ahead = queue.ahead(hints.tenant, lane, key) + 1.0
-            predicted += self._rates.seconds(lane, ahead, prior=prior, now=now)
-        self._refuse_late(predicted, hints.tenant, ttft_max, deadline_at, now)
-        route = asyncio.get_running_loop().create_future()
-        asked = Asked(request, body, prompt, excluded, lane, deadline_at, hints.priority, route)
-        self._wait(asked, hints.tenant, key=key, tokens=self._charge(uncached), predicted=predicted, now=now)
-        self.pump()
-        return route.result() if route.done() and not route.cancelled() else route
+        if has_room and not self.queue.requests:
+            if self.ttft_seconds_max < inf or deadline_at < inf:
+                self._refuse_late(asked, self._forecast.prefill_seconds(lane, prompt, now=now), now)
+            return self._choose(asked)
+        return self._wait_in_turn(asked, candidates, now, has_room=has_room)
 
     def pump(self) -> None:
         """Admit those that wait, as far as there is room; whoever knows of new room calls this."""
-        queue, now = self.queue, self._clock()
-        while queue.requests:
-            waiting = queue.take(self._has_room)
+        now = self._clock()
+        while self.queue.requests:
+            waiting = self.queue.take(self._has_room)
             if waiting is None:
                 return
-            self._rates.admitted(waiting.lane, now=now)
-            self._left_lane(waiting, now)
-            self._admit_waiting(waiting, now)
+            self._left_lane(waiting, now, admitted=True)
+            self._send(waiting, now)
 
     def expire(self) -> None:
         """Turn those away whose time is over."""
         now = self._clock()
         for waiting in self.queue.expire(now):
             self._left_lane(waiting, now)
-            asked = waiting.subject
-            waited = now - waiting.added_at
-            if asked.deadline_at <= now:
-                error: KvrouterError = self._shed(
-                    504, "deadline_exceeded", f"the deadline passed after waiting {waited:.1f} s", 1.0
-                )
-            elif self._candidates(asked.lane) is None:
-                error = NoWorkerError(f"no worker could take the request for {waited:.1f} s")
-            else:
-                seconds = self._rates.seconds(asked.lane, self.queue.requests, prior=1.0, now=now)
-                error = self._shed(503, "queue_timeout", f"no rank had room for {waited:.1f} s", seconds)
-            self._end(waiting, error)
+            self._end(waiting, self._expired(waiting, now))
 
     def fleet_changed(self) -> None:
         """A worker came, went, or may be used again: those who wait may go, once the change is complete."""
@@ -208,17 +142,17 @@ class Admission:
         due = self.queue.next_expiry()
         # Nobody waits: only the next one that does can change that.
         seconds = None if due is None else min(max(0.0, due - self._clock()), WORK_SECONDS)
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._sooner.wait()
-        except TimeoutError:
-            pass
         self._sooner.clear()
 
     def work(self) -> None:
         """Do what nobody else asks for: end what waits too long, and find room that came without a word."""
         self.expire()
         self.pump()
+
+    # -- what is told --------------------------------------------------------------------------------------------------
 
     def oldest_seconds(self, now: float) -> float:
         """How long the one that has waited longest has waited."""
@@ -243,24 +177,52 @@ class Admission:
         """Log, now and then, that requests are turned away."""
         shed, now = sum(self.counters.shed.values()), self._clock()
         if shed > self._told and now - self._told_at >= TOLD_SECONDS:
+            reasons = {reason: number for reason, number in self.counters.shed.items() if number}
+            waiting = self.queue.requests
             log_event(
-                _log,
-                logging.WARNING,
-                "requests_shed",
-                requests=shed - self._told,
-                waiting=self.queue.requests,
-                reasons=dict(self.counters.shed),
+                _log, logging.WARNING, "requests_shed", requests=shed - self._told, waiting=waiting, totals=reasons
             )
             self._told_at, self._told = now, shed
 
-    # -- private -------------------------------------------------------------------------------------------------------
+    # -- waiting -------------------------------------------------------------------------------------------------------
 
-    def _wait(self, asked: Asked, tenant: str, *, key: float, tokens: int, predicted: float, now: float) -> None:
-        queue = self.queue
-        sooner = queue.next_expiry() or inf
-        added, displaced = queue.add(
+    def _wait_in_turn(
+        self, asked: Asked, candidates: Candidates, now: float, *, has_room: bool
+    ) -> "Route | asyncio.Future[Route]":
+        """Let a request wait, unless its first token would come too late."""
+        queue, forecast, lane = self.queue, self._forecast, asked.lane
+        uncached = forecast.uncached(asked.prompt, now=now)
+        key = queue.settings.order.key(
+            arrived_at=asked.request.received_at,
+            priority=asked.priority,
+            prefill_seconds=forecast.own_seconds(uncached),
+            deadline=None if asked.deadline_at == inf else asked.deadline_at,
+        )
+        predicted = forecast.prefill_seconds(lane, asked.prompt, now=now)
+        if not has_room or queue.waits_in(lane):
+            ahead = queue.ahead(asked.tenant, lane, key) + 1.0
+            predicted += forecast.wait_seconds(lane, ahead, prior=predicted / len(candidates), now=now)
+        self._refuse_late(asked, predicted, now)
+        route = self._enter(asked, key=key, tokens=forecast.charge(uncached), predicted=predicted, now=now)
+        self.pump()
+        return route.result() if route.done() and not route.cancelled() else route
+
+    def _wait_for_return(self, asked: Asked, now: float) -> "asyncio.Future[Route]":
+        """Let a request wait whose workers all failed it, and are left out because they cannot be reached.
+
+        It is not their answer that was bad: whichever is back first may have it. A worker that may be asked still, and
+        lost this very request, is not asked for it again.
+        """
+        asked.lane = asked.lane.including_all()
+        key = asked.request.received_at + asked.priority * self.queue.settings.order.priority_seconds
+        return self._enter(asked, key=key, tokens=self._forecast.charge(0), predicted=1.0, now=now)
+
+    def _enter(self, asked: Asked, *, key: float, tokens: int, predicted: float, now: float) -> "asyncio.Future[Route]":
+        route = asked.route = asyncio.get_running_loop().create_future()
+        sooner = self.queue.next_expiry()
+        added, displaced = self.queue.add(
             asked,
-            tenant=tenant,
+            tenant=asked.tenant,
             lane=asked.lane,
             key=key,
             tokens=tokens,
@@ -271,51 +233,58 @@ class Admission:
         if added in displaced:
             raise self._too_many(added, predicted)
         self.counters.queued += 1
-        self._rates.waits(asked.lane, now=now)
-        asked.route.add_done_callback(partial(self._left, added))
+        self._forecast.waits(asked.lane, now=now)
+        route.add_done_callback(partial(self._left, added))
         for each in displaced:
             self._left_lane(each, now)
             self._end(each, self._too_many(each, predicted))
-        if added.expires_at < sooner:
+        if sooner is None or added.expires_at < sooner:
             self._sooner.set()
+        return route
 
-    def _admit_waiting(self, waiting: Waiting[Asked], now: float) -> None:
+    def _send(self, waiting: Waiting[Asked], now: float) -> None:
+        """Send one on that was taken from the queue."""
         asked, route = waiting.subject, waiting.subject.route
+        assert route is not None
         if route.done():  # the client left in this very moment
             self.queue.settle(waiting, 0)
-            self._count_end("client_gone")
+            self.counters.ended["client_gone"] += 1
             return
         try:
             if asked.deadline_at < inf:
-                predicted = self._predicted(asked.lane, asked.prompt, now)
-                self._refuse_late(predicted, waiting.tenant.name, inf, asked.deadline_at, now)
-            found = self._place(asked.request, asked.body, asked.prompt, asked.excluded)
+                self._refuse_unreachable(asked, self._forecast.prefill_seconds(asked.lane, asked.prompt, now=now), now)
+            found = self._choose(asked)
         except KvrouterError as error:
             self.queue.settle(waiting, 0)
             self._end(waiting, error)
             return
         tokens = 0 if asked.prompt is None else asked.prompt.tokens
-        self.queue.settle(waiting, self._charge(tokens - found.overlap_tokens))
+        self.queue.settle(waiting, self._forecast.charge(tokens - found.overlap_tokens))
         self.counters.wait_seconds.observe(now - waiting.added_at)
-        self._count_end("admitted")
+        self.counters.ended["admitted"] += 1
         route.set_result(found)
 
     def _end(self, waiting: Waiting[Asked], error: KvrouterError) -> None:
         """Answer one that waited, and waits no longer, with an error."""
-        self._count_end("shed" if isinstance(error, ShedError) else "failed")
+        self.counters.ended["shed" if isinstance(error, ShedError) else "failed"] += 1
         route = waiting.subject.route
-        if not route.done():
+        if route is not None and not route.done():
             route.set_exception(error)
 
     def _left(self, waiting: Waiting[Asked], route: "asyncio.Future[Route]") -> None:
         """What a request waited for came, or its client is gone."""
         if route.cancelled() and self.queue.cancel(waiting):
             self._left_lane(waiting, self._clock())
-            self._count_end("client_gone")
+            self.counters.ended["client_gone"] += 1
 
-    def _left_lane(self, waiting: Waiting[Asked], now: float) -> None:
-        if not self.queue.waits_in(waiting.lane):
-            self._rates.emptied(waiting.lane, now=now)
+    def _left_lane(self, waiting: Waiting[Asked], now: float, *, admitted: bool = False) -> None:
+        lane = waiting.subject.lane
+        self._forecast.left(lane, admitted=admitted, remaining=self.queue.waits_in(lane), now=now)
+
+    # -- the fleet -----------------------------------------------------------------------------------------------------
+
+    def _choose(self, asked: Asked) -> Route:
+        return self._place(asked.request, asked.body, asked.prompt, asked.lane.exclude)
 
     def _has_room(self, lane: Hashable) -> bool:
         assert isinstance(lane, Lane)
@@ -324,55 +293,51 @@ class Admission:
 
     def _candidates(self, lane: Lane) -> Candidates | None:
         """The ranks of a lane, whether they have room or not; None: there are none now."""
-        fleet, exclude = self._router.fleet, lane.exclude | self._unproxied()
+        exclude = lane.exclude | self._unproxied()
         try:
-            candidates = fleet.candidates(lane.model, lane.constraints)
-            return fleet.narrow(candidates, exclude=exclude, allowed=None) if exclude else candidates
+            candidates = self._fleet.candidates(lane.model, lane.constraints)
+            return self._fleet.narrow(candidates, exclude=exclude, allowed=None) if exclude else candidates
         except RoutingError:
             return None
 
-    def _predicted(self, lane: Lane, prompt: Prompt | None, now: float) -> float:
-        return self._router.predict(prompt, model=lane.model, constraints=lane.constraints, now=now)
+    # -- turning away --------------------------------------------------------------------------------------------------
 
-    def _uncached(self, prompt: Prompt | None, now: float) -> int:
-        """Prompt tokens that the rank which has most of them would have to compute."""
-        if prompt is None:
-            return 0
-        credited = self._router.knowledge.overlaps(prompt, now).credited
-        return prompt.tokens - max(credited.values(), default=0)
-
-    def _charge(self, uncached: int) -> int:
-        """What a request costs its tenant: its prefill, and what every request costs beside it."""
-        return uncached + round(self._router.settings.request_tokens)
-
-    def _refuse_late(self, predicted: float, tenant: str, ttft_max: float, deadline_at: float, now: float) -> None:
-        """Turn a request away whose first token would come too late."""
-        if predicted > ttft_max:
-            what = f"the first token is predicted in {predicted:.1f} s, the bound is {ttft_max:g} s"
+    def _refuse_late(self, asked: Asked, predicted: float, now: float) -> None:
+        """Turn a request away whose first token would come too late for the router's bound, or for itself."""
+        # One that a worker failed was let in before: only its own deadline counts.
+        bound = inf if asked.lane.exclude else self.ttft_seconds_max
+        if predicted > bound:
+            what = f"the first token is predicted in {predicted:.1f} s, the bound is {bound:g} s"
             shares = self.queue.shares
-            if shares.is_over_share(shares.tenant(tenant)):
-                raise self._shed(
-                    429, "tenant_over_share", f"{what}, and this tenant is over its share", predicted - ttft_max
-                )
-            raise self._shed(503, "overloaded", what, predicted - ttft_max)
-        if now + predicted > deadline_at:
-            late = now + predicted - deadline_at
+            if shares.is_over_share(shares.tenant(asked.tenant)):
+                what = f"{what}, and this tenant has more waiting than its share"
+                raise self.counters.turn_away("tenant_over_share", what, seconds=predicted - bound)
+            raise self.counters.turn_away("overloaded", what, seconds=predicted - bound)
+        self._refuse_unreachable(asked, predicted, now)
+
+    def _refuse_unreachable(self, asked: Asked, predicted: float, now: float) -> None:
+        late = now + predicted - asked.deadline_at
+        if late > 0:
             what = f"the first token is predicted in {predicted:.1f} s, {late:.1f} s after the request's deadline"
-            raise self._shed(504, "deadline_unreachable", what, late)
+            raise self.counters.turn_away("deadline_unreachable", what, seconds=late)
 
     def _too_many(self, waiting: Waiting[Asked], predicted: float) -> ShedError:
         """Why the queue lost a request to its bounds; it is not among those that wait any more."""
-        tenant = waiting.tenant
         limits = self.queue.settings
         what = f"{limits.requests_max} requests or {limits.bytes_max} bytes are waiting"
-        if any(each.requests and each is not tenant for each in self.queue.shares):
-            return self._shed(429, "tenant_over_share", f"{what}, most of them of this tenant", predicted)
-        return self._shed(503, "queue_full", what, predicted)
+        if any(each.requests and each is not waiting.tenant for each in self.queue.shares):
+            what = f"{what}, and this tenant has most of them by its share"
+            return self.counters.turn_away("tenant_over_share", what, seconds=predicted)
+        return self.counters.turn_away("queue_full", what, seconds=predicted)
 
-    def _shed(self, status: int, code: str, reason: str, seconds: float) -> ShedError:
-        self.counters.shed[code] += 1
-        retry_after = max(1, min(ceil(seconds), RETRY_AFTER_SECONDS_MAX))
-        return ShedError(reason, status=status, code=code, retry_after_seconds=retry_after)
-
-    def _count_end(self, how: str) -> None:
-        self.counters.ended[how] += 1
+    def _expired(self, waiting: Waiting[Asked], now: float) -> KvrouterError:
+        """Why a request does not wait any longer."""
+        asked, waited = waiting.subject, now - waiting.added_at
+        if asked.deadline_at <= now:
+            what = f"the request's deadline passed after it had waited {waited:.1f} s for a rank with room"
+            return self.counters.turn_away("deadline_exceeded", what, seconds=1.0)
+        if self._candidates(asked.lane) is None:
+            return NoWorkerError(f"for {waited:.1f} s no worker could take the request")
+        seconds = self._forecast.wait_seconds(asked.lane, self.queue.waits_in(asked.lane), prior=1.0, now=now)
+        what = f"no rank had room for {waited:.1f} s"
+        return self.counters.turn_away("queue_timeout", what, seconds=seconds)

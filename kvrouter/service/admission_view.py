@@ -9,7 +9,8 @@ from typing import Any
 from prometheus_client.core import Metric
 
 from kvrouter.routing.queue_shares import Tenant
-from kvrouter.service.admission import ENDS, REASONS, Admission, AdmissionCounters
+from kvrouter.service.admission import Admission
+from kvrouter.service.admission_counts import ENDS, REASONS, AdmissionCounters
 from kvrouter.service.metric_families import by_label, counter, gauge, histogram
 
 __all__ = ["admission_metrics", "admission_record"]

@@ -441,6 +441,26 @@ async def test_a_retry_waits_for_another_worker() -> None:
     assert (again.result().worker_id if again.done() else None) == expected
 
 
+async def test_a_request_that_its_only_worker_failed_waits_for_it() -> None:
+    """If it could not be reached; one that took the request and lost it is not asked for it again."""
+    fleet = Fleet()
+    registry, clock = fleet.service.service.registry, fleet.service.clock
+    worker = registry.find("a")
+    lost = fleet.sent()
+    fleet.dispatcher.finished(lost, "upstream_lost", None)
+    with pytest.raises(NoWorkerError):
+        fleet.ask(excluded=("a",))
+
+    failed = fleet.sent()
+    fleet.dispatcher.finished(failed, "connect_failed", None)
+    again = fleet.waiting(excluded=("a",))
+    clock.now += 5.0
+    registry.check_passed(worker, now=clock.now)
+    fleet.later(0.0)
+
+    assert again.result().worker_id == "a"
+
+
 async def test_models_do_not_block_each_other() -> None:
     """A request whose model's workers are busy lets others pass."""
     fleet = Fleet()
