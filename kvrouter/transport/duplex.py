@@ -18,9 +18,12 @@ __all__ = ["Duplex", "StreamLimits", "Wakeups"]
 
 
 class StreamLimits:
-    """Bounds of one stream, in bytes: the windows of both directions, one message on the wire, one item."""
+    """Bounds of one stream, in bytes: the windows of both directions, one message on the wire, one item.
 
-    __slots__ = ("frame_bytes_max", "item_bytes_max", "peer_window_bytes", "window_bytes")
+    Not `enforced` is for transports that hold up the sender by other means; WINDOW tells their wire what was taken.
+    """
+
+    __slots__ = ("enforced", "frame_bytes_max", "item_bytes_max", "peer_window_bytes", "window_bytes")
 
     def __init__(
         self,
@@ -29,7 +32,9 @@ class StreamLimits:
         peer_window_bytes: int = WINDOW_BYTES,
         frame_bytes_max: int = 1 << 20,
         item_bytes_max: int = MESSAGE_BYTES_MAX,
+        enforced: bool = True,
     ) -> None:
+        self.enforced = enforced
         self.window_bytes, self.peer_window_bytes = window_bytes, peer_window_bytes
         self.frame_bytes_max, self.item_bytes_max = frame_bytes_max, item_bytes_max
 
@@ -63,7 +68,9 @@ class Duplex:
     def __init__(self, wire: Wire, context: Context, limits: StreamLimits) -> None:
         self.context = context
         self._wire = wire
-        self._inbound = Inbound(window_bytes=limits.window_bytes, item_bytes_max=limits.item_bytes_max)
+        self._inbound = Inbound(
+            window_bytes=limits.window_bytes, item_bytes_max=limits.item_bytes_max, enforced=limits.enforced
+        )
         self._outbound = Outbound(window_bytes=limits.peer_window_bytes, frame_bytes_max=limits.frame_bytes_max)
         self._changed = Wakeups()
         self._forgotten = False

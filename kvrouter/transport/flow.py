@@ -22,12 +22,13 @@ class Inbound:
 
     An item may come in several pieces. Once nothing waits before it, the pieces of an item that is not whole are
     credited at once, or one longer than the window could never arrive. So at most a window and one longest item are
-    held.
+    held. Not `enforced` is for transports with a flow control of their own, which count what they are granted.
     """
 
     __slots__ = (
         "_credit",
         "_due",
+        "_enforced",
         "_item_bytes_max",
         "_items",
         "_pieces",
@@ -38,7 +39,10 @@ class Inbound:
         "error",
     )
 
-    def __init__(self, *, window_bytes: int = WINDOW_BYTES, item_bytes_max: int = MESSAGE_BYTES_MAX) -> None:
+    def __init__(
+        self, *, window_bytes: int = WINDOW_BYTES, item_bytes_max: int = MESSAGE_BYTES_MAX, enforced: bool = True
+    ) -> None:
+        self._enforced = enforced
         self._credit = self._window_bytes = window_bytes
         self._due = 0
         self._item_bytes_max = item_bytes_max
@@ -70,7 +74,7 @@ class Inbound:
             raise ProtocolError("data after the end of the stream")
         cost = len(piece) + PIECE_COST
         self._credit -= cost
-        if self._credit < 0:
+        if self._credit < 0 and self._enforced:
             raise ProtocolError(f"data beyond the window of {self._window_bytes} bytes")
         if not more and not self._pieces:
             self._items.append((piece, cost))

@@ -26,7 +26,8 @@ __all__ = [
     "encode_request",
 ]
 
-Codec: TypeAlias = Literal["json", "msgpack"]
+Codec: TypeAlias = Literal["raw", "json", "msgpack"]
+"""How the two ends write the body and the items. `raw` is ours: nothing between the ends may look into them."""
 
 HEADERS_MAX = 128
 HEADER_BYTES_MAX = 16 << 10
@@ -92,7 +93,7 @@ class Request:
 
     endpoint: str
     body: bytes | memoryview = b""
-    codec: Codec = "json"
+    codec: Codec = "raw"
     many_in: bool = False
     metadata: Mapping[str, str] = field(default_factory=dict)
     items: AsyncIterator[bytes] = NO_ITEMS

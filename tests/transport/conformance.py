@@ -172,12 +172,12 @@ class RequestPlaneContract:
         headers = {"traceparent": f"00-{'ab' * 16}-{'cd' * 8}-01", "tracestate": "a=b", "x-request-id": "r-1"}
 
         async def scenario(plane: Plane) -> None:
-            request = Request(endpoint="headers", codec="msgpack", metadata={"tenant": "blue"})
+            request = Request(endpoint="headers", codec="raw", metadata={"tenant": "blue"})
             context = Context("the-id", headers=headers)
             async with await plane.client.request(plane.server.address, request, context) as stream:
                 (told,) = await stream.collect()
             assert json.loads(told) == {
-                "id": "the-id", "headers": headers, "codec": "msgpack", "meta": {"tenant": "blue"},
+                "id": "the-id", "headers": headers, "codec": "raw", "meta": {"tenant": "blue"},
             }  # fmt: skip
 
         self.scene(scenario)
