@@ -12,6 +12,8 @@ from kvrouter.service.proxy import Outcome, Reply, Request, Route, Usage
 
 __all__ = ["QueueingDispatcher"]
 
+_DOUBTFUL: frozenset[Outcome] = frozenset({"connect_failed", "upstream_lost", "timeout", "bad_response"})
+
 
 class QueueingDispatcher(RequestDispatcher):
     """Asks `admission` before it chooses, and tells it when there may be room."""
@@ -34,9 +36,12 @@ class QueueingDispatcher(RequestDispatcher):
             self._admission.pump()
 
     def finished(self, route: Route, outcome: Outcome, usage: Usage | None) -> None:
-        """An attempt has ended, which makes room."""
+        """An attempt has ended, which makes room; but one that failed makes it where things may be going wrong.
+
+        Whoever waits goes there a moment later, when others have found out whether it can be reached.
+        """
         super().finished(route, outcome, usage)
-        if self._admission.queue.requests:
+        if self._admission.queue.requests and outcome not in _DOUBTFUL:
             self._admission.pump()
 
     def _choose(

@@ -461,6 +461,20 @@ async def test_a_request_that_its_only_worker_failed_waits_for_it() -> None:
     assert again.result().worker_id == "a"
 
 
+async def test_room_that_a_failure_makes_is_not_used_at_once() -> None:
+    """Who waits would run into the same failure; a moment later it is known how the worker is."""
+    fleet = Fleet()
+    running = fleet.sent()
+    waiting = fleet.waiting()
+
+    fleet.dispatcher.finished(running, "upstream_lost", None)
+    at_once = waiting.done()
+    fleet.later(0.5)
+
+    assert not at_once
+    assert waiting.done()
+
+
 async def test_models_do_not_block_each_other() -> None:
     """A request whose model's workers are busy lets others pass."""
     fleet = Fleet()

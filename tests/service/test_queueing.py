@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from tests.service.processes import DEADLINE_SECONDS, Engine, Processes, Router
+from tests.service.processes import DEADLINE_SECONDS, Engine, Processes, Router, eventually
 
 PATIENT = httpx.Timeout(120)
 
@@ -172,18 +172,24 @@ async def test_a_client_that_leaves_gives_its_place_up(processes: Processes) -> 
 
 
 async def test_those_who_wait_outlive_a_worker(processes: Processes) -> None:
-    """What it was answering may be lost with it; what waits goes to its next life."""
+    """They go to its next life, and room that a gateway frees over the selection API is theirs too."""
     engine = processes.engine()
-    router = _router(processes, engine)
-    _fault(engine, "stall")
+    router = _router(processes, engine, "--routing-reservation-seconds", "3600")
+    for name in ("one", "two"):
+        router.post("/select_and_reserve", {"token_ids": [1, 2, 3], "selection_id": name}).raise_for_status()
     async with _clients(router) as clients:
-        for number in range(6):
+        for number in range(4):
             clients.send(f"r{number}")
-            await clients.wait(max(0, number - 1))
+        await clients.wait(4)
         engine.stop()
+        await asyncio.to_thread(eventually, lambda: router.schedulable(0))
         await asyncio.to_thread(processes.again, engine)
-        statuses = await clients.statuses("r2", "r3", "r4", "r5")
+        await asyncio.to_thread(eventually, lambda: router.schedulable(1))
+        still_waiting = (await clients.queue())["waiting"]["requests"]
+        await asyncio.to_thread(httpx.delete, f"{router.url}/reservations/one", timeout=30)
+        statuses = await clients.statuses()
 
+    assert still_waiting == 4
     assert statuses == [200] * 4
 
 
