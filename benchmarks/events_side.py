@@ -12,7 +12,7 @@ import struct
 import sys
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Any
@@ -196,8 +196,9 @@ SUBSCRIBERS: dict[str, Callable[["_Sink", list[tuple[Source, str]]], AbstractAsy
 class _Sink(Ingest):
     """Ingest that counts what it applied and, where asked to, how old it was then."""
 
-    def __init__(self, index: PrefixIndex, clock: Callable[[], float]) -> None:
+    def __init__(self, index: PrefixIndex, clock: Callable[[], float], *, wanted: int) -> None:
         super().__init__(index)
+        self.wanted = wanted
         self.clock = clock
         """The one that publishers stamp with."""
         self.batches = 0
@@ -210,20 +211,23 @@ class _Sink(Ingest):
             self._count([payload])
         return receipt
 
-    def receive_run(self, source: Source, first: int, payloads: list[bytes], *, now: float) -> tuple[int, Receipt]:
+    def receive_run(self, source: Source, first: int, payloads: Sequence[bytes], *, now: float) -> tuple[int, Receipt]:
         counted = self.batches
         taken, receipt = super().receive_run(source, first, payloads, now=now)
         if self.batches == counted and receipt.outcome != "duplicate":  # What it leaves to `receive` is counted there.
-            self._count(payloads[:taken])
+            self._count(payloads if taken == len(payloads) else payloads[:taken])
         return taken, receipt
 
-    def _count(self, payloads: list[bytes]) -> None:
-        said = [payload for payload in payloads if len(payload) > _EMPTY_BYTES_MAX]
-        self.batches += len(said)
-        if self.ages is not None and said:
-            self.last = time.monotonic()
+    def _count(self, payloads: Sequence[bytes]) -> None:
+        """Count batches; one that says nothing comes alone, from a publisher of ours."""
+        if len(payloads) == 1 and len(payloads[0]) <= _EMPTY_BYTES_MAX:
+            return
+        self.batches += len(payloads)
+        if self.ages is not None:
             now = self.clock()
-            self.ages.extend(now - (peek_timestamp(payload) or now) for payload in said)
+            self.ages.extend(now - (peek_timestamp(payload) or now) for payload in payloads)
+        if self.batches >= self.wanted:
+            self.last = time.monotonic()
 
 
 async def _receive(settings: dict[str, Any]) -> None:
@@ -231,7 +235,7 @@ async def _receive(settings: dict[str, Any]) -> None:
     control.bind(settings["control"])
     index = PrefixIndex()
     # Our own publishers stamp with the time of day.
-    sink = _Sink(index, time.monotonic if settings["transport"] == "zmq" else time.time)
+    sink = _Sink(index, time.monotonic if settings["transport"] == "zmq" else time.time, wanted=settings["batches"])
     if settings["paced"]:
         sink.ages = array("d")
     sources = []

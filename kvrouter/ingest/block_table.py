@@ -218,7 +218,7 @@ class BlockTable:
 
     def apply_plain(
         self,
-        payloads: list[bytes],  # noqa: ARG002 - as above
+        payloads: Sequence[bytes],  # noqa: ARG002 - as above
         start: int,  # noqa: ARG002
     ) -> tuple[int, int | None, Left | None]:
         """`apply` payloads from `start` on, up to the first of which it would say more than the announced rank.

@@ -5,6 +5,7 @@ Only for wires that name no lives: there the same number with the same bytes is 
 
 import sys
 from array import array
+from collections.abc import Sequence
 from typing import Final, Literal
 
 from xxhash import xxh3_64_intdigest
@@ -39,7 +40,7 @@ class Fingerprints:
         """Remember a batch."""
         self._digests[sequence % REACH] = _digest(payload)
 
-    def note_run(self, first: int, payloads: list[bytes]) -> None:
+    def note_run(self, first: int, payloads: Sequence[bytes]) -> None:
         """Remember batches with numbers from `first` on."""
         if native_core.present:
             native_core.native.note_digests(self._digests, first % REACH, payloads, _COVERED + 1)

@@ -103,7 +103,7 @@ class Followed:
             self._lookup.place(self.cache)
         return True
 
-    def take_run(self, payloads: list[bytes]) -> tuple[int, bool]:
+    def take_run(self, payloads: Sequence[bytes]) -> tuple[int, bool]:
         """Apply the batches that come next, while nothing is awaited, up to one that is not understood.
 
         Returns how many, with that one, and whether all are understood.

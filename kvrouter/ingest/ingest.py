@@ -132,7 +132,7 @@ class Ingest:
         receipt = followed.sequencer.receive(sequence, batch, replayed=replayed, incarnation=incarnation)
         return self._answer(followed, receipt)
 
-    def receive_run(self, source: Source, first: int, payloads: list[bytes], *, now: float) -> tuple[int, Receipt]:
+    def receive_run(self, source: Source, first: int, payloads: Sequence[bytes], *, now: float) -> tuple[int, Receipt]:
         """Take live batches with numbers from `first` on as `receive` would, one after the other, in less time.
 
         Returns how many it took, and the receipt of the last; those before were applied. It stops at the first that

@@ -145,7 +145,7 @@ class RankCache:
         """How many of the batches of the last `apply_plain` were begun."""
         return self._table.run_end
 
-    def apply_plain(self, payloads: list[bytes]) -> tuple[int, int | None]:
+    def apply_plain(self, payloads: Sequence[bytes]) -> tuple[int, int | None]:
         """`apply_payload` those before the first of which there is more to say than that it was applied.
 
         Returns how many they are, and the rank that the last of them announced. If it fails, as for want of memory,

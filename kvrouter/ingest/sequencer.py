@@ -11,6 +11,7 @@ A snapshot is the publisher's whole state after one of its batches: the cursor j
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -218,7 +219,7 @@ class Sequencer:
         self.applied += 1
         return self._feed.apply(payload)
 
-    def took(self, payloads: list[bytes]) -> None:
+    def took(self, payloads: Sequence[bytes]) -> None:
         """The batches that followed the one of which `is_next` was true have been applied."""
         if self._life is None:
             self._fingerprints.note_run(self.expected, payloads)

@@ -346,11 +346,15 @@ static int learn_from_full_groups(struct kvr_table_object *table)
 
 void kvr_abandon(struct kvr_table_object *table)
 {
-    if (table->batch != NULL) {
-        kvr_batch_close(table->batch);
-        PyMem_Free(table->batch);
-        table->batch = NULL;
-    }
+    struct kvr_batch *batch = table->batch;
+    table->batch = NULL;
+    if (batch == NULL)
+        return;
+    kvr_batch_close(batch);
+    if (table->in_run && table->space == NULL)
+        table->space = batch;
+    else
+        PyMem_Free(batch);
 }
 
 PyObject *kvr_fail(struct kvr_table_object *table)
@@ -410,21 +414,31 @@ static PyObject *list_places(const struct kvr_table_object *table, int tells)
     return list;
 }
 
-/* Read a payload; 0, FAILED, or LEFT where all of it is the reference's. */
-static int read_payload(struct kvr_table_object *table, PyObject *payload)
+/* `read` what has a buffer; FAILED with an exception set where it has none. */
+static int with_buffer(struct kvr_table_object *table, PyObject *object,
+                       int read(struct kvr_table_object *, const struct kvr_payload *))
 {
     Py_buffer view;
-    kvr_abandon(table);
-    if (PyObject_GetBuffer(payload, &view, PyBUF_SIMPLE))
+    if (PyObject_GetBuffer(object, &view, PyBUF_SIMPLE))
         return FAILED;
-    table->batch = PyMem_Malloc(sizeof *table->batch);
-    table->next_event = 0;
-    int read = table->batch == NULL ? -1 : kvr_batch_open(table->batch, view.buf, (size_t)view.len);
+    struct kvr_payload payload = {view.buf, (size_t)view.len};
+    int done = read(table, &payload);
     PyBuffer_Release(&view);
+    return done;
+}
+
+/* Read a payload; 0, FAILED, or LEFT where all of it is the reference's. */
+static int read_payload(struct kvr_table_object *table, const struct kvr_payload *payload)
+{
+    kvr_abandon(table);
+    table->batch = table->space != NULL ? table->space : PyMem_Malloc(sizeof *table->batch);
+    table->space = NULL;
+    table->next_event = 0;
+    int read = table->batch == NULL ? -1 : kvr_batch_open(table->batch, payload->data, payload->size);
     return read < 0 ? FAILED : read > 0 ? LEFT : APPLIED;
 }
 
-int kvr_begin(struct kvr_table_object *table, PyObject *payload)
+int kvr_begin(struct kvr_table_object *table, const struct kvr_payload *payload)
 {
     int read = table->group_count == 0 ? LEFT : read_payload(table, payload);
     if (read != APPLIED)
@@ -441,7 +455,7 @@ int kvr_begin(struct kvr_table_object *table, PyObject *payload)
 PyObject *kvr_apply(PyObject *self, PyObject *payload)
 {
     struct kvr_table_object *table = kvr_table_of(self);
-    int begun = kvr_begin(table, payload);
+    int begun = with_buffer(table, payload, kvr_begin);
     if (begun == LEFT) {
         kvr_abandon(table);
         Py_RETURN_NONE;
@@ -472,7 +486,7 @@ PyObject *kvr_apply(PyObject *self, PyObject *payload)
 PyObject *kvr_tells(PyObject *self, PyObject *payload)
 {
     struct kvr_table_object *table = kvr_table_of(self);
-    int read = read_payload(table, payload);
+    int read = with_buffer(table, payload, read_payload);
     if (read == FAILED)
         return kvr_fail(table);
     PyObject *places = NULL;

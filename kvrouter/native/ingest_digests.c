@@ -1,19 +1,20 @@
 /* Digests of the batches of a run: what `kvrouter/ingest/fingerprints.py` notes of each, noted of all at once. */
 #include "hashing.h"
 #include "module.h"
+#include "payloads.h"
 #include "xxh3.h"
 
-/* Write the digests of bytes objects into an array of 64-bit words, which begins anew at its end. */
+/* Write the digests of payloads into an array of 64-bit words, which begins anew at its end. */
 static int note_each(uint64_t *digests, Py_ssize_t size, Py_ssize_t position, PyObject *payloads, uint64_t least)
 {
-    Py_ssize_t count = PyList_Size(payloads);
+    Py_ssize_t count = kvr_payloads_count(payloads);
     for (Py_ssize_t at = 0; at < count; at++) {
-        PyObject *payload = PyList_GetItem(payloads, at);
-        if (payload == NULL || !PyBytes_Check(payload)) {
-            PyErr_SetString(PyExc_TypeError, "batches are bytes");
+        struct kvr_payload payload;
+        Py_buffer view;
+        if (kvr_payload_open(payloads, at, &view, &payload))
             return -1;
-        }
-        uint64_t digest = kvr_xxh3_64(PyBytes_AsString(payload), (size_t)PyBytes_Size(payload), 0);
+        uint64_t digest = kvr_xxh3_64(payload.data, payload.size, 0);
+        kvr_payload_close(&view);
         digests[position] = digest < least ? least : digest;
         position = position + 1 == size ? 0 : position + 1;
     }
@@ -25,8 +26,8 @@ static PyObject *note_digests(PyObject *module, PyObject *const *arguments, Py_s
     (void)module;
     Py_buffer digests;
     uint64_t least;
-    if (given != 4 || !PyList_Check(arguments[2]))
-        return PyErr_Format(PyExc_TypeError, "note_digests takes an array, a position, a list and the least digest");
+    if (given != 4 || (!PyList_Check(arguments[2]) && !kvr_are_payloads(arguments[2])))
+        return PyErr_Format(PyExc_TypeError, "note_digests takes an array, a position, payloads and the least digest");
     Py_ssize_t position = PyLong_AsSsize_t(arguments[1]);
     if (PyErr_Occurred() || kvr_read_uint64(arguments[3], &least))
         return NULL;

@@ -4,6 +4,7 @@
 
 #include "events_batch.h"
 #include "ingest_rank.h"
+#include "payloads.h"
 #include "python_abi.h"
 
 /* A group of layers of which events have told all that they can. */
@@ -25,6 +26,8 @@ struct kvr_table_object {
     size_t unknown_removals;
     Py_ssize_t run_end; /* Of the last run, the batches before this one were begun. */
     struct kvr_batch *batch; /* that is being applied */
+    struct kvr_batch *space; /* for the next one of a run */
+    int in_run;
     size_t next_event;
 };
 
@@ -54,7 +57,7 @@ enum { KVR_APPLIED = 0, KVR_FAILED = -1, KVR_LEFT = 1 };
 
 /* Read a payload, and find out whether it can be applied under the layout that is known; what is left to the reference
  * has not been begun. */
-int kvr_begin(struct kvr_table_object *table, PyObject *payload);
+int kvr_begin(struct kvr_table_object *table, const struct kvr_payload *payload);
 /* Apply events up to the first one that is left to the reference: its place, or None at the end. */
 PyObject *kvr_go_on(struct kvr_table_object *table);
 /* Give up the batch for an error: returns NULL, with an exception set. */

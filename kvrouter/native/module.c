@@ -16,7 +16,8 @@ static int fill(PyObject *module)
         kvr_add_load_type(module) || kvr_add_weigher_type(module) || kvr_add_http_heads(module) ||
         kvr_add_http_chunks(module) || kvr_add_http_usage(module) || kvr_add_http_text(module) ||
         kvr_add_block_table(module) || kvr_add_zmtp_frames(module) ||
-        kvr_add_ingest_digests(module) || kvr_add_read_ahead(module))
+        kvr_add_ingest_digests(module) || kvr_add_payloads_type(module) ||
+        kvr_add_read_ahead(module))
         return -1;
     /* The digest of the sources, by which the tests know a core that was built from older ones. */
     return PyModule_AddStringConstant(module, "SOURCES", KVR_SOURCES);

@@ -25,6 +25,7 @@ int kvr_add_load_type(PyObject *module);
 int kvr_add_weigher_type(PyObject *module);
 int kvr_add_ingest_digests(PyObject *module);
 int kvr_add_zmtp_frames(PyObject *module);
+int kvr_add_payloads_type(PyObject *module);
 int kvr_add_read_ahead(PyObject *module);
 
 /* Work below about 50 us is done faster than the interpreter lock is given away and got back. These are the amounts

@@ -144,6 +144,7 @@ typedef struct {
 #define Py_mp_length 4
 #define Py_sq_contains 41
 #define Py_mp_subscript 5
+#define Py_sq_item 44
 #define Py_sq_length 45
 #define Py_tp_alloc 47
 #define Py_tp_dealloc 52
@@ -247,6 +248,10 @@ KVR_IMPORT Py_ssize_t PyList_Size(PyObject *);
 KVR_IMPORT PyObject *PyList_GetItem(PyObject *, Py_ssize_t);
 KVR_IMPORT int PyList_SetItem(PyObject *, Py_ssize_t, PyObject *);
 KVR_IMPORT int PyList_Append(PyObject *, PyObject *);
+KVR_IMPORT extern PyTypeObject PySlice_Type;
+#define PySlice_Check(object) (Py_TYPE(object) == &PySlice_Type)
+KVR_IMPORT int PySlice_Unpack(PyObject *, Py_ssize_t *, Py_ssize_t *, Py_ssize_t *);
+KVR_IMPORT Py_ssize_t PySlice_AdjustIndices(Py_ssize_t, Py_ssize_t *, Py_ssize_t *, Py_ssize_t);
 KVR_IMPORT PyObject *PySequence_List(PyObject *);
 KVR_IMPORT int PySequence_Contains(PyObject *, PyObject *);
 KVR_IMPORT Py_ssize_t PyObject_Size(PyObject *);

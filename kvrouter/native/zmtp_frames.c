@@ -5,6 +5,7 @@
  */
 #include "memory.h"
 #include "module.h"
+#include "payloads.h"
 
 #define FLAG_MORE 1
 #define FLAG_LONG 2
@@ -12,6 +13,7 @@
 #define FRAMES_MAX 16
 #define AROUND_BYTES_MAX (64 * 1024)
 #define RUN_BYTES_MAX (32 * 1024)
+#define PAYLOADS_AT_ONCE 64
 
 enum fault { NO_FAULT = 0, TOO_LONG = 1, BAD_FLAGS = 2, TOO_MANY_FRAMES = 3 };
 enum reading { FAILED = -1, WHOLE = 0, PARTIAL = 1, FAULTY = 2 };
@@ -35,11 +37,11 @@ struct cutter {
     uint64_t frame_bytes_max;
     Py_ssize_t run_max;
     enum fault fault;
-    PyObject *items;
-    /* The run that is being gathered; `payloads` is NULL between runs. */
-    PyObject *payloads;
+    PyObject *module, *items;
+    /* The run that is being gathered; there is none while `run_count` is 0. */
+    struct kvr_payload *payloads;
     uint64_t run_first, run_next;
-    Py_ssize_t run_bytes, run_count;
+    Py_ssize_t run_bytes, run_count, run_allocated;
 };
 
 /* `kvr_load64` reads little-endian integers on every machine. */
@@ -144,31 +146,49 @@ static int append(PyObject *list, PyObject *object)
 
 static int end_run(struct cutter *cutter)
 {
-    PyObject *payloads = cutter->payloads;
-    if (payloads == NULL)
+    if (cutter->run_count == 0)
         return 0;
-    cutter->payloads = NULL;
-    return append(cutter->items, Py_BuildValue("(KnN)", (unsigned long long)cutter->run_first, cutter->run_bytes,
-                                               payloads));
+    PyObject *payloads = kvr_payloads_make(cutter->module, cutter->payloads, cutter->run_count);
+    cutter->run_count = 0;
+    return payloads == NULL ? -1
+                            : append(cutter->items, Py_BuildValue("(KnN)", (unsigned long long)cutter->run_first,
+                                                                  cutter->run_bytes, payloads));
+}
+
+static int make_room(struct cutter *cutter)
+{
+    if (cutter->run_count < cutter->run_allocated)
+        return 0;
+    Py_ssize_t larger = cutter->run_allocated ? 2 * cutter->run_allocated : PAYLOADS_AT_ONCE;
+    struct kvr_payload *payloads = PyMem_Realloc(cutter->payloads, (size_t)larger * sizeof *payloads);
+    if (payloads == NULL) {
+        (void)PyErr_NoMemory();
+        return -1;
+    }
+    cutter->payloads = payloads;
+    cutter->run_allocated = larger;
+    return 0;
 }
 
 static int add_batch(struct cutter *cutter, const struct message *message)
 {
     uint64_t sequence = load_big_endian(message->frames[1].body);
-    if (cutter->payloads != NULL && (sequence != cutter->run_next || sequence == 0 ||
-                                     cutter->run_count >= cutter->run_max || cutter->run_bytes >= RUN_BYTES_MAX) &&
+    if (cutter->run_count > 0 &&
+        (sequence != cutter->run_next || sequence == 0 || cutter->run_count >= cutter->run_max ||
+         cutter->run_bytes >= RUN_BYTES_MAX) &&
         end_run(cutter))
         return -1;
-    if (cutter->payloads == NULL) {
-        if ((cutter->payloads = PyList_New(0)) == NULL)
-            return -1;
+    if (make_room(cutter))
+        return -1;
+    if (cutter->run_count == 0) {
         cutter->run_first = sequence;
-        cutter->run_bytes = cutter->run_count = 0;
+        cutter->run_bytes = 0;
     }
     cutter->run_next = sequence + 1;
-    cutter->run_count++;
     cutter->run_bytes += (Py_ssize_t)(message->frames[0].size + message->frames[1].size + message->frames[2].size);
-    return append(cutter->payloads, bytes_of(&message->frames[2]));
+    cutter->payloads[cutter->run_count].data = message->frames[2].body;
+    cutter->payloads[cutter->run_count++].size = (size_t)message->frames[2].size;
+    return 0;
 }
 
 /* -- everything else ---------------------------------------------------------------------------------------------- */
@@ -220,7 +240,6 @@ static int read_numbers(PyObject *const *arguments, Py_ssize_t size, struct cutt
 
 static PyObject *cut_messages(PyObject *module, PyObject *const *arguments, Py_ssize_t given)
 {
-    (void)module;
     struct cutter cutter = {0};
     Py_buffer data;
     Py_ssize_t end;
@@ -238,13 +257,14 @@ static PyObject *cut_messages(PyObject *module, PyObject *const *arguments, Py_s
         PyBuffer_Release(&data);
         return NULL;
     }
+    cutter.module = module;
     cutter.at = data.buf;
     cutter.end = cutter.at + end;
     enum reading reading = cut_all(&cutter);
     Py_ssize_t consumed = cutter.at - (const uint8_t *)data.buf;
     PyBuffer_Release(&data);
+    PyMem_Free(cutter.payloads);
     if (reading == FAILED) {
-        Py_XDECREF(cutter.payloads);
         Py_DECREF(cutter.items);
         return NULL;
     }

@@ -144,7 +144,7 @@ class Link:
         if self._deliver(sequence, payload, replayed=False):
             self.next_sequence = sequence + 1
 
-    def take_run(self, first: int, size: int, payloads: list[bytes]) -> None:
+    def take_run(self, first: int, size: int, payloads: Sequence[bytes]) -> None:
         """Hand over bare batches that came in a row, with numbers from `first` on; their messages had `size` bytes."""
         self._messages += len(payloads)
         self._bytes += size
@@ -266,7 +266,7 @@ class Link:
         except Exception as error:  # noqa: BLE001 - as in `_deliver`
             self._sink_failed(error)
 
-    def _deliver_run(self, take: RunTaker, first: int, payloads: list[bytes]) -> None:
+    def _deliver_run(self, take: RunTaker, first: int, payloads: Sequence[bytes]) -> None:
         """Hand over all of a run, however many pieces the sink takes it in."""
         self.native = False
         taken = 0

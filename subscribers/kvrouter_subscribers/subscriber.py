@@ -96,7 +96,7 @@ class EventSink(Protocol):
 class RunTaker(Protocol):
     """The method `receive_run` that an `EventSink` may have beside `receive`, for sources that say much."""
 
-    def __call__(self, source: Source, first: int, payloads: list[bytes], *, now: float) -> tuple[int, Receipt]:
+    def __call__(self, source: Source, first: int, payloads: Sequence[bytes], *, now: float) -> tuple[int, Receipt]:
         """Take live batches without names of lives and digests, with numbers from `first` on, as `receive` would.
 
         Returns how many were taken, at least one, and the receipt of the last of them. It stops after a batch whose

@@ -41,8 +41,11 @@ FAULTS: Final = {
     3: f"a message of more than {FRAMES_MAX} frames ended the connection",
 }
 
-Run: TypeAlias = tuple[int, int, list[bytes]]
-"""Bare batches with consecutive numbers: the first number, the bytes of all frames, and the batches."""
+Run: TypeAlias = tuple[int, int, Sequence[bytes]]
+"""Bare batches with consecutive numbers: the first number, the bytes of all frames, and the batches.
+
+These are a list, or what the native core makes of them: a sequence that need not make an object of each.
+"""
 Item: TypeAlias = Run | list[bytes] | bytes
 """A run, the frames of any other message, or the body of a command."""
 
@@ -167,7 +170,6 @@ def _add_batch(items: list[Item], frames: Sequence[bytes], run_max: int) -> None
     if isinstance(last, tuple):
         first, taken, payloads = last
         if first + len(payloads) == sequence and len(payloads) < run_max and taken < RUN_BYTES_MAX:
-            payloads.append(frames[2])
-            items[-1] = (first, taken + size, payloads)
+            items[-1] = (first, taken + size, [*payloads, frames[2]])
             return
     items.append((sequence, size, [frames[2]]))

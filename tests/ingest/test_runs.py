@@ -1,6 +1,7 @@
 """Batches that are handed over as a run bring about what they would one by one, whatever is among them."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,6 +14,7 @@ from kvrouter.ingest import Ingest, IngestLimits, Receipt
 from kvrouter.ingest.fingerprints import REACH, Fingerprints
 from tests.ingest.engines import CLEARED, RANK, SOURCE, payload, removed, stored, tokens
 from tests.ingest.random_wires import RandomEngine
+from tests.subscribers.zmtp_peer import batch
 
 
 def opened(limits: IngestLimits) -> Ingest:
@@ -27,11 +29,21 @@ def one_by_one(ingest: Ingest, first: int, payloads: list[bytes]) -> list[Receip
     return [ingest.receive(SOURCE, number, each, now=1.0) for number, each in enumerate(payloads, first)]
 
 
+def as_cut(first: int, payloads: Sequence[bytes]) -> Sequence[bytes]:
+    """The batches as the native core cuts them out of what a connection brings, where they are one run of it."""
+    if not native_core.present:
+        return payloads
+    data = b"".join(batch(number, payload) for number, payload in enumerate(payloads, first))
+    items, _, _ = native_core.native.cut_messages(data, len(data), b"", b"", 1 << 20, len(payloads))
+    return items[0][2] if len(items) == 1 and isinstance(items[0], tuple) else payloads
+
+
 def in_runs(ingest: Ingest, first: int, payloads: list[bytes]) -> list[Receipt]:
     """What `receive_run` answers, with those before the last of a run spelt out."""
     receipts: list[Receipt] = []
     while len(receipts) < len(payloads):
-        taken, receipt = ingest.receive_run(SOURCE, first + len(receipts), payloads[len(receipts) :], now=1.0)
+        number = first + len(receipts)
+        taken, receipt = ingest.receive_run(SOURCE, number, as_cut(number, payloads[len(receipts) :]), now=1.0)
         receipts += [Receipt("applied")] * (taken - 1) + [receipt]
     return receipts
 

@@ -18,6 +18,7 @@ WIRE = b"".join(
     ]
 )
 """ZMTP: batches, a command, a message with a command in it, an envelope, and what is no frame."""
+_CUT = (WIRE, len(WIRE), b"", b"kv_metrics", 10_000, 64)
 TOKENS = [70_000] * 1000
 TOO_LARGE, NO_INTEGERS = [*TOKENS, 2**40], [*TOKENS, "text"]
 CALLS: dict[str, Callable[[Any], object]] = {
@@ -33,7 +34,11 @@ CALLS: dict[str, Callable[[Any], object]] = {
     "joined": lambda core: core.join_text(HEAD, 70_000, "text", HEAD),
     "skipped": lambda core: core.skip_chunks(b"5\r\nhello\r\n" * 100, 0),
     "priced": lambda core: core.find_usage(USAGE),
-    "cut": lambda core: core.cut_messages(WIRE, len(WIRE), b"", b"kv_metrics", 10_000, 64),
+    "cut": lambda core: core.cut_messages(*_CUT)[1:],
+    "looked_at": lambda core: [list(run[2]) + run[2][1:] for run in core.cut_messages(*_CUT)[0] if type(run) is tuple],
+    "digested_run": lambda core: core.note_digests(bytearray(64), 3, core.cut_messages(*_CUT)[0][0][2], 2),
+    "no_place": lambda core: core.cut_messages(*_CUT)[0][0][2]["20"],
+    "no_payloads": lambda core: core.Payloads(),
     "digested": lambda core: core.note_digests(bytearray(64), 3, [WORDS, b""] * 20, 2),
     "no_message": lambda core: core.cut_messages(WORDS, len(WORDS) + 1, b"", b"", 10_000, 64),
     "no_topic": lambda core: core.cut_messages(WIRE, len(WIRE), "", b"", 10_000, 64),

@@ -15,9 +15,19 @@ from tests.subscribers.zmtp_peer import batch, message
 
 BOUND = 1000
 PING = frame(b"\x04PING\x00\x0aabc", command=True)
+
+
+def _cut_natively(*arguments: Any) -> tuple[list[Any], int, int]:
+    """What the core cuts, its runs as lists."""
+    items, used, fault = native_core.native.cut_messages(*arguments)
+    return [(*item[:2], list(item[2])) if isinstance(item, tuple) else item for item in items], used, fault
+
+
 CUTTERS: list[Any] = [zmtp_frames.cut_messages]
 if native_core.present:
-    CUTTERS.append(native_core.native.cut_messages)
+    CUTTERS.append(_cut_natively)
+RAW_CUTTERS = [zmtp_frames.cut_messages, *([native_core.native.cut_messages] if native_core.present else [])]
+"""Whose runs are whatever they are."""
 
 topics = st.sampled_from([b"", b"kv", b"kv@a", b"kv_metrics"])
 payloads = st.binary(max_size=300)
@@ -195,3 +205,33 @@ def test_a_command_is_taken_from_the_front() -> None:
     for wrong in (b"\x00\x03abc", long[:9], b"\xff"):
         with pytest.raises(ValueError, match="flags"):
             take_command(wrong, 299)
+
+
+@pytest.mark.parametrize("cut", RAW_CUTTERS)
+def test_the_batches_of_a_run_are_a_sequence(cut: Any) -> None:
+    """Whatever they are kept in, they can be looked at as those of any list."""
+    said = [b"\x93" + bytes([number]) * number for number in range(40)]
+    data = b"".join(batch(number, each) for number, each in enumerate(said))
+
+    [(_, _, payloads)], _, _ = cut(data, len(data), b"", b"", BOUND, 64)
+
+    assert (len(payloads), list(payloads)) == (40, said)
+    assert [payloads[at] for at in (0, 39, -1, -40)] == [said[0], said[39], said[39], said[0]]
+    for part in (slice(None), slice(3, 7), slice(-3, None), slice(30, 2, -5), slice(50, 60)):
+        assert payloads[part] == said[part]
+    for beyond in (40, -41):
+        with pytest.raises(IndexError):
+            payloads[beyond]
+    with pytest.raises(TypeError):
+        payloads["1"]
+
+
+@pytest.mark.parametrize("cut", RAW_CUTTERS)
+def test_runs_outlive_the_bytes_that_they_were_cut_from(cut: Any) -> None:
+    """The buffer is used again at once."""
+    data = bytearray(batch(0, b"\x93first") + batch(1, b"\x93second"))
+
+    [(_, _, payloads)], _, _ = cut(data, len(data), b"", b"", BOUND, 64)
+    data[:] = bytes(len(data))
+
+    assert list(payloads) == [b"\x93first", b"\x93second"]
