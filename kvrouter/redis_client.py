@@ -22,6 +22,8 @@ except ImportError as error:
 
 __all__ = ["RedisClient", "RedisError", "ResponseError"]
 
+_CLOSE_SECONDS = 0.5
+
 
 class RedisClient:
     """Connects with the first command; has as many connections as commands are under way at once.
@@ -67,15 +69,26 @@ class RedisClient:
             yield self._messages(listener)
 
     async def close(self) -> None:
-        """Close all connections. May be called again."""
-        with contextlib.suppress(RedisError, OSError):  # They were lost already.
-            await self._redis.aclose()
+        """Close all connections. May be called again.
+
+        Who is cancelled meanwhile waits a moment: the library would leave those open that it has not come to.
+        """
+        closing = asyncio.ensure_future(self._close())
+        try:
+            await asyncio.shield(closing)
+        except asyncio.CancelledError:
+            await asyncio.wait({closing}, timeout=_CLOSE_SECONDS)
+            raise
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+    async def _close(self) -> None:
+        with contextlib.suppress(RedisError, OSError):  # They were lost already.
+            await self._redis.aclose()
 
     async def _messages(self, listener: Any) -> AsyncIterator[bytes]:
         asked = False

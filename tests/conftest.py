@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+from httpx._config import DEFAULT_TIMEOUT_CONFIG
 from hypothesis import HealthCheck, settings
 
 from kvrouter import native_core
@@ -12,6 +13,9 @@ from kvrouter import native_core
 settings.register_profile("gate", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("explore", settings.get_profile("gate"), derandomize=False)
 settings.load_profile("gate")
+
+# What a client waits for by default: five seconds are not much where many tests share a slow machine.
+DEFAULT_TIMEOUT_CONFIG.connect = DEFAULT_TIMEOUT_CONFIG.read = DEFAULT_TIMEOUT_CONFIG.write = 60.0
 
 IMPLEMENTATIONS = ("native", "reference") if native_core.present else ("reference",)
 

@@ -15,7 +15,7 @@ from benchmarks import event_loop
 from benchmarks.load.client import Answer, Connection, connect
 from benchmarks.load.workload import Workload
 
-_GRACE_SECONDS = 5.0
+_GRACE_SECONDS = 20.0
 _CONNECTIONS, _WARM_UP_ROUNDS = 8, 2
 
 
@@ -36,7 +36,7 @@ def main() -> int:
 
 
 async def _closed(arguments: argparse.Namespace) -> dict[str, int]:
-    """Keep `connections` busy for `seconds`; like wrk, stop without waiting for the last answers."""
+    """Keep `connections` busy for `seconds`; like wrk, stop without waiting for the last answers, but for one."""
     workload, host = Workload.load(arguments.workload), f"127.0.0.1:{arguments.port}"
     requests, failed, running, counter = 0, 0, True, 0
 
@@ -54,6 +54,8 @@ async def _closed(arguments: argparse.Namespace) -> dict[str, int]:
         counter += 1
         connection.send(workload.request(counter, arguments.seed, host))
     await asyncio.sleep(arguments.seconds)
+    while not requests + failed and time.monotonic() < started + arguments.seconds + _GRACE_SECONDS:
+        await asyncio.sleep(0.001)
     running, seconds = False, time.monotonic() - started
     result = {"requests": requests, "microseconds": round(seconds * 1e6), "failed": failed}
     result["bytes"] = sum(connection.bytes_received for connection in connections)

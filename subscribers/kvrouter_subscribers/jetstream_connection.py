@@ -75,12 +75,14 @@ async def connection(endpoint: NatsEndpoint, access: NatsAccess) -> AsyncIterato
             raise ConnectionError("the connection was lost") from None
         raise
     finally:
-        with suppress(Error, OSError, TimeoutError):  # It was lost already, or does not answer.
-            async with asyncio.timeout(_CLOSE_SECONDS):
-                await client.close()
-        transport = client._transport  # noqa: SLF001 - `close` leaves it open if what it still wants to write fails
-        if transport is not None:
-            transport.close()  # type: ignore[no-untyped-call]
+        try:
+            with suppress(Error, OSError, TimeoutError):  # It was lost already, or does not answer.
+                async with asyncio.timeout(_CLOSE_SECONDS):
+                    await client.close()
+        finally:  # `close` leaves it open if it is cancelled, or if what it still wants to write fails.
+            transport = client._transport  # noqa: SLF001
+            if transport is not None:
+                transport.close()  # type: ignore[no-untyped-call]
 
 
 async def _connect(client: Client, **options: Any) -> None:

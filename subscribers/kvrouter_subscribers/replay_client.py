@@ -82,14 +82,14 @@ class Replay:
         """Wait for the end marker as long as batches keep coming, within the total bound."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._limits.replay_seconds_max
-        while loop.time() < deadline:
+        while (left := deadline - loop.time()) > 0:
             before = self.batches
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._silence_seconds):
+                async with asyncio.timeout(min(left, self._silence_seconds)):
                     await self._ended.wait()
             if self._ended.is_set():
                 return
-            if self.batches == before:
+            if self.batches == before and left > self._silence_seconds:
                 self.error = f"replay from {self.start}: no answer for {self._silence_seconds:g} s"
                 return
         self.error = f"replay from {self.start}: no end within {self._limits.replay_seconds_max:g} s"

@@ -52,7 +52,7 @@ class Kvrouter:
     """`kvrouter serve`: POST /workers, POST /overlap_scores. The names and shapes of the fields are also Dynamo's."""
 
     def __init__(self, url: str) -> None:
-        self._client = httpx.Client(base_url=url, timeout=10.0)
+        self._client = httpx.Client(base_url=url, timeout=60)
 
     def close(self) -> None:
         """See `IndexService`."""
@@ -96,7 +96,7 @@ class DynamoIndexer:
     """`python -m dynamo.indexer`, and services of its shape: POST /register, POST /query."""
 
     def __init__(self, url: str) -> None:
-        self._client = httpx.Client(base_url=url, timeout=10.0)
+        self._client = httpx.Client(base_url=url, timeout=60)
 
     def close(self) -> None:
         """See `IndexService`."""

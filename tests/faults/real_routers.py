@@ -207,7 +207,7 @@ class RouterProcess:
         }
         flat = [each for pair in options.items() for each in pair]
         self._process = await asyncio.to_thread(ServeProcess, self._party.folder, *flat)
-        self._client = httpx.Client(timeout=10.0)
+        self._client = httpx.Client(timeout=60)
         for line in self._party.lines:
             fields = {"worker_id": line.source.worker_id, "endpoint": "x", "block_size": SIZE}
             events = {"kv_events_endpoint": line.endpoint, "replay_endpoint": line.replay_endpoint}

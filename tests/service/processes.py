@@ -15,7 +15,9 @@ from typing import Any, TypeVar
 
 import httpx
 
-DEADLINE_SECONDS = 20.0
+from tests.servers import free_port
+
+DEADLINE_SECONDS = 60.0
 
 Value = TypeVar("Value")
 Started = TypeVar("Started", bound="Process")
@@ -96,6 +98,7 @@ class Engine(Process):
     """A simulated engine; `again` starts another one on the same ports."""
 
     def __init__(self, folder: Path, *options: str) -> None:
+        options = options if "--port" in options else ("--port", str(free_port()), *options)  # Its own when it is dead.
         super().__init__(folder, "engine", "kvrouter.replay.engine", *options)
         self.options = options
         self.ready = self.event("engine_ready")
@@ -123,11 +126,11 @@ class Router(Process):
 
     def get(self, path: str) -> Any:
         """Return the JSON of a GET, whatever its status."""
-        return httpx.get(self.url + path, timeout=10).json()
+        return httpx.get(self.url + path, timeout=60).json()
 
     def post(self, path: str, payload: object) -> httpx.Response:
         """Return the answer of a POST."""
-        return httpx.post(self.url + path, json=payload, timeout=30)
+        return httpx.post(self.url + path, json=payload, timeout=60)
 
     def schedulable(self, workers: int) -> bool:
         """Whether exactly so many workers take requests."""

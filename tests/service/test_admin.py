@@ -78,7 +78,7 @@ def test_a_draining_worker_finishes_what_it_has(router: Router, engine: Engine) 
     _register(router, url=engine.url, worker_id="w")
     body = {"prompt": [1, 2, 3], "max_tokens": 40, "ignore_eos": True, "stream": True}
 
-    with httpx.stream("POST", f"{router.url}/v1/completions", json=body, timeout=20) as stream:
+    with httpx.stream("POST", f"{router.url}/v1/completions", json=body, timeout=60) as stream:
         lines = stream.iter_lines()
         next(lines)
         active = router.post("/workers/w/drain", {}).json()["requests"]["active"]
@@ -213,7 +213,7 @@ def test_an_event_address_that_only_its_transport_refuses_is_the_clients_fault(
     """It gets the reason, and the worker stays as it was."""
     router = processes.router("--worker", "http://127.0.0.1:9,id=w,events=tcp://127.0.0.1:9")
 
-    refused = httpx.patch(f"{router.url}/workers/w", json={"events": events}, timeout=10)
+    refused = httpx.patch(f"{router.url}/workers/w", json={"events": events}, timeout=60)
 
     assert refused.status_code == 422
     assert "braces" in refused.json()["error"]["message"]

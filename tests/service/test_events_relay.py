@@ -1,7 +1,6 @@
 """`kvrouter events relay` as a process: a simulated engine before it, a router behind it, real brokers between them."""
 
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from contextlib import contextmanager
 import httpx
 import pytest
 
-from tests.servers import nats_server, redis_server
+from tests.servers import free_port, nats_server, redis_server
 from tests.service.processes import Engine, Process, Processes, Router, eventually
 
 PROMPT = list(range(200))
@@ -37,12 +36,6 @@ def destination(transport: str, processes: Processes) -> Iterator[str]:
         yield f"{transport}://127.0.0.1:{free_port()}"
 
 
-def free_port() -> int:
-    """A port that nobody has at the moment."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
 @contextmanager
 def relay(processes: Processes, *arguments: str) -> Iterator[Relay]:
     """A relay that is stopped at the end."""
@@ -55,9 +48,9 @@ def relay(processes: Processes, *arguments: str) -> Iterator[Relay]:
 
 def compute(engine: Engine) -> None:
     """Have the engine cache the prompt."""
-    model = httpx.get(f"{engine.url}/v1/models", timeout=10).json()["data"][0]["id"]
+    model = httpx.get(f"{engine.url}/v1/models", timeout=60).json()["data"][0]["id"]
     body = {"model": model, "prompt": PROMPT, "max_tokens": 1}
-    httpx.post(f"{engine.url}/v1/completions", json=body, timeout=10).raise_for_status()
+    httpx.post(f"{engine.url}/v1/completions", json=body, timeout=60).raise_for_status()
 
 
 def known_tokens(router: Router) -> int:

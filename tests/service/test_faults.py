@@ -47,7 +47,7 @@ def test_an_engine_killed_in_mid_stream_ends_the_stream_with_an_error(
         "POST",
         f"{router.url}/v1/completions",
         json={"prompt": PROMPT, "max_tokens": 2000, "ignore_eos": True, "stream": True},
-        timeout=20,
+        timeout=60,
     ) as stream:
         victim = stream.headers["x-kvrouter-worker"]
         lines = stream.iter_lines()

@@ -30,9 +30,9 @@ def store(kind: str, processes: Processes) -> Iterator[str]:
 
 def compute(engine: Engine) -> None:
     """Have the engine cache the prompt."""
-    model = httpx.get(f"{engine.url}/v1/models", timeout=10).json()["data"][0]["id"]
+    model = httpx.get(f"{engine.url}/v1/models", timeout=60).json()["data"][0]["id"]
     body = {"model": model, "prompt": PROMPT, "max_tokens": 1}
-    httpx.post(f"{engine.url}/v1/completions", json=body, timeout=10).raise_for_status()
+    httpx.post(f"{engine.url}/v1/completions", json=body, timeout=60).raise_for_status()
 
 
 def known_tokens(router: Router) -> int:
@@ -170,7 +170,7 @@ def test_a_store_that_is_not_there_costs_the_head_start_only(processes: Processe
 
 
 def _metric(router: Router, name: str) -> float:
-    for line in httpx.get(f"{router.url}/metrics", timeout=10).text.splitlines():
+    for line in httpx.get(f"{router.url}/metrics", timeout=60).text.splitlines():
         if line.startswith(name):
             return float(line.rpartition(" ")[2])
     return 0.0

@@ -17,15 +17,17 @@ from tests.subscribers.scene import WORKER, RecordingSink, payload, stored, unti
 
 QUICK = HttpLimits(
     poll_seconds=0.5,
-    grace_seconds=0.5,
-    connect_seconds=1.0,
-    snapshot_seconds=1.0,
+    grace_seconds=20.0,
+    connect_seconds=20.0,
+    snapshot_seconds=20.0,
     retry_pause_seconds=0.02,
     retry_pause_seconds_max=0.1,
     reconnect_seconds=0.01,
     reconnect_seconds_max=0.05,
 )
-PATIENT = replace(QUICK, poll_seconds=30.0, grace_seconds=5.0)
+PATIENT = replace(QUICK, poll_seconds=30.0)
+HASTY = replace(QUICK, grace_seconds=0.5, connect_seconds=1.0, snapshot_seconds=1.0)
+"""Gives up soon who is silent, though it may be the machine that holds him up."""
 
 
 class ScriptedCore:

@@ -20,13 +20,15 @@ from kvrouter_subscribers import CurveKeys, Receipt, TransportStatus, ZmqEventSu
 from kvrouter_subscribers.subscriber import DigestRows
 from tests.servers import free_tcp
 
-WAIT_SECONDS = 20.0
+WAIT_SECONDS = 30.0
 ANY_TCP = "tcp://127.0.0.1:*"
 WORKER = Source("worker", 0)
 END = b"\xff" * 8
 QUICK = ZmqLimits(
-    replay_silence_seconds=0.3, replay_pause_seconds=0.05, replay_pause_seconds_max=0.2, probe_seconds=0.0
+    replay_silence_seconds=20.0, replay_pause_seconds=0.05, replay_pause_seconds_max=0.2, probe_seconds=0.0
 )  # fmt: skip
+HASTY = replace(QUICK, replay_silence_seconds=0.3)
+"""Gives up soon who is silent, though it may be the machine that holds him up."""
 PROBING = replace(QUICK, probe_seconds=0.2)
 DIRECT: ContextVar[bool] = ContextVar("DIRECT", default=True)
 """Whether subscribers read plain TCP connections themselves; the fixture `reading` has tests run either way."""
@@ -268,11 +270,43 @@ async def scripted(**options: str) -> AsyncIterator[ScriptedEngine]:
         engine.close()
 
 
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]
+
+
+@asynccontextmanager
+async def listening(serve: Serve) -> AsyncIterator[int]:
+    """A TCP server, and its port; whoever is still served at the end is cut off, so that no socket is left."""
+    served: set[asyncio.Task[None]] = set()
+
+    async def supervised(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError, asyncio.IncompleteReadError):  # A client may go at any time.
+            try:
+                await serve(reader, writer)
+            except asyncio.CancelledError:
+                writer.transport.abort()
+                raise
+            finally:
+                writer.close()
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        served.add(asyncio.get_running_loop().create_task(supervised(reader, writer)))
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        for each in served:
+            each.cancel()
+        ended = await asyncio.gather(*served, return_exceptions=True)
+    assert not [each for each in ended if isinstance(each, Exception)]
+
+
 def run(scenario: Coroutine[Any, Any, None]) -> None:
     """Run one test's story, with a bound on its time."""
 
     async def bounded() -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(110):
             await scenario
 
     asyncio.run(bounded())

@@ -23,7 +23,7 @@ from kvrouter_subscribers import (
     ZmqEventSubscriber,
 )
 from tests.servers import nats_server, redis_server
-from tests.subscribers.scene import RecordingSink, run, stored, until
+from tests.subscribers.scene import RecordingSink, listening, run, stored, until
 
 SOURCE = Source("worker", 0)
 
@@ -159,18 +159,16 @@ def test_a_broker_that_talks_nonsense_is_told_and_asked_again(scheme: str) -> No
             connections[0] += 1
             writer.write(bytes(range(65, 91)) * 10_000)
             await writer.drain()
-            writer.close()
 
-        server = await asyncio.start_server(chatter, "127.0.0.1", 0)
-        address = f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        subscriber = AnyEventSubscriber(makers(sink))
-        subscriber.add(SOURCE, f"{address}/s" if scheme == "nats" else f"{address}/0/s")
-        running = asyncio.create_task(subscriber.run())
-        await until(lambda: connections[0] >= 2)
-        status = subscriber.status(SOURCE)
-        await subscriber.close()
-        await running
-        server.close()
+        async with listening(chatter) as port:
+            address = f"{scheme}://127.0.0.1:{port}"
+            subscriber = AnyEventSubscriber(makers(sink))
+            subscriber.add(SOURCE, f"{address}/s" if scheme == "nats" else f"{address}/0/s")
+            running = asyncio.create_task(subscriber.run())
+            await until(lambda: connections[0] >= 2)
+            status = subscriber.status(SOURCE)
+            await subscriber.close()
+            await running
         assert status is not None
         assert "does not speak" in (status.last_error or "")
 

@@ -10,7 +10,7 @@ import pytest
 from kvrouter.events import BlockRemoved
 from kvrouter_publishers import HttpEventPublisher
 from tests.servers import free_port
-from tests.subscribers.http_scene import QUICK, HttpScene, http_scene
+from tests.subscribers.http_scene import HASTY, HttpScene, http_scene
 from tests.subscribers.scene import run, stored, until
 
 STEPS = 150
@@ -54,7 +54,7 @@ class BadNetwork:
                 await asyncio.sleep(self.chance.choice((0, 0, 0, 0.005, 0.02)))
                 fate = self.chance.random()
                 if fate < 0.02:
-                    await asyncio.sleep(2 * (QUICK.grace_seconds + QUICK.poll_seconds))  # Half open, as it seems.
+                    await asyncio.sleep(2 * (HASTY.grace_seconds + HASTY.poll_seconds))  # Half open, as it seems.
                 if fate < 0.06:
                     self.cuts += 1
                     writer.write(data[: self.chance.randrange(len(data))])
@@ -134,7 +134,7 @@ def test_after_a_bad_network_has_healed_the_index_is_the_truth(seed: int) -> Non
         engine = Engine(chance)
         async with (
             bad_network(int(engine.where.rpartition(":")[2]), chance) as (endpoint, network),
-            http_scene() as stage,
+            http_scene(HASTY) as stage,
         ):
             stage.listen(endpoint)
             for _ in range(STEPS):

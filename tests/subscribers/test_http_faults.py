@@ -11,7 +11,7 @@ import pytest
 from kvrouter.errors import WireError
 from kvrouter.events import Source
 from kvrouter_subscribers.http_frames import split_frames
-from tests.subscribers.http_scene import PATIENT, ScriptedCore, http_scene, publisher
+from tests.subscribers.http_scene import HASTY, PATIENT, ScriptedCore, http_scene, publisher
 from tests.subscribers.scene import WORKER, run, stored, until
 
 GOOD_HEAD = "KV-Incarnation: 0000000000000001\r\nKV-Next-Sequence: 3\r\n"
@@ -114,7 +114,7 @@ def test_whatever_a_peer_answers_the_subscriber_tries_again(answer: bytes, when:
         def script(target: str) -> bytes:
             return POSITION if when != "at first" and is_position(target) else answer
 
-        async with raw(script) as (endpoint, served), http_scene() as stage:
+        async with raw(script) as (endpoint, served), http_scene(HASTY) as stage:
             stage.listen(endpoint)
             await until(lambda: served.connections >= 4)
             await until(lambda: stage.status().last_error)
@@ -199,7 +199,7 @@ def test_a_peer_that_never_answers_is_given_up_and_tried_again() -> None:
         def script(target: str) -> bytes | None:
             return POSITION if is_position(target) else None
 
-        async with raw(script) as (endpoint, _), http_scene() as stage:
+        async with raw(script) as (endpoint, _), http_scene(HASTY) as stage:
             stage.listen(endpoint)
             await until(lambda: stage.status().disconnects >= 2)
 
@@ -218,7 +218,7 @@ def test_an_answer_that_stops_in_the_middle_is_given_up() -> None:
         def script(target: str) -> bytes:
             return POSITION if is_position(target) else body(data)[:-5] + b""
 
-        async with raw(script) as (endpoint, _), http_scene() as stage:
+        async with raw(script) as (endpoint, _), http_scene(HASTY) as stage:
             stage.listen(endpoint)
             await until(lambda: stage.status().disconnects >= 2)
 

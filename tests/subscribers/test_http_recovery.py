@@ -14,7 +14,7 @@ import pytest
 from kvrouter.events import AllBlocksCleared, BlockRemoved
 from kvrouter_publishers import HttpEventPublisher
 from tests.servers import free_port
-from tests.subscribers.http_scene import PATIENT, HttpScene, ScriptedCore, http_scene, publisher
+from tests.subscribers.http_scene import HASTY, PATIENT, HttpScene, ScriptedCore, http_scene, publisher
 from tests.subscribers.scene import WORKER, run, stored, until
 
 ENGINE = """
@@ -379,7 +379,7 @@ def test_a_publisher_process_that_is_stopped_is_noticed_and_continued() -> None:
     """It answers nothing, then goes on as if nothing had been: the cursor still fits."""
 
     async def scenario() -> None:
-        async with http_scene() as stage:
+        async with http_scene(HASTY) as stage:
             with engine(f"127.0.0.1:{free_port()}", 1) as (process, endpoint):
                 stage.listen(endpoint)
                 await held(stage, 1)

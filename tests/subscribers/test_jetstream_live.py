@@ -52,9 +52,11 @@ def test_what_is_published_is_in_the_index(endpoint: str) -> None:
     """Stores and removals, in their order."""
 
     async def scenario() -> None:
-        async with following() as scene:
-            scene.listen(endpoint)
-            with working(endpoint) as worker:
+        with working(endpoint) as worker:
+            await until(worker.delivered)
+            async with following() as scene:
+                scene.listen(endpoint)
+                await until(lambda: scene.status().connected)
                 worker.work(100)
                 await scene.heals(worker)
 

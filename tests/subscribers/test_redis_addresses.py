@@ -100,6 +100,27 @@ def test_a_missing_client_library_is_one_sentence(monkeypatch: pytest.MonkeyPatc
         RedisEventSubscriber(RecordingSink())
 
 
+@pytest.mark.parametrize("turns", range(1, 6))
+def test_a_client_whose_closing_is_cancelled_leaves_no_connection(tmp_path: Path, turns: int) -> None:
+    """Whoever ends a router cancels what is about to end by itself."""
+
+    async def scenario() -> None:
+        with redis_server(tmp_path) as server:
+            async with RedisClient({"port": server.port}, answer_seconds=20.0) as other:
+                client = RedisClient({"port": server.port}, answer_seconds=20.0)
+                await client.command("PING")
+                closing = asyncio.create_task(client.close())
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                closing.cancel()
+                await asyncio.wait({closing})
+
+                while bytes(await other.command("CLIENT", "LIST")).count(b"\n") > 1:  # `run` bounds it.
+                    await asyncio.sleep(0.01)
+
+    run(scenario())
+
+
 @asynccontextmanager
 async def behind_tls(port: int) -> AsyncIterator[int]:
     """A port on which TLS is spoken for a server that cannot: the wheel's is built without."""

@@ -22,6 +22,7 @@ from tests.subscribers.scene import (
     WORKER,
     RecordingSink,
     Scene,
+    listening,
     run,
     scene,
     scripted,
@@ -230,11 +231,9 @@ def test_a_peer_that_does_not_speak_zeromq_is_reported() -> None:
             writer.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
             await writer.drain()
             await reader.read(64)
-            writer.close()
 
-        server = await asyncio.start_server(answer, "127.0.0.1", 0)
-        async with server, scene() as stage:
-            stage.listen(f"tcp://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        async with listening(answer) as port, scene() as stage:
+            stage.listen(f"tcp://127.0.0.1:{port}")
 
             await until(lambda: "handshake failed" in (stage.status().last_error or ""))
 

@@ -12,6 +12,7 @@ from kvrouter_subscribers import ZmqLimits
 from tests.servers import free_tcp
 from tests.subscribers.scene import (
     ANY_TCP,
+    HASTY,
     PROBING,
     QUICK,
     WORKER,
@@ -190,7 +191,7 @@ def test_a_publishers_overflow_resets_the_rank_and_goes_on() -> None:
 
 
 def test_a_silent_replay_endpoint_does_not_stop_live_events() -> None:
-    """Somebody mistyped the port, or the engine is busy: we give up in bounded time, visibly."""
+    """An engine that is busy answers late; its events are taken meanwhile."""
 
     async def scenario() -> None:
         async with scripted() as engine, scene() as stage:
@@ -199,7 +200,22 @@ def test_a_silent_replay_endpoint_does_not_stop_live_events() -> None:
             await until(lambda: stage.status().connected)
 
             await stage.hears(engine, 0)
+
             assert stage.status().replaying
+            assert stage.sink.finished == []
+
+    run(scenario())
+
+
+def test_a_replay_endpoint_that_stays_silent_is_given_up() -> None:
+    """Somebody mistyped the port: we give up in bounded time, visibly."""
+
+    async def scenario() -> None:
+        async with scripted() as engine, scene(HASTY) as stage:
+            engine.answer = lambda start: []
+            stage.listen(engine.endpoint, replay_endpoint=engine.replay_endpoint)
+            await until(lambda: stage.status().connected)
+            await stage.hears(engine, 0)
             await until(lambda: stage.sink.finished == [False])
 
             assert stage.status().replays == stage.status().replays_failed == QUICK.replay_attempts
@@ -214,7 +230,7 @@ def test_a_replay_without_its_end_is_not_complete() -> None:
     """Old engines lose the end marker with a slow reader; the sink must not take silence for completeness."""
 
     async def scenario() -> None:
-        async with scripted() as engine, scene() as stage:
+        async with scripted() as engine, scene(replace(HASTY, replay_attempts=4)) as stage:
             engine.answer = lambda start: [engine.batch(0), engine.batch(1)]
             stage.listen(engine.endpoint, replay_endpoint=engine.replay_endpoint)
 
@@ -245,7 +261,7 @@ def test_live_batches_that_arrive_during_a_replay_are_kept() -> None:
     """They wait in the sink until the replay has caught up with them."""
 
     async def scenario() -> None:
-        async with scripted() as engine, scene(replace(QUICK, replay_silence_seconds=5.0)) as stage:
+        async with scripted() as engine, scene(QUICK) as stage:
             engine.answer = lambda start: [engine.batch(0)]
             stage.listen(engine.endpoint, replay_endpoint=engine.replay_endpoint)
             await until(lambda: stage.sink.applied() == 0)
@@ -321,7 +337,7 @@ def test_replays_in_progress_are_bounded_over_all_sources() -> None:
     """A fleet that restarts together does not make us buffer every engine's ring at once."""
 
     async def scenario() -> None:
-        async with scripted() as one, scripted() as two, scene(replace(QUICK, replays_max=1)) as stage:
+        async with scripted() as one, scripted() as two, scene(replace(HASTY, replays_max=1)) as stage:
             one.answer = two.answer = lambda start: []
             stage.listen(one.endpoint, Source("one", 0), replay_endpoint=one.replay_endpoint)
             stage.listen(two.endpoint, Source("two", 0), replay_endpoint=two.replay_endpoint)
@@ -358,7 +374,7 @@ def test_a_failed_replay_is_tried_again() -> None:
     """An engine in a long step answers a little later."""
 
     async def scenario() -> None:
-        async with scripted() as engine, scene() as stage:
+        async with scripted() as engine, scene(replace(HASTY, replay_attempts=4)) as stage:
 
             def only_the_second_time(start: int) -> list[list[bytes]]:
                 return [engine.batch(0), engine.end()] if len(engine.requests) > 1 else []
@@ -369,7 +385,7 @@ def test_a_failed_replay_is_tried_again() -> None:
             await until(lambda: stage.sink.finished == [True])
 
             assert stage.sink.applied() == 0
-            assert (stage.status().replays, stage.status().replays_failed) == (2, 1)
+            assert stage.status().replays == stage.status().replays_failed + 1 > 1
 
     run(scenario())
 
@@ -378,7 +394,7 @@ def test_a_publisher_that_could_not_be_asked_is_asked_when_it_answers_again() ->
     """Nobody could tell after a reconnection whether it is the one that was known; it is not in doubt for ever."""
 
     async def scenario() -> None:
-        async with scripted() as engine, scene(PROBING) as stage:
+        async with scripted() as engine, scene(replace(HASTY, probe_seconds=0.2)) as stage:
             engine.answer = lambda start: [*map(engine.batch, range(start, 3)), engine.end()]
             stage.listen(engine.endpoint, replay_endpoint=engine.replay_endpoint)
             await until(lambda: stage.sink.applied() == 2)
@@ -422,16 +438,17 @@ def test_a_probe_that_nobody_answers_is_not_repeated_in_a_hurry() -> None:
     """The replay endpoint fell silent after a good start; live events do not suffer."""
 
     async def scenario() -> None:
-        async with scripted() as engine, scene(PROBING) as stage:
+        async with scripted() as engine, scene(replace(HASTY, probe_seconds=0.2)) as stage:
             stage.listen(engine.endpoint, replay_endpoint=engine.replay_endpoint)
             await stage.connected()
+            before = stage.status()
             engine.answer = lambda start: []
 
             await until(lambda: "no answer" in (stage.status().last_error or ""))
             await stage.hears(engine, 0)
 
-            assert stage.status().probes == len(engine.requests) - 1
-            assert stage.status().replays_failed == 0
+            await until(lambda: stage.status().probes == len(engine.requests) - before.replays)
+            assert stage.status().replays_failed == before.replays_failed
 
     run(scenario())
 
@@ -457,7 +474,7 @@ def test_the_old_connections_replay_is_dropped_with_it() -> None:
     """After a reconnection only the new replay counts; the old one's late batches are nobody's."""
 
     async def scenario() -> None:
-        async with scripted() as engine, scene(replace(QUICK, replay_silence_seconds=30.0)) as stage:
+        async with scripted() as engine, scene(QUICK) as stage:
             engine.answer = lambda start: []
             stage.listen(engine.endpoint, replay_endpoint=engine.replay_endpoint)
             await until(lambda: engine.requests == [0])

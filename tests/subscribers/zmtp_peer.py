@@ -1,10 +1,12 @@
 """A publisher that says byte for byte what a test wants, right or wrong, over plain TCP."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 from kvrouter_subscribers import zmtp_frames
+from tests.subscribers.scene import listening
 
 __all__ = ["GREETING", "READY", "Peer", "batch", "message", "zmtp_peer"]
 
@@ -54,21 +56,7 @@ class Peer:
 
 
 @asynccontextmanager
-async def zmtp_peer(story: Callable[[Peer], Awaitable[None]]) -> AsyncIterator[str]:
+async def zmtp_peer(story: Callable[[Peer], Coroutine[Any, Any, None]]) -> AsyncIterator[str]:
     """A server that tells `story` to whoever connects, and hangs up then; gives its endpoint."""
-    faults: list[Exception] = []
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            await story(Peer(reader, writer))
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass  # The subscriber may go at any time.
-        except Exception as fault:  # noqa: BLE001 - shown at the end, as the server would swallow it
-            faults.append(fault)
-        finally:
-            writer.close()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with server:
-        yield f"tcp://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    assert not faults, faults
+    async with listening(lambda reader, writer: story(Peer(reader, writer))) as port:
+        yield f"tcp://127.0.0.1:{port}"
