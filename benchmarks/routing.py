@@ -26,6 +26,7 @@ from kvrouter.routing import POLICIES
 
 OURS: Final = "kv"
 _TRACES: Final = "../shared/traces"
+_QUICK_SHARE: Final = 0.2
 _FIGURES: Final = ("ttft_mean", "ttft_p99")
 
 # By policy and seed, what one cell measured.
@@ -44,6 +45,7 @@ def main() -> int:
         caches=arguments.caches,
         loads=arguments.loads,
         requests=arguments.requests,
+        made_up_share=_QUICK_SHARE if arguments.quick else 1.0,
     )
     report.conditions |= {
         "traces": list(dict.fromkeys(source.name for source in grid.sources)),
@@ -164,8 +166,8 @@ def _arguments() -> argparse.Namespace:
     arguments.workers = arguments.workers or ([8] if quick else list(WORKERS))
     arguments.caches = arguments.caches or (CACHES[1:2] if quick else list(CACHES))
     arguments.loads = arguments.loads or (["heavy"] if quick else list(LOADS))
-    arguments.requests = arguments.requests or (700 if quick else 6000)
-    arguments.seeds = arguments.seeds or (3 if quick else 5)
+    arguments.requests = arguments.requests or (400 if quick else 6000)
+    arguments.seeds = arguments.seeds or (2 if quick else 5)
     if OURS not in arguments.policies:
         arguments.policies = [OURS, *arguments.policies]
     return arguments

@@ -75,6 +75,7 @@ class Grid:
         caches: Iterable[int],
         loads: Iterable[str],
         requests: int,
+        made_up_share: float = 1.0,
     ) -> None:
         self.sources: list[TraceSource] = []
         self.cells: list[Cell] = []
@@ -84,8 +85,8 @@ class Grid:
             trace = load_trace(path).head(requests=requests)
             self._add(FixedTrace(replace(trace, name=trace.name.removesuffix("_trace"))), counts)
         for kind, count in product(kinds, counts):
-            per_worker = _REQUESTS.get(kind, _REQUESTS_OF_OTHERS)
-            self._add(KINDS[kind](requests=min(requests, per_worker) * count), [count])
+            per_worker = made_up_share * _REQUESTS.get(kind, _REQUESTS_OF_OTHERS)
+            self._add(KINDS[kind](requests=round(per_worker * count)), [count])
 
     def _add(self, source: TraceSource, counts: Iterable[int]) -> None:
         self.sources.append(source)

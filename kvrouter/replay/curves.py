@@ -30,6 +30,7 @@ class Curves:
     ttft_percentiles: tuple[tuple[float, float], ...]
     """(percentile, seconds)"""
     worker_busy_share: tuple[float, ...]
+    worker_prefill_share: tuple[float, ...]
     worker_requests: tuple[int, ...]
     worker_hit_share: tuple[float, ...]
 
@@ -55,6 +56,7 @@ def curves_of(outcome: Outcome) -> Curves:
         arrivals_per_second=tuple((counts / width).tolist()),
         ttft_percentiles=tuple(zip(_PERCENTILES, np.percentile(outcome.ttft, _PERCENTILES).tolist(), strict=True)),
         worker_busy_share=tuple(worker.busy_seconds / duration for worker in outcome.workers),
+        worker_prefill_share=tuple(worker.prefill_seconds / duration for worker in outcome.workers),
         worker_requests=tuple(worker.requests for worker in outcome.workers),
         worker_hit_share=tuple((own_cached / np.maximum(own_tokens, 1)).tolist()),
     )

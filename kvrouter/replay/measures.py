@@ -39,7 +39,7 @@ class Measures:
         goodput: requests that reached the goal, of all.
         busy_share: time in which workers computed, of all.
         imbalance: busiest worker's busy time over the mean.
-        busy_variation: standard deviation of the workers' busy times over their mean.
+        prefill_variation: standard deviation of the time that each worker spent on prompts, over the mean.
         promise_error: mean difference of promised and found cached tokens, of the prompt's tokens.
         promise_bias: the same with its sign: above 0 the router promised too much.
         prediction_error: mean difference of predicted and real time to first token, of the mean real one.
@@ -62,7 +62,7 @@ class Measures:
     goodput: float
     busy_share: float
     imbalance: float
-    busy_variation: float
+    prefill_variation: float
     promise_error: float
     promise_bias: float
     prediction_error: float
@@ -84,6 +84,7 @@ def measure(outcome: Outcome, *, goal: Goal, bounds: Bounds | None = None) -> Me
     per_token = seconds_per_token(outcome)
     tokens = max(1, int(outcome.input_tokens.sum()))
     busy = np.array([worker.busy_seconds for worker in outcome.workers])
+    prefill = np.array([worker.prefill_seconds for worker in outcome.workers])
     duration = float(outcome.end.max() - outcome.arrival.min())
     mean_ttft = float(ttft.mean())
     promise = (outcome.promised_tokens - outcome.cached_tokens) / np.maximum(outcome.input_tokens, 1)
@@ -104,7 +105,7 @@ def measure(outcome: Outcome, *, goal: Goal, bounds: Bounds | None = None) -> Me
         goodput=float(reached(outcome, goal).mean()),
         busy_share=float(busy.mean()) / duration if duration else 0.0,
         imbalance=float(busy.max() / busy.mean()) if busy.any() else 1.0,
-        busy_variation=float(busy.std() / busy.mean()) if busy.any() else 0.0,
+        prefill_variation=float(prefill.std() / prefill.mean()) if prefill.any() else 0.0,
         promise_error=float(np.abs(promise).mean()),
         promise_bias=float(promise.mean()),
         prediction_error=float(np.abs(prediction).mean()) / mean_ttft if mean_ttft else 0.0,

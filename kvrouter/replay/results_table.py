@@ -1,15 +1,17 @@
-"""Results of a replay for terminals and for programs."""
+"""Findings as text for a terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
 from kvrouter.replay.comparison import Estimate, PolicyRow
+from kvrouter.replay.findings import CapacityPoint, Findings, TraceFacts, TraceFindings
+from kvrouter.replay.plan import PlanRow
 
-__all__ = ["as_document", "as_table"]
+__all__ = ["as_text"]
 
-# (heading, figure, format); one policy is one row.
+# (heading, figure, form); one policy is one row.
 _COLUMNS: Final = (
     ("hits", "hit_share", "share"),
     ("of bound", "pooled_efficiency", "share"),
@@ -23,30 +25,94 @@ _COLUMNS: Final = (
     ("promise error", "promise_error", "share"),
     ("TTFT error", "prediction_error", "share"),
 )
+_MARKS: Final = {"best": "*", "tied": "=", "behind": ""}
 
 
-def as_table(rows: Sequence[PolicyRow]) -> str:
-    """Return one line for each policy, the best ones marked."""
+def as_text(findings: Findings) -> str:
+    """Return what a person wants to read, trace by trace."""
+    parts = [_about(found, findings) for found in findings.traces]
+    parts.append(
+        f"{findings.runs} simulations in {findings.seconds:.1f} s, {findings.cpu_seconds_per_run:.1f} s of processor "
+        f"time each; {len(findings.seeds)} seed{'s' if len(findings.seeds) > 1 else ''} per policy"
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def _about(found: TraceFindings, findings: Findings) -> str:
+    parts = [_facts(found.facts, findings)]
+    if found.rows:
+        parts.append(_comparison(found.rows))
+    if found.capacity:
+        parts.append(_capacity(found, findings))
+    if found.plan:
+        parts.append(_plan(found.plan, findings))
+    return "\n\n".join(parts)
+
+
+def _facts(facts: TraceFacts, findings: Findings) -> str:
+    kind = "" if facts.is_open else ", sessions wait for their answers"
+    return (
+        f"{facts.name}: {facts.requests:,} requests in {facts.span_seconds:,.0f} s{kind}, "
+        f"{facts.input_tokens / facts.requests:,.0f} prompt tokens each; "
+        f"{findings.fleet.workers} workers with {findings.fleet.rates.cache_tokens:,} tokens of cache\n"
+        f"load without any cache {facts.offered_load:.2f}; one pooled cache would hit "
+        f"{100 * facts.bounds.pooled_share:.1f}%, one without end {100 * facts.bounds.ideal_share:.1f}%"
+    )
+
+
+def _comparison(rows: Sequence[PolicyRow]) -> str:
     lines = [["policy", "", *(heading for heading, _, _ in _COLUMNS)]]
-    for row in rows:
-        mark = {"best": "*", "tied": "=", "behind": ""}[row.verdict]
-        lines.append([row.policy, mark, *(_cell(row.figures[figure], form) for _, figure, form in _COLUMNS)])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    text = ["  ".join(_aligned(cell, widths[at], at) for at, cell in enumerate(line)).rstrip() for line in lines]
-    return "\n".join(text)
-
-
-def as_document(rows: Iterable[PolicyRow]) -> list[dict[str, Any]]:
-    """Return the rows as plain values; `margin` is null where there was one seed."""
-    return [
-        {
-            "policy": row.policy,
-            "verdict": row.verdict,
-            "seeds": list(row.seeds),
-            "figures": {name: {"mean": each.mean, "margin": each.margin} for name, each in row.figures.items()},
-        }
+    lines += [
+        [row.policy, _MARKS[row.verdict], *(_cell(row.figures[figure], form) for _, figure, form in _COLUMNS)]
         for row in rows
     ]
+    return _aligned(lines, left=2)
+
+
+def _capacity(found: TraceFindings, findings: Findings) -> str:
+    """One line for each rate; the mean TTFT and the goodput of each policy."""
+    curves, goodput = found.capacity.values(), findings.goodput
+    lines = [["requests/s", *found.capacity]]
+    lines += [
+        [f"{points[0].requests_per_second:.2f}", *(_capacity_cell(point) for point in points)]
+        for points in zip(*curves, strict=True)
+    ]
+    lines.append([f"{100 * goodput:g}% good", *(_most(points, goodput) for points in curves)])
+    return "TTFT mean, and goodput, by rate\n" + _aligned(lines)
+
+
+def _capacity_cell(point: CapacityPoint) -> str:
+    return f"{_short(point.ttft_mean.mean)} s {100 * point.goodput.mean:5.1f}%"
+
+
+def _most(points: Sequence[CapacityPoint], goodput: float) -> str:
+    """The highest of the tried rates up to which all are good enough."""
+    good = ""
+    for point in points:
+        if point.goodput.mean < goodput:
+            break
+        good = f"up to {point.requests_per_second:.2f}/s"
+    return good or "at no rate"
+
+
+def _plan(rows: Sequence[PlanRow], findings: Findings) -> str:
+    goal = f"first token within {findings.goal.ttft_seconds:g} s"
+    if findings.goal.token_seconds is not None:
+        goal += f" and {1000 * findings.goal.token_seconds:g} ms per token"
+    lines = [["policy", "workers", "goodput", "TTFT mean", "p99", "hits"]]
+    for row in rows:
+        most = max(workers for workers, _ in row.tried)
+        lines.append(
+            [
+                row.policy,
+                f"more than {most}" if row.workers is None else str(row.workers),
+                f"{100 * row.goodput:.2f}%",
+                f"{_short(row.measures.ttft_mean)} s",
+                f"{_short(row.measures.ttft_p99)} s",
+                f"{100 * row.measures.hit_share:.1f}%",
+            ]
+        )
+    return f"workers needed for {100 * findings.goodput:g}% of the requests with {goal}\n" + _aligned(lines)
 
 
 def _cell(estimate: Estimate, form: str) -> str:
@@ -74,5 +140,13 @@ def _short(value: float) -> str:
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def _aligned(cell: str, width: int, column: int) -> str:
-    return cell.ljust(width) if column < 2 else cell.rjust(width)
+def _aligned(lines: Sequence[Sequence[str]], *, left: int = 1) -> str:
+    """Return lines in columns, of which the first `left` are texts."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if at < left else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from kvrouter.replay.fleet_simulation import FleetOptions, simulate
 from kvrouter.replay.measures import Goal, Measures, measure
 from kvrouter.replay.trace import Trace
 
-__all__ = ["FixedTrace", "Player", "Run", "RunResult", "TraceSource", "available_processors", "play_all"]
+__all__ = ["FixedTrace", "HeadOf", "Player", "Run", "RunResult", "TraceSource", "available_processors", "play_all"]
 
 _TICK_SECONDS: Final = 0.1
 _BOUNDS_MAX: Final = 1024
@@ -51,6 +52,24 @@ class FixedTrace:
         return self.fixed
 
 
+@dataclass(frozen=True, slots=True)
+class HeadOf:
+    """The beginning of another source's traces."""
+
+    whole: TraceSource
+    requests: int | None = None
+    seconds: float | None = None
+
+    @property
+    def name(self) -> str:
+        """The whole one's."""
+        return self.whole.name
+
+    def trace(self, seed: int) -> Trace:
+        """Return the beginning of that seed's trace."""
+        return self.whole.trace(seed).head(requests=self.requests, seconds=self.seconds)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """One simulation to do. `source` is a position among those that `play_all` was given."""
@@ -67,11 +86,12 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
-    """What came of a run."""
+    """What came of a run, and the processor time that it took."""
 
     run: Run
     measures: Measures
     curves: Curves | None
+    cpu_seconds: float
 
 
 class Player:
@@ -83,10 +103,16 @@ class Player:
 
     def play(self, run: Run, progress: Callable[[float], None] | None = None) -> RunResult:
         """Do one run."""
+        began = time.process_time()
         trace = self._sources[run.source].trace(run.seed).at_rate(run.rate_scale)
         outcome = simulate(trace, run.policy, run.fleet, seed=run.seed, progress=progress)
         measures = measure(outcome, goal=run.goal, bounds=self._bounds_of(run, trace) if run.wants_bounds else None)
-        return RunResult(run=run, measures=measures, curves=curves_of(outcome) if run.wants_curves else None)
+        return RunResult(
+            run=run,
+            measures=measures,
+            curves=curves_of(outcome) if run.wants_curves else None,
+            cpu_seconds=time.process_time() - began,
+        )
 
     def _bounds_of(self, run: Run, trace: Trace) -> Bounds:
         """Return the bounds, which are the same for all policies."""
