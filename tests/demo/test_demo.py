@@ -69,7 +69,9 @@ def test_kv_finds_more_in_the_caches_than_round_robin() -> None:
     assert result["kv"]["prompt_tokens"] == result["round_robin"]["prompt_tokens"]
     assert result["kv"]["cached_token_share"] > result["round_robin"]["cached_token_share"]
     times = [result[policy]["ttft_mean_seconds"] for policy in ("round_robin", "kv")]
-    assert result["speedup_ttft_mean"] == pytest.approx(times[0] / times[1], rel=0.01, abs=0.01)  # Which is faster, load decides.
+    assert result["speedup_ttft_mean"] == pytest.approx(
+        times[0] / times[1], rel=0.01, abs=0.01
+    )  # Which is faster, load decides.
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
