@@ -16,7 +16,6 @@ from kvrouter.routing.cost import CostModel
 from kvrouter.routing.decision import Decision
 from kvrouter.routing.fleet import Candidates
 from kvrouter.routing.policy import Choice, Policy, Request
-from kvrouter.routing.queue_room import RankRoom
 from kvrouter.routing.router import Router
 from kvrouter.routing.settings import RoutingSettings
 
@@ -25,9 +24,9 @@ __all__ = ["TRANSFER_SHARE", "Asked", "DecodePolicy", "Split", "SplitPlanner", "
 TRANSFER_SHARE = 0.1
 """What fetching a token's blocks costs, as a share of computing it: what the decode rank has already saves that."""
 
-Verdict: TypeAlias = Literal["split", "short", "no_prefill", "same_worker", "no_decode"]
-"""Whether a request is split, and if not, why: little is left to compute (or its length is not known, or it cannot be
-split), nobody computes prompts, the worker that would is the one that decodes, or nobody decodes."""
+Verdict: TypeAlias = Literal["split", "short", "unsplittable", "no_prefill", "same_worker", "no_decode"]
+"""Whether a request is split, and if not, why: little is left to compute (or its length is not known), it has several
+prompts or answers, nobody computes prompts, the worker that would is the one that decodes, or nobody decodes."""
 
 
 class Asked(NamedTuple):
@@ -81,7 +80,7 @@ class SplitPlanner:
         self._router, self._tokens_min = router, tokens_min
         self._decode = DecodePolicy(router.settings)
 
-    def plan(self, asked: Asked, *, splittable: bool, room: RankRoom | None, now: float) -> Split:
+    def plan(self, asked: Asked, *, splittable: bool, now: float) -> Split:
         """Choose the ranks.
 
         What is not `splittable` is split only where nobody can take it whole.
@@ -89,23 +88,30 @@ class SplitPlanner:
         Raises:
             UnknownModelError, NoWorkerError: as `Router.decide`, of what the request itself asks for.
         """
+        decoding = structs.replace(asked.constraints, role="decode")
+        fleet, model = self._router.fleet, asked.model
         try:
-            whole = self._decide(asked, structs.replace(asked.constraints, role="decode"), now, room=room)
+            fleet.candidates(model, decoding)
         except NoWorkerError:
             return Split("no_decode")
-        if not splittable or asked.prompt is None or whole.prefill_tokens < self._tokens_min:
-            alone = self._alone("short", whole, asked)
+        if not splittable or self._left(asked, decoding, now) < self._tokens_min:
+            alone = self._alone("short" if splittable else "unsplittable", asked, decoding, now)
             if alone is not None:
                 return alone
-        prefill = self.prefill(asked, whole.worker_id, now)
+        try:
+            fleet.candidates(model, self._preparing(asked))
+            decode = self.decode(asked, None, now)
+        except NoWorkerError:
+            return self._alone("no_prefill", asked, decoding, now) or Split("no_prefill")
+        prefill = self.prefill(asked, decode.worker_id, now)
         if prefill is None:
-            return self._alone("no_prefill", whole, asked) or Split("no_prefill")
-        if prefill.worker_id == whole.worker_id:
-            return Split("same_worker", None, whole)
-        return Split("split", prefill, self.decode(asked, whole.worker_id, now))
+            return self._alone("no_prefill", asked, decoding, now) or Split("no_prefill")
+        if prefill.worker_id == decode.worker_id:
+            return Split("same_worker", None, prefill)
+        return Split("split", prefill, decode)
 
-    def decode(self, asked: Asked, like: str, now: float) -> Decision:
-        """The rank that generates what another one prepares, of the same engine as worker `like`.
+    def decode(self, asked: Asked, like: str | None, now: float) -> Decision:
+        """The rank that generates what another one prepares, of the same engine as worker `like` if that is given.
 
         Raises NoWorkerError if there is none.
         """
@@ -116,20 +122,39 @@ class SplitPlanner:
 
     def prefill(self, asked: Asked, like: str, now: float) -> Decision | None:
         """The rank that computes the prompt: by what it has of it, and what waits there; None if there is none."""
-        required = self._alike(asked, like)
+        asks = structs.replace(self._preparing(asked), required=self._alike(asked, like))
         try:
-            return self._decide(
-                asked, structs.replace(asked.constraints, role="prefill", affine=None, required=required), now
-            )
+            return self._decide(asked, asks, now)
         except NoWorkerError:
             return None
 
-    def _alone(self, verdict: Verdict, whole: Decision, asked: Asked) -> Split | None:
-        """Without a split, if that is possible: on the decode rank if it can, else wherever it can."""
-        if self._router.fleet.worker(whole.worker_id).traits.whole:
-            return Split(verdict, None, whole)
+    def _preparing(self, asked: Asked) -> Constraints:
+        """What is asked of the rank that computes the prompt; a pin or a conversation means the other one."""
+        return structs.replace(asked.constraints, role="prefill", affine=None, pinned=None, pinned_worker=None)
+
+    def _left(self, asked: Asked, decoding: Constraints, now: float) -> int:
+        """How much of the prompt the decode rank would have to compute that has most of it; 0 if that is not known."""
+        prompt = asked.prompt
+        if prompt is None:
+            return 0
+        promised = self._router.knowledge.overlaps(prompt, now).promised
+        candidates = self._router.fleet.candidates(asked.model, decoding)
+        return prompt.tokens - max(promised.get(each.dense_rank, 0) for each in candidates)
+
+    def _alone(self, verdict: Verdict, asked: Asked, decoding: Constraints, now: float) -> Split | None:
+        """Without a split: on a decode rank if those can, else wherever it can; None if nobody can.
+
+        A rank that has most of a prompt may be too busy for it, so that it is not as short as it seemed.
+        """
+        router = self._router
+        if all(
+            router.fleet.worker(each.worker_id).traits.whole for each in router.fleet.candidates(asked.model, decoding)
+        ):
+            whole = self._decide(asked, decoding, now)
+            long = verdict == "short" and asked.prompt is not None and whole.prefill_tokens >= self._tokens_min
+            return None if long else Split(verdict, None, whole)
         try:
-            self._router.fleet.candidates(asked.model, asked.constraints)
+            router.fleet.candidates(asked.model, asked.constraints)
         except NoWorkerError:
             return None
         return Split(verdict)
@@ -141,7 +166,6 @@ class SplitPlanner:
         now: float,
         *,
         policy: Policy | None = None,
-        room: RankRoom | None = None,
     ) -> Decision:
         return self._router.decide(
             asked.prompt,
@@ -151,11 +175,12 @@ class SplitPlanner:
             constraints=constraints,
             now=now,
             policy=policy,
-            room=room,
         )
 
-    def _alike(self, asked: Asked, like: str) -> tuple[LabelTerm, ...]:
+    def _alike(self, asked: Asked, like: str | None) -> tuple[LabelTerm, ...]:
         """Engines of two kinds cannot hand blocks to each other."""
         required = asked.constraints.required
-        engine = self._router.fleet.worker(like).traits.labels.get("engine") if like in self._router.fleet else None
+        engine = (
+            self._router.fleet.worker(like).traits.labels.get("engine") if like and like in self._router.fleet else None
+        )
         return required if engine is None else (*required, LabelTerm("engine", frozenset({engine})))

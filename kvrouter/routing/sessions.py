@@ -5,7 +5,7 @@ where the rank cannot be had, the conversation moves to whichever is chosen, and
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple, TypeAlias
 
 from msgspec import structs
@@ -72,6 +72,7 @@ class SessionTable:
         self._idle_seconds, self._sessions_max, self._seconds = idle_seconds, sessions_max, seconds
         self._defaults = defaults
         self._bindings: OrderedDict[_Key, _Binding] = OrderedDict()
+        self._by_worker: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self._bindings)
@@ -95,13 +96,16 @@ class SessionTable:
         if binding is None:
             counts.opened += 1
             binding = self._bindings[key] = _Binding(source, now)
+            self._count(source, 1)
             if len(self._bindings) > self._sessions_max:
-                self._bindings.popitem(last=False)
+                self._remove(next(iter(self._bindings)))
                 counts.evicted += 1
         elif binding.source == source:
             counts.kept += 1
         else:
             counts.moved += 1
+            self._count(binding.source, -1)
+            self._count(source, 1)
             binding.source = source
         binding.requests += 1
         binding.active += 1
@@ -121,7 +125,7 @@ class SessionTable:
         if model is None:
             name = keys[0][0]
             keys = [key for key in self._bindings if key[0] == name]
-        closed = sum(self._bindings.pop(key, None) is not None for key in keys)
+        closed = sum(map(self._remove, keys))
         self.counts.closed += closed
         return closed
 
@@ -129,7 +133,7 @@ class SessionTable:
         """Forget the conversations of a worker that has left; returns how many there were."""
         orphans = [key for key, binding in self._bindings.items() if binding.source.worker_id == worker_id]
         for key in orphans:
-            del self._bindings[key]
+            self._remove(key)
         self.counts.orphaned += len(orphans)
         return len(orphans)
 
@@ -142,22 +146,32 @@ class SessionTable:
             if binding.active:  # a long answer is no idleness
                 self._touch(key, binding, now)
                 continue
-            del self._bindings[key]
+            self._remove(key)
             self.counts.expired += 1
 
-    def by_worker(self) -> dict[str, int]:
-        """How many conversations each worker has."""
-        found: dict[str, int] = {}
-        for binding in self._bindings.values():
-            worker_id = binding.source.worker_id
-            found[worker_id] = found.get(worker_id, 0) + 1
-        return found
+    def by_worker(self) -> Mapping[str, int]:
+        """How many conversations each worker has; those that have none are absent."""
+        return self._by_worker
 
     def rows(self, now: float) -> Iterator[SessionRow]:
         """All bindings, the last used ones first."""
         for (session, model), each in reversed(self._bindings.items()):
             worker_id, rank = each.source
             yield SessionRow(session, model, worker_id, rank, each.requests, now - each.used_at, each.active)
+
+    def _remove(self, key: _Key) -> bool:
+        binding = self._bindings.pop(key, None)
+        if binding is None:
+            return False
+        self._count(binding.source, -1)
+        return True
+
+    def _count(self, source: Source, change: int) -> None:
+        left = self._by_worker.get(source.worker_id, 0) + change
+        if left:
+            self._by_worker[source.worker_id] = left
+        else:
+            del self._by_worker[source.worker_id]
 
     def _touch(self, key: _Key, binding: _Binding, now: float) -> None:
         binding.used_at = now

@@ -25,6 +25,8 @@ from kvrouter import __version__
 from kvrouter.errors import KvrouterError, RequestError
 from kvrouter.events.endpoints import without_password
 from kvrouter.index import PrefixIndex, implementation
+from kvrouter.routing.sessions import SessionTable
+from kvrouter.service.admin_sessions import add_session_routes
 from kvrouter.service.admission import Admission
 from kvrouter.service.admission_view import admission_record
 from kvrouter.service.auth import Authenticator, refuse_foreign_page
@@ -139,6 +141,7 @@ def build_admin(
     loads: LoadReports,
     admission: Admission | None,
     index: PrefixIndex,
+    sessions: SessionTable | None,
     clock: Callable[[], float],
 ) -> FastAPI:
     """Build the application over the parts that it shows and changes."""
@@ -147,6 +150,7 @@ def build_admin(
     _add_reading_routes(app, sources, decisions, loads)
     _add_queue_route(app, admission, clock)
     _add_index_route(app, index)
+    add_session_routes(app, sessions, clock)
     app.add_exception_handler(KvrouterError, _known_error)
     app.add_exception_handler(RequestValidationError, _invalid_request)
     app.add_exception_handler(HTTPException, _http_error)

@@ -148,6 +148,8 @@ class Service:
                 keeper=self.keeper,
                 admission=self.admission,
                 clock=clock,
+                splits=self.splits,
+                sessions=self.sessions,
             )
         )
         self.probes = ProbeRoutes(
@@ -241,6 +243,8 @@ class Service:
             try:
                 now, connected = self.clock(), self.sources.connected()
                 self.selection.expire(now)
+                if self.sessions is not None:
+                    self.sessions.expire(now)
                 self.registry.forget_dead(connected)
                 self.event_watch.look(connected, now=now)
                 if self.admission is not None:
@@ -273,6 +277,9 @@ class Service:
 
     def _fleet_changed(self) -> None:
         """What is served decides how prompts are read, which is said once per model; who is dead holds nothing."""
+        if self.sessions is not None:
+            for gone in self.sessions.by_worker().keys() - self.registry.workers.keys():
+                self.sessions.drop_worker(gone)
         self.registry.forget_dead(self.sources.connected())
         view = self.views.current()
         self.resolver.set_adapters(view.parents)
@@ -303,6 +310,7 @@ class Service:
             ingest=self.ingest,
             views=self.views,
             placement=self.placement,
+            sessions=self.sessions,
             default_block_size=self.settings.tokens.block_size,
         )
         pools = PoolViews(
@@ -337,6 +345,7 @@ class Service:
             loads=self.loads,
             admission=self.admission,
             index=self.index,
+            sessions=self.sessions,
             clock=self.clock,
         )
         if admin_socket:

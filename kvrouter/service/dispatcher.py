@@ -266,7 +266,7 @@ class RequestDispatcher:
         try:
             if registry.prefillers and self._stages is not None and request.path in SPLIT_PATHS:
                 asked = Asked(prompt, model, session, excluded, constraints or self._router.fleet.defaults)
-                found = self._stages.decide(request, asked, batch=batch, room=room, now=now)
+                found = self._stages.decide(request, asked, batch=batch, now=now)
                 if found is not None:
                     return found
             booking = next(self._bookings)

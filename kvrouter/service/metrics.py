@@ -15,11 +15,14 @@ from kvrouter import __version__
 from kvrouter.events import TIERS
 from kvrouter.index import PrefixIndex, implementation
 from kvrouter.routing import Router
+from kvrouter.routing.sessions import SessionTable
 from kvrouter.service.admission import Admission
 from kvrouter.service.admission_view import admission_metrics
+from kvrouter.service.disaggregation import SplitSender
 from kvrouter.service.event_metrics import plane_metrics, source_metrics
 from kvrouter.service.load_reports import LoadReports
 from kvrouter.service.metric_families import by_label, counter, gauge, histogram
+from kvrouter.service.placement_metrics import placement_metrics
 from kvrouter.service.proxy import ProxyStatistics
 from kvrouter.service.sources import SourceReport
 from kvrouter.service.state_keeper import StateKeeper
@@ -49,6 +52,8 @@ class MetricsSources:
     admission: Admission | None
     clock: Callable[[], float]
     policy: str
+    splits: SplitSender | None
+    sessions: SessionTable | None
 
 
 class Metrics:
@@ -79,6 +84,7 @@ class _Collector(Collector):
         yield from self._loads()
         yield from source_metrics(self._from.sources.rows())
         yield from plane_metrics(self._from.loads, self._from.keeper)
+        yield from placement_metrics(self._from.splits, self._from.sessions)
         yield from self._index()
 
     def describe(self) -> list[Metric]:

@@ -9,6 +9,7 @@ from kvrouter.events import Source
 from kvrouter.ingest import Ingest
 from kvrouter.routing import Decision, Router
 from kvrouter.routing.constraints import Constraints
+from kvrouter.routing.sessions import SessionTable
 from kvrouter.service.fleet_view import FleetViews
 from kvrouter.service.placement import PlacementReader
 from kvrouter.service.selection_tokens import AskedSelection
@@ -29,10 +30,11 @@ class SelectionChoice:
         ingest: Ingest,
         views: FleetViews,
         placement: PlacementReader,
+        sessions: SessionTable | None,
         default_block_size: int,
     ) -> None:
         self._registry, self._router, self._ingest, self._views = registry, router, ingest, views
-        self._placement = placement
+        self._placement, self._sessions = placement, sessions
         self._default_block_size = default_block_size
         self._pool_ranks: tuple[int, dict[str | None, int | None]] = (-1, {})
 
@@ -47,6 +49,9 @@ class SelectionChoice:
         prompt, model = self.prompt(asked)
         if pinned is None and fields.pinned_worker is not None:
             pinned = self.source(fields.pinned_worker.worker_id, fields.pinned_worker.dp_rank)
+        constraints, session = self._constraints(fields), fields.session
+        if session and self._sessions is not None:
+            constraints = self._sessions.asked(session, model, constraints, now)
         try:
             decision = self._router.decide(
                 prompt,
@@ -54,12 +59,23 @@ class SelectionChoice:
                 session=fields.session,
                 allowed=self._allowed(fields),
                 pinned=pinned,
-                constraints=self._constraints(fields),
+                constraints=constraints,
                 now=now,
             )
         except UnmetConstraintError as error:
             raise NoWorkerError(error.reason) from None  # Dynamo's clients know 503 for it
+        if session and not fields.advisory:
+            self._follow(session, model, decision, is_last=fields.is_last, now=now)
         return prompt, decision
+
+    def _follow(self, session: str, model: str | None, decision: Decision, *, is_last: bool, now: float) -> None:
+        """Remember where a conversation is. How long the gateway takes is not known, so it is idle at once."""
+        if self._sessions is None:
+            return
+        self._sessions.placed(session, model, decision.source, now)
+        self._sessions.ended(session, model, now)
+        if is_last:
+            self._sessions.close(session, model)
 
     def prompt(self, asked: AskedSelection) -> tuple[Prompt, str | None]:
         """Return the prompt and the model that it is for."""

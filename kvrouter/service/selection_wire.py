@@ -110,6 +110,11 @@ class SelectionRequest(msgspec.Struct):
         """The conversation that the prompt belongs to."""
         return self.session_id or (self.session_context.session_id if self.session_context else None)
 
+    @property
+    def is_last(self) -> bool:
+        """Whether the conversation ends with it."""
+        return bool(self.session_context and self.session_context.session_final)
+
 
 class OutputBlock(msgspec.Struct):
     """Progress of a reservation: one more block was generated."""

@@ -12,7 +12,6 @@ from typing import Any, Protocol
 from kvrouter.errors import KvrouterError
 from kvrouter.routing import Decision, Router
 from kvrouter.routing.disaggregation import Asked
-from kvrouter.routing.queue_room import RankRoom
 from kvrouter.service.body_members import member
 from kvrouter.service.disaggregation import Prefill, SplitSender
 from kvrouter.service.proxy import Outcome, Reply, Request, Route, Usage
@@ -49,15 +48,13 @@ class SplitStages:
     ) -> None:
         self._departures, self._sender, self._router, self._registry = departures, sender, router, registry
 
-    def decide(
-        self, request: Request, asked: Asked, *, batch: int, room: RankRoom | None, now: float
-    ) -> tuple[Decision, Route] | None:
+    def decide(self, request: Request, asked: Asked, *, batch: int, now: float) -> tuple[Decision, Route] | None:
         """Plan and book a request; None where it goes to one worker, whichever takes it.
 
         Raises:
             RoutingError: as `Router.decide`.
         """
-        plan = self._sender.planner.plan(asked, splittable=_splittable(request, batch), room=room, now=now)
+        plan = self._sender.planner.plan(asked, splittable=_splittable(request, batch), now=now)
         verdicts = self._sender.counts.verdicts
         verdicts[plan.verdict] = verdicts.get(plan.verdict, 0) + 1
         if plan.decode is None:

@@ -189,6 +189,8 @@ class SessionMachine(RuleBasedStateMachine):
         """Same bindings, in the same order."""
         seen = [((row.session, row.model), Source(row.worker_id, row.rank)) for row in self.table.rows(self.now)]
         assert seen == [(each[0], each[1]) for each in reversed(self.model)]
+        workers = [source.worker_id for _, source in seen]
+        assert self.table.by_worker() == {name: workers.count(name) for name in workers}
         counts = self.table.counts
         left = counts.opened - counts.closed - counts.expired - counts.evicted - counts.orphaned
         assert left == len(self.table) <= self.sessions_max

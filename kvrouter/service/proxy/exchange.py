@@ -153,6 +153,21 @@ class Exchange(Relay):
         else:
             self._fail(UpstreamError(companion.failure or "", outcome="upstream_lost"))
 
+    def _failed_together(self, route: Route, status: int) -> bool:
+        assert route.companion is not None
+        assert self._upstream is not None
+        if self._attempts >= self._plane.limits.attempts_max:
+            return False
+        self._upstream.abort()
+        self._silent, self._buffer = True, b""
+        self._excluded = {*self._excluded, route.companion.worker_id}
+        reason = f"worker {route.worker_id} answered with {status}, as worker {route.companion.worker_id} did its part"
+        self._failure = UpstreamError(reason, outcome="upstream_lost")
+        self._settled("error_status", None)
+        self._plane.statistics.retries += 1
+        self.start()
+        return True
+
     def _repeatable(self, route: Route) -> bool:
         return route.is_inference or self._request.method in _IDEMPOTENT
 

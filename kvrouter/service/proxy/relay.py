@@ -89,6 +89,10 @@ class Relay:
     def _unanswered(self, error: UpstreamError, *, silent: bool) -> None:
         """Handle a failure before the client saw anything; `silent`: the worker sent no byte at all."""
 
+    @abstractmethod
+    def _failed_together(self, route: Route, status: int) -> bool:
+        """Try again what failed because its companion did, as far as one can tell; False if it was tried enough."""
+
     def response_data(self, data: bytes) -> None:
         """Take the next bytes of the answer."""
         body = self._body
@@ -150,9 +154,10 @@ class Relay:
         plane = self._plane
         if self._silent:
             self._silent = False
-            self._client.body_done()  # nothing will be sent again
             route = self._route
             assert route is not None
+            if route.companion is None:
+                self._client.body_done()  # nothing will be sent again
             if route.body is not None:
                 route.body = None
             plane.first_byte(route)
@@ -183,7 +188,12 @@ class Relay:
 
     def _begin(self, head: ResponseHead, length: int, data: bytes, start: int) -> None:
         """Send the head and what came with it of the body, which begins at `start`, in one piece."""
-        request, body = self._head, data[start:]
+        request, body, route = self._head, data[start:], self._route
+        assert route is not None
+        if route.companion is not None:
+            if head.status >= 500 and self._failed_together(route, head.status):
+                return
+            self._client.body_done()
         if length == len(body) and not head.chunked and not head.bodiless and request.line.method != "HEAD":
             # All of it is here, as with most answers that are no streams: no framing has to be kept.
             self._keep_alive = request.keep_alive and not self._plane.draining
