@@ -1,7 +1,8 @@
 """How fast a queue drains: requests admitted per second while some waited, lane by lane, the recent ones most.
 
-It needs no model of the engines: whatever slows a fleet down, slows what was seen. Before anything was seen, a prior
-that the caller gives counts as one request.
+It needs no model of the engines: whatever slows a fleet down, slows what was seen. What the caller thinks counts as
+much as the requests that are under way: they began about together and may end together, so that before the first of
+them has ended nothing can be seen, however long that takes.
 """
 
 from collections.abc import Hashable
@@ -56,13 +57,17 @@ class DrainRates:
             _advance(rate, now)
             rate.waits = False
 
-    def seconds(self, lane: Hashable, requests: float, *, prior: float, now: float) -> float:
-        """How long it takes to admit so many requests; `prior` is how long one takes as far as anybody could tell."""
+    def seconds(self, lane: Hashable, requests: float, *, prior: float, running: int, now: float) -> float:
+        """How long it takes to admit so many requests.
+
+        `prior` is how long one takes as far as anybody could tell, and `running` how many are under way.
+        """
         rate = self._rates.get(lane)
         if rate is None:
             return requests * prior
         _advance(rate, now)
-        return requests * (rate.seconds + prior) / (rate.admitted + 1.0)
+        weight = max(1, running)
+        return requests * (rate.seconds + weight * prior) / (rate.admitted + weight)
 
 
 def _advance(rate: _Rate, now: float) -> None:

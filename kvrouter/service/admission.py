@@ -201,7 +201,7 @@ class Admission:
         predicted = forecast.prefill_seconds(lane, asked.prompt, now=now)
         if not has_room or queue.waits_in(lane):
             ahead = queue.ahead(asked.tenant, lane, key) + 1.0
-            predicted += forecast.wait_seconds(lane, ahead, prior=predicted / len(candidates), now=now)
+            predicted += forecast.wait_seconds(lane, ahead, candidates, predicted, now=now)
         self._refuse_late(asked, predicted, now)
         route = self._enter(asked, key=key, tokens=forecast.charge(uncached), predicted=predicted, now=now)
         self.pump()
@@ -307,7 +307,7 @@ class Admission:
         # One that a worker failed was let in before: only its own deadline counts.
         bound = inf if asked.lane.exclude else self.ttft_seconds_max
         if predicted > bound:
-            what = f"the first token is predicted in {predicted:.1f} s, the bound is {bound:g} s"
+            what = f"the first token is predicted in {predicted:.2f} s, the bound is {bound:g} s"
             shares = self.queue.shares
             if shares.is_over_share(shares.tenant(asked.tenant)):
                 what = f"{what}, and this tenant has more waiting than its share"
@@ -318,7 +318,7 @@ class Admission:
     def _refuse_unreachable(self, asked: Asked, predicted: float, now: float) -> None:
         late = now + predicted - asked.deadline_at
         if late > 0:
-            what = f"the first token is predicted in {predicted:.1f} s, {late:.1f} s after the request's deadline"
+            what = f"the first token is predicted in {predicted:.2f} s, {late:.2f} s after the request's deadline"
             raise self.counters.turn_away("deadline_unreachable", what, seconds=late)
 
     def _too_many(self, waiting: Waiting[Asked], predicted: float) -> ShedError:
@@ -336,8 +336,10 @@ class Admission:
         if asked.deadline_at <= now:
             what = f"the request's deadline passed after it had waited {waited:.1f} s for a rank with room"
             return self.counters.turn_away("deadline_exceeded", what, seconds=1.0)
-        if self._candidates(asked.lane) is None:
+        candidates = self._candidates(asked.lane)
+        if candidates is None:
             return NoWorkerError(f"for {waited:.1f} s no worker could take the request")
-        seconds = self._forecast.wait_seconds(asked.lane, self.queue.waits_in(asked.lane), prior=1.0, now=now)
+        left = self.queue.waits_in(asked.lane)
+        seconds = self._forecast.wait_seconds(asked.lane, left, candidates, 1.0, now=now)
         what = f"no rank had room for {waited:.1f} s"
         return self.counters.turn_away("queue_timeout", what, seconds=seconds)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from kvrouter.blocks import Prompt
 from kvrouter.routing import Router
 from kvrouter.routing.constraints import Constraints
+from kvrouter.routing.fleet import Candidates
 from kvrouter.routing.queue_drain import DrainRates
 
 __all__ = ["Forecast", "Lane"]
@@ -56,9 +57,13 @@ class Forecast:
         """
         return self._router.predict(prompt, model=lane.model, constraints=lane.constraints, now=now)
 
-    def wait_seconds(self, lane: Lane, requests: float, *, prior: float, now: float) -> float:
-        """Time until so many that wait are admitted; `prior` is what one takes as long as nothing was seen."""
-        return self._rates.seconds(lane, requests, prior=prior, now=now)
+    def wait_seconds(
+        self, lane: Lane, requests: float, candidates: Candidates, prefill_seconds: float, *, now: float
+    ) -> float:
+        """Time until so many that wait for these ranks are admitted, each of which takes `prefill_seconds` of one."""
+        running = sum(load.active_requests for load in candidates.loads)
+        prior = prefill_seconds / len(candidates)
+        return self._rates.seconds(lane, requests, prior=prior, running=running, now=now)
 
     def uncached(self, prompt: Prompt | None, *, now: float) -> int:
         """Prompt tokens that the rank which has most of them would have to compute."""

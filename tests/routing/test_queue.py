@@ -326,20 +326,32 @@ def test_how_many_go_first_depends_on_whose_they_are() -> None:
 def test_a_queue_drains_as_fast_as_it_was_seen_to() -> None:
     """At first as the prior says; later as seen, the recent more than the old; idle time does not count."""
     rates = DrainRates()
-    at_first = rates.seconds("lane", 10, prior=2.0, now=0.0)
+    at_first = rates.seconds("lane", 10, prior=2.0, running=1, now=0.0)
     rates.waits("lane", now=0.0)
     for second in range(1, 101):
         rates.admitted("lane", now=second)
-    seen = rates.seconds("lane", 10, prior=2.0, now=100.0)
+    seen = rates.seconds("lane", 10, prior=2.0, running=1, now=100.0)
     rates.emptied("lane", now=100.0)
     rates.waits("lane", now=5000.0)
-    after_a_pause = rates.seconds("lane", 10, prior=2.0, now=5000.0)
-    stalled = rates.seconds("lane", 10, prior=2.0, now=5060.0)
+    after_a_pause = rates.seconds("lane", 10, prior=2.0, running=1, now=5000.0)
+    stalled = rates.seconds("lane", 10, prior=2.0, running=1, now=5060.0)
 
     assert at_first == 20.0
     assert 9 <= seen <= 12
     assert after_a_pause == pytest.approx(seen)
     assert stalled > 3 * seen
+
+
+def test_before_the_first_of_those_under_way_has_ended_little_is_known() -> None:
+    """Eight that began together end together: seconds without an end say less the more there are."""
+    rates = DrainRates()
+    rates.waits("lane", now=0.0)
+
+    of_one = rates.seconds("lane", 1, prior=0.5, running=1, now=4.0)
+    of_eight = rates.seconds("lane", 1, prior=0.5, running=8, now=4.0)
+
+    assert of_one > 4
+    assert of_eight < 1.1
 
 
 def test_rates_are_kept_of_so_many_lanes_only() -> None:
