@@ -1,10 +1,11 @@
 """The examples do what they say."""
 
 import json
-import socket
 import subprocess
 import sys
 from pathlib import Path
+
+from tests.servers import free_tcp
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -12,7 +13,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 def test_the_router_in_process_finds_the_worker_with_the_prefix() -> None:
     """Three blocks of 16 tokens are cached on worker b."""
     answer = subprocess.run(
-        [sys.executable, str(EXAMPLES / "route_in_process.py")], capture_output=True, text=True, timeout=30, check=True
+        [sys.executable, str(EXAMPLES / "route_in_process.py")], capture_output=True, text=True, timeout=90, check=True
     )
 
     assert answer.stdout == "worker b: 48 of 100 tokens are cached there\n"
@@ -20,8 +21,7 @@ def test_the_router_in_process_finds_the_worker_with_the_prefix() -> None:
 
 def test_published_events_can_be_watched() -> None:
     """`kvrouter events tail` shows what the example publishes."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        endpoint = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    endpoint = free_tcp()
     publisher = subprocess.Popen([sys.executable, str(EXAMPLES / "publish_events.py"), endpoint, "30"])
     tail = subprocess.Popen(
         [sys.executable, "-m", "kvrouter", "events", "tail", endpoint, "--json"], stdout=subprocess.PIPE, text=True

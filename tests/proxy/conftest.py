@@ -10,7 +10,7 @@ import uvloop
 from kvrouter import native_core
 from kvrouter.service.proxy import chunked, forwarding, head_memory, usage
 
-_TEST_SECONDS = 60
+_TEST_SECONDS = 110
 
 collect_ignore = [] if native_core.present else ["test_http_core.py"]
 

@@ -94,15 +94,18 @@ async def test_a_slow_client_does_not_make_the_worker_look_slow() -> None:
         conversation.send(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % (8 * MIB) + b"x" * (8 * MIB))
         await conversation.flush()
 
+    now = 1000.0
     async with (
         worker(script) as w,
-        proxying(w.endpoint, idle_seconds=0.1) as (server, fleet),
+        proxying(w.endpoint, idle_seconds=1, stall_seconds=10_000, clock=lambda: now) as (server, fleet),
         connected(server, receive_buffer=4096) as client,
     ):
         client.pause_reading()
         client.send(post())
         await until(lambda: any(each.write_paused for each in server._connections))
-        await asyncio.sleep(0.4)
+        for _ in range(10):
+            now += 100
+            await until(lambda: server._plane.now == now)  # noqa: B023 - awaited here: deadlines have been looked at
         client.resume_reading()
         answer = await client.answer()
 
@@ -183,7 +186,7 @@ async def test_ten_thousand_idle_connections() -> None:
             transport, _ = await loop.create_connection(asyncio.Protocol, "127.0.0.1", server.port)
             transport.write(get("/livez"))
             transports.append(transport)
-        await until(lambda: server.statistics.requests == count, 30)
+        await until(lambda: server.statistics.requests == count, 90)
         per_connection = tracemalloc.get_traced_memory()[0] / count
         tracemalloc.stop()
         async with connected(server) as client:
@@ -194,7 +197,7 @@ async def test_ten_thousand_idle_connections() -> None:
         assert per_connection < 8 * 1024  # both sides of the connection together
         for transport in transports:
             transport.abort()
-        await until(lambda: server.statistics.connections_open == 0, 30)
+        await until(lambda: server.statistics.connections_open == 0, 90)
 
 
 def _connections_possible(wanted: int) -> int:

@@ -80,6 +80,7 @@ async def test_a_silent_worker_times_out() -> None:
     """The connection is closed, so that the worker stops as well."""
     pool = UpstreamPool(ProxyLimits())
     async with worker(silence) as w:
+        (await pool.connect(w.endpoint)).release(reusable=True)  # So that the time is for the answer alone.
         with pytest.raises(UpstreamError) as raised:
             await _get(pool, w.endpoint, timeout_seconds=0.05)
 
@@ -118,7 +119,7 @@ async def test_questions_ignore_the_connection_limit() -> None:
     pool = UpstreamPool(ProxyLimits(worker_connections_max=1))
     async with worker(silence) as w:
         busy = await pool.connect(w.endpoint)
-        asking = asyncio.create_task(_get(pool, w.endpoint, timeout_seconds=5))
+        asking = asyncio.create_task(_get(pool, w.endpoint, timeout_seconds=60))
         await until(lambda: w.requests)
 
         asking.cancel()
@@ -184,7 +185,7 @@ async def test_bytes_on_an_idle_connection_end_it() -> None:
 @pytest.mark.parametrize("endings", [["timeout"], ["cancel"]])
 async def test_those_who_stop_waiting_leave_no_gap(endings: list[str]) -> None:
     """A connection handed over in the moment of giving up goes to the next one or back to the pool."""
-    pool = UpstreamPool(ProxyLimits(worker_connections_max=1, connect_seconds=0.05 if endings == ["timeout"] else 30))
+    pool = UpstreamPool(ProxyLimits(worker_connections_max=1, connect_seconds=1 if endings == ["timeout"] else 30))
     async with worker(silence) as w:
         held = await pool.connect(w.endpoint)
         waiting = asyncio.create_task(pool.connect(w.endpoint))

@@ -264,7 +264,7 @@ async def test_a_worker_that_does_not_accept_in_time_is_replaced() -> None:
         async with worker(answering(OK)) as good:
             endpoint = Endpoint("127.0.0.1", full.getsockname()[1])
             async with (
-                proxying(endpoint, good.endpoint, connect_seconds=0.1) as (server, fleet),
+                proxying(endpoint, good.endpoint, connect_seconds=2) as (server, fleet),
                 connected(server) as client,
             ):
                 answer = await client.ask(post())
@@ -306,7 +306,7 @@ async def test_all_connections_in_use_lets_another_worker_answer() -> None:
     async with (
         worker(silence) as busy,
         worker(answering(OK)) as other,
-        proxying(busy.endpoint, other.endpoint, worker_connections_max=1, connect_seconds=0.1) as (server, fleet),
+        proxying(busy.endpoint, other.endpoint, worker_connections_max=1, connect_seconds=2) as (server, fleet),
         connected(server) as first,
         connected(server) as second,
     ):

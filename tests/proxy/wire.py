@@ -8,12 +8,14 @@ import contextlib
 import socket
 import ssl
 import struct
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from kvrouter.errors import NoWorkerError
 from kvrouter.service.proxy import Endpoint, ProxyLimits, ProxyServer, Reply, Request, Route, Usage
+from tests.servers import free_port
 
 Script = Callable[["Conversation"], Awaitable[None]]
 
@@ -36,7 +38,7 @@ def get(path: str = "/v1/models", headers: str = "") -> bytes:
     return f"GET {path} HTTP/1.1\r\nHost: test\r\n{headers}\r\n".encode()
 
 
-async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+async def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
     """Wait for a condition, with a deadline."""
     async with asyncio.timeout(seconds):
         while not condition():
@@ -268,9 +270,7 @@ async def silence(conversation: Conversation) -> None:
 
 async def unused_endpoint() -> Endpoint:
     """Return an endpoint that refuses connections."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return Endpoint("127.0.0.1", sock.getsockname()[1])
+    return Endpoint("127.0.0.1", free_port())
 
 
 class Fleet:
@@ -322,10 +322,11 @@ async def proxying(
     fleet: Fleet | None = None,
     tls: ssl.SSLContext | None = None,
     on_error: Callable[[str, Exception], None] | None = None,
+    clock: Callable[[], float] = time.monotonic,
     **limits: Any,
 ) -> AsyncIterator[tuple[ProxyServer, Fleet]]:
     """Start a proxy in front of `endpoints`."""
     fleet = fleet or Fleet(*endpoints)
-    async with ProxyServer(fleet, ProxyLimits(**limits), on_error=on_error) as server:
+    async with ProxyServer(fleet, ProxyLimits(**limits), on_error=on_error, clock=clock) as server:
         await server.start("127.0.0.1", 0, tls)
         yield server, fleet

@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.servers import free_port
 from tests.service.processes import Processes, eventually, until_cut
 
 STREAM = {"prompt": list(range(64)), "max_tokens": 60, "ignore_eos": True, "stream": True}
@@ -194,8 +195,7 @@ def test_with_keys_a_wider_bind_is_allowed(processes: Processes) -> None:
 
 def test_an_admin_port_takes_the_admin_api_off_the_main_one(processes: Processes) -> None:
     """And asks for the admin key there."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        admin_port = free.getsockname()[1]
+    admin_port = free_port()
     router = processes.router("--server-admin-port", str(admin_port), "--admin-key", "root")
     admin = f"http://127.0.0.1:{admin_port}"
     worker = {"worker_id": "w", "endpoint": "somewhere"}
@@ -224,8 +224,7 @@ def test_the_client_key_never_reaches_a_worker(processes: Processes) -> None:
 
 def test_it_listens_before_its_workers_are_there(processes: Processes) -> None:
     """A fleet may start in any order: ready when the first worker is."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     router = processes.router("--worker", f"http://127.0.0.1:{port}")
     early = router.get("/readyz")
 
