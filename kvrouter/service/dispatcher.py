@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Collection
 from itertools import count
-from typing import Protocol
+from typing import Protocol, TypeAlias
 from urllib.parse import unquote
 
 import msgspec
@@ -51,6 +51,10 @@ class LocalRoutes(Protocol):
         ...
 
 
+Conversation: TypeAlias = tuple[str, str | None, bool]
+"""Session and model, and whether this is its last request."""
+
+
 class Flight(msgspec.Struct, eq=False, frozen=True, gc=False):
     """One attempt of one request, from the decision to its end."""
 
@@ -60,8 +64,8 @@ class Flight(msgspec.Struct, eq=False, frozen=True, gc=False):
     overlap_tokens: int
     confirmed_tokens: int
     received_at: float
-    conversation: tuple[str, str | None, bool] | None = None
-    """Session and model, and whether this is its last request; None where conversations are not followed."""
+    conversation: Conversation | None = None
+    """None where conversations are not followed."""
     prefill: Prefill | None = None
     """The first stage of a split request, of which this is the second."""
 
@@ -227,10 +231,9 @@ class RequestDispatcher:
         traffic.prompt_tokens += decision.prompt_tokens
         traffic.overlap_tokens += decision.overlap_tokens
         traffic.by_policy[policy] = traffic.by_policy.get(policy, 0) + 1
-        prefill = _prefill_of(route)
-        self._decisions.record(
-            request.id, decision, model, now + self._wall_offset, None if prefill is None else prefill.decision
-        )
+        prefill = _prefill_of(route) if self._registry.prefillers else None
+        first_stage = None if prefill is None else prefill.decision
+        self._decisions.record(request.id, decision, model, now + self._wall_offset, first_stage)
         return route
 
     def _route_other(self, request: Request, excluded: Collection[str]) -> Route:
@@ -282,13 +285,17 @@ class RequestDispatcher:
             )
         except (UnknownModelError, NoWorkerError) as error:
             raise self._refusal(error, model) from None
-        return decision, self._way(request, decision, booking, session=session, model=model)
+        conversation = None
+        if session is not None and self._sessions is not None:
+            conversation = self._followed(request, decision, session, model)
+        return decision, self._way(request, decision, booking, conversation, None)
 
     def book(self, request: Request, decision: Decision, asked: Asked, prefill: Prefill | None) -> Route:
         """Book a decision, and tell the way; `prefill` is the first stage if this is the second."""
         booking = next(self._bookings)
         self._router.commit(decision, id=booking, now=self._clock())
-        return self._way(request, decision, booking, session=asked.session, model=asked.model, prefill=prefill)
+        conversation = self._followed(request, decision, asked.session, asked.model)
+        return self._way(request, decision, booking, conversation, prefill)
 
     def whole(self, request: Request, asked: Asked) -> Route:
         """Decide where one worker does all of a request that was to be split, and book and record it."""
@@ -303,17 +310,16 @@ class RequestDispatcher:
             constraints=asked.constraints,
         )
         self._decisions.record(request.id, decision, asked.model, now + self._wall_offset)
-        return self._way(request, decision, booking, session=asked.session, model=asked.model)
+        conversation = self._followed(request, decision, asked.session, asked.model)
+        return self._way(request, decision, booking, conversation, None)
 
     def _way(
         self,
         request: Request,
         decision: Decision,
         booking: int,
-        *,
-        session: str | None,
-        model: str | None,
-        prefill: Prefill | None = None,
+        conversation: Conversation | None,
+        prefill: Prefill | None,
     ) -> Route:
         """The way of what is booked."""
         source = decision.target.source
@@ -322,10 +328,6 @@ class RequestDispatcher:
         worker.active += 1
         worker.counters.requests += 1
         assert worker.endpoint is not None
-        conversation = None
-        if session is not None and self._sessions is not None:
-            self._sessions.placed(session, model, source, self._clock())
-            conversation = session, model, SESSION_END in dict(request.asked)
         overlap_tokens = decision.overlap_tokens
         flight = Flight(
             worker,
@@ -351,7 +353,16 @@ class RequestDispatcher:
         prefill = _prefill_of(found)
         return found if prefill is None else self._stages.leave(prefill, found)
 
-    def _end_of_request(self, conversation: tuple[str, str | None, bool], now: float) -> None:
+    def _followed(
+        self, request: Request, decision: Decision, session: str | None, model: str | None
+    ) -> Conversation | None:
+        """Note where a conversation is, if there is one and they are followed."""
+        if session is None or self._sessions is None:
+            return None
+        self._sessions.placed(session, model, decision.target.source, self._clock())
+        return session, model, SESSION_END in dict(request.asked)
+
+    def _end_of_request(self, conversation: Conversation, now: float) -> None:
         """From now on a conversation is idle, or over."""
         assert self._sessions is not None
         session, model, is_last = conversation
