@@ -133,6 +133,25 @@ async def test_a_route_decided_in_the_moment_of_leaving_is_given_back() -> None:
             assert w.requests == []
 
 
+async def test_leaving_before_a_route_is_awaited_cancels_it_too() -> None:
+    """Whoever keeps a place for it must hear that nobody wants it, although no task has begun to wait."""
+    asked: list[asyncio.Future[Route]] = []
+
+    class Waiting(Fleet):
+        def route(self, request: Request, excluded: object) -> object:  # type: ignore[override]
+            for connection in server._connections:
+                connection.abort()  # heard of before the task that is made next takes its first step
+            asked.append(asyncio.get_running_loop().create_future())
+            return asked[0]
+
+    fleet = Waiting()
+    async with proxying(fleet=fleet) as (server, _), connected(server) as client:
+        client.send(post())
+
+        await until(lambda: asked and asked[0].cancelled())
+        assert fleet.told == []
+
+
 async def test_leaving_while_connecting_gives_the_place_back() -> None:
     """Also while waiting for a free connection: the next in line gets it."""
     async with (

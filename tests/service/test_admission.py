@@ -1,13 +1,23 @@
 """Requests that wait for a rank with room, and those that are turned away; without sockets, time moved by hand."""
 
 import asyncio
+import json
+import logging
 from collections.abc import Awaitable
 from typing import Any
 
 import pytest
 
-from kvrouter.errors import KvrouterError, NoWorkerError, RequestError, ShedError, UnknownModelError
+from kvrouter.errors import (
+    KvrouterError,
+    NoWorkerError,
+    RequestError,
+    SettingsError,
+    ShedError,
+    UnknownModelError,
+)
 from kvrouter.service.admission import Admission
+from kvrouter.service.admission_view import admission_record
 from kvrouter.service.proxy import Route, error_reply
 from kvrouter.settings import QueueSettings, Settings
 from tests.service.inprocess import InProcess
@@ -575,3 +585,68 @@ async def test_a_tenant_is_told_by_what_the_settings_say(
     fleet.dispatcher.route(fleet.service.request("POST", "/v1/completions", body, headers), ())
 
     assert [each.tenant.name for each in fleet.admission.queue] == [tenant]
+
+
+async def test_the_queue_can_be_looked_at() -> None:
+    """Who waits for what, with which share; the largest first."""
+    fleet = Fleet(**TENANT, tenant_weights=("paying=2.5",), quantum_tokens=1000)
+    fleet.sent()
+    for number in range(3):
+        fleet.waiting("paying", start=1000 * number)
+    fleet.waiting("other")
+    fleet.service.clock.now += 1.5
+
+    record = admission_record(fleet.admission, now=fleet.service.clock.now)
+
+    assert json.loads(json.dumps(record)) == record
+    assert record["waiting"]["requests"] == 4
+    assert record["waiting"]["oldest_seconds"] == 1.5
+    assert record["limits"]["ttft_seconds_max"] is None
+    assert record["counts"]["queued"] == 4
+    assert record["lanes"] == [{"model": "m", "constrained": False, "excluded": [], "requests": 4, "has_room": False}]
+    first, second = record["tenants"]
+    assert (first["tenant"], first["weight"], first["requests"], first["deficit_tokens"]) == ("paying", 2.5, 3, 2500)
+    assert (second["tenant"], second["weight"], second["requests"]) == ("other", 1.0, 1)
+
+
+async def test_requests_that_are_turned_away_are_logged_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
+    """Not each of them."""
+    fleet = Fleet()
+    with caplog.at_level(logging.WARNING, logger="kvrouter.admission"):
+        for _ in range(50):
+            with pytest.raises(ShedError):
+                fleet.ask(tokens=8000, x_kvrouter_deadline_ms=1)
+            fleet.admission.tell()
+        fleet.service.clock.now += 11.0
+        fleet.admission.tell()
+
+    lines = [each for each in caplog.records if each.getMessage() == "requests_shed"]
+    assert len(lines) == 2
+    assert sum(each.fields["requests"] for each in lines) == 50  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("queue", "named"),
+    [
+        ({"tenant_weights": ("a",)}, "'a'"),
+        ({"tenant_weights": ("a=heavy",)}, "'a=heavy'"),
+        ({"tenant_weights": ("a=0",)}, "0.001 to 1000"),
+        ({"tenant_weights": ("=1",)}, "'=1'"),
+        ({"tenant_weights": ("a=1", "a=2")}, "two weights"),
+        ({"tenant_weights": ("a=nan",)}, "'a=nan'"),
+        ({"tenant_by": "header", "tenant_header": ""}, "tenant_header"),
+    ],
+)
+def test_shares_that_make_no_sense_end_the_start(queue: dict[str, Any], named: str) -> None:
+    """Also where nothing is bounded yet: a misspelt weight should not wait to be found."""
+    with pytest.raises(SettingsError, match=named):
+        InProcess(queue=QueueSettings(**queue))
+
+
+async def test_a_name_with_an_equals_sign_may_have_a_weight() -> None:
+    """The last sign divides."""
+    fleet = Fleet(**TENANT, tenant_weights=("team=blue=2",))
+    fleet.sent()
+    fleet.waiting("team=blue")
+
+    assert [each.tenant.weight for each in fleet.admission.queue] == [2.0]
