@@ -57,6 +57,8 @@ class BlockTable:
         self.keys: dict[int, int] = {}
         self.names_namespaces = self.clears_all_tiers = False
         self.unknown_removals = self.unresolved_dropped = 0
+        self.evicted = self.returned = 0
+        """Hashes whose last copy went, and those of them that were stored again while they were idle."""
         self.run_end = 0
         """Of the payloads that `apply_plain` was last given, those before this one were begun, even if it failed."""
         self._index, self._rank = index, rank
@@ -101,8 +103,10 @@ class BlockTable:
             place = self._places[tier, group] = Copies()
         first = place.add_hashes(hashes)
         if self._idle and not self._idle.keys().isdisjoint(hashes):
+            before = len(self._idle)
             for engine_hash in hashes:
                 self._idle.pop(engine_hash, None)
+            self.returned += before - len(self._idle)
         keys = list(map(self.keys.get, first))
         if None in keys:
             self._park(first)
@@ -273,6 +277,7 @@ class BlockTable:
             self._unresolved.pop(engine_hash, None)
             return
         self._idle[engine_hash] = None
+        self.evicted += 1
         while len(self._idle) > self._idle_most():
             oldest, _ = self._idle.popitem(last=False)
             del self.keys[oldest]

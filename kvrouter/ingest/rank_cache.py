@@ -74,6 +74,15 @@ class RankCache:
         return self._table.unresolved_dropped
 
     @property
+    def evictions(self) -> tuple[int, int, float]:
+        """Hashes whose last copy went, those of them that came back soon, and how soon.
+
+        Soon means: while the engine evicted this share of what it holds.
+        """
+        table = self._table
+        return table.evicted, table.returned, min(1.0, table.idle / max(1, len(self._aliases.keys) - table.idle))
+
+    @property
     def _idle(self) -> list[int]:
         """Hashes whose meaning is kept though no copy is left, in the order in which the copies went."""
         return self._table.idle_hashes()

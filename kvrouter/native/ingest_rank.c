@@ -247,6 +247,7 @@ int kvr_rank_make_idle(struct kvr_rank *rank, uint8_t *row, uint32_t before)
     if (kvr_queue_join(&rank->idle, kvr_row_hash(row)) || kvr_rank_renumber(rank, row, before, KVR_IDLE))
         return -1;
     KVR_PREFETCH(kvr_aliases_home(&rank->aliases, kvr_queue_peek(&rank->idle, FORGOTTEN_SOON)));
+    rank->evicted++;
     bound_idle(rank);
     return 0;
 }
@@ -283,6 +284,7 @@ static int add_to_row(struct kvr_rank *rank, struct kvr_place *place, uint8_t *r
     if (kvr_rank_renumber(rank, row, before, after) ||
         (before == KVR_IDLE && kvr_queue_leave(&rank->idle, kvr_row_hash(row))))
         return -1;
+    rank->returned += before == KVR_IDLE;
     if (!is_first)
         return 0;
     return kvr_copies_is_known(&rank->copies, after) ? block_came(rank, place, key) : 0;

@@ -40,6 +40,7 @@ struct kvr_rank {
     uint32_t place_count, places_allocated, main_group;
     size_t idle_max, unresolved_max;
     size_t unresolved_dropped;
+    size_t evicted, returned; /* hashes whose last copy went, and those of them that were stored again while idle */
     void (*forget)(void *context, uint64_t engine_hash); /* told of each hash whose meaning is forgotten */
     void *context;
 };

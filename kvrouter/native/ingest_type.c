@@ -330,22 +330,18 @@ static PyObject *get_unresolved(PyObject *self, void *unused)
     return PyLong_FromSsize_t((Py_ssize_t)kvr_queue_count(&kvr_table_of(self)->rank.unresolved));
 }
 
-static PyObject *get_unresolved_dropped(PyObject *self, void *unused)
+/* A number of the table; `where` is its offset. */
+static PyObject *get_size(PyObject *self, void *where)
 {
-    (void)unused;
-    return PyLong_FromSsize_t((Py_ssize_t)kvr_table_of(self)->rank.unresolved_dropped);
+    size_t number;
+    memcpy(&number, (const char *)kvr_table_of(self) + (uintptr_t)where, sizeof number);
+    return PyLong_FromSsize_t((Py_ssize_t)number);
 }
 
 static PyObject *get_run_end(PyObject *self, void *unused)
 {
     (void)unused;
     return PyLong_FromSsize_t(kvr_table_of(self)->run_end);
-}
-
-static PyObject *get_unknown_removals(PyObject *self, void *unused)
-{
-    (void)unused;
-    return PyLong_FromSsize_t((Py_ssize_t)kvr_table_of(self)->unknown_removals);
 }
 
 static PyObject *get_idle(PyObject *self, void *unused)
@@ -462,12 +458,16 @@ static PyMethodDef methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+#define SIZE_AT(field) (void *)offsetof(struct kvr_table_object, field)
+
 static PyGetSetDef attributes[] = {
     {"unresolved", get_unresolved, NULL, NULL, NULL},
-    {"unresolved_dropped", get_unresolved_dropped, NULL, NULL, NULL},
+    {"unresolved_dropped", get_size, NULL, NULL, SIZE_AT(rank.unresolved_dropped)},
     {"run_end", get_run_end, NULL, NULL, NULL},
-    {"unknown_removals", get_unknown_removals, NULL, NULL, NULL},
+    {"unknown_removals", get_size, NULL, NULL, SIZE_AT(unknown_removals)},
     {"idle", get_idle, NULL, NULL, NULL},
+    {"evicted", get_size, NULL, NULL, SIZE_AT(rank.evicted)},
+    {"returned", get_size, NULL, NULL, SIZE_AT(rank.returned)},
     {"names_namespaces", get_flag, set_flag, NULL, (void *)1},
     {"clears_all_tiers", get_flag, set_flag, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},

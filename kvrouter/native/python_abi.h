@@ -175,6 +175,7 @@ typedef struct PyMemberDef {
     int flags;
     const char *doc;
 } PyMemberDef;
+#define T_DOUBLE 4
 #define T_UINT 11
 #define T_LONGLONG 17
 #define READONLY 1

@@ -1,10 +1,13 @@
-/* What ranks are busy with, and the choice among them: `RankLoad` of `kvrouter/routing/load.py` and the comparison of
- * `kvrouter/routing/kv.py`, which are the specification. */
+/* What ranks are busy with, and the choice among them: `kvrouter/routing/rank_load.py`, `kvrouter/routing/cost.py` and
+ * `kvrouter/routing/kv.py` are the specification. Sums are in the order in which they are there, so that both come to
+ * the same last bit. */
 #include "routing_loads.h"
 #include "index_arguments.h"
 #include "module.h"
 
-#include <math.h>
+/* When a first token is overdue; see `kvrouter/routing/cost.py`. */
+#define KVR_LATE_FACTOR 4.0
+#define KVR_LATE_SECONDS 2.0
 
 /* -- the object --------------------------------------------------------------------------------------------------- */
 
@@ -23,10 +26,14 @@ static PyObject *new(PyTypeObject *type, PyObject *arguments, PyObject *names)
         return NULL;
     struct kvr_load *load = kvr_load_of(self);
     load->rank = rank;
-    load->turn = 0;
+    load->turn = load->arrivals = 0;
     load->active_requests = requests;
     load->prefill_tokens = tokens;
     load->decode_blocks = blocks;
+    load->prefill_pairs = load->waiting = load->head_tokens = load->head_pairs = 0;
+    load->head_since = load->first_seconds = load->urgency = load->miss_price = 0.0;
+    load->token_seconds = 1.0 / 8000.0;
+    load->pair_seconds = 0.0;
     return self;
 }
 
@@ -54,24 +61,57 @@ static PyObject *compare(PyObject *one, PyObject *other, int operation)
     return PyBool_FromLong(same == (operation == Py_EQ));
 }
 
-/* add(requests, tokens, blocks) */
-static PyObject *add(PyObject *object, PyObject *const *arguments, Py_ssize_t given)
+static int read_numbers(PyObject *const *arguments, Py_ssize_t given, long long *numbers)
 {
-    if (given != 3) {
-        PyErr_Format(PyExc_TypeError, "add takes 3 arguments, not %zd", given);
-        return NULL;
-    }
-    long long numbers[3];
-    for (int at = 0; at < 3; at++) {
+    for (Py_ssize_t at = 0; at < given; at++) {
         numbers[at] = PyLong_AsLongLong(arguments[at]);
         if (numbers[at] == -1 && PyErr_Occurred())
-            return NULL;
+            return -1;
     }
+    return 0;
+}
+
+/* Sums beyond 64 bits wrap; as unsigned numbers they may. */
+static void raise_by(long long *sum, long long number)
+{
+    *sum = (long long)((uint64_t)*sum + (uint64_t)number);
+}
+
+/* add(requests, tokens, blocks, pairs=0, waiting=0) */
+static PyObject *add(PyObject *object, PyObject *const *arguments, Py_ssize_t given)
+{
+    long long numbers[5] = {0};
+    if (given < 3 || given > 5) {
+        PyErr_Format(PyExc_TypeError, "add takes 3 to 5 arguments, not %zd", given);
+        return NULL;
+    }
+    if (read_numbers(arguments, given, numbers))
+        return NULL;
     struct kvr_load *load = kvr_load_of(object);
-    /* Sums beyond 64 bits wrap; as unsigned numbers they may. */
-    load->active_requests = (long long)((uint64_t)load->active_requests + (uint64_t)numbers[0]);
-    load->prefill_tokens = (long long)((uint64_t)load->prefill_tokens + (uint64_t)numbers[1]);
-    load->decode_blocks = (long long)((uint64_t)load->decode_blocks + (uint64_t)numbers[2]);
+    raise_by(&load->active_requests, numbers[0]);
+    raise_by(&load->arrivals, numbers[0] > 0 ? numbers[0] : 0);
+    raise_by(&load->prefill_tokens, numbers[1]);
+    raise_by(&load->decode_blocks, numbers[2]);
+    raise_by(&load->prefill_pairs, numbers[3]);
+    raise_by(&load->waiting, numbers[4]);
+    Py_RETURN_NONE;
+}
+
+/* begin(tokens, pairs, since) */
+static PyObject *begin(PyObject *object, PyObject *const *arguments, Py_ssize_t given)
+{
+    long long numbers[2];
+    if (given != 3) {
+        PyErr_Format(PyExc_TypeError, "begin takes 3 arguments, not %zd", given);
+        return NULL;
+    }
+    double since = PyFloat_AsDouble(arguments[2]);
+    if ((since == -1.0 && PyErr_Occurred()) || read_numbers(arguments, 2, numbers))
+        return NULL;
+    struct kvr_load *load = kvr_load_of(object);
+    load->head_tokens = numbers[0];
+    load->head_pairs = numbers[1];
+    load->head_since = since;
     Py_RETURN_NONE;
 }
 
@@ -98,13 +138,13 @@ Py_ssize_t kvr_count_loads(PyTypeObject *type, PyObject *loads)
 
 int kvr_read_weights(PyObject *tuple, struct kvr_weights *weights)
 {
-    double *fields[] = {&weights->token_seconds, &weights->request_seconds, &weights->block_seconds,
-                        &weights->affinity,      &weights->escape_ratio,    &weights->escape_seconds};
-    if (!PyTuple_Check(tuple) || PyTuple_Size(tuple) != 6) {
-        PyErr_SetString(PyExc_TypeError, "the weights of a choice are a tuple of 6 numbers");
+    double *fields[] = {&weights->request_tokens, &weights->block_tokens, &weights->step_tokens, &weights->work_price,
+                        &weights->decode_price,   &weights->later_max,    &weights->affinity};
+    if (!PyTuple_Check(tuple) || PyTuple_Size(tuple) != 7) {
+        PyErr_SetString(PyExc_TypeError, "the weights of a choice are a tuple of 7 numbers");
         return -1;
     }
-    for (int at = 0; at < 6; at++) {
+    for (int at = 0; at < 7; at++) {
         *fields[at] = PyFloat_AsDouble(PyTuple_GetItem(tuple, at));
         if (*fields[at] == -1.0 && PyErr_Occurred())
             return -1;
@@ -144,69 +184,90 @@ static int waited_longer(const struct kvr_load *load, const struct kvr_load *oth
            (load->active_requests == other->active_requests && load->turn < other->turn);
 }
 
-static void prefer(struct kvr_choice *choice, const struct kvr_load *load, double cost, Py_ssize_t position)
+/* What a rank is still busy with before it begins with what comes now. */
+static double wait_of(const struct kvr_load *load, double now)
 {
-    if (cost < choice->cost || (cost == choice->cost && waited_longer(load, choice->load))) {
+    double seconds = (double)load->prefill_tokens * load->token_seconds + (double)load->prefill_pairs * load->pair_seconds;
+    double head = (double)load->head_tokens * load->token_seconds + (double)load->head_pairs * load->pair_seconds;
+    double elapsed = now - load->head_since;
+    if (load->waiting <= 0)
+        return seconds;
+    if (!(elapsed > 0.0))
+        return seconds;
+    double wait = seconds - (elapsed < head ? elapsed : head);
+    double late = elapsed - (KVR_LATE_FACTOR * head + KVR_LATE_SECONDS);
+    if (wait < 0.0)
+        wait = 0.0;
+    return late > 0.0 ? wait + late : wait;
+}
+
+struct kvr_cost kvr_cost_of(const struct kvr_load *load, double credit, double tokens, const struct kvr_weights *weights,
+                            double now)
+{
+    double fresh = tokens > credit ? tokens - credit : 0.0;
+    double active = (double)load->active_requests, waiting = (double)load->waiting;
+    struct kvr_cost cost = {.wait = wait_of(load, now)};
+    cost.prefill = fresh * load->token_seconds + fresh * (2.0 * tokens - fresh) * 0.5 * load->pair_seconds;
+    cost.first_token =
+        load->first_seconds + cost.wait + cost.prefill +
+        (active * weights->request_tokens + (double)load->decode_blocks * weights->block_tokens) * load->token_seconds;
+    double step = (double)load->prefill_tokens + fresh;
+    double mates = step > weights->step_tokens ? waiting * weights->step_tokens / step : waiting;
+    double later = load->urgency * (cost.wait + cost.prefill * 0.5);
+    if (later > weights->later_max)
+        later = weights->later_max;
+    double decoding = active > waiting ? (active - waiting) * weights->decode_price : 0.0;
+    cost.price = cost.first_token + cost.prefill * (weights->work_price + mates + later + decoding + load->miss_price);
+    return cost;
+}
+
+static void prefer(struct kvr_choice *choice, const struct kvr_load *load, const struct kvr_cost *cost,
+                   Py_ssize_t position)
+{
+    if (cost->price < choice->cost.price || (cost->price == choice->cost.price && waited_longer(load, choice->load))) {
         choice->load = load;
-        choice->cost = cost;
+        choice->cost = *cost;
         choice->position = position;
     }
 }
 
-static long long credit_of(const struct kvr_load *load, const struct kvr_credits *credits)
-{
-    return kvr_credit(credits, load->rank);
-}
-
 enum kvr_reason kvr_choose(PyObject *loads, Py_ssize_t count, const struct kvr_credits *credits, double tokens,
-                          const struct kvr_weights *weights, struct kvr_choice *chosen)
+                           const struct kvr_weights *weights, double now, struct kvr_choice *chosen)
 {
     const struct kvr_load *first = kvr_load_of(PyTuple_GetItem(loads, 0));
-    struct kvr_choice best = {first, INFINITY, 0}, near = best;
-    long long most = credit_of(first, credits);
+    struct kvr_choice best = {.load = first, .cost = kvr_cost_of(first, (double)kvr_credit(credits, first->rank), tokens, weights, now)};
+    long long most = kvr_credit(credits, first->rank);
     for (Py_ssize_t at = 1; at < count; at++) {
-        long long credit = credit_of(kvr_load_of(PyTuple_GetItem(loads, at)), credits);
-        most = credit > most ? credit : most;
-    }
-    double enough = (double)most * weights->affinity;
-    for (Py_ssize_t at = 0; at < count; at++) {
         const struct kvr_load *load = kvr_load_of(PyTuple_GetItem(loads, at));
-        double credit = (double)credit_of(load, credits);
-        double cost = ((double)load->prefill_tokens + tokens - credit) * weights->token_seconds +
-                      (double)load->active_requests * weights->request_seconds +
-                      (double)load->decode_blocks * weights->block_seconds;
-        prefer(&best, load, cost, at);
-        if (credit >= enough)
-            prefer(&near, load, cost, at);
+        long long credit = kvr_credit(credits, load->rank);
+        struct kvr_cost cost = kvr_cost_of(load, (double)credit, tokens, weights, now);
+        most = credit > most ? credit : most;
+        prefer(&best, load, &cost, at);
     }
     *chosen = best;
-    if (most == 0)
+    if (most <= 0)
         return KVR_REASON_LOAD;
-    double saved = (double)(credit_of(near.load, credits) - credit_of(best.load, credits)) * weights->token_seconds;
-    double escape = weights->escape_ratio * saved;
-    if (near.cost - best.cost > (weights->escape_seconds < escape ? weights->escape_seconds : escape))
-        return KVR_REASON_ESCAPE;
-    *chosen = near;
-    return KVR_REASON_AFFINITY;
+    double credit = (double)kvr_credit(credits, best.load->rank);
+    return credit >= (double)most * weights->affinity ? KVR_REASON_AFFINITY : KVR_REASON_ESCAPE;
 }
 
-/* RankLoad.choose(loads, credits, tokens, weights) -> position and reason: 0 load, 1 affinity, 2 escape */
+/* RankLoad.choose(loads, credits, tokens, weights, now) -> position and reason: 0 load, 1 affinity, 2 escape */
 static PyObject *choose_among(PyObject *type, PyObject *const *arguments, Py_ssize_t given)
 {
     struct kvr_credits credits;
     struct kvr_weights weights;
     struct kvr_choice chosen;
-    if (given != 4) {
-        PyErr_Format(PyExc_TypeError, "choose takes 4 arguments, not %zd", given);
+    if (given != 5) {
+        PyErr_Format(PyExc_TypeError, "choose takes 5 arguments, not %zd", given);
         return NULL;
     }
     Py_ssize_t count = kvr_count_loads((PyTypeObject *)type, arguments[0]);
     if (count < 0 || read_credits(arguments[1], &credits) || kvr_read_weights(arguments[3], &weights))
         return NULL;
-    double tokens = PyFloat_AsDouble(arguments[2]);
-    if (tokens == -1.0 && PyErr_Occurred())
+    double tokens = PyFloat_AsDouble(arguments[2]), now = PyFloat_AsDouble(arguments[4]);
+    if (PyErr_Occurred())
         return NULL;
-    enum kvr_reason reason = kvr_choose(arguments[0], count, &credits, tokens, &weights, &chosen);
+    enum kvr_reason reason = kvr_choose(arguments[0], count, &credits, tokens, &weights, now, &chosen);
     PyObject *position = PyLong_FromSsize_t(chosen.position), *number = PyLong_FromLong(reason);
     PyObject *result = position && number ? PyTuple_Pack(2, position, number) : NULL;
     Py_XDECREF(position);
@@ -220,6 +281,7 @@ static PyObject *choose_among(PyObject *type, PyObject *const *arguments, Py_ssi
 
 static PyMethodDef methods[] = {
     {"add", FAST(add), METH_FASTCALL, NULL},
+    {"begin", FAST(begin), METH_FASTCALL, NULL},
     {"choose", FAST(choose_among), METH_FASTCALL | METH_CLASS, NULL},
     {NULL, NULL, 0, NULL},
 };
@@ -227,9 +289,20 @@ static PyMethodDef methods[] = {
 static PyMemberDef members[] = {
     {"rank", T_UINT, offsetof(struct kvr_load, rank), READONLY, NULL},
     {"turn", T_LONGLONG, offsetof(struct kvr_load, turn), 0, NULL},
+    {"arrivals", T_LONGLONG, offsetof(struct kvr_load, arrivals), READONLY, NULL},
     {"active_requests", T_LONGLONG, offsetof(struct kvr_load, active_requests), 0, NULL},
     {"prefill_tokens", T_LONGLONG, offsetof(struct kvr_load, prefill_tokens), 0, NULL},
     {"decode_blocks", T_LONGLONG, offsetof(struct kvr_load, decode_blocks), 0, NULL},
+    {"prefill_pairs", T_LONGLONG, offsetof(struct kvr_load, prefill_pairs), 0, NULL},
+    {"waiting", T_LONGLONG, offsetof(struct kvr_load, waiting), 0, NULL},
+    {"head_tokens", T_LONGLONG, offsetof(struct kvr_load, head_tokens), READONLY, NULL},
+    {"head_pairs", T_LONGLONG, offsetof(struct kvr_load, head_pairs), READONLY, NULL},
+    {"head_since", T_DOUBLE, offsetof(struct kvr_load, head_since), READONLY, NULL},
+    {"token_seconds", T_DOUBLE, offsetof(struct kvr_load, token_seconds), 0, NULL},
+    {"pair_seconds", T_DOUBLE, offsetof(struct kvr_load, pair_seconds), 0, NULL},
+    {"first_seconds", T_DOUBLE, offsetof(struct kvr_load, first_seconds), 0, NULL},
+    {"urgency", T_DOUBLE, offsetof(struct kvr_load, urgency), 0, NULL},
+    {"miss_price", T_DOUBLE, offsetof(struct kvr_load, miss_price), 0, NULL},
     {NULL, 0, 0, 0, NULL},
 };
 

@@ -10,9 +10,18 @@ struct kvr_load {
     PyObject_HEAD
     uint32_t rank; /* dense; below KVR_RANKS_MAX */
     long long turn;
+    long long arrivals;
     long long active_requests;
     long long prefill_tokens;
     long long decode_blocks;
+    long long prefill_pairs;
+    long long waiting;
+    long long head_tokens;
+    long long head_pairs;
+    double head_since;
+    /* What the router has learnt of the rank. */
+    double token_seconds, pair_seconds, first_seconds;
+    double urgency, miss_price;
 };
 
 KVR_INLINE struct kvr_load *kvr_load_of(PyObject *object)
@@ -23,11 +32,22 @@ KVR_INLINE struct kvr_load *kvr_load_of(PyObject *object)
 /* How many loads there are in a tuple of nothing else; -1 with an exception set. */
 Py_ssize_t kvr_count_loads(PyTypeObject *type, PyObject *loads);
 
-/* How a choice is made; see `kvrouter.routing.settings`. */
+/* How a choice is made; see `kvrouter.routing.cost`. */
 struct kvr_weights {
-    double token_seconds, request_seconds, block_seconds;
-    double affinity, escape_ratio, escape_seconds;
+    double request_tokens, block_tokens, step_tokens;
+    double work_price, decode_price, later_max;
+    double affinity;
 };
+
+/* What a prompt costs on a rank, in seconds. */
+struct kvr_cost {
+    double wait, prefill;
+    double first_token; /* predicted time to it */
+    double price;       /* and what others lose */
+};
+
+struct kvr_cost kvr_cost_of(const struct kvr_load *load, double credit, double tokens, const struct kvr_weights *weights,
+                            double now);
 
 /* From a tuple of numbers in this order: 0, or -1 with an exception set. */
 int kvr_read_weights(PyObject *tuple, struct kvr_weights *weights);
@@ -47,12 +67,12 @@ enum kvr_reason { KVR_REASON_LOAD, KVR_REASON_AFFINITY, KVR_REASON_ESCAPE };
 
 struct kvr_choice {
     const struct kvr_load *load;
-    double cost;
+    struct kvr_cost cost;
     Py_ssize_t position;
 };
 
 /* Choose among at least one load for a prompt of so many tokens. */
 enum kvr_reason kvr_choose(PyObject *loads, Py_ssize_t count, const struct kvr_credits *credits, double tokens,
-                           const struct kvr_weights *weights, struct kvr_choice *chosen);
+                           const struct kvr_weights *weights, double now, struct kvr_choice *chosen);
 
 #endif

@@ -14,8 +14,12 @@
 
 /* Candidates that are noted in a decision; of more, the chosen one and those that have some of the prompt. */
 #define NOTED_MAX 64
-/* Numbers per candidate: position, requests, tokens, blocks, and tokens promised, confirmed and credited. */
-#define COLUMNS 7
+
+/* A candidate: position, requests, tokens, blocks, tokens promised, confirmed and credited, and what it costs. */
+struct row {
+    long long numbers[7];
+    struct kvr_cost cost;
+};
 
 /* How long predictions hold; see `kvrouter/routing/knowledge.py`. */
 struct lifetimes {
@@ -141,50 +145,44 @@ static long long confirmed_tokens(const struct weigher *weigher, const struct pr
 
 /* -- the answer --------------------------------------------------------------------------------------------------- */
 
-static char *note_row(const struct weigher *weigher, const struct prompt *prompt, PyObject *loads, Py_ssize_t position,
-                      char *out)
+static void note_row(const struct weigher *weigher, const struct prompt *prompt, PyObject *loads, Py_ssize_t position,
+                     double now, struct row *row)
 {
     const struct kvr_load *load = kvr_load_of(PyTuple_GetItem(loads, position));
     long long promised = kvr_credit(&weigher->promised, load->rank);
-    long long row[COLUMNS] = {position,
-                              load->active_requests,
-                              load->prefill_tokens,
-                              load->decode_blocks,
-                              promised,
-                              confirmed_tokens(weigher, prompt, load->rank),
-                              promised};
-    memcpy(out, row, sizeof row);
-    return out + sizeof row;
+    *row = (struct row){.numbers = {position, load->active_requests, load->prefill_tokens, load->decode_blocks, promised,
+                                    confirmed_tokens(weigher, prompt, load->rank), promised},
+                        .cost = kvr_cost_of(load, (double)promised, (double)prompt->tokens, &weigher->weights, now)};
 }
 
 /* The candidates as they are now, for whoever asks why. */
 static PyObject *note_rows(const struct weigher *weigher, const struct prompt *prompt, PyObject *loads, Py_ssize_t count,
-                           Py_ssize_t chosen)
+                           Py_ssize_t chosen, double now)
 {
-    char rows[NOTED_MAX * COLUMNS * sizeof(long long)], *out = rows;
+    struct row rows[NOTED_MAX], *out = rows;
     if (count > NOTED_MAX)
-        out = note_row(weigher, prompt, loads, chosen, out);
-    for (Py_ssize_t at = 0; at < count && out < rows + sizeof rows; at++) {
+        note_row(weigher, prompt, loads, chosen, now, out++);
+    for (Py_ssize_t at = 0; at < count && out < rows + NOTED_MAX; at++) {
         if (count > NOTED_MAX &&
             (at == chosen || kvr_credit(&weigher->promised, kvr_load_of(PyTuple_GetItem(loads, at))->rank) == 0))
             continue;
-        out = note_row(weigher, prompt, loads, at, out);
+        note_row(weigher, prompt, loads, at, now, out++);
     }
-    return PyBytes_FromStringAndSize(rows, out - rows);
+    return PyBytes_FromStringAndSize((const char *)rows, (const char *)out - (const char *)rows);
 }
 
 /* What is answered about a choice. */
 static PyObject *answer(const struct weigher *weigher, const struct prompt *prompt, PyObject *loads, Py_ssize_t count,
-                        const struct kvr_choice *chosen, enum kvr_reason reason)
+                        const struct kvr_choice *chosen, enum kvr_reason reason, double now)
 {
-    PyObject *rows = note_rows(weigher, prompt, loads, count, chosen->position);
+    PyObject *rows = note_rows(weigher, prompt, loads, count, chosen->position, now);
     if (rows == NULL)
         return NULL;
     PyObject *parts[] = {PyLong_FromSsize_t(chosen->position),
                          PyLong_FromLong(reason),
                          PyLong_FromLongLong(kvr_credit(&weigher->promised, chosen->load->rank)),
                          PyLong_FromLongLong(confirmed_tokens(weigher, prompt, chosen->load->rank)),
-                         PyFloat_FromDouble(chosen->cost),
+                         PyFloat_FromDouble(chosen->cost.first_token),
                          rows};
     PyObject *result = NULL;
     if (parts[0] && parts[1] && parts[2] && parts[3] && parts[4])
@@ -212,7 +210,7 @@ static int predict(const struct weigher *weigher, const struct prompt *prompt, s
         size_t confirmed = (size_t)confirmed_tokens(weigher, prompt, rank);
         size_t promised = (size_t)kvr_credit(&weigher->promised, rank);
         failed = kvr_predictions_predict(predictions, rank, &marks, confirmed / prompt->block_size,
-                                         promised / prompt->block_size, now + lifetimes->patience * chosen->cost + lifetime,
+                                         promised / prompt->block_size, now + lifetimes->patience * chosen->cost.first_token + lifetime,
                                          now + lifetime * (1 - lifetimes->refresh_share));
         kvr_landmarks_close(&marks);
     }
@@ -268,8 +266,8 @@ static PyObject *decide(struct weigher *weigher, PyObject *const *arguments, PyO
         return NULL;
     struct kvr_choice chosen;
     enum kvr_reason reason =
-        kvr_choose(arguments[0], count, &weigher->promised, (double)prompt.tokens, &weigher->weights, &chosen);
-    PyObject *result = answer(weigher, &prompt, arguments[0], count, &chosen, reason);
+        kvr_choose(arguments[0], count, &weigher->promised, (double)prompt.tokens, &weigher->weights, now, &chosen);
+    PyObject *result = answer(weigher, &prompt, arguments[0], count, &chosen, reason, now);
     if (turn != NULL && result != NULL) {
         kvr_load_of(PyTuple_GetItem(arguments[0], chosen.position))->turn = number;
         if (predict(weigher, &prompt, predictions, &chosen, arguments[5], now)) {

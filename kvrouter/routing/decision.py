@@ -1,8 +1,9 @@
 """What the router chose, and why."""
 
-from array import array
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable
 from itertools import islice
+from struct import Struct
+from typing import Any
 
 import msgspec
 
@@ -16,11 +17,15 @@ __all__ = ["NOTED_MAX", "Candidate", "Decision", "note_candidates"]
 
 NOTED_MAX = 64
 """Candidates noted per decision; in larger fleets only some. The native core has the same number."""
-_COLUMNS = 7
+_ROW = Struct("=7q4d")
 
 
 class Candidate:
-    """One rank as it looked when the decision was made. `cost` is its predicted time to first token in seconds."""
+    """One rank as it looked when the decision was made.
+
+    `cost` is its predicted time to first token in seconds; of that `wait_seconds` are for what the rank had to do
+    before, and `prefill_seconds` for the prompt. `price` is the cost and what others lose; `kv` compares that.
+    """
 
     __slots__ = (
         "active_requests",
@@ -28,38 +33,43 @@ class Candidate:
         "cost",
         "decode_blocks",
         "overlap_tokens",
+        "prefill_seconds",
         "prefill_tokens",
+        "price",
         "rank",
+        "wait_seconds",
         "worker_id",
     )
 
-    def __init__(self, target: FleetRank, row: Sequence[int], prompt_tokens: int, model: CostModel) -> None:
+    def __init__(self, target: FleetRank, row: tuple[Any, ...]) -> None:
         self.worker_id, self.rank = target.source
         self.active_requests, self.prefill_tokens, self.decode_blocks = row[1:4]
-        self.overlap_tokens, self.confirmed_tokens, credited = row[4:]
-        ahead = self.prefill_tokens + prompt_tokens - credited
-        self.cost = model.seconds(ahead, self.active_requests, self.decode_blocks)
+        self.overlap_tokens, self.confirmed_tokens = row[4:6]
+        self.wait_seconds, self.prefill_seconds, self.cost, self.price = row[7:]
 
 
-def note_candidates(candidates: Candidates, chosen: int, overlaps: Overlaps) -> bytes:
+def note_candidates(
+    candidates: Candidates, chosen: int, overlaps: Overlaps, *, tokens: int, model: CostModel, now: float
+) -> bytes:
     """Note the candidates as they are now: most are never looked at, so this is all that is kept of them.
 
     A row of signed 64-bit integers for each: position, active requests, prefill tokens and decode blocks of the load,
-    tokens that are promised, confirmed and credited. Of more than `NOTED_MAX`, the `chosen` one and those that have
-    some of the prompt.
+    tokens that are promised, confirmed and credited; then the fields of its `Cost`, as doubles. Of more than
+    `NOTED_MAX`, the `chosen` one and those that have some of the prompt.
     """
     positions: Iterable[int] = range(len(candidates))
     if len(candidates) > NOTED_MAX:
         promised = overlaps.promised
         holding = (at for at, each in enumerate(candidates) if each.dense_rank in promised and at != chosen)
         positions = [chosen, *islice(holding, NOTED_MAX - 1)]
-    rows = array("q")
+    rows = bytearray()
     for position in positions:
         target = candidates[position]
         number, load = target.dense_rank, target.load
-        rows.extend((position, load.active_requests, load.prefill_tokens, load.decode_blocks))
-        rows.extend(each.get(number, 0) for each in (overlaps.promised, overlaps.confirmed, overlaps.credited))
-    return rows.tobytes()
+        known = [each.get(number, 0) for each in (overlaps.promised, overlaps.confirmed, overlaps.credited)]
+        cost = model.cost(load, known[2], tokens, now)
+        rows += _ROW.pack(position, load.active_requests, load.prefill_tokens, load.decode_blocks, *known, *cost)
+    return bytes(rows)
 
 
 class Decision(msgspec.Struct, eq=False, gc=False):
@@ -94,7 +104,6 @@ class Decision(msgspec.Struct, eq=False, gc=False):
     # What explains it, as `note_candidates` has it.
     _candidates: Candidates
     _rows: bytes
-    _model: CostModel
     id: Hashable = None
 
     def __repr__(self) -> str:
@@ -131,6 +140,4 @@ class Decision(msgspec.Struct, eq=False, gc=False):
     @property
     def candidates(self) -> tuple[Candidate, ...]:
         """Who could have been chosen, as things were then; in large fleets only those that mattered."""
-        numbers = array("q", self._rows)
-        rows = (numbers[at : at + _COLUMNS] for at in range(0, len(numbers), _COLUMNS))
-        return tuple(Candidate(self._candidates[row[0]], row, self.prompt_tokens, self._model) for row in rows)
+        return tuple(Candidate(self._candidates[row[0]], row) for row in _ROW.iter_unpack(self._rows))

@@ -65,8 +65,8 @@ class DecodePolicy:
         best, least = candidates[0], None
         for position, each in enumerate(candidates):
             fetched = request.tokens - request.credits.get(each.dense_rank, 0)
-            seconds = model.seconds(0, each.load.active_requests, each.load.decode_blocks)
-            seconds += fetched * TRANSFER_SHARE * model.token_seconds + (extra[position] if extra else 0.0)
+            seconds = model.running(each.load) + fetched * TRANSFER_SHARE * each.load.token_seconds
+            seconds += extra[position] if extra else 0.0
             key = seconds, each.turn
             if least is None or key < least:
                 best, least = each, key

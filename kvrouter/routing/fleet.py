@@ -229,7 +229,7 @@ def _candidates(workers: Sequence[FleetWorker], asked: Constraints) -> Candidate
     return Candidates((rank for rank, _ in ranks), [asked.seconds(rank.source, traits) for rank, traits in ranks])
 
 
-def worth_their_extra(candidates: Candidates, model: CostModel) -> Candidates:
+def worth_their_extra(candidates: Candidates, model: CostModel, now: float) -> Candidates:
     """The candidates among which a policy chooses that does not weigh `extra_seconds` itself.
 
     Those of one price: of the price whose least busy rank is predicted to be done first, the price included. So all
@@ -239,8 +239,7 @@ def worth_their_extra(candidates: Candidates, model: CostModel) -> Candidates:
     if extra is None:
         return candidates
     waits = (
-        model.seconds(load.prefill_tokens, load.active_requests, load.decode_blocks) + price
-        for load, price in zip(candidates.loads, extra, strict=True)
+        model.cost(load, 0, 0, now).first_token + price for load, price in zip(candidates.loads, extra, strict=True)
     )
     _, worth = min(zip(waits, extra, strict=True))
     return candidates.only(price == worth for price in extra)

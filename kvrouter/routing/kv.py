@@ -1,7 +1,6 @@
-"""The default policy: the rank that is predicted to answer first, among those that have most of the prompt cached."""
+"""The default policy: the rank on which a prompt costs least, all seconds counted that anybody waits for it."""
 
 from itertools import repeat
-from math import inf
 
 from kvrouter import native_core
 from kvrouter.routing.cost import CostModel
@@ -15,12 +14,12 @@ NATIVE_REASONS = ("load", "affinity", "escape")
 
 
 class KvPolicy:
-    """Affinity first, then predicted time to first token, with an escape.
+    """The least price: predicted time to first token, and the seconds that others wait because of the prompt.
 
-    Ranks with at least `affinity` of the best overlap come first, and among them the one of least cost. Another rank
-    wins only if it is predicted to be faster by a margin that grows with the prefill work which the affinity saves:
-    a short shared system prompt ties nobody to a busy rank, a long conversation stays where it is. Overlap that
-    everybody has saves nothing and so decides nothing.
+    There are no weights between caches and load. Cached blocks save seconds of computing, and a second of computing
+    costs as many seconds as requests wait for it: few on an idle fleet, where the shortest queue wins, many on a busy
+    one or where caches are starved, where the longest prefix does. Overlap that everybody has saves nothing and so
+    decides nothing: without any, this balances load.
     """
 
     name = "kv"
@@ -29,38 +28,25 @@ class KvPolicy:
     def __init__(self, settings: RoutingSettings) -> None:
         self._model = CostModel(settings)
         self._affinity = settings.affinity
-        self._escape_ratio, self._escape_seconds = settings.escape_ratio, settings.escape_seconds
 
     def choose(self, candidates: Candidates, request: Request) -> Choice:
-        """Return the best rank; the reason is `affinity`, `escape`, or `load` where nobody has anything."""
-        credit_of = request.credits.get
-        believed = [credit_of(each.dense_rank, 0) for each in candidates]
-        most = max(believed)
-        enough = most * self._affinity
-        model, tokens = self._model, request.tokens
-        token_seconds, request_seconds = model.token_seconds, model.request_seconds
-        block_seconds = model.block_seconds
-        near = best = candidates[0]
-        near_cost = best_cost = inf
+        """Return the best rank; the reason is `load` where nobody has anything of the prompt.
+
+        Else it is `affinity` if the rank has about as much of it as the one that has most, and `escape` if not.
+        """
+        credit_of, cost = request.credits.get, self._model.cost
+        tokens, now = request.tokens, request.now
+        best, least, most = candidates[0], 0.0, 0
         extra = candidates.extra_seconds or repeat(0.0, len(candidates))
-        # `CostModel.seconds`, written out: without the native core this loop is the router's hottest.
-        for each, credit, price in zip(candidates, believed, extra, strict=True):
-            load = each.load
-            cost = price + (
-                (load.prefill_tokens + tokens - credit) * token_seconds
-                + load.active_requests * request_seconds
-                + load.decode_blocks * block_seconds
-            )
-            if cost < best_cost or (cost == best_cost and _waited_longer(each, best)):
-                best, best_cost = each, cost
-            if credit >= enough and (cost < near_cost or (cost == near_cost and _waited_longer(each, near))):
-                near, near_cost = each, cost
+        for position, (each, extra_seconds) in enumerate(zip(candidates, extra, strict=True)):
+            credit = credit_of(each.dense_rank, 0)
+            price = cost(each.load, credit, tokens, now).price + extra_seconds
+            most = max(credit, most)
+            if not position or price < least or (price == least and _waited_longer(each, best)):
+                best, least = each, price
         if not most:
             return best, "load"
-        saved = (credit_of(near.dense_rank, 0) - credit_of(best.dense_rank, 0)) * token_seconds
-        if near_cost - best_cost > min(self._escape_seconds, self._escape_ratio * saved):
-            return best, "escape"
-        return near, "affinity"
+        return best, "affinity" if credit_of(best.dense_rank, 0) >= most * self._affinity else "escape"
 
 
 class NativeKvPolicy(KvPolicy):
@@ -68,16 +54,14 @@ class NativeKvPolicy(KvPolicy):
 
     def __init__(self, settings: RoutingSettings) -> None:
         super().__init__(settings)
-        model = self._model
-        prices = (model.token_seconds, model.request_seconds, model.block_seconds)
-        self.weights = (*prices, self._affinity, self._escape_ratio, self._escape_seconds)
+        self.weights = (*self._model.weights, self._affinity)
         self._choose = native_core.native.RankLoad.choose
 
     def choose(self, candidates: Candidates, request: Request) -> Choice:
         """Return the best rank, with the reason."""
         if candidates.extra_seconds is not None:
             return super().choose(candidates, request)
-        position, reason = self._choose(candidates.loads, request.credits, request.tokens, self.weights)
+        position, reason = self._choose(candidates.loads, request.credits, request.tokens, self.weights, request.now)
         return candidates[position], NATIVE_REASONS[reason]
 
 

@@ -13,21 +13,42 @@ import msgspec
 from kvrouter import native_core
 from kvrouter.errors import OverloadedError
 from kvrouter.routing.active_blocks import ActiveBlocks
+from kvrouter.routing.rank_load import pairs_of
 
 if TYPE_CHECKING or not native_core.present:
     from kvrouter.routing.rank_load import RankLoad
 else:
     RankLoad = native_core.native.RankLoad
 
-__all__ = ["LoadBook", "RankLoad"]
+__all__ = ["Booking", "LoadBook", "RankLoad"]
 
 
-class _Booking(msgspec.Struct, eq=False, gc=False):
+class Booking(msgspec.Struct, eq=False, gc=False):
+    """One request on one rank, from its choice to its end.
+
+    Attributes:
+        load: of the rank.
+        rank: its dense number.
+        booked_at: when it was booked.
+        work_since: since when the rank has worked on what this has to wait for.
+        work_tokens: prompt tokens that the rank computes from then to the first token of this, its own included.
+        work_pairs: the same in pairs of a token and one before it.
+        prefill_tokens: its own ones, until its first token.
+        prefill_pairs: the same in pairs.
+        is_waiting: whether its first token has not come yet.
+    """
+
     load: RankLoad
     rank: int
+    booked_at: float
+    work_since: float
+    work_tokens: int
+    work_pairs: int
     prefill_tokens: int
+    prefill_pairs: int
     own: int  # blocks that count for this booking alone
     counted: int  # what the rank's load holds for them
+    is_waiting: bool = True
     weight: float = 1.0  # share of them that still counts
     hashes: Sequence[int] = ()
     lease: float | None = None
@@ -40,13 +61,15 @@ class LoadBook:
     Loads never become negative: whatever a booking added is exactly what its end takes away.
     """
 
-    __slots__ = ("_active", "_bookings", "_leased", "_leases", "_loads", "expired_total", "reservations_max")
+    __slots__ = ("_active", "_bookings", "_leased", "_leases", "_loads", "_queues", "expired_total", "reservations_max")
 
     def __init__(self, *, reservations_max: int = 1_000_000) -> None:
-        self._bookings: dict[Hashable, _Booking] = {}
+        self._bookings: dict[Hashable, Booking] = {}
         self._loads: dict[int, RankLoad] = {}
+        # By rank, those that wait for their first token; engines compute prompts in the order in which they come.
+        self._queues: dict[int, dict[Hashable, Booking]] = {}
         self._active: dict[int, ActiveBlocks] = {}
-        self._leases: list[tuple[float, int, Hashable, _Booking]] = []
+        self._leases: list[tuple[float, int, Hashable, Booking]] = []
         self._leased = 0
         self.reservations_max = reservations_max
         self.expired_total = 0
@@ -63,6 +86,7 @@ class LoadBook:
         load = self._loads.get(rank)
         if load is None:
             load = self._loads[rank] = RankLoad(rank=rank)
+            self._queues[rank] = {}
         return load
 
     def loads(self) -> dict[int, RankLoad]:
@@ -77,6 +101,7 @@ class LoadBook:
         prefill_tokens: int,
         blocks: int,
         now: float,
+        prompt_tokens: int = 0,
         lease_seconds: float | None = None,
         hashes: Sequence[int] = (),
     ) -> None:
@@ -88,6 +113,7 @@ class LoadBook:
             prefill_tokens: prompt tokens that the rank has to compute.
             blocks: KV blocks that the prompt occupies, the last, partial one included.
             now: the current time.
+            prompt_tokens: length of the prompt; without it, as many as are to be computed.
             lease_seconds: the booking ends this long after its last progress; None means never.
             hashes: sequence hashes of the prompt's full blocks; with them, blocks that several bookings of the rank
                 share count once.
@@ -103,8 +129,23 @@ class LoadBook:
         if len(self._bookings) >= self.reservations_max:
             self.check_room()
         load = self._loads.get(rank) or self.load(rank)
-        load.add(1, prefill_tokens, blocks)
-        booking = self._bookings[booking_id] = _Booking(load, rank, prefill_tokens, blocks, blocks)
+        is_first = load.waiting <= 0
+        pairs = pairs_of(prefill_tokens, max(prompt_tokens, prefill_tokens))
+        load.add(1, prefill_tokens, blocks, pairs, 1)
+        if is_first:
+            load.begin(prefill_tokens, pairs, now)
+        booking = self._bookings[booking_id] = self._queues[rank][booking_id] = Booking(
+            load,
+            rank,
+            now,
+            now if is_first else load.head_since,
+            load.prefill_tokens,
+            load.prefill_pairs,
+            prefill_tokens,
+            pairs,
+            blocks,
+            blocks,
+        )
         if hashes:
             self._share(booking, hashes)
         if lease_seconds is not None:
@@ -122,11 +163,16 @@ class LoadBook:
         booking = self._bookings.get(booking_id)
         if booking is None:
             return False
-        booking.load.add(0, -booking.prefill_tokens, 0)
-        booking.prefill_tokens = 0
+        if booking.is_waiting:
+            self._computed(booking_id, booking, now)
         if booking.lease is not None:
             booking.deadline = now + booking.lease
         return True
+
+    def waiting(self, booking_id: Hashable) -> Booking | None:
+        """A booking whose first token has not come yet; None if there is none."""
+        booking = self._bookings.get(booking_id)
+        return booking if booking is not None and booking.is_waiting else None
 
     def output_block(self, booking_id: Hashable, decay: float | None = None, *, now: float | None = None) -> bool:
         """The answer filled one more block; renews the lease if the time is given. False if the id is unknown.
@@ -147,13 +193,15 @@ class LoadBook:
             booking.deadline = now + booking.lease
         return True
 
-    def free(self, booking_id: Hashable) -> bool:
+    def free(self, booking_id: Hashable, *, now: float | None = None) -> bool:
         """The request ended, however it did. False if the id is unknown."""
         booking = self._bookings.pop(booking_id, None)
         if booking is None:
             return False
         load = booking.load
-        load.add(-1, -booking.prefill_tokens, -booking.counted)
+        if booking.is_waiting:
+            self._computed(booking_id, booking, load.head_since if now is None else now)
+        load.add(-1, 0, -booking.counted)
         if booking.hashes:
             load.add(0, 0, -self._active[booking.rank].discard(booking.hashes))
         if len(self._leases) > 1024 + 2 * len(self._bookings):
@@ -170,7 +218,7 @@ class LoadBook:
             if booking.deadline > now:  # renewed since
                 heappush(self._leases, (booking.deadline, serial, booking_id, booking))
                 continue
-            self.free(booking_id)
+            self.free(booking_id, now=now)
             expired.append(booking_id)
         self.expired_total += len(expired)
         return expired
@@ -181,6 +229,7 @@ class LoadBook:
         for booking_id in held:
             self.free(booking_id)
         self._loads.pop(rank, None)
+        self._queues.pop(rank, None)
         self._active.pop(rank, None)
         return len(held)
 
@@ -189,7 +238,20 @@ class LoadBook:
         active = self._active.get(rank)
         return active.leading(hashes) if active else 0
 
-    def _share(self, booking: _Booking, hashes: Sequence[int]) -> None:
+    def _computed(self, booking_id: Hashable, booking: Booking, now: float) -> None:
+        """A prompt waits no longer. If it was the one in work, the rank goes on with the next."""
+        load, queue = booking.load, self._queues[booking.rank]
+        is_front = next(iter(queue)) == booking_id
+        del queue[booking_id]
+        load.add(0, -booking.prefill_tokens, 0, -booking.prefill_pairs, -1)
+        booking.is_waiting, booking.prefill_tokens, booking.prefill_pairs = False, 0, 0
+        if not queue:
+            load.begin(0, 0, now)
+        elif is_front:
+            front = next(iter(queue.values()))
+            load.begin(front.prefill_tokens, front.prefill_pairs, now)
+
+    def _share(self, booking: Booking, hashes: Sequence[int]) -> None:
         active = self._active.get(booking.rank)
         if active is None:
             active = self._active[booking.rank] = ActiveBlocks()
@@ -204,7 +266,7 @@ class LoadBook:
         heapify(self._leases)
 
 
-def _count(booking: _Booking) -> None:
+def _count(booking: Booking) -> None:
     counted = round(booking.own * booking.weight)
     booking.load.decode_blocks += counted - booking.counted
     booking.counted = counted

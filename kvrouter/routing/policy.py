@@ -24,6 +24,7 @@ class Request(msgspec.Struct, eq=False, frozen=True, gc=False):
     tokens: int
     credits: dict[int, int]
     session: str | None
+    now: float = 0.0
 
 
 class Policy(Protocol):

@@ -32,6 +32,7 @@ from kvrouter.routing.knowledge import (
     PredictedBlocks,
 )
 from kvrouter.routing.kv import NATIVE_REASONS, KvPolicy, NativeKvPolicy
+from kvrouter.routing.learning import Learning
 from kvrouter.routing.load import LoadBook
 from kvrouter.routing.policies import make_policy
 from kvrouter.routing.policy import Policy, Request
@@ -75,7 +76,8 @@ class Router:
         self.book = LoadBook(reservations_max=self.settings.reservations_max)
         self.fleet = Fleet()
         self.knowledge = Knowledge(self.ingest, self.settings)
-        self._cost = CostModel(self.settings)
+        self.learning = Learning(self.fleet, self.settings, self.ingest.evictions)
+        self._model = CostModel(self.settings)
         self._seed = seed
         self._policies: dict[str, Policy] = {}
         self._policy = self._resolve(policy)
@@ -121,6 +123,7 @@ class Router:
         worker = FleetWorker(worker_id, models, members)
         worker.routable = routable
         self.fleet.add(worker)
+        self.learning.adopt(worker)
         for member in members:
             self.ingest.open(member.source, member.dense_rank, block_size=block_size, now=now)
         return numbers
@@ -130,7 +133,9 @@ class Router:
 
         Raises KeyError if there is no such worker.
         """
-        for member in self.fleet.worker(worker_id).ranks:
+        worker = self.fleet.worker(worker_id)
+        self.learning.forget(worker)
+        for member in worker.ranks:
             self.ingest.close(member.source)
             self.book.drop(member.dense_rank)
             self.knowledge.forget(member.dense_rank)
@@ -274,7 +279,10 @@ class Router:
             prefill_tokens=decision.prefill_tokens,
             blocks=-(-tokens // block_size),
             now=now,
+            prompt_tokens=tokens,
         )
+        if now >= self.learning.due:
+            self.learning.advance(now)
         decision.id, decision.prompt = id, None
         return decision
 
@@ -297,9 +305,11 @@ class Router:
             prefill_tokens=decision.prefill_tokens,
             blocks=-(-decision.prompt_tokens // block_size),
             now=now,
+            prompt_tokens=decision.prompt_tokens,
             lease_seconds=lease_seconds,
             hashes=prompt.hash_list(block_size) if self._shares_blocks and prompt is not None else (),
         )
+        self.learning.advance(now)
         decision.id = id
         decision.prompt = None  # whoever keeps decisions must not keep prompts
         if prompt is not None:
@@ -314,14 +324,20 @@ class Router:
             )
 
     def first_token(self, id: Hashable, *, now: float) -> bool:  # noqa: A002 - as for `commit`
-        """The first token of a booked request came: its prefill load ends. False if the id is unknown."""
+        """The first token of a booked request came: its prefill load ends. False if the id is unknown.
+
+        How long it took teaches how fast the rank is.
+        """
+        booking = self.book.waiting(id)
+        if booking is not None:
+            self.learning.first_token(booking, now)
         return self.book.prefill_complete(id, now=now)
 
     def finished(
         self,
         id: Hashable,  # noqa: A002 - as for `commit`
         *,
-        now: float,  # noqa: ARG002 - what is learnt has a time
+        now: float,
         cached_tokens: int | None = None,  # noqa: ARG002
         completed: bool = True,  # noqa: ARG002
     ) -> bool:
@@ -330,7 +346,7 @@ class Router:
         `cached_tokens` are those that the engine says it had not to compute, and `completed` is false where the
         request failed or was given up.
         """
-        return self.book.free(id)
+        return self.book.free(id, now=now)
 
     def predict(
         self, prompt: Prompt | None, *, model: str | None = None, constraints: Constraints | None = None, now: float
@@ -339,17 +355,14 @@ class Router:
         overlaps = NO_OVERLAPS if prompt is None else self.knowledge.overlaps(prompt, now)
         tokens = 0 if prompt is None else prompt.tokens
         return min(
-            self._cost.seconds(
-                each.load.prefill_tokens + tokens - overlaps.credited.get(each.dense_rank, 0),
-                each.load.active_requests,
-                each.load.decode_blocks,
-            )
+            self._model.cost(each.load, overlaps.credited.get(each.dense_rank, 0), tokens, now).first_token
             for each in self.fleet.candidates(model, constraints)
         )
 
     def expire(self, now: float) -> list[Hashable]:
         """End the bookings whose lease is over and the predictions whose time is; returns the bookings' ids."""
         self.knowledge.expire(now)
+        self.learning.advance(now)
         return self.book.expire(now)
 
     def potential_loads(self, prompt: Prompt | None, *, model: str | None = None, now: float) -> list[PotentialLoad]:
@@ -394,7 +407,6 @@ class Router:
             NATIVE_REASONS[reason],
             candidates,
             rows,
-            self._cost,
         )
 
     def _take_turn(self, decision: Decision) -> None:
@@ -407,11 +419,10 @@ class Router:
         overlaps = NO_OVERLAPS if prompt is None else self.knowledge.overlaps(prompt, now)
         tokens = 0 if prompt is None else prompt.tokens
         if candidates.extra_seconds is not None and not getattr(chooser, "weighs_extra_seconds", False):
-            candidates = worth_their_extra(candidates, self._cost)
-        target, reason = chooser.choose(candidates, Request(prompt, tokens, overlaps.credited, session))
-        number, load = target.dense_rank, target.load
+            candidates = worth_their_extra(candidates, self._model, now)
+        target, reason = chooser.choose(candidates, Request(prompt, tokens, overlaps.credited, session, now))
+        number = target.dense_rank
         promised = overlaps.promised.get(number, 0)
-        ahead = load.prefill_tokens + tokens - overlaps.credited.get(number, 0)
         return Decision(
             target,
             prompt,
@@ -420,12 +431,11 @@ class Router:
             overlaps.confirmed.get(number, 0),
             tokens - promised,
             self.knowledge.block_size(number, prompt),
-            self._cost.seconds(ahead, load.active_requests, load.decode_blocks),
+            self._model.cost(target.load, overlaps.credited.get(number, 0), tokens, now).first_token,
             chooser.name,
             reason,
             candidates,
-            note_candidates(candidates, candidates.index(target), overlaps),
-            self._cost,
+            note_candidates(candidates, candidates.index(target), overlaps, tokens=tokens, model=self._model, now=now),
         )
 
     def _resolve(self, policy: str | Policy) -> Policy:

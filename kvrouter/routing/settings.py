@@ -15,17 +15,21 @@ def _credits() -> Mapping[str, float]:
 class RoutingSettings:
     """How a worker is chosen.
 
-    Load is priced in prefill tokens, so that choices do not depend on how fast engines are: only ratios decide. The
-    defaults were tuned on public traces (conversation, synthetic) and on chats with shared system prompts.
+    Speeds are learnt from first tokens; those here are what is believed before. Nothing needs to be tuned: prices
+    follow from what is measured, and the rest are weak terms that break ties.
 
     Attributes:
-        prefill_tokens_per_second: speed at which a rank works off uncached prompt tokens.
-        request_tokens: each request already running on a rank weighs as much as computing this many tokens.
+        prefill_tokens_per_second: speed at which a rank works off uncached prompt tokens, until it is known.
+        attention_tokens: so far into a prompt a token is believed to cost twice as much as at its beginning, until it
+            is known; 0: never.
+        request_tokens: each request already running on a rank delays a prompt as computing so many tokens does.
         block_tokens: the same for each KV block that running requests occupy there.
-        affinity: ranks with at least this share of the best overlap come first.
-        escape_ratio: another rank is taken if it is predicted to be faster by more than this multiple of the
-            prefill time that the affinity saves.
-        escape_seconds: and in any case if it is faster by more than this.
+        step_tokens: prompt tokens that an engine computes in one step; all prompts of a step end together.
+        work_price: what each second of prefill costs beside the time of those who wait for it: computing twice what is
+            cached elsewhere is never free.
+        decode_price: seconds lost for each second of prefill by each request that decodes meanwhile.
+        later_max: at most so many later requests are counted that wait for a prompt.
+        affinity: a chosen rank with at least this share of the best overlap is called `affinity` and not `escape`.
         source_credits: by state of a rank's event source, the share of its confirmed overlap that is believed.
         block_size: tokens per block of ranks whose block size nobody has told yet.
         predicted_seconds_live: how long a routed prompt counts as cached on a rank whose events would confirm it,
@@ -40,11 +44,14 @@ class RoutingSettings:
     """
 
     prefill_tokens_per_second: float = 8000.0
-    request_tokens: float = 240.0
+    attention_tokens: float = 65_536.0
+    request_tokens: float = 160.0
     block_tokens: float = 0.1
+    step_tokens: int = 8192
+    work_price: float = 0.25
+    decode_price: float = 0.02
+    later_max: float = 8.0
     affinity: float = 0.8
-    escape_ratio: float = 1.0
-    escape_seconds: float = 5.0
     source_credits: Mapping[str, float] = field(default_factory=_credits)
     block_size: int = 16
     predicted_seconds_live: float = 5.0
@@ -58,5 +65,9 @@ class RoutingSettings:
     def __post_init__(self) -> None:
         if self.prefill_tokens_per_second <= 0:
             raise ValueError(f"prefill_tokens_per_second is {self.prefill_tokens_per_second}; it must be above 0")
+        if self.attention_tokens < 0:
+            raise ValueError(f"attention_tokens is {self.attention_tokens}; it must be at least 0")
+        if self.step_tokens < 1:
+            raise ValueError(f"step_tokens is {self.step_tokens}; it must be at least 1")
         if not 0 < self.affinity <= 1:
             raise ValueError(f"affinity is {self.affinity}; it must be above 0 and at most 1")

@@ -22,15 +22,15 @@ native: Any = native_core.native  # what is given here is wrong on purpose
         (lambda kind: kind().add(1, 2**70, 3), OverflowError),
         (lambda kind: kind().add("a", 2, 3), TypeError),
         (lambda kind: setattr(kind(), "rank", 1), AttributeError),
-        (lambda kind: kind.choose((), {}, 1, (1.0,) * 6), ValueError),
-        (lambda kind: kind.choose([kind()], {}, 1, (1.0,) * 6), TypeError),
-        (lambda kind: kind.choose((kind(), 5), {}, 1, (1.0,) * 6), TypeError),
-        (lambda kind: kind.choose((kind(),), [], 1, (1.0,) * 6), TypeError),
-        (lambda kind: kind.choose((kind(),), {0: "a"}, 1, (1.0,) * 6), TypeError),
-        (lambda kind: kind.choose((kind(),), {RANKS_MAX: 1}, 1, (1.0,) * 6), ValueError),
-        (lambda kind: kind.choose((kind(),), {}, "a", (1.0,) * 6), TypeError),
-        (lambda kind: kind.choose((kind(),), {}, 1, (1.0,) * 5), TypeError),
-        (lambda kind: kind.choose((kind(),), {}, 1, ("a",) * 6), TypeError),
+        (lambda kind: kind.choose((), {}, 1, (1.0,) * 7, 0.0), ValueError),
+        (lambda kind: kind.choose([kind()], {}, 1, (1.0,) * 7, 0.0), TypeError),
+        (lambda kind: kind.choose((kind(), 5), {}, 1, (1.0,) * 7, 0.0), TypeError),
+        (lambda kind: kind.choose((kind(),), [], 1, (1.0,) * 7, 0.0), TypeError),
+        (lambda kind: kind.choose((kind(),), {0: "a"}, 1, (1.0,) * 7, 0.0), TypeError),
+        (lambda kind: kind.choose((kind(),), {RANKS_MAX: 1}, 1, (1.0,) * 7, 0.0), ValueError),
+        (lambda kind: kind.choose((kind(),), {}, "a", (1.0,) * 7, 0.0), TypeError),
+        (lambda kind: kind.choose((kind(),), {}, 1, (1.0,) * 6, 0.0), TypeError),
+        (lambda kind: kind.choose((kind(),), {}, 1, ("a",) * 7, 0.0), TypeError),
         (lambda kind: kind.choose((kind(),), {}, 1), TypeError),
     ],
 )
@@ -59,7 +59,7 @@ def test_the_core_refuses_what_it_cannot_weigh(changed: dict[int, object], error
     """Whatever is given in the place of an argument."""
     index = PrefixIndex()
     index.store(0, Prompt(prompt_of(1)).hashes(16))
-    weigher = native.Weigher(index, (1.0,) * 6, (1.0,) * 4)
+    weigher = native.Weigher(index, (1.0,) * 7, (1.0,) * 4)
     good = [(native.RankLoad(),), native.PredictedBlocks(), Prompt(prompt_of(1)).hash_bytes(16), 16, 64, {5}, 0.0]
 
     assert weigher.weigh(*good)[:4] == (0, 1, 48, 48)
@@ -74,9 +74,9 @@ def test_the_core_refuses_what_it_cannot_weigh(changed: dict[int, object], error
     with pytest.raises(TypeError):
         weigher.place(*good, "next")
     with pytest.raises(TypeError):
-        native.Weigher(index, (1.0,) * 6, (1.0,) * 3)
+        native.Weigher(index, (1.0,) * 7, (1.0,) * 3)
     with pytest.raises(TypeError):
-        native.Weigher(object(), (1.0,) * 6, (1.0,) * 4)
+        native.Weigher(object(), (1.0,) * 7, (1.0,) * 4)
     with pytest.raises(TypeError):
-        native.Weigher(index, (1.0,) * 5, (1.0,) * 4)
+        native.Weigher(index, (1.0,) * 6, (1.0,) * 4)
     assert weigher.weigh(*good[:5], {0}, 0.0) is None

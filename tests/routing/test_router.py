@@ -48,12 +48,12 @@ def test_the_last_token_is_always_computed() -> None:
 def test_siblings_of_a_burst_follow_the_first() -> None:
     """Before any event could tell: the choice itself predicts the blocks."""
     router = fleet("a", "b", "c", "d")
-    first = router.route(prompt_of(1, tokens=2048) + prompt_of(10), now=0.0)
+    first = router.route(prompt_of(1, tokens=8192) + prompt_of(10), now=0.0)
 
-    siblings = [router.route(prompt_of(1, tokens=2048) + prompt_of(number), now=0.001) for number in range(20, 24)]
+    siblings = [router.route(prompt_of(1, tokens=8192) + prompt_of(number), now=0.001) for number in range(20, 24)]
 
     assert {each.worker_id for each in siblings} == {first.worker_id}
-    assert {each.overlap_tokens for each in siblings} == {2048}
+    assert {each.overlap_tokens for each in siblings} == {8192}
     assert {each.confirmed_tokens for each in siblings} == {0}
 
 
@@ -91,10 +91,10 @@ def test_a_long_queue_outweighs_a_long_prefix() -> None:
 def test_a_conversation_stays_on_a_busy_worker_as_long_as_that_pays() -> None:
     """A queue shorter than the work saved does not drive it away."""
     router = fleet("a", "b")
-    stored(router, "a", prompt_of(1, tokens=4096))
+    stored(router, "a", prompt_of(1, 2, tokens=4096))
     router.book.reserve("x", 0, prefill_tokens=3000, blocks=1, now=0.0)
 
-    assert router.decide(Prompt(prompt_of(1, 2, tokens=4096)), now=0.0).worker_id == "a"
+    assert router.decide(Prompt(prompt_of(1, 2, 3, tokens=4096)), now=0.0).worker_id == "a"
 
 
 def test_doubtful_overlap_counts_less() -> None:

@@ -1,0 +1,50 @@
+"""What a router learns as it goes: how fast ranks are (`speeds.py`) and what delay costs others (`pressure.py`).
+
+Both end up in the loads of the ranks, where a choice reads them. Once a second is often enough; so that nothing has to
+wake up for it, whoever tells the time to a router calls `advance`, which mostly does nothing.
+"""
+
+from kvrouter.routing.fleet import Fleet, FleetWorker
+from kvrouter.routing.load import Booking
+from kvrouter.routing.pressure import Evictions, Pressure
+from kvrouter.routing.settings import RoutingSettings
+from kvrouter.routing.speeds import Speeds
+
+__all__ = ["Learning"]
+
+
+class Learning:
+    """Speeds and pressure of one fleet."""
+
+    __slots__ = ("_fleet", "due", "last", "pressure", "speeds")
+
+    def __init__(self, fleet: Fleet, settings: RoutingSettings, evictions: Evictions) -> None:
+        self._fleet = fleet
+        self.speeds = Speeds(settings)
+        self.pressure = Pressure(evictions)
+        self.last = self.due = float("-inf")
+        """`advance` is to be called when the time is not between these two."""
+
+    def adopt(self, worker: FleetWorker) -> None:
+        """A worker is new."""
+        for rank in worker.ranks:
+            self.speeds.adopt(rank.load, worker.models)
+
+    def forget(self, worker: FleetWorker) -> None:
+        """A worker is gone."""
+        for rank in worker.ranks:
+            self.speeds.forget(rank.dense_rank)
+            self.pressure.forget(rank.dense_rank)
+
+    def first_token(self, booking: Booking, now: float) -> None:
+        """The first token of a booking came, which has not been noted in it yet."""
+        self.speeds.first_token(booking, now)
+
+    def advance(self, now: float) -> None:
+        """Learn, if it is time to."""
+        if self.last <= now < self.due:
+            return
+        ranks = [(rank.load, worker.models) for worker in self._fleet.workers() for rank in worker.ranks]
+        self.pressure.tick(ranks, now)
+        self.speeds.learn(ranks, now)
+        self.last, self.due = now, self.pressure.due
