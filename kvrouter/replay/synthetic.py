@@ -12,15 +12,16 @@ from itertools import accumulate
 from math import log
 from random import Random
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final, NamedTuple
 
 from kvrouter.errors import SettingsError
 from kvrouter.replay.trace import Trace, Turn, keys_of_ids
 
 __all__ = ["KINDS", "Agents", "MultiTurn", "Rag", "SharedPrompt", "Synthetic", "Uniform", "parse_synthetic"]
 
-_TOKENS_MAX = 1 << 24
-_SPREAD = 0.6
+_TOKENS_MAX: Final = 1 << 24
+_SPREAD: Final = 0.6
+_SUMMARY_TOKENS: Final = 2000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,15 +94,13 @@ class MultiTurn(Synthetic):
 
     def _arrival(self, maker: _Maker, at: float, position: int) -> Iterator[Turn]:
         opening = maker.part("prompt", 0, self.prompt_tokens)
-        steps = maker.count(self.turns)
-        yield from maker.conversation(
-            at, position, opening, steps, self.question_tokens, self.output_tokens, self.think_seconds
-        )
+        talk = _Talk(opening, self.question_tokens, self.output_tokens, self.think_seconds)
+        yield from maker.conversation(at, position, talk, maker.count(self.turns))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agents(Synthetic):
-    """Long tasks of an agent: many steps in quick succession over a context that only grows, until it is cut.
+    """Long tasks of an agent: many steps in quick succession over a context that grows until it is summarised.
 
     Few sessions with much context each: their working set may be larger than all caches together.
     """
@@ -116,13 +115,12 @@ class Agents(Synthetic):
     step_tokens: int = 2500
     output_tokens: int = 150
     think_seconds: float = 3.0
+    context_tokens: int = 100_000
 
     def _arrival(self, maker: _Maker, at: float, position: int) -> Iterator[Turn]:
         opening = maker.part("prompt", maker.popular(self.kinds), self.prompt_tokens) + maker.fresh(self.task_tokens)
-        steps = maker.count(self.turns)
-        yield from maker.conversation(
-            at, position, opening, steps, self.step_tokens, self.output_tokens, self.think_seconds
-        )
+        talk = _Talk(opening, self.step_tokens, self.output_tokens, self.think_seconds, self.context_tokens)
+        yield from maker.conversation(at, position, talk, maker.count(self.turns))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,6 +206,16 @@ class _Text:
         return _Text(self.pieces + other.pieces)
 
 
+class _Talk(NamedTuple):
+    """How a session goes on; its context is summarised when it is longer than `context_tokens`, if there is a limit."""
+
+    opening: _Text
+    question_tokens: float
+    output_tokens: float
+    think_seconds: float
+    context_tokens: int = 0
+
+
 class _Maker:
     """Draws lengths and choices, and knows which texts are equal."""
 
@@ -256,23 +264,23 @@ class _Maker:
             keys=keys_of_ids(self._blocks(text)[: text.tokens // self._block_tokens]),
         )
 
-    def conversation(  # noqa: PLR0917 - the same seven for all callers
-        self, at: float, position: int, opening: _Text, steps: int, question: float, output: float, think: float
-    ) -> Iterator[Turn]:
+    def conversation(self, at: float, position: int, talk: _Talk, turns: int) -> Iterator[Turn]:
         """Yield the turns of a session; each prompt is the last one, its answer, and something new."""
         self._sessions += 1
-        text = opening
-        for step in range(min(steps, self._requests - position)):
-            text += self.fresh(question)
-            answer = self.fresh(output)
+        text = talk.opening
+        for number in range(min(turns, self._requests - position)):
+            if talk.context_tokens and text.tokens > talk.context_tokens:
+                text = talk.opening + self.fresh(_SUMMARY_TOKENS)
+            text += self.fresh(talk.question_tokens)
+            answer = self.fresh(talk.output_tokens)
             prompt_tokens, text = text.tokens, text + answer
             yield Turn(
-                arrival=self.random.expovariate(1.0 / think) if step else at,
+                arrival=self.random.expovariate(1.0 / talk.think_seconds) if number else at,
                 input_tokens=prompt_tokens,
                 output_tokens=answer.tokens,
                 keys=keys_of_ids(self._blocks(text)),
                 session=f"session-{self._sessions}",
-                follows=position + step - 1 if step else None,
+                follows=position + number - 1 if number else None,
             )
 
     def _blocks(self, text: _Text) -> Sequence[int]:

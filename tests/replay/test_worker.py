@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
 
@@ -163,7 +164,7 @@ def in_spans(asked: list[Asked], speed: EngineRates) -> Run:
     return run
 
 
-def _count(run: Run, events: list[object]) -> None:
+def _count(run: Run, events: Sequence[object]) -> None:
     for event in events:
         if isinstance(event, BlockStored):
             run.stored += len(event.block_hashes)

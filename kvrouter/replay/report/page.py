@@ -17,7 +17,7 @@ from kvrouter.replay.report.words import percent, round_percent, round_seconds, 
 __all__ = ["as_html"]
 
 _COLOURS: Final = 12
-# (heading, figure, form)
+# Heading, figure, and how it is written.
 _COLUMNS: Final = (
     ("TTFT mean", "ttft_mean", "seconds"),
     ("p50", "ttft_p50", "seconds"),
@@ -174,8 +174,8 @@ def _workers(found: TraceFindings, colours: dict[str, int]) -> str:
         worker_bars(name, colours[name], curves, _imbalance(figures[name])) for name, curves in found.curves.items()
     ]
     note = (
-        "How long each worker was busy, computing prompts (dark) or only continuing answers (light); the dotted line is "
-        "the mean of the dark part. Bars of one policy have the same scale."
+        "How long each worker was busy, computing prompts (dark) or only continuing answers (light); the dotted line "
+        "is the mean of the dark part. Bars of one policy have the same scale."
     )
     return f'<h3>Load of each worker</h3><p class="lead">{note}</p><div class="smalls">{"".join(bars)}</div>'
 
@@ -231,10 +231,11 @@ def _footer(findings: Findings) -> str:
     ]
     if findings.calibrated_by is not None:
         facts.append(("speed measured at", findings.calibrated_by))
+    listed = "".join(_fact(*each) for each in facts)
     return (
-        f"<h3>The simulated fleet</h3><dl>{''.join(_fact(*each) for each in facts)}</dl>"
+        f"<h3>The simulated fleet</h3><dl>{listed}</dl>"
         "<footer><p>Hits are prompt tokens that were cached where the request came to. The bound is one "
-        "least-recently-used cache as large as all workers' together. TTFT is the time from arrival to the first token. "
+        "least-recently-used cache as large as all workers' together. TTFT is the time from arrival to first token. "
         "Goodput is the share of requests that met the goal. Promise error is how far the router was off about the "
         "cached tokens of a prompt, TTFT error how far about the time. ± is the 95 % interval over seeds; a policy is "
         "tied with the best if the difference, paired by seed, may be chance.</p>"

@@ -1,0 +1,313 @@
+"""Traces of three forms are read, and what is wrong with one is said in a sentence that names the place."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvrouter.errors import KvrouterError, SettingsError
+from kvrouter.replay.lines import LINE_BYTES_MAX, TraceError
+from kvrouter.replay.loading import LoadOptions, load_trace
+from kvrouter.replay.trace import Trace, Turn, keys_of_ids, resampled
+
+MOONCAKE = {"timestamp": 0, "input_length": 1100, "output_length": 5, "hash_ids": [7, 8, 9]}
+SESSION: dict[str, Any] = {
+    "session": "a",
+    "start": 1.5,
+    "block_tokens": 16,
+    "turns": [
+        {"runs": [[0, 2]], "input_length": 40, "output_length": 30},
+        {"runs": [[0, 2], [10, 3]], "input_length": 85, "output_length": 4, "think": 2.0},
+    ],
+}
+LOGGED = {"timestamp": 5.0, "body": {"prompt": list(range(200)), "max_tokens": 9}}
+
+
+def written(folder: Path, *lines: object) -> Path:
+    """Write lines, objects as JSON and texts as they are."""
+    path = folder / "trace.jsonl"
+    path.write_text("".join((each if isinstance(each, str) else json.dumps(each)) + "\n" for each in lines))
+    return path
+
+
+def read(folder: Path, *lines: object, **options: Any) -> Trace:
+    """Write lines and read them as a trace."""
+    return load_trace(written(folder, *lines), LoadOptions(**options))
+
+
+class TestMooncake:
+    def test_lengths_blocks_and_times_are_read(self, tmp_path: Path) -> None:
+        """Times are in milliseconds and count from the first; a partial block has no key."""
+        trace = read(tmp_path, MOONCAKE | {"timestamp": 2000}, MOONCAKE | {"timestamp": 3500, "hash_ids": [7, 8]})
+
+        assert [turn.arrival for turn in trace.turns] == [0.0, 1.5]
+        assert (trace.block_tokens, trace.name) == (512, "trace")
+        assert trace.turns[0].keys.tolist() == keys_of_ids([7, 8]).tolist() == trace.turns[1].keys.tolist()
+        assert (trace.turns[0].input_tokens, trace.turns[0].output_tokens) == (1100, 5)
+
+    def test_equal_prefixes_have_equal_keys_and_nothing_else_has(self, tmp_path: Path) -> None:
+        """A key names the whole prefix, so the same id after another one is another key."""
+        trace = read(tmp_path, MOONCAKE, MOONCAKE | {"hash_ids": [6, 8, 9]}, MOONCAKE | {"hash_ids": [7, 3, 9]})
+        first, second, third = (turn.keys.tolist() for turn in trace.turns)
+
+        assert first[1] != second[1]
+        assert first[0] == third[0]
+        assert first[1] != third[1]
+
+    def test_arrivals_in_bins_are_recognised(self, tmp_path: Path) -> None:
+        """Many at once, and bins three seconds apart."""
+        stamps = [3000 * (number // 10) + (number > 50) for number in range(100)]
+        trace = read(tmp_path, *(MOONCAKE | {"timestamp": stamp} for stamp in stamps))
+
+        assert trace.bin_seconds == pytest.approx(3.0)
+
+    def test_exact_arrivals_are_no_bins(self, tmp_path: Path) -> None:
+        """Different times of different distance are what they are."""
+        trace = read(tmp_path, *(MOONCAKE | {"timestamp": number * number} for number in range(50)))
+
+        assert trace.bin_seconds == 0.0
+
+
+class TestSessions:
+    def test_turns_follow_each_other(self, tmp_path: Path) -> None:
+        """The first has a time, the second waits for it and then thinks."""
+        trace = read(tmp_path, SESSION, SESSION | {"session": "b", "start": 0})
+        first, second, third, fourth = trace.turns
+
+        assert (first.arrival, first.follows) == (1.5, None)
+        assert (second.arrival, second.follows) == (2.0, 0)
+        assert (third.follows, fourth.follows) == (None, 2)
+        assert (first.session, third.session) == ("a", "b")
+        assert not trace.is_open
+        assert trace.block_tokens == 16
+
+    def test_what_the_next_prompt_adds_is_the_answer(self, tmp_path: Path) -> None:
+        """40 and 30 tokens fill four blocks, of which the prompt has two and the next prompt names two more."""
+        first, second = read(tmp_path, SESSION).turns
+
+        assert len(first.keys) == 4
+        assert first.keys.tolist() == second.keys.tolist()[:4]
+
+    def test_a_prompt_that_does_not_go_on_tells_no_answer(self, tmp_path: Path) -> None:
+        """The context was cut: nothing is known of the answer's blocks."""
+        cut = [SESSION["turns"][0], SESSION["turns"][1] | {"runs": [[5, 5]]}]
+        first, _ = read(tmp_path, SESSION | {"turns": cut}).turns
+
+        assert len(first.keys) == 2
+
+
+class TestRequestLogs:
+    def test_token_ids_are_used_as_they_are(self, tmp_path: Path) -> None:
+        """200 tokens are three blocks of 64."""
+        (turn,) = read(tmp_path, LOGGED).turns
+
+        assert (turn.input_tokens, turn.output_tokens, len(turn.keys)) == (200, 9, 3)
+
+    def test_conversations_that_grow_share_their_beginning(self, tmp_path: Path) -> None:
+        """Four bytes of a conversation are a token, and a longer one begins like the shorter one."""
+        messages = [{"role": "user", "content": "one two three " * 60}]
+        longer = [*messages, {"role": "assistant", "content": "four"}, {"role": "user", "content": "five " * 90}]
+        first, second = read(
+            tmp_path,
+            {"timestamp": "2024-05-01T10:00:00Z", "messages": messages, "user": "u"},
+            {"timestamp": "2024-05-01T10:00:02Z", "messages": longer, "user": "u"},
+        ).turns
+
+        shared = len(first.keys)
+        assert shared >= 2
+        assert len(second.keys) > shared
+        assert first.keys.tolist() == second.keys.tolist()[:shared]
+        assert (second.arrival, second.session) == (2.0, "u")
+
+    @pytest.mark.parametrize(
+        ("beside", "tokens"),
+        [
+            ({"output_length": 3}, 3),
+            ({"usage": {"completion_tokens": 4}}, 4),
+            ({"response": {"usage": {"output_tokens": 5}}}, 5),
+            ({"response": {"body": {"usage": {"completion_tokens": 6}}}}, 6),
+            ({}, 9),
+        ],
+    )
+    def test_the_answers_length_is_where_logs_have_it(
+        self, tmp_path: Path, beside: dict[str, Any], tokens: int
+    ) -> None:
+        """Beside the body, in a usage, in the response; else what the request allows."""
+        (turn,) = read(tmp_path, LOGGED | beside).turns
+
+        assert turn.output_tokens == tokens
+
+    def test_without_timestamps_a_rate_is_needed(self, tmp_path: Path) -> None:
+        """Arrivals are then drawn, the same ones each time."""
+        lines = [{"prompt": [1, 2, 3]}] * 5
+
+        with pytest.raises(TraceError, match="--rate"):
+            read(tmp_path, *lines)
+        trace = read(tmp_path, *lines, rate=2.0)
+
+        assert [turn.arrival for turn in trace.turns] == [
+            turn.arrival for turn in read(tmp_path, *lines, rate=2.0).turns
+        ]
+        assert trace.turns[-1].arrival > 0
+
+    def test_batch_files_name_their_endpoint(self, tmp_path: Path) -> None:
+        """As OpenAI's batch API has them."""
+        line = {
+            "custom_id": "1",
+            "method": "POST",
+            "url": "/v1/completions",
+            "body": {"prompt": [1] * 70},
+            "timestamp": 0,
+        }
+
+        (turn,) = read(tmp_path, line).turns
+
+        assert turn.input_tokens == 70
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["nonsense"], "trace.jsonl:1: is not JSON"),
+        (["[1]"], "trace.jsonl:1: is [1]; a JSON object is needed"),
+        (['{"a": 1}'], "is of no known form: it has 'a'; hash_ids, turns"),
+        ([MOONCAKE, MOONCAKE | {"timestamp": None}], "trace.jsonl:2: timestamp is missing; a number is needed"),
+        ([MOONCAKE | {"timestamp": -1}], "timestamp is -1; it must be at least 0 and finite"),
+        ([MOONCAKE | {"input_length": "5"}], "input_length is '5'; a whole number is needed"),
+        ([MOONCAKE | {"input_length": 0}], "input_length is 0; it must be 1.."),
+        ([MOONCAKE | {"input_length": True}], "input_length is True; a whole number is needed"),
+        ([MOONCAKE | {"hash_ids": 5}], "hash_ids is 5; a list of block ids is needed"),
+        ([MOONCAKE | {"hash_ids": [1, -2, 3]}], "hash_ids[1] is -2; a block id is 0..4294967295"),
+        ([MOONCAKE | {"hash_ids": [1]}], "hash_ids has 1 ids; 1100 tokens fill 2 blocks of 512"),
+        (["", MOONCAKE, "", "{"], "trace.jsonl:4: is not JSON"),
+        ([SESSION | {"turns": []}], "turns is []; a list of at least one turn is needed"),
+        ([SESSION | {"turns": [5]}], "turns[0] is 5; an object is needed"),
+        ([SESSION | {"start": "now"}], "start is 'now'; a number is needed"),
+        ([SESSION | {"block_tokens": 0}], "block_tokens is 0; it must be 1.."),
+        ([SESSION | {"turns": [SESSION["turns"][0] | {"runs": [[0]]}]}], "turns[0].runs[0] is [0]; [first, count]"),
+        ([SESSION | {"turns": [SESSION["turns"][0] | {"runs": [[0, 0]]}]}], "turns[0].runs[0] is [0, 0]; ids are 0.."),
+        ([SESSION | {"turns": [SESSION["turns"][0] | {"runs": [[0, 9999999]]}]}], "runs name more than 4194304 blocks"),
+        ([SESSION | {"turns": [SESSION["turns"][0] | {"runs": []}]}], "turns[0].runs name 0 blocks; 40 tokens fill 2"),
+        ([{"timestamp": 0, "body": 5}], "body is 5; a request body is needed"),
+        ([{"timestamp": 0, "prompt": ""}], "body has no prompt; `messages` or `prompt` is needed"),
+        ([{"timestamp": "soon", "prompt": [1]}], "timestamp is 'soon'; seconds or an ISO 8601 date is needed"),
+        ([LOGGED, {"prompt": [1]}], "trace.jsonl:2: timestamp is missing, unlike in line 1"),
+        ([{"timestamp": 0, "prompt": [1], "stream": "x"}], "stream cannot be read"),
+        ([LOGGED | {"usage": {"completion_tokens": -1}}], "usage.completion_tokens is -1; it must be 0.."),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_sentence(tmp_path: Path, lines: list[object], said: str) -> None:
+    """File, line, field and limit."""
+    with pytest.raises(TraceError) as caught:
+        read(tmp_path, *lines)
+
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_cannot_be_read_are_wrong_calls(tmp_path: Path) -> None:
+    """Absent, a folder, empty."""
+    (tmp_path / "empty.jsonl").write_text("\n\n")
+
+    for path, said in [("absent.jsonl", "No such file"), (".", "directory"), ("empty.jsonl", "is empty")]:
+        with pytest.raises(SettingsError, match=said):
+            load_trace(tmp_path / path)
+
+
+def test_a_line_without_end_is_not_read_into_memory(tmp_path: Path) -> None:
+    """There is a bound, and it is named."""
+    path = tmp_path / "long.jsonl"
+    with path.open("wb") as file:
+        file.truncate(LINE_BYTES_MAX + 2)
+
+    with pytest.raises(TraceError, match=str(LINE_BYTES_MAX)):
+        load_trace(path)
+
+
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=8,
+)
+_FIELDS = ("timestamp", "input_length", "output_length", "hash_ids", "turns", "start", "session", "runs", "messages")
+_MORE = ("prompt", "input", "body", "request", "url", "usage", "response", "block_tokens", "think", "model", "stream")
+
+
+@given(
+    base=st.sampled_from([MOONCAKE, SESSION, LOGGED, SESSION["turns"][0]]),
+    changes=st.dictionaries(st.sampled_from(_FIELDS + _MORE), _VALUES, max_size=4),
+    inside=st.booleans(),
+)
+def test_any_line_is_read_or_refused(
+    base: dict[str, Any], changes: dict[str, Any], inside: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Nothing but our own errors, whatever stands in a line."""
+    line = SESSION | {"turns": [base | changes]} if inside else base | changes
+    path = written(tmp_path_factory.mktemp("fuzz"), line)
+
+    try:
+        trace = load_trace(path, LoadOptions(rate=1.0))
+    except KvrouterError as error:
+        assert "\n" not in str(error)
+    else:
+        assert all(turn.input_tokens > 0 for turn in trace.turns)
+
+
+@given(data=st.binary(max_size=300))
+def test_any_bytes_are_read_or_refused(data: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Files that are no traces at all."""
+    path = tmp_path_factory.mktemp("fuzz") / "trace.jsonl"
+    path.write_bytes(data)
+
+    with pytest.raises(KvrouterError):
+        load_trace(path)
+
+
+class TestResampling:
+    def test_bins_are_filled_evenly_and_in_order(self) -> None:
+        """Every arrival stays in its bin, and two seeds differ."""
+        trace = _open([3.0 * (number // 8) for number in range(40)], bin_seconds=3.0)
+        played = resampled(trace, 1)
+        arrivals = [turn.arrival for turn in played.turns]
+
+        assert arrivals == sorted(arrivals)
+        assert all(0 <= new - old.arrival < 3.0 for new, old in zip(arrivals, trace.turns, strict=True))
+        assert len(set(arrivals)) == 40
+        assert arrivals == [turn.arrival for turn in resampled(trace, 1).turns]
+        assert arrivals != [turn.arrival for turn in resampled(trace, 2).turns]
+
+    def test_exact_arrivals_are_played_as_they_are_and_then_shaken(self) -> None:
+        """Seed 0 is the trace itself."""
+        trace = _open([float(number) for number in range(20)])
+
+        assert resampled(trace, 0) is trace
+        moved = [turn.arrival - number for number, turn in enumerate(resampled(trace, 1).turns)]
+        assert all(0 <= each < 1.0 for each in moved)
+        assert len(set(moved)) == 20
+
+    def test_a_rate_changes_arrivals_and_not_thinking(self) -> None:
+        """People do not think faster because there are more of them."""
+        trace = Trace(name="t", turns=[_turn(8.0), _turn(3.0, follows=0)])
+
+        assert [turn.arrival for turn in trace.at_rate(2.0).turns] == [4.0, 3.0]
+
+    def test_a_beginning_keeps_what_follows_what(self) -> None:
+        """Turns of sessions that are left out are left out too."""
+        turns = [_turn(9.0), _turn(1.0, follows=0), _turn(0.0), _turn(1.0, follows=2)]
+        head = Trace(name="t", turns=turns).head(seconds=5.0)
+
+        assert [(turn.arrival, turn.follows) for turn in head.turns] == [(0.0, None), (1.0, 0)]
+        assert len(Trace(name="t", turns=turns).head(requests=3).turns) == 3
+
+
+def _turn(arrival: float, follows: int | None = None) -> Turn:
+    return Turn(arrival=arrival, input_tokens=10, output_tokens=1, keys=keys_of_ids([]), follows=follows)
+
+
+def _open(arrivals: list[float], bin_seconds: float = 0.0) -> Trace:
+    return Trace(name="t", turns=[_turn(arrival) for arrival in arrivals], bin_seconds=bin_seconds)
