@@ -259,7 +259,7 @@ def _has_names(names: frozenset[str]) -> _Condition:
 def _is_tolerated(asked: Constraints) -> _Condition:
     def complaint(left: Sequence[Placed]) -> str:
         taints = {str(taint) for each in left for taint in each.traits.taints if not taint.soft}
-        return f"all workers have taints that this does not tolerate; taints: {_listing(taints)}"
+        return f"what else would fit ({_ids(left)}) has taints that this does not tolerate: {_listing(taints)}"
 
     return lambda each: all(taint.soft or asked.tolerates(taint) for taint in each.traits.taints), complaint
 

@@ -112,7 +112,7 @@ def test_where_all_are_tainted_the_taints_are_named() -> None:
     """A request that asks for nothing is not at fault."""
     router = _fleet(a=Traits(taints=(Taint("spot", "", soft=False),)))
 
-    with pytest.raises(NoWorkerError, match="does not tolerate; taints: spot:NoSchedule") as raised:
+    with pytest.raises(NoWorkerError, match=r"\(a\) has taints that this does not tolerate: spot:NoSchedule") as raised:
         router.decide(PROMPT, now=0.0)
 
     assert not isinstance(raised.value, UnmetConstraintError)
