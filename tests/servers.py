@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Self
 
 __all__ = [
+    "EtcdServer",
     "NatsServer",
     "RedisServer",
     "Server",
+    "etcd_server",
     "free_port",
     "free_tcp",
     "nats_server",
@@ -201,6 +203,41 @@ class RedisServer(Server):
     def _answers(self) -> bool:
         # Without the password it refuses, but only after its data are loaded.
         return any(_greets(self.port, b"PING\r\n", answer) for answer in (b"+PONG", b"-NOAUTH"))
+
+
+class EtcdServer(Server):
+    """An etcd of one member, from the system's package `etcd-server`."""
+
+    def __init__(self, folder: Path, *, port: int | None = None) -> None:
+        super().__init__(folder, port=port)
+        self._peer_port = free_port()
+
+    @property
+    def url(self) -> str:
+        return f"etcd://127.0.0.1:{self.port}"
+
+    def _command(self) -> list[str]:
+        program = shutil.which("etcd")
+        assert program is not None, "there is no etcd; Debian's package is etcd-server"
+        client, peer = f"http://127.0.0.1:{self.port}", f"http://127.0.0.1:{self._peer_port}"
+        return [
+            program, "--name", "one", "--data-dir", str(self.data / "etcd"), "--log-level", "error",
+            "--listen-client-urls", client, "--advertise-client-urls", client,
+            "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", f"one={peer}",
+        ]  # fmt: skip
+
+    def _answers(self) -> bool:
+        return _greets(self.port, b"GET /health HTTP/1.0\r\n\r\n", b'"health":"true"')
+
+
+@contextmanager
+def etcd_server(folder: Path) -> Iterator[EtcdServer]:
+    """Run an etcd in `folder` until the end of the block."""
+    server = EtcdServer(folder)
+    try:
+        yield server.start()
+    finally:
+        server.kill()
 
 
 @contextmanager

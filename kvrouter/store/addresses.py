@@ -11,14 +11,16 @@ __all__ = ["StoreAddress", "parse_store_url"]
 
 _PREFIX = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _REDIS_PATH = re.compile(r"/([0-9]{1,4})/([A-Za-z0-9_-]{1,64})")
-_FORMS = "file:///directory, nats://host:port/PREFIX or redis://host:port/database/PREFIX"
+_FORMS = (
+    "file:///directory, nats://host:port/PREFIX, redis://host:port/database/PREFIX, etcd://host:port/PREFIX or memory:"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreAddress:
     """`server` is a URL for the backend's client, with password; `prefix` our part of it, or the directory."""
 
-    kind: Literal["file", "nats", "redis"]
+    kind: Literal["file", "memory", "etcd", "nats", "redis"]
     server: str
     prefix: str
 
@@ -51,11 +53,14 @@ def _read(url: str, parts: SplitResult) -> StoreAddress | None:
         case "file":
             local = parts.netloc in ("", "localhost") and parts.path.startswith("/")
             return StoreAddress(kind="file", server="", prefix=unquote(parts.path)) if local else None
-        case "nats" | "tls":
+        case "memory":
+            return StoreAddress(kind="memory", server="", prefix="") if url.rstrip("/") == "memory:" else None
+        case "nats" | "tls" | "etcd":
+            kind: Literal["etcd", "nats"] = "etcd" if parts.scheme == "etcd" else "nats"
             prefix = parts.path.removeprefix("/")
-            if not _names_server(parts) or _PREFIX.fullmatch(prefix) is None:
+            if not _names_server(parts) or (_PREFIX.fullmatch(prefix) is None and not (kind == "etcd" and not prefix)):
                 return None
-            return StoreAddress(kind="nats", server=f"{parts.scheme}://{parts.netloc}", prefix=prefix)
+            return StoreAddress(kind=kind, server=f"{parts.scheme}://{parts.netloc}", prefix=prefix)
         case "redis" | "rediss":
             path = _REDIS_PATH.fullmatch(parts.path)
             if not _names_server(parts) or path is None:

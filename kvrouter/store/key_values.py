@@ -3,6 +3,7 @@
 For pointers, locks and records of a few kilobytes. Not for whole snapshots: those are in `objects`.
 """
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, Self
 
@@ -11,11 +12,13 @@ from kvrouter.store.addresses import parse_store_url
 
 __all__ = [
     "VALUE_BYTES_MAX",
+    "Change",
     "Conflict",
     "Entry",
     "Exists",
     "KeyValueBucket",
     "KeyValueStore",
+    "Synced",
     "check_value",
     "open_key_value_store",
 ]
@@ -44,6 +47,18 @@ class Conflict:
     current: int | None
 
 
+class Change(NamedTuple):
+    """What a key has now; None: nothing any more."""
+
+    key: str
+    entry: Entry | None
+
+
+@dataclass(frozen=True, slots=True)
+class Synced:
+    """Everything that was there is told. Comes once at the beginning, and again after each lost connection."""
+
+
 class KeyValueBucket(Protocol):
     """Keys of one purpose, with the names of `kvrouter.store.names`; values up to `VALUE_BYTES_MAX` bytes.
 
@@ -69,8 +84,25 @@ class KeyValueBucket(Protocol):
         """Replace the value of revision `expected`, and its lifetime with it; returns the new revision."""
         ...
 
+    async def put(self, key: str, value: bytes, *, ttl_seconds: float | None = None) -> int:
+        """Write a value whatever is there; returns its revision. For keys that only one writes."""
+        ...
+
     async def delete(self, key: str, *, expected: int | None = None) -> Conflict | None:
         """Remove a value, or only that of revision `expected`. What is not there is gone already."""
+        ...
+
+    async def entries(self, prefix: str = "") -> dict[str, Entry]:
+        """Return every key that begins with `prefix`, with its value."""
+        ...
+
+    def watch(self, prefix: str = "") -> AsyncIterator[Change | Synced]:
+        """Follow the keys that begin with `prefix`: those that there are, `Synced`, then what changes, for ever.
+
+        Of several changes in a row at least the last one is told, and that a key is gone always is, also when it
+        happened while there was no connection. A lost connection is made again and never raised; close the iterator
+        (`aclosing`) to end it.
+        """
         ...
 
 
@@ -106,6 +138,14 @@ def open_key_value_store(url: str) -> KeyValueStore:
         from kvrouter.store.local_keys import LocalKeyValueStore  # noqa: PLC0415 - only the chosen backend is loaded
 
         return LocalKeyValueStore(address.prefix)
+    if address.kind == "memory":
+        from kvrouter.store.memory_keys import MemoryKeyValueStore  # noqa: PLC0415 - as above
+
+        return MemoryKeyValueStore()
+    if address.kind == "etcd":
+        from kvrouter.store.etcd_keys import EtcdKeyValueStore  # noqa: PLC0415 - as above
+
+        return EtcdKeyValueStore(address.server, prefix=address.prefix)
     if address.kind == "nats":
         from kvrouter.store.nats_keys import NatsKeyValueStore  # noqa: PLC0415 - as above
 

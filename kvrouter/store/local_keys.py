@@ -6,11 +6,12 @@ does). The lock file holds the last revision that was given. Lifetimes are by th
 bucket need clocks that agree within a fraction of its lifetimes.
 """
 
+import asyncio
 import contextlib
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Self, cast
 
@@ -18,8 +19,9 @@ import msgpack
 
 from kvrouter.errors import StoreError
 from kvrouter.store.files import HalfWritten, in_thread, make_folder, sync_folder
-from kvrouter.store.key_values import Conflict, Entry, Exists, check_value
+from kvrouter.store.key_values import Change, Conflict, Entry, Exists, Synced, check_value
 from kvrouter.store.names import check_bucket, check_name
+from kvrouter.store.watching import Followed, watched
 
 __all__ = ["LocalKeyValueBucket", "LocalKeyValueStore"]
 
@@ -27,6 +29,9 @@ _LOCK = ".revision"
 _LOCK_SECONDS_MAX = 5.0
 _LOCK_POLL_SECONDS = 0.002
 _REVISION_BYTES = 8
+_WATCH_POLL_SECONDS = 0.2
+_ANY = -1
+"""Expected where any revision will do."""
 
 
 class LocalKeyValueBucket:
@@ -55,6 +60,30 @@ class LocalKeyValueBucket:
         """Remove a value; see `KeyValueBucket`."""
         return await in_thread(self._remove, self._path(key), expected)
 
+    async def put(self, key: str, value: bytes, *, ttl_seconds: float | None = None) -> int:
+        """Write a value whatever is there; see `KeyValueBucket`."""
+        _, revision = await in_thread(self._write, self._path(key), check_value(value), _ANY, ttl_seconds)
+        return revision
+
+    async def entries(self, prefix: str = "") -> dict[str, Entry]:
+        """Return every key with its value; see `KeyValueBucket`."""
+        return await in_thread(_Listing(self._folder, prefix).read)
+
+    def watch(self, prefix: str = "") -> AsyncIterator[Change | Synced]:
+        """Follow keys, by looking at the directory again and again; see `KeyValueBucket`."""
+        return watched(lambda: self._following(prefix))
+
+    @contextlib.asynccontextmanager
+    async def _following(self, prefix: str) -> AsyncIterator[Followed]:
+        listing = _Listing(self._folder, prefix)
+
+        async def changes() -> AsyncIterator[dict[str, Entry]]:
+            while True:
+                await asyncio.sleep(_WATCH_POLL_SECONDS)
+                yield await in_thread(listing.read)
+
+        yield Followed(await in_thread(listing.read), changes())
+
     def _path(self, key: str) -> Path:
         return self._folder / check_name(key).replace("/", "%")
 
@@ -63,7 +92,7 @@ class LocalKeyValueBucket:
         with _locked(self._folder) as lock:
             entry = _read(path)
             now = 0 if entry is None else entry.revision
-            if now != (expected or 0):
+            if expected != _ANY and now != (expected or 0):
                 return False, now
             revision = _next_revision(lock)
             until = None if ttl_seconds is None else time.time() + ttl_seconds
@@ -84,6 +113,41 @@ class LocalKeyValueBucket:
             path.unlink(missing_ok=True)
             sync_folder(self._folder)
             return None
+
+
+class _Listing:
+    """The keys of a folder; reads again only what has changed since the last time."""
+
+    def __init__(self, folder: Path, prefix: str) -> None:
+        self._folder, self._prefix = folder, prefix.replace("/", "%")
+        self._seen: dict[str, tuple[tuple[int, int, int], Entry, float | None]] = {}
+
+    def read(self) -> dict[str, Entry]:
+        """Return every key with its value."""
+        seen, now = {}, time.time()
+        for name, stamp in self._files():
+            known = self._seen.get(name)
+            if known is None or known[0] != stamp:
+                found = _read_whole(self._folder / name)
+                if found is None:
+                    continue
+                known = stamp, *found
+            seen[name] = known
+        self._seen = seen
+        return {
+            name.replace("%", "/"): entry for name, (_, entry, until) in seen.items() if until is None or until > now
+        }
+
+    def _files(self) -> Iterator[tuple[str, tuple[int, int, int]]]:
+        try:
+            with os.scandir(self._folder) as files:
+                for file in files:
+                    if file.name.startswith(self._prefix) and not file.name.startswith("."):
+                        with contextlib.suppress(FileNotFoundError):
+                            status = file.stat()
+                            yield file.name, (status.st_ino, status.st_mtime_ns, status.st_size)
+        except FileNotFoundError:
+            return
 
 
 class LocalKeyValueStore:
@@ -107,6 +171,15 @@ class LocalKeyValueStore:
 
 
 def _read(path: Path) -> Entry | None:
+    found = _read_whole(path)
+    if found is None:
+        return None
+    entry, until = found
+    return None if until is not None and until <= time.time() else entry
+
+
+def _read_whole(path: Path) -> tuple[Entry, float | None] | None:
+    """A value and when it ends, be it over or not."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -115,7 +188,7 @@ def _read(path: Path) -> Entry | None:
         revision, until, value = msgpack.unpackb(content)
     except (ValueError, TypeError, msgpack.UnpackException) as error:
         raise StoreError(f"key {path.name.replace('%', '/')!r} is damaged", reason="corrupt") from error
-    return None if until is not None and until <= time.time() else Entry(value, revision)
+    return Entry(value, revision), until
 
 
 @contextlib.contextmanager

@@ -9,13 +9,26 @@ from kvrouter.errors import MissingExtraError, StoreError
 try:
     import nats
     from nats.aio.client import Client
+    from nats.aio.msg import Msg
     from nats.errors import Error as NatsError
+    from nats.errors import TimeoutError as NatsTimeoutError
     from nats.js import JetStreamContext, api, errors
     from nats.nuid import NUID
+
+    PushSubscription = JetStreamContext.PushSubscription
 except ImportError as error:
     raise MissingExtraError("a store on NATS", "nats") from error
 
-__all__ = ["JetStreamContext", "NatsConnection", "api", "errors"]
+__all__ = [
+    "JetStreamContext",
+    "Msg",
+    "NatsConnection",
+    "NatsError",
+    "NatsTimeoutError",
+    "PushSubscription",
+    "api",
+    "errors",
+]
 
 _CONNECT_SECONDS = 5.0
 _ANSWER_SECONDS = 5.0

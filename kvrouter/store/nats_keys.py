@@ -4,17 +4,32 @@ A revision is a sequence number of the bucket's stream. Where a value was delete
 while, so that those who watch the bucket see it go. Lifetimes are the server's own, of version 2.11 and later.
 """
 
+import contextlib
 import math
+from collections.abc import AsyncIterator
 from typing import Any, Self
 
 from kvrouter.errors import StoreError
-from kvrouter.store.key_values import Conflict, Entry, Exists, check_value
+from kvrouter.store.key_values import Change, Conflict, Entry, Exists, Synced, check_value
 from kvrouter.store.names import check_bucket, check_name
-from kvrouter.store.nats_connection import JetStreamContext, NatsConnection, api, errors
+from kvrouter.store.nats_connection import (
+    JetStreamContext,
+    Msg,
+    NatsConnection,
+    NatsError,
+    NatsTimeoutError,
+    PushSubscription,
+    api,
+    errors,
+)
+from kvrouter.store.watching import Followed, watched
 
 __all__ = ["NatsKeyValueBucket", "NatsKeyValueStore"]
 
 _MARKER_SECONDS = 60
+_INACTIVE_SECONDS = 30.0
+_SNAPSHOT_SECONDS = 5.0
+_IDLE_SECONDS = 2.0
 _OPERATION = "KV-Operation"
 _MARKER_REASON = "Nats-Marker-Reason"
 _WRONG_LAST_SEQUENCE = (10071, 10164)
@@ -85,6 +100,44 @@ class NatsKeyValueBucket:
                 if revision is not None:
                     return None
 
+    async def put(self, key: str, value: bytes, *, ttl_seconds: float | None = None) -> int:
+        """Write a value whatever is there; see `KeyValueBucket`."""
+        check_name(key)
+        async with self._connection.jetstream() as jetstream:
+            await self._ensure(jetstream)
+            seconds = self._seconds(ttl_seconds)
+            revision = await self._write(jetstream, key, check_value(value), expected=None, seconds=seconds)
+            assert revision is not None, "nothing was expected"
+            return revision
+
+    async def entries(self, prefix: str = "") -> dict[str, Entry]:
+        """Return every key with its value; see `KeyValueBucket`."""
+        async with self._following(prefix) as (state, _):
+            return dict(state)
+
+    def watch(self, prefix: str = "") -> AsyncIterator[Change | Synced]:
+        """Follow keys; see `KeyValueBucket`."""
+        return watched(lambda: self._following(prefix))
+
+    @contextlib.asynccontextmanager
+    async def _following(self, prefix: str) -> AsyncIterator[Followed]:
+        async with self._connection.jetstream() as jetstream:
+            await self._ensure(jetstream)
+            consumer = api.ConsumerConfig(
+                deliver_policy=api.DeliverPolicy.LAST_PER_SUBJECT,
+                ack_policy=api.AckPolicy.NONE,
+                inactive_threshold=_INACTIVE_SECONDS,
+                mem_storage=True,
+            )
+            subscription = await jetstream.subscribe(
+                self._subject(">"), stream=self._stream, config=consumer, manual_ack=True
+            )
+            try:
+                reader = _Reader(subscription, self._subject(""), prefix)
+                yield Followed(await reader.state(), reader.changes())
+            finally:
+                await _end(subscription)
+
     async def _read(self, jetstream: JetStreamContext, key: str) -> tuple[Entry | None, int]:
         """Return the value now, and the last revision of the key, be it a marker's; 0 if it never had any."""
         await self._ensure(jetstream)
@@ -103,12 +156,13 @@ class NatsKeyValueBucket:
         key: str,
         value: bytes,
         *,
-        expected: int,
+        expected: int | None,
         seconds: int | None,
         headers: dict[str, Any] | None = None,
     ) -> int | None:
-        """Write if the key's last revision is `expected`; returns the new one, None if it is not."""
-        headers = {**(headers or {}), api.Header.EXPECTED_LAST_SUBJECT_SEQUENCE: str(expected)}
+        """Write if the key's last revision is `expected` (None: any); returns the new one, None if it is not."""
+        if expected is not None:
+            headers = {**(headers or {}), api.Header.EXPECTED_LAST_SUBJECT_SEQUENCE: str(expected)}
         try:
             answer = await jetstream.publish(self._subject(key), value, headers=headers, msg_ttl=seconds)
         except errors.NoStreamResponseError:
@@ -148,6 +202,59 @@ class NatsKeyValueBucket:
 
     def _subject(self, key: str) -> str:
         return f"$KV.{self._name}.{key}"
+
+
+class _Reader:
+    """Reads a bucket's messages as a consumer delivers them: the last one of every key, then each new one."""
+
+    def __init__(self, subscription: PushSubscription, begins: str, prefix: str) -> None:
+        self._subscription, self._begins, self._prefix = subscription, begins, prefix
+        self._number = 0
+
+    async def state(self) -> dict[str, Entry]:
+        """Every key with its value when the consumer was made, or a moment later."""
+        state: dict[str, Entry] = {}
+        begun = await self._subscription.consumer_info()
+        if not begun.num_pending and not (begun.delivered and begun.delivered.consumer_seq):
+            return state
+        while True:
+            message = await self._subscription.next_msg(timeout=_SNAPSHOT_SECONDS)
+            key, entry = self._read(message)
+            if entry is None:
+                state.pop(key, None)
+            elif key.startswith(self._prefix):
+                state[key] = entry
+            if message.metadata.num_pending == 0:
+                return state
+
+    async def changes(self) -> AsyncIterator[tuple[str, Entry | None]]:
+        """Each change; raises NatsError when the consumer is gone."""
+        while True:
+            try:
+                message = await self._subscription.next_msg(timeout=_IDLE_SECONDS)
+            except NatsTimeoutError:
+                await self._subscription.consumer_info()  # Is it there still?
+                continue
+            key, entry = self._read(message)
+            if key.startswith(self._prefix):
+                yield key, entry
+
+    def _read(self, message: Msg) -> tuple[str, Entry | None]:
+        sequence, self._number = message.metadata.sequence, self._number + 1
+        if sequence.consumer != self._number:
+            raise ConnectionError(
+                f"messages {self._number} to {sequence.consumer - 1} of a bucket's consumer were lost"
+            )
+        headers = message.headers or {}
+        is_marker = _OPERATION in headers or _MARKER_REASON in headers
+        key = message.subject.removeprefix(self._begins)
+        return key, None if is_marker else Entry(message.data, sequence.stream)
+
+
+async def _end(subscription: PushSubscription) -> None:
+    """Stop a consumer's deliveries; the server removes it soon after."""
+    with contextlib.suppress(NatsError, OSError):
+        await subscription.unsubscribe()
 
 
 class NatsKeyValueStore:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, Self
 
+from kvrouter.errors import SettingsError
 from kvrouter.store.addresses import StoreAddress, parse_store_url
 
 __all__ = ["ObjectInfo", "ObjectStore", "open_object_store"]
@@ -103,6 +104,8 @@ def open_object_store(url: str) -> ObjectStore:
         MissingExtraError: the backend's client is not installed.
     """
     address = parse_store_url(url)
+    if address.kind in ("etcd", "memory"):
+        raise SettingsError(f"{address.kind} keeps small values only, no objects; name a directory, NATS or Redis")
     return _open(address)
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import nats
 from redis.asyncio import Redis
 
-from tests.servers import NatsServer, RedisServer
+from tests.servers import EtcdServer, NatsServer, RedisServer
 
-__all__ = ["Backend", "LocalBackend", "NatsBackend", "RedisBackend"]
+__all__ = ["Backend", "EtcdBackend", "LocalBackend", "NatsBackend", "RedisBackend"]
 
 
 class Backend(ABC):
@@ -136,6 +136,14 @@ class RedisBackend(Backend):
         tag = f"{{{self.prefix}:{bucket}}}"
         record = as_bytes(await redis.hget(f"{tag}:objects", name))
         return f"{tag}:chunks:{record[:32].decode()}"
+
+
+class EtcdBackend:
+    """A prefix on an etcd; small values only."""
+
+    def __init__(self, server: EtcdServer) -> None:
+        self.server = server
+        self.url = f"{server.url}/test{secrets.token_hex(4)}"
 
 
 def as_bytes(value: bytes | str | None) -> bytes:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.servers import NatsServer, RedisServer, nats_server, redis_server
-from tests.store.backends import Backend, LocalBackend, NatsBackend, RedisBackend
+from tests.servers import EtcdServer, NatsServer, RedisServer, etcd_server, nats_server, redis_server
+from tests.store.backends import Backend, EtcdBackend, LocalBackend, NatsBackend, RedisBackend
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 
@@ -27,9 +27,28 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
+    """An etcd for one module."""
+    with etcd_server(tmp_path_factory.mktemp("etcd")) as server:
+        yield server
+
+
+@pytest.fixture(params=["local", "nats", "redis", "etcd"])
+def keys(request: pytest.FixtureRequest, tmp_path: Path) -> Backend | EtcdBackend:
+    """An empty place to store small values, one for each kind of backend that processes can share."""
+    if request.param == "etcd":
+        return EtcdBackend(request.getfixturevalue("etcd"))
+    return _backend(request, tmp_path)
+
+
 @pytest.fixture(params=["local", "nats", "redis"])
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
     """An empty place to store things, one for each kind of backend."""
+    return _backend(request, tmp_path)
+
+
+def _backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
     if request.param == "local":
         return LocalBackend(tmp_path)
     if request.param == "nats":

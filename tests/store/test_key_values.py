@@ -8,11 +8,12 @@ import pytest
 
 from kvrouter.errors import StoreError
 from kvrouter.store import Conflict, Entry, Exists, KeyValueBucket, acquire, open_key_value_store, open_object_store
-from tests.store.backends import Backend, LocalBackend
+from tests.store.backends import Backend, EtcdBackend, LocalBackend
 from tests.store.conftest import Run
 from tests.store.test_objects import HOSTILE
 
 WAIT_SECONDS = 20.0
+Keys = Backend | EtcdBackend
 
 
 async def gone(bucket: KeyValueBucket, key: str) -> None:
@@ -23,11 +24,11 @@ async def gone(bucket: KeyValueBucket, key: str) -> None:
         await asyncio.sleep(0.02)
 
 
-def test_a_value_is_created_once_and_changed_by_who_knows_its_revision(backend: Backend, run: Run) -> None:
+def test_a_value_is_created_once_and_changed_by_who_knows_its_revision(keys: Keys, run: Run) -> None:
     """Every step tells what it found, so that nobody overwrites what he has not seen."""
 
     async def scenario() -> None:
-        async with open_key_value_store(backend.url) as store, open_key_value_store(backend.url) as other:
+        async with open_key_value_store(keys.url) as store, open_key_value_store(keys.url) as other:
             bucket, elsewhere = store.bucket("pointers"), other.bucket("pointers")
             assert await bucket.get("snapshot/current") is None
             assert await bucket.update("snapshot/current", b"x", expected=7) == Conflict(None)
@@ -46,11 +47,11 @@ def test_a_value_is_created_once_and_changed_by_who_knows_its_revision(backend: 
     run(scenario())
 
 
-def test_a_deleted_value_is_gone_and_its_revision_never_comes_again(backend: Backend, run: Run) -> None:
+def test_a_deleted_value_is_gone_and_its_revision_never_comes_again(keys: Keys, run: Run) -> None:
     """Who still expects the old revision must not meet a new value under it."""
 
     async def scenario() -> None:
-        async with open_key_value_store(backend.url) as store:
+        async with open_key_value_store(keys.url) as store:
             bucket = store.bucket("pointers")
             first = await bucket.create("key", b"one")
             assert isinstance(first, int)
@@ -69,11 +70,11 @@ def test_a_deleted_value_is_gone_and_its_revision_never_comes_again(backend: Bac
     run(scenario())
 
 
-def test_of_many_at_once_exactly_one_wins(backend: Backend, run: Run) -> None:
+def test_of_many_at_once_exactly_one_wins(keys: Keys, run: Run) -> None:
     """Counting with compare-and-set loses no step, whoever counts."""
 
     async def scenario() -> None:
-        async with open_key_value_store(backend.url) as store, open_key_value_store(backend.url) as other:
+        async with open_key_value_store(keys.url) as store, open_key_value_store(keys.url) as other:
             buckets = [store.bucket("race"), other.bucket("race")] * 3
             created = await asyncio.gather(*(bucket.create("key", b"0") for bucket in buckets))
             assert sum(isinstance(answer, int) for answer in created) == 1
@@ -95,11 +96,11 @@ def test_of_many_at_once_exactly_one_wins(backend: Backend, run: Run) -> None:
     run(scenario())
 
 
-def test_a_value_with_a_lifetime_expires_unless_it_is_written_again(backend: Backend, run: Run) -> None:
+def test_a_value_with_a_lifetime_expires_unless_it_is_written_again(keys: Keys, run: Run) -> None:
     """Each write begins its lifetime anew; afterwards the key is free."""
 
     async def scenario() -> None:
-        async with open_key_value_store(backend.url) as store:
+        async with open_key_value_store(keys.url) as store:
             bucket = store.bucket("leases")
             revision = await bucket.create("key", b"one", ttl_seconds=1.0)
             assert isinstance(revision, int)
@@ -134,11 +135,11 @@ def test_buckets_and_stores_are_apart(backend: Backend, run: Run) -> None:
 
 
 @pytest.mark.parametrize("key", HOSTILE, ids=ascii)
-def test_hostile_keys_are_refused(backend: Backend, run: Run, key: str) -> None:
+def test_hostile_keys_are_refused(keys: Keys, run: Run, key: str) -> None:
     """As keys and as buckets, by every method."""
 
     async def scenario() -> None:
-        async with open_key_value_store(backend.url) as store:
+        async with open_key_value_store(keys.url) as store:
             bucket = store.bucket("bucket")
             for call in (
                 bucket.get(key),
@@ -155,11 +156,11 @@ def test_hostile_keys_are_refused(backend: Backend, run: Run, key: str) -> None:
     run(scenario())
 
 
-def test_a_value_beyond_the_bound_is_refused(backend: Backend, run: Run) -> None:
+def test_a_value_beyond_the_bound_is_refused(keys: Keys, run: Run) -> None:
     """A snapshot does not belong here."""
 
     async def scenario() -> None:
-        async with open_key_value_store(backend.url) as store:
+        async with open_key_value_store(keys.url) as store:
             bucket = store.bucket("bucket")
             assert isinstance(await bucket.create("key", bytes(256 << 10)), int)
             with pytest.raises(StoreError, match="exceeds") as raised:
@@ -170,11 +171,11 @@ def test_a_value_beyond_the_bound_is_refused(backend: Backend, run: Run) -> None
     run(scenario())
 
 
-def test_a_lock_has_one_holder_at_a_time(backend: Backend, run: Run) -> None:
+def test_a_lock_has_one_holder_at_a_time(keys: Keys, run: Run) -> None:
     """The next one gets it when it is released, or when its holder no longer renews it."""
 
     async def scenario() -> None:
-        async with open_key_value_store(backend.url) as store, open_key_value_store(backend.url) as other:
+        async with open_key_value_store(keys.url) as store, open_key_value_store(keys.url) as other:
             bucket, elsewhere = store.bucket("locks"), other.bucket("locks")
             first = await acquire(bucket, "snapshot", holder="router-a", ttl_seconds=30.0)
             assert first is not None
@@ -196,11 +197,11 @@ def test_a_lock_has_one_holder_at_a_time(backend: Backend, run: Run) -> None:
     run(scenario())
 
 
-def test_a_holder_whose_answer_was_lost_still_holds_the_lock(backend: Backend, run: Run) -> None:
+def test_a_holder_whose_answer_was_lost_still_holds_the_lock(keys: Keys, run: Run) -> None:
     """Asking again finds its own name there; a renewal that went through unseen is recognised."""
 
     async def scenario() -> None:
-        async with open_key_value_store(backend.url) as store:
+        async with open_key_value_store(keys.url) as store:
             bucket = store.bucket("locks")
             unseen = await acquire(bucket, "snapshot", holder="router-a-life-1")
             lease = await acquire(bucket, "snapshot", holder="router-a-life-1")
