@@ -5,6 +5,9 @@ KvrouterError
 ├── MissingExtraError        an optional dependency is not installed
 ├── WireError                a frame or batch from a peer cannot be understood
 ├── SnapshotError            a saved index is damaged or of another version
+├── MappingError             an index cannot be shared between processes, or not be mapped; the text says why
+│   ├── BusyIndexError       its writer changed it all the time; ask again, or ask the writer
+│   └── StaleIndexError      its writer is gone: what it knew is not kept true any more
 ├── StoreError               an object or key cannot be stored or had back; `reason` says why
 ├── TransportError           a request or a stream between peers failed: `code` says how
 │   ├── NoInstancesError     nobody serves the endpoint
@@ -26,10 +29,12 @@ KvrouterError
 from collections.abc import Iterable
 
 __all__ = [
+    "BusyIndexError",
     "DeadlineError",
     "DisconnectedError",
     "HandlerError",
     "KvrouterError",
+    "MappingError",
     "MissingExtraError",
     "NoInstancesError",
     "NoWorkerError",
@@ -41,6 +46,7 @@ __all__ = [
     "SettingsError",
     "ShedError",
     "SnapshotError",
+    "StaleIndexError",
     "StoreError",
     "UnknownModelError",
     "UnmetConstraintError",
@@ -78,6 +84,18 @@ class WireError(KvrouterError):
 
 class SnapshotError(KvrouterError):
     """A snapshot is damaged, truncated or of a version that we do not read."""
+
+
+class MappingError(KvrouterError):
+    """An index cannot be shared with other processes, or cannot be mapped."""
+
+
+class BusyIndexError(MappingError):
+    """The writer of a mapped index changed what was asked for all the time that the caller would wait."""
+
+
+class StaleIndexError(MappingError):
+    """The writer of a mapped index is gone, or has closed it. There may be a new one at the same path."""
 
 
 class StoreError(KvrouterError):

@@ -6,6 +6,36 @@
 #define SWEPT_PER_BLOCK 2
 #define SWEPT_PER_CLEAR 16384
 
+/* -- readers ------------------------------------------------------------------------------------------------------ */
+
+/* Before slots of the segment of a key are written. */
+KVR_INLINE void open_segment(struct kvr_index *index, uint64_t key)
+{
+    if (index->share != NULL)
+        kvr_share_segment(index->share, key, index->table.directory[kvr_table_place(&index->table, key)].depth);
+}
+
+/* Before the stretch of a block is written. */
+KVR_INLINE void open_stretch(struct kvr_index *index, kvr_link link)
+{
+    if (index->share != NULL && link != KVR_LOOSE_BLOCK)
+        kvr_share_stretch(index->share, link >> KVR_STRETCH_BITS);
+}
+
+/* Before anything else is written. */
+static void open_layout(struct kvr_index *index)
+{
+    if (index->share != NULL)
+        kvr_share_layout(index->share);
+}
+
+/* Everything is whole again. */
+KVR_INLINE void close_change(struct kvr_index *index)
+{
+    if (index->share != NULL)
+        kvr_share_close(index->share);
+}
+
 /* -- tiers -------------------------------------------------------------------------------------------------------- */
 
 int kvr_index_find_tier(const struct kvr_index *index, const char *name, size_t length)
@@ -21,6 +51,8 @@ int kvr_index_find_tier(const struct kvr_index *index, const char *name, size_t 
 int kvr_index_add_tier(struct kvr_index *index, const char *name, size_t length)
 {
     uint32_t count = index->tier_count;
+    if (index->share != NULL && (count == KVR_SHARED_TIERS_MAX || length >= KVR_SHARED_TIER_BYTES))
+        return -1;
     char *copy = kvr_take(&index->bytes, length);
     if (copy == NULL)
         return -1;
@@ -35,6 +67,7 @@ int kvr_index_add_tier(struct kvr_index *index, const char *name, size_t length)
     tiers[count] = tier;
     index->tiers = tiers;
     index->tier_count = count + 1;
+    close_change(index);
     return (int)count;
 }
 
@@ -93,8 +126,10 @@ static void sweep(struct kvr_index *index, size_t slots)
         size_t place = kvr_table_place(&index->table, key);
         index->sweep_from = kvr_table_next_key(&index->table, place);
         seen += kvr_segment_extent(&index->table.directory[place]) + 1;
-        if (is_stale(index, place))
+        if (is_stale(index, place)) {
             kvr_table_renew(&index->table, key);
+            close_change(index);
+        }
     }
 }
 
@@ -147,6 +182,8 @@ static int is_held(const struct kvr_index *index, uint32_t named, uint32_t rank,
 /* The slot that named one set names another one, or goes. */
 static void rename_slot(struct kvr_index *index, struct kvr_slot *slot, const struct change *change)
 {
+    open_segment(index, slot->key);
+    open_stretch(index, slot->link);
     if (change->after != 0) {
         kvr_sets_enter(&index->sets, change->after);
         slot->value = change->after;
@@ -161,6 +198,8 @@ static void rename_slot(struct kvr_index *index, struct kvr_slot *slot, const st
 
 static int add_slot(struct kvr_index *index, uint64_t key, const struct change *change, kvr_link link)
 {
+    open_segment(index, key);
+    open_stretch(index, link);
     if (kvr_table_add_linked(&index->table, key, change->after, link)) {
         kvr_stretches_abandon(&index->stretches, link);
         kvr_sets_release(&index->sets, change->after);
@@ -174,9 +213,12 @@ static int add_slot(struct kvr_index *index, uint64_t key, const struct change *
 
 static void enter_place(struct kvr_index *index, struct kvr_slot *slot, kvr_link link)
 {
+    if (link == KVR_LOOSE_BLOCK)
+        return;
+    open_segment(index, slot->key);
+    open_stretch(index, link);
     slot->link = link;
-    if (link != KVR_LOOSE_BLOCK)
-        kvr_stretches_enter(&index->stretches, link, kvr_stretches_mark(&index->stretches, slot->value));
+    kvr_stretches_enter(&index->stretches, link, kvr_stretches_mark(&index->stretches, slot->value));
 }
 
 void kvr_index_place(struct kvr_index *index, struct kvr_slot *slot, kvr_link previous)
@@ -226,13 +268,17 @@ static int store(struct kvr_index *index, uint32_t rank, kvr_link *previous, con
             link = slot != NULL ? slot->link : kvr_stretches_follow(&index->stretches, *previous);
             *previous = link;
         }
-        if (change.before == change.after)
-            continue;
-        if (slot != NULL)
-            rename_slot(index, slot, &change);
-        else if (add_slot(index, key, &change, link))
+        int failed = 0;
+        if (change.before != change.after) {
+            if (slot != NULL)
+                rename_slot(index, slot, &change);
+            else
+                failed = add_slot(index, key, &change, link);
+            *blocks += !failed;
+        }
+        close_change(index);
+        if (failed)
             return -1;
-        ++*blocks;
     }
     return 0;
 }
@@ -267,6 +313,7 @@ void kvr_index_note_chain(struct kvr_index *index, const uint64_t *parent, const
         struct kvr_slot *slot = kvr_table_find(&index->table, kvr_index_key(index, hashes[at]));
         if (slot != NULL)
             kvr_index_place(index, slot, previous);
+        close_change(index);
         previous = slot == NULL ? KVR_LOOSE_BLOCK : slot->link;
     }
 }
@@ -293,6 +340,7 @@ int kvr_index_remove(struct kvr_index *index, uint32_t rank, const uint64_t *has
         if (change.before == change.after)
             continue;
         rename_slot(index, slot, &change);
+        close_change(index);
         --*blocks;
     }
     return 0;
@@ -303,8 +351,10 @@ void kvr_index_clear(struct kvr_index *index, uint32_t rank, uint32_t tier)
     size_t blocks = kvr_index_blocks(index, rank, tier);
     if (blocks == 0)
         return;
+    open_layout(index);
     kvr_sets_forget(&index->sets, tier, rank, blocks);
     index->tiers[tier].blocks[rank] = 0;
+    close_change(index);
     sweep(index, SWEPT_PER_CLEAR);
 }
 
@@ -314,7 +364,10 @@ static uint32_t settle(void *context, const struct kvr_slot *slot)
 {
     struct kvr_index *index = context;
     struct kvr_stretches *stretches = &index->stretches;
-    uint32_t named = slot->value, live = kvr_sets_settle(&index->sets, named);
+    uint32_t named = slot->value;
+    if (index->share != NULL && kvr_sets_at(&index->sets, named)->target != named)
+        kvr_share_layout(index->share); /* The slot that is copied still stands where it was. */
+    uint32_t live = kvr_sets_settle(&index->sets, named);
     if (live == named || slot->link == KVR_LOOSE_BLOCK)
         return live;
     uint64_t mark = kvr_stretches_mark(stretches, named);
@@ -327,16 +380,53 @@ static uint32_t settle(void *context, const struct kvr_slot *slot)
 
 int kvr_index_open(struct kvr_index *index, uint64_t secret)
 {
+    struct kvr_share *share = index->share;
     memset(index, 0, sizeof *index);
+    index->share = share;
+    index->account.arena = share == NULL ? NULL : &share->arena;
     index->secret = secret;
     kvr_stretches_open(&index->stretches, &index->bytes, kvr_mix(secret, ~secret));
     if (kvr_table_open(&index->table, &index->bytes, settle, index))
         return -1;
+    index->table.share = share;
     return kvr_sets_open(&index->sets, &index->bytes, ~secret);
+}
+
+int kvr_index_share(struct kvr_index *index, int file, const char *path, size_t capacity)
+{
+    uint64_t secret = index->secret;
+    size_t bytes_max = index->budget.bytes_max, beside = index->budget.beside;
+    struct kvr_share *share = kvr_share_open(index, file, path, capacity);
+    if (share == NULL)
+        return -1;
+    kvr_index_close(index);
+    index->share = share;
+    int failed = kvr_index_open(index, secret); /* There is room for an empty one. */
+    index->budget.bytes_max = bytes_max;
+    index->budget.beside = beside;
+    close_change(index);
+    return failed;
+}
+
+int kvr_index_freeze(struct kvr_index *index)
+{
+    uint64_t secret = index->secret;
+    size_t bytes_max = index->budget.bytes_max, beside = index->budget.beside;
+    kvr_share_close(index->share);
+    kvr_share_end(index->share, KVR_SHARED_FROZEN);
+    index->share = NULL;
+    int failed = kvr_index_open(index, secret);
+    index->budget.bytes_max = bytes_max;
+    index->budget.beside = beside;
+    return failed;
 }
 
 void kvr_index_close(struct kvr_index *index)
 {
+    if (index->share != NULL) { /* All of it is there. */
+        kvr_share_end(index->share, KVR_SHARED_CLOSED);
+        return;
+    }
     kvr_table_close(&index->table);
     if (index->sets.account != NULL)
         kvr_sets_close(&index->sets);

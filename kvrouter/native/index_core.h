@@ -3,9 +3,11 @@
 #ifndef KVR_INDEX_CORE_H
 #define KVR_INDEX_CORE_H
 
+#include "index_account.h"
 #include "index_budget.h"
 #include "index_mix.h"
 #include "index_sets.h"
+#include "index_share.h"
 #include "index_stretches.h"
 
 #define KVR_RANKS_MAX 4096
@@ -21,7 +23,10 @@ struct kvr_tier {
 };
 
 struct kvr_index {
-    size_t bytes;
+    union {
+        size_t bytes;
+        struct kvr_account account;
+    };
     uint64_t secret;
     struct kvr_table table; /* scattered sequence hash to the number of a set */
     struct kvr_sets sets;
@@ -31,12 +36,20 @@ struct kvr_index {
     uint32_t rank_words; /* enough for every rank ever stored */
     uint64_t sweep_from; /* the next key to look at for stale slots */
     struct kvr_budget budget;
+    struct kvr_share *share; /* NULL: nobody else reads it */
 };
 
 /* What 0 and -1 mean everywhere below: done, and no memory. An index without memory is still consistent. */
 
 int kvr_index_open(struct kvr_index *index, uint64_t secret);
 void kvr_index_close(struct kvr_index *index);
+
+/* Let others read an index that is empty; the file is empty as well, and belongs to the index if this succeeds. -1 with
+ * errno. `path` is where to remove it at the end, unless something else is there by then. */
+int kvr_index_share(struct kvr_index *index, int file, const char *path, size_t capacity);
+
+/* Leave what others read as it is, for good; the index goes on empty, and for itself. */
+int kvr_index_freeze(struct kvr_index *index);
 
 /* The number of a tier, or -1 if nothing was ever stored under that name. */
 int kvr_index_find_tier(const struct kvr_index *index, const char *name, size_t length);

@@ -101,7 +101,7 @@ static uint32_t unite(struct kvr_index *index, const struct table *table, uint32
     const struct kvr_set *set = before ? kvr_sets_at(&index->sets, before) : NULL;
     uint32_t count = set ? set->words : 0;
     size_t size = (count + KVR_RANK_WORDS_MAX) * sizeof(struct kvr_word);
-    struct kvr_word *row = kvr_take(&index->bytes, size);
+    struct kvr_word *row = PyMem_Malloc(size);
     if (row == NULL)
         return 0;
     if (set != NULL)
@@ -112,7 +112,7 @@ static uint32_t unite(struct kvr_index *index, const struct table *table, uint32
             row[count++] = next;
     }
     uint32_t united = kvr_sets_intern(&index->sets, row, count);
-    kvr_give(&index->bytes, row, size);
+    PyMem_Free(row);
     if (before == 0)
         table->alone[mask] = united;
     return united;
@@ -258,10 +258,17 @@ int kvr_index_load(struct kvr_index *index, const uint8_t *data, size_t length, 
         table.alone = size ? PyMem_Calloc(1, size) : NULL;
         if (size && table.alone == NULL)
             return no_memory();
+        if (index->share != NULL)
+            kvr_share_layout(index->share);
         int failed = load_blocks(index, &table) || place_blocks(index, &table);
+        if (index->share != NULL)
+            kvr_share_close(index->share);
         PyMem_Free(table.alone);
         if (failed)
             return -1;
     }
-    return length ? damaged("its length does not fit its contents") : count_blocks(index);
+    int failed = length ? damaged("its length does not fit its contents") : count_blocks(index);
+    if (index->share != NULL)
+        kvr_share_close(index->share);
+    return failed;
 }

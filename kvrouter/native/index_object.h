@@ -27,12 +27,24 @@ struct kvr_overlap;
  * exception set. */
 int kvr_match_keys(PyObject *self, struct kvr_keys *keys, int exact, PyObject *tiers, struct kvr_overlap *overlap);
 
+/* An answer as Python's own objects; depths may be used up. */
+PyObject *kvr_list_depths(const struct kvr_overlap *overlap);
+PyObject *kvr_list_arrays(struct kvr_overlap *overlap);
+PyObject *kvr_list_best(struct kvr_overlap *overlap, Py_ssize_t k);
+
+/* How many are wanted: an integer, or NULL for 1. -1 with an exception set. */
+Py_ssize_t kvr_read_k(PyObject *number);
+
 PyObject *kvr_match_depths(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names);
 PyObject *kvr_match_arrays(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names);
 PyObject *kvr_match_tokens(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names);
 PyObject *kvr_match_best(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names);
 PyObject *kvr_match_many(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names);
 PyObject *kvr_holds_bytes(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names);
+
+/* Methods in `index_map_type.c`. */
+PyObject *kvr_share_index(PyObject *self, PyObject *arguments);
+PyObject *kvr_freeze_index(PyObject *self, PyObject *unused);
 
 /* Methods in `index_budget_methods.c`. */
 PyObject *kvr_budget_doubt(PyObject *self, PyObject *number);

@@ -86,7 +86,7 @@ static int make_depth(uint32_t depth, uint32_t *last, PyObject **value)
 }
 
 /* The answer as a dictionary, rank to depth. */
-static PyObject *list_depths(const struct kvr_overlap *overlap)
+PyObject *kvr_list_depths(const struct kvr_overlap *overlap)
 {
     PyObject *depths = PyDict_New(), *value = NULL;
     uint32_t last = 0;
@@ -114,7 +114,7 @@ PyObject *kvr_match_depths(PyObject *self, PyObject *const *arguments, Py_ssize_
     struct kvr_overlap overlap;
     if (kvr_read_arguments(&signature, arguments, count, names, found) || match(self, found[0], 1, found[1], &overlap))
         return NULL;
-    return list_depths(&overlap);
+    return kvr_list_depths(&overlap);
 }
 
 /* match_tokens(words, block_size, seed, lookahead, tiers) -> the same */
@@ -142,7 +142,20 @@ PyObject *kvr_match_tokens(PyObject *self, PyObject *const *arguments, Py_ssize_
         kvr_keys_close(&keys);
     }
     PyBuffer_Release(&view);
-    return failed ? NULL : list_depths(&overlap);
+    return failed ? NULL : kvr_list_depths(&overlap);
+}
+
+/* The answer as two arrays; the depths of the overlap are used up. */
+PyObject *kvr_list_arrays(struct kvr_overlap *overlap)
+{
+    uint32_t ranks[KVR_RANKS_MAX], matched = kvr_overlap_list(overlap, ranks, overlap->depths);
+    Py_ssize_t size = (Py_ssize_t)(matched * sizeof *ranks);
+    PyObject *first = PyByteArray_FromStringAndSize((const char *)ranks, size);
+    PyObject *second = first ? PyByteArray_FromStringAndSize((const char *)overlap->depths, size) : NULL;
+    PyObject *pair = second ? PyTuple_Pack(2, first, second) : NULL;
+    Py_XDECREF(first);
+    Py_XDECREF(second);
+    return pair;
 }
 
 /* match_arrays(hashes, exact, tiers) -> ranks and depths, each the bytes of uint32 numbers */
@@ -156,14 +169,7 @@ PyObject *kvr_match_arrays(PyObject *self, PyObject *const *arguments, Py_ssize_
     int exact = PyObject_IsTrue(found[1]);
     if (exact < 0 || match(self, found[0], exact, found[2], &overlap))
         return NULL;
-    uint32_t ranks[KVR_RANKS_MAX], matched = kvr_overlap_list(&overlap, ranks, overlap.depths);
-    Py_ssize_t size = (Py_ssize_t)(matched * sizeof *ranks);
-    PyObject *first = PyByteArray_FromStringAndSize((const char *)ranks, size);
-    PyObject *second = first ? PyByteArray_FromStringAndSize((const char *)overlap.depths, size) : NULL;
-    PyObject *pair = second ? PyTuple_Pack(2, first, second) : NULL;
-    Py_XDECREF(first);
-    Py_XDECREF(second);
-    return pair;
+    return kvr_list_arrays(&overlap);
 }
 
 /* -- the best ----------------------------------------------------------------------------------------------------- */
@@ -192,27 +198,14 @@ static void sort_smallest(uint64_t *numbers, uint32_t count, uint32_t k)
     }
 }
 
-/* match_best(hashes, k, tiers) -> (rank, depth) of the k ranks that have most, deepest first */
-PyObject *kvr_match_best(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names)
+/* The `k` ranks that have most, deepest first; the depths of the overlap are used up. */
+PyObject *kvr_list_best(struct kvr_overlap *overlap, Py_ssize_t k)
 {
-    static const struct kvr_signature signature = {"match_best", 1, 3, {"hashes", "k", "tiers"}};
-    PyObject *found[3];
-    struct kvr_overlap overlap;
-    if (kvr_read_arguments(&signature, arguments, count, names, found))
-        return NULL;
-    Py_ssize_t k = found[1] ? PyLong_AsSsize_t(found[1]) : 1;
-    if (k < 1) {
-        if (!PyErr_Occurred())
-            PyErr_Format(PyExc_ValueError, "k is %zd; it must be at least 1", k);
-        return NULL;
-    }
-    if (match(self, found[0], 1, found[2], &overlap))
-        return NULL;
     uint64_t order[KVR_RANKS_MAX];
-    uint32_t ranks[KVR_RANKS_MAX], matched = kvr_overlap_list(&overlap, ranks, overlap.depths);
+    uint32_t ranks[KVR_RANKS_MAX], matched = kvr_overlap_list(overlap, ranks, overlap->depths);
     k = k < (Py_ssize_t)matched ? k : (Py_ssize_t)matched;
     for (uint32_t at = 0; at < matched; at++)
-        order[at] = (uint64_t)(UINT32_MAX - overlap.depths[at]) << 32 | ranks[at];
+        order[at] = (uint64_t)(UINT32_MAX - overlap->depths[at]) << 32 | ranks[at];
     sort_smallest(order, matched, (uint32_t)k);
     PyObject *best = PyList_New(k);
     for (Py_ssize_t at = 0; best != NULL && at < k; at++) {
@@ -224,6 +217,32 @@ PyObject *kvr_match_best(PyObject *self, PyObject *const *arguments, Py_ssize_t 
         }
     }
     return best;
+}
+
+Py_ssize_t kvr_read_k(PyObject *number)
+{
+    Py_ssize_t k = number ? PyLong_AsSsize_t(number) : 1;
+    if (k >= 1)
+        return k;
+    if (!PyErr_Occurred())
+        PyErr_Format(PyExc_ValueError, "k is %zd; it must be at least 1", k);
+    return -1;
+}
+
+/* match_best(hashes, k, tiers) -> (rank, depth) of the k ranks that have most, deepest first */
+PyObject *kvr_match_best(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names)
+{
+    static const struct kvr_signature signature = {"match_best", 1, 3, {"hashes", "k", "tiers"}};
+    PyObject *found[3];
+    struct kvr_overlap overlap;
+    if (kvr_read_arguments(&signature, arguments, count, names, found))
+        return NULL;
+    Py_ssize_t k = kvr_read_k(found[1]);
+    if (k < 0)
+        return NULL;
+    if (match(self, found[0], 1, found[2], &overlap))
+        return NULL;
+    return kvr_list_best(&overlap, k);
 }
 
 /* -- many prompts ------------------------------------------------------------------------------------------------- */

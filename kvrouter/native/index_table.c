@@ -1,6 +1,7 @@
 /* Growing, shrinking, splitting and joining the segments of a table; `index_table.h` says what it is. */
 #include "index_table.h"
 #include "index_memory.h"
+#include "index_share.h"
 
 /* A segment of at most so many homes is copied in about 10 us. */
 #define CAPACITY_MAX 4096
@@ -147,6 +148,8 @@ static void enter_segment(struct kvr_table *table, size_t place, struct kvr_segm
 {
     size_t first = first_place(table, place, segment.depth);
     size_t count = (size_t)1 << (table->bits - segment.depth);
+    if (table->share != NULL)
+        kvr_share_layout(table->share);
     for (size_t number = 0; number < count; number++)
         table->directory[first + number] = segment;
 }
@@ -383,6 +386,7 @@ int kvr_table_open(struct kvr_table *table, size_t *account, kvr_settle *settle,
     table->account = account;
     table->settle = settle;
     table->context = context;
+    table->share = NULL;
     return 0;
 }
 

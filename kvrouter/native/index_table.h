@@ -29,6 +29,8 @@ struct kvr_segment {
 /* What to do with a slot that is met while slots are copied: the value to write, or 0 to leave the slot out. */
 typedef uint32_t kvr_settle(void *context, const struct kvr_slot *slot);
 
+struct kvr_share;
+
 struct kvr_table {
     struct kvr_segment *directory; /* 2^bits entries; a segment of lesser depth has several */
     uint32_t bits;
@@ -37,6 +39,7 @@ struct kvr_table {
     size_t *account;
     kvr_settle *settle; /* or NULL */
     void *context;
+    struct kvr_share *share; /* readers that are told before they see something else; or NULL */
 };
 
 /* 0, or -1 when there is no memory; then the table is as before. */

@@ -280,6 +280,8 @@ static PyMethodDef methods[] = {
     {"nbytes_beside", kvr_budget_beside, METH_NOARGS, NULL},
     {"tiers", tiers, METH_NOARGS, NULL},
     {"nbytes", nbytes, METH_NOARGS, NULL},
+    {"share", kvr_share_index, METH_VARARGS, NULL},
+    {"freeze", kvr_freeze_index, METH_NOARGS, NULL},
     {"placed", placed, METH_NOARGS, NULL},
     {"dump", dump, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},

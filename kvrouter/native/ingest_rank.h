@@ -27,7 +27,10 @@ struct kvr_place {
 };
 
 struct kvr_rank {
-    size_t bytes;
+    union {
+        size_t bytes;
+        struct kvr_account account;
+    };
     size_t charged; /* of them, what the index was told of */
     struct kvr_index *index;
     uint32_t rank;

@@ -215,6 +215,8 @@ KVR_IMPORT PyObject *PyLong_FromUnsignedLong(unsigned long);
 KVR_IMPORT PyObject *PyLong_FromLongLong(long long);
 KVR_IMPORT PyObject *PyLong_FromUnsignedLongLong(unsigned long long);
 KVR_IMPORT long PyLong_AsLong(PyObject *);
+KVR_IMPORT size_t PyLong_AsSize_t(PyObject *);
+KVR_IMPORT PyObject *PyLong_FromSize_t(size_t);
 KVR_IMPORT long long PyLong_AsLongLong(PyObject *);
 KVR_IMPORT Py_ssize_t PyLong_AsSsize_t(PyObject *);
 KVR_IMPORT unsigned long PyLong_AsUnsignedLong(PyObject *);

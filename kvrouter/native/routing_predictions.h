@@ -38,7 +38,10 @@ struct kvr_rank_notes {
 };
 
 struct kvr_predictions {
-    size_t bytes;
+    union {
+        size_t bytes;
+        struct kvr_account account;
+    };
     uint64_t secret;
     size_t blocks_max, total_max, written;
     double due; /* before this time nothing ends */
