@@ -8,17 +8,13 @@
 
 /* -- readers ------------------------------------------------------------------------------------------------------ */
 
-/* Before slots of the segment of a key are written. */
-KVR_INLINE void open_segment(struct kvr_index *index, uint64_t key)
+/* Before the slot of a key, and with it its neighbours in the segment, and the stretch of its block are written. */
+KVR_INLINE void open_change(struct kvr_index *index, uint64_t key, kvr_link link)
 {
-    if (index->share != NULL)
-        kvr_share_segment(index->share, key, index->table.directory[kvr_table_place(&index->table, key)].depth);
-}
-
-/* Before the stretch of a block is written. */
-KVR_INLINE void open_stretch(struct kvr_index *index, kvr_link link)
-{
-    if (index->share != NULL && link != KVR_LOOSE_BLOCK)
+    if (index->share == NULL)
+        return;
+    kvr_share_segment(index->share, key, index->table.directory[kvr_table_place(&index->table, key)].depth);
+    if (link != KVR_LOOSE_BLOCK)
         kvr_share_stretch(index->share, link >> KVR_STRETCH_BITS);
 }
 
@@ -182,8 +178,7 @@ static int is_held(const struct kvr_index *index, uint32_t named, uint32_t rank,
 /* The slot that named one set names another one, or goes. */
 static void rename_slot(struct kvr_index *index, struct kvr_slot *slot, const struct change *change)
 {
-    open_segment(index, slot->key);
-    open_stretch(index, slot->link);
+    open_change(index, slot->key, slot->link);
     if (change->after != 0) {
         kvr_sets_enter(&index->sets, change->after);
         slot->value = change->after;
@@ -198,8 +193,7 @@ static void rename_slot(struct kvr_index *index, struct kvr_slot *slot, const st
 
 static int add_slot(struct kvr_index *index, uint64_t key, const struct change *change, kvr_link link)
 {
-    open_segment(index, key);
-    open_stretch(index, link);
+    open_change(index, key, link);
     if (kvr_table_add_linked(&index->table, key, change->after, link)) {
         kvr_stretches_abandon(&index->stretches, link);
         kvr_sets_release(&index->sets, change->after);
@@ -215,8 +209,7 @@ static void enter_place(struct kvr_index *index, struct kvr_slot *slot, kvr_link
 {
     if (link == KVR_LOOSE_BLOCK)
         return;
-    open_segment(index, slot->key);
-    open_stretch(index, link);
+    open_change(index, slot->key, link);
     slot->link = link;
     kvr_stretches_enter(&index->stretches, link, kvr_stretches_mark(&index->stretches, slot->value));
 }

@@ -4,6 +4,8 @@
 
 #define HEAD_BYTES 16 /* before the slots of a segment; the extent is in its second word */
 #define FORWARDS_MAX 4096
+/* Keys are scattered: no crowd is that large, whatever may be read. */
+#define CROWD_MAX 16384
 #define CONFIRMATIONS_MAX 16
 
 #ifdef _WIN32
@@ -212,7 +214,8 @@ static int read_slot(const struct view *view, uint64_t key, uint64_t *outcome)
     *outcome = 0;
     if (view->segment.slots == NULL)
         return 0;
-    for (uint64_t at = kvr_segment_home(&view->segment, key); at < view->slots; at++) {
+    uint64_t at = kvr_segment_home(&view->segment, key), stop = at + CROWD_MAX;
+    for (stop = stop < view->slots ? stop : view->slots; at < stop; at++) {
         const struct kvr_slot *slot = view->segment.slots + at;
         uint64_t found = load64(&slot->key);
         if (found < key)

@@ -8,10 +8,7 @@
 
 #ifdef _WIN32
 
-void kvr_share_layout(struct kvr_share *share) { (void)share; }
-void kvr_share_segment(struct kvr_share *share, uint64_t key, uint32_t depth) { (void)share, (void)key, (void)depth; }
-void kvr_share_stretch(struct kvr_share *share, uint32_t number) { (void)share, (void)number; }
-void kvr_share_close(struct kvr_share *share) { (void)share; }
+void kvr_share_note(struct kvr_share *share) { (void)share; }
 void kvr_share_end(struct kvr_share *share, uint32_t state) { (void)share, (void)state; }
 
 struct kvr_share *kvr_share_open(struct kvr_index *index, int file, const char *path, size_t capacity)
@@ -25,52 +22,6 @@ struct kvr_share *kvr_share_open(struct kvr_index *index, int file, const char *
 
 #include <sys/stat.h>
 #include <unistd.h>
-
-/* Make a version odd, before anything of its part is written. */
-static void begin(uint32_t *version)
-{
-    __atomic_store_n(version, *version + 1, __ATOMIC_RELAXED);
-    __atomic_thread_fence(__ATOMIC_RELEASE);
-}
-
-/* Make it even, when all of its part was written: the caller has made a fence. */
-static void end(uint32_t *version)
-{
-    __atomic_store_n(version, *version + 1, __ATOMIC_RELAXED);
-}
-
-void kvr_share_layout(struct kvr_share *share)
-{
-    if (!share->layout_open) {
-        share->layout_open = 1;
-        begin(&share->shared->layout);
-    }
-}
-
-static void open_version(struct kvr_share *share, uint32_t *version)
-{
-    if (share->layout_open)
-        return; /* Nobody believes anything meanwhile. */
-    for (uint32_t at = 0; at < share->open_count; at++)
-        if (share->open[at] == version)
-            return;
-    if (share->open_count == KVR_OPEN_MAX) {
-        kvr_share_layout(share);
-        return;
-    }
-    share->open[share->open_count++] = version;
-    begin(version);
-}
-
-void kvr_share_segment(struct kvr_share *share, uint64_t key, uint32_t depth)
-{
-    open_version(share, &share->shared->segments[kvr_stripe_of_segment(key, depth)]);
-}
-
-void kvr_share_stretch(struct kvr_share *share, uint32_t number)
-{
-    open_version(share, &share->shared->stretches[kvr_stripe_of_stretch(number)]);
-}
 
 static uint64_t address(const void *at)
 {
@@ -89,8 +40,7 @@ static void note_tiers(struct kvr_share *share)
     __atomic_store_n(&shared->tier_count, count, __ATOMIC_RELEASE);
 }
 
-/* Tell where everything is, if that has changed, and let go of what readers might have looked at until now. */
-static void note_root(struct kvr_share *share)
+void kvr_share_note(struct kvr_share *share)
 {
     const struct kvr_index *index = share->index;
     struct kvr_root root = {
@@ -111,19 +61,6 @@ static void note_root(struct kvr_share *share)
         kvr_arena_reuse(arena);
     }
     note_tiers(share);
-}
-
-void kvr_share_close(struct kvr_share *share)
-{
-    if (share->arena.changed)
-        note_root(share);
-    __atomic_thread_fence(__ATOMIC_RELEASE);
-    while (share->open_count > 0)
-        end(share->open[--share->open_count]);
-    if (share->layout_open) {
-        share->layout_open = 0;
-        end(&share->shared->layout);
-    }
 }
 
 static void write_header(struct kvr_share *share, const struct kvr_index *index)

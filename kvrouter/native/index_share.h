@@ -83,16 +83,74 @@ KVR_INLINE uint32_t kvr_stripe_of_stretch(uint32_t number)
 
 /* -- the writer --------------------------------------------------------------------------------------------------- */
 
+#if defined(_WIN32)
+#define KVR_SHARE_STORE(at, value) (*(at) = (value))
+#define KVR_SHARE_FENCE()
+#else
+#define KVR_SHARE_STORE(at, value) __atomic_store_n(at, value, __ATOMIC_RELAXED)
+#define KVR_SHARE_FENCE() __atomic_thread_fence(__ATOMIC_RELEASE)
+#endif
+
+/* Tell where everything is, if that has changed, and let go of what readers might have looked at until now. */
+void kvr_share_note(struct kvr_share *share);
+
+/* Make a version odd, before anything of its part is written. */
+KVR_INLINE void kvr_version_open(uint32_t *version)
+{
+    KVR_SHARE_STORE(version, *version + 1);
+    KVR_SHARE_FENCE();
+}
+
 /* All that is not a slot or a stretch. */
-void kvr_share_layout(struct kvr_share *share);
+KVR_INLINE void kvr_share_layout(struct kvr_share *share)
+{
+    if (!share->layout_open) {
+        share->layout_open = 1;
+        kvr_version_open(&share->shared->layout);
+    }
+}
+
+KVR_INLINE void kvr_share_part(struct kvr_share *share, uint32_t *version)
+{
+    if (share->layout_open)
+        return; /* Nobody believes anything meanwhile. */
+    for (uint32_t at = 0; at < share->open_count; at++)
+        if (share->open[at] == version)
+            return;
+    if (share->open_count == KVR_OPEN_MAX) {
+        kvr_share_layout(share);
+        return;
+    }
+    share->open[share->open_count++] = version;
+    kvr_version_open(version);
+}
 
 /* The slots of the segment of a key; the segment of the key has this depth. */
-void kvr_share_segment(struct kvr_share *share, uint64_t key, uint32_t depth);
+KVR_INLINE void kvr_share_segment(struct kvr_share *share, uint64_t key, uint32_t depth)
+{
+    kvr_share_part(share, &share->shared->segments[kvr_stripe_of_segment(key, depth)]);
+}
 
-void kvr_share_stretch(struct kvr_share *share, uint32_t number);
+KVR_INLINE void kvr_share_stretch(struct kvr_share *share, uint32_t number)
+{
+    kvr_share_part(share, &share->shared->stretches[kvr_stripe_of_stretch(number)]);
+}
 
 /* The tables are whole. */
-void kvr_share_close(struct kvr_share *share);
+KVR_INLINE void kvr_share_close(struct kvr_share *share)
+{
+    if (share->arena.changed)
+        kvr_share_note(share);
+    KVR_SHARE_FENCE();
+    while (share->open_count > 0) {
+        uint32_t *version = share->open[--share->open_count];
+        KVR_SHARE_STORE(version, *version + 1);
+    }
+    if (share->layout_open) {
+        share->layout_open = 0;
+        KVR_SHARE_STORE(&share->shared->layout, share->shared->layout + 1);
+    }
+}
 
 /* Begin to share an index that is empty and was opened without memory of its own; NULL with errno. */
 struct kvr_share *kvr_share_open(struct kvr_index *index, int file, const char *path, size_t capacity);
