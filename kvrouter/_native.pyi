@@ -5,7 +5,7 @@ Words are token ids as little-endian 32-bit integers; hashes are 64-bit integers
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from socket import socket
-from typing import TypeVar, overload
+from typing import Self, TypeVar, overload
 
 from typing_extensions import Buffer
 
@@ -68,9 +68,7 @@ class PrefixIndex:
 class MappedIndex:
     """What `kvrouter.index.mapped` completes."""
 
-    def __init__(
-        self, file: int, patience_nanoseconds: int, busy: type[Exception], stale: type[Exception]
-    ) -> None: ...
+    def __new__(cls, file: int, patience_nanoseconds: int, busy: type[Exception], stale: type[Exception]) -> Self: ...
     def match_depths(self, hashes: Hashes, tiers: Collection[str] | None = None) -> dict[int, int]: ...
     def match_arrays(self, hashes: Hashes, tiers: Collection[str] | None) -> tuple[bytearray, bytearray]: ...
     def match_best(self, hashes: Hashes, k: int = 1, tiers: Collection[str] | None = None) -> list[tuple[int, int]]: ...

@@ -12,11 +12,11 @@ look again whether what they saw was changed meanwhile.
 Layout of the file, all in the machine's own byte order. It is private to the build of kvrouter that wrote it; a reader
 of another one refuses it.
 
-    head       magic, version, sizes of the structures, where the writer has mapped the file, secrets; checksum of these
-               length in use, state (live, closed, frozen), names of tiers, addresses of the tables
-               versions: one of the layout, 4096 of segments of the table, 4096 of stretches; odd while something changes
-    blocks     directory, segments, sets of ranks, stretches: as `kvrouter/native/index_table.h` and its neighbours
-               have them, with the writer's addresses in them, of which readers make offsets
+    head     magic, version, sizes of the structures, where the writer has mapped the file, secrets; checksum of these
+             length in use, state (live, closed, frozen), names of tiers, addresses of the tables
+             versions: one of the layout, 4096 of segments of the table, 4096 of stretches; odd while something changes
+    blocks   directory, segments, sets of ranks, stretches: as `kvrouter/native/index_table.h` and its neighbours
+             have them, with the writer's addresses in them, of which readers make offsets
 
 The file grows a mebibyte at a time, up to the capacity, and readers map more of it when they meet what lies behind. It
 never becomes smaller; what was given back is used again. The writer holds a lock on it (`flock`) by which readers
@@ -43,7 +43,16 @@ from kvrouter.index.snapshot import unseal
 
 if TYPE_CHECKING:
     from kvrouter._native import MappedIndex as _Mapped
-    from kvrouter.index.native import PrefixIndex
+    from kvrouter.index.reference import PrefixIndex as _Reference
+
+    class PrefixIndex(_Reference):
+        """The native one, for whoever checks types."""
+
+        def share(self, file: int, path: str, capacity: int, /) -> int | None: ...
+        def load(self, tables: memoryview, tiers: int) -> None: ...
+        def freeze(self) -> None:
+            """Leave what others read as it is, for good; the index goes on empty."""
+
 elif native_core.present:
     from kvrouter._native import MappedIndex as _Mapped
     from kvrouter.index.native import PrefixIndex
@@ -66,8 +75,8 @@ def share(
 ) -> "PrefixIndex":
     """Make an empty index that other processes can map at `path`; it is for this process alone to change.
 
-    It appears there when it is ready, readable by this user only, in place of whatever a writer left that has ended, and
-    goes when the index is deleted. `freeze` leaves it there for good instead, as it is, and the index empty.
+    It appears there when it is ready, readable by this user only, in place of whatever a writer left that has ended.
+    It goes when the index is deleted; `freeze` leaves it there for good instead, as it is, and the index empty.
 
     Raises:
         MappingError: another process writes an index there, there is no native core, or the file cannot be made.

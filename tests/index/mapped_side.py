@@ -8,6 +8,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,7 +79,7 @@ def _make_way(index: PrefixIndex, turn: int, draw: np.random.Generator) -> None:
 def read(path: str, matches: int, seconds: float) -> None:
     """Match and look for what never was; say what was found."""
     mapped, known = MappedIndex(path, patience_seconds=0.2), prompts()
-    found = {"matches": 0, "busy": 0, "stale": False, "wrong": []}
+    found: dict[str, Any] = {"matches": 0, "busy": 0, "stale": False, "wrong": []}
     print(json.dumps({"ready": True}), flush=True)
     deadline = time.monotonic() + seconds
     for number in _cycle(matches, deadline):
