@@ -39,13 +39,13 @@ from kvrouter import native_core
 from kvrouter.errors import BusyIndexError, MappingError, SnapshotError, StaleIndexError
 from kvrouter.index.overlap import Overlap
 from kvrouter.index.reference import Hashes
+from kvrouter.index.reference import PrefixIndex as Reference
 from kvrouter.index.snapshot import unseal
 
 if TYPE_CHECKING:
-    from kvrouter._native import MappedIndex as _Mapped
-    from kvrouter.index.reference import PrefixIndex as _Reference
+    _Mapped = native_core.native.MappedIndex
 
-    class PrefixIndex(_Reference):
+    class PrefixIndex(Reference):
         """The native one, for whoever checks types."""
 
         def share(self, file: int, path: str, capacity: int, /) -> int | None: ...
@@ -54,8 +54,9 @@ if TYPE_CHECKING:
             """Leave what others read as it is, for good; the index goes on empty."""
 
 elif native_core.present:
-    from kvrouter._native import MappedIndex as _Mapped
     from kvrouter.index.native import PrefixIndex
+
+    _Mapped = native_core.native.MappedIndex
 else:
     _Mapped = PrefixIndex = object
 
