@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from random import Random
 from statistics import median
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 
@@ -22,9 +22,9 @@ from kvrouter.errors import KvrouterError
 from kvrouter.replay.rates import EngineRates
 from kvrouter.replay.worker_client import Timed, WorkerClient
 
-__all__ = ["Calibration", "calibrate", "fit_prefill"]
+__all__ = ["LENGTHS", "Calibration", "Completing", "calibrate", "fit_prefill", "measure_worker"]
 
-_LENGTHS: Final = (256, 1024, 2048, 4096, 8192, 16_384)
+LENGTHS: Final = (256, 1024, 2048, 4096, 8192, 16_384)
 _LENGTH_MAX: Final = 8192
 _REPEATS: Final = 3
 _CROWDS: Final = (1, 4, 8)
@@ -78,6 +78,22 @@ class Calibration:
         )
 
 
+class Completing(Protocol):
+    """A worker that can be asked. May be called from several threads at a time."""
+
+    url: str
+    model: str
+    context_tokens: int | None
+
+    def complete(self, prompt: str, answer_tokens: int) -> Timed:
+        """Answer a prompt with so many tokens and tell how long it took."""
+        ...
+
+    def metrics(self) -> str:
+        """Return the text of /metrics; nothing if there is none."""
+        ...
+
+
 def calibrate(
     url: str, *, api_key: str | None = None, model: str | None = None, tell: Callable[[str], object]
 ) -> Calibration:
@@ -87,7 +103,14 @@ def calibrate(
         SettingsError: the URL is not one of HTTP.
         KvrouterError: the worker does not answer as it should.
     """
-    return _Measuring(WorkerClient(url, api_key=api_key, model=model), tell).calibration()
+    return measure_worker(WorkerClient(url, api_key=api_key, model=model), tell=tell)
+
+
+def measure_worker(
+    client: Completing, *, tell: Callable[[str], object], lengths: Sequence[int] = LENGTHS
+) -> Calibration:
+    """Measure whoever answers behind `client`, with prompts of about `lengths` tokens as far as its context allows."""
+    return _Measuring(client, tell, lengths).calibration()
 
 
 def fit_prefill(lengths: Sequence[float], seconds: Sequence[float]) -> tuple[float, float, float]:
@@ -117,8 +140,9 @@ def _least_squares(columns: list[Any], values: Any, weights: Any) -> list[float]
 
 
 class _Measuring:
-    def __init__(self, client: WorkerClient, tell: Callable[[str], object]) -> None:
-        self._client, self._tell = client, tell
+    def __init__(self, client: Completing, tell: Callable[[str], object], lengths: Sequence[int]) -> None:
+        self._client, self._tell, self._wanted = client, tell, lengths
+        self._words_per_token = 0.5
         self._random = Random()  # another calibration must not find this one's prompts in the cache
         self._requests = 0
 
@@ -126,12 +150,15 @@ class _Measuring:
         began = time.monotonic()
         client = self._client
         longest = client.context_tokens or _LENGTH_MAX + _ANSWER_TOKENS
-        lengths = [length for length in _LENGTHS if length + 2 * _ANSWER_TOKENS <= longest] or [longest // 2]
+        lengths = [length for length in self._wanted if length + 2 * _ANSWER_TOKENS <= longest] or [longest // 2]
         self._tell(f"calibrate: prompts of {lengths[0]} to {lengths[-1]} tokens at {client.url}")
         self._ask(lengths[0], 2)  # the first request of a process is never typical
-        found = [self._ask(length, 1) for length in lengths for _ in range(_REPEATS)]
-        fastest = _fastest([(each.prompt_tokens, each.first_token_seconds) for each in found], len(lengths))
-        constant, rate, attention = fit_prefill(*zip(*fastest, strict=True))
+        # In rounds: what disturbs for a moment disturbs one round only.
+        rounds = [[self._ask(length, 1) for length in lengths] for _ in range(_REPEATS)]
+        fastest = [_fastest(repeats) for repeats in zip(*rounds, strict=True)]
+        constant, rate, attention = fit_prefill(
+            [each.prompt_tokens for each in fastest], [each.first_token_seconds for each in fastest]
+        )
         self._tell("calibrate: answers, alone and together")
         steps = [(crowd, self._step_seconds(crowd, lengths[0])) for crowd in _CROWDS]
         per_request, base = _line(steps)
@@ -174,13 +201,10 @@ class _Measuring:
         self._words_per_token *= max(0.2, min(5.0, length / max(1, answer.prompt_tokens)))
         return answer
 
-    _words_per_token = 0.5
 
-
-def _fastest(times: Sequence[tuple[int, float]], groups: int) -> list[tuple[int, float]]:
-    """Return the fastest of each group of repeats: whatever disturbs makes it slower."""
-    size = len(times) // groups
-    return [min(times[at : at + size], key=lambda each: each[1] / each[0]) for at in range(0, len(times), size)]
+def _fastest(repeats: Sequence[Timed]) -> Timed:
+    """Return the fastest for its length: whatever disturbs makes it slower."""
+    return min(repeats, key=lambda each: each.first_token_seconds / each.prompt_tokens)
 
 
 def _line(points: Sequence[tuple[int, float]]) -> tuple[float, float]:

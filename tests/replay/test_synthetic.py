@@ -102,7 +102,7 @@ def test_parameters_are_read() -> None:
 )
 def test_wrong_parameters_are_named(text: str, said: str) -> None:
     """And so are the right ones."""
-    with pytest.raises(SettingsError, match="uniform|agents|chat") as caught:
+    with pytest.raises(SettingsError) as caught:
         parse_synthetic(text)
 
     assert said in str(caught.value)
