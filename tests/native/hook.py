@@ -47,19 +47,21 @@ def new_build_data() -> dict[str, Any]:
     return {"pure_python": True, "force_include": {}}
 
 
-def make_checkout(folder: Path, *, before_the_answer: str = "") -> None:
-    """A module that says 42, and what a module needs; C to run before may be given."""
+def make_checkout(folder: Path, *, before_the_answer: str = "", functions: str = "") -> None:
+    """A module that says 42, and what a module needs; C to run before may be given, and functions for that."""
     sources = folder / "kvrouter" / "native"
     sources.mkdir(parents=True)
     header = CHECKOUT / "kvrouter" / "native" / "python_abi.h"
     (sources / "python_abi.h").write_bytes(header.read_bytes())
-    (sources / "module.c").write_text(_MODULE.replace("BEFORE_THE_ANSWER", before_the_answer), encoding="utf-8")
+    text = _MODULE.replace("BEFORE_THE_ANSWER", before_the_answer).replace("FUNCTIONS", functions)
+    (sources / "module.c").write_text(text, encoding="utf-8")
 
 
 _MODULE = """
 #include "python_abi.h"
 #include <stdlib.h>
 #include <string.h>
+FUNCTIONS
 
 static PyObject *answer(PyObject *module, PyObject *none)
 {
