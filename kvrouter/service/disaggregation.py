@@ -60,6 +60,7 @@ class Prefill:
         "_calls",
         "asked",
         "decision",
+        "decode",
         "failure",
         "has_left",
         "is_open",
@@ -74,6 +75,8 @@ class Prefill:
         self.request, self.asked = request, asked
         self.failure: str | None = None
         self.refusal: Reply | None = None
+        self.decode: Decision | None = None
+        """That of the second stage."""
         self.task: asyncio.Task[Any] | None = None
         self.is_open = self.has_left = False
         """Whether it is booked; whether it was handed over to be sent."""
@@ -122,6 +125,10 @@ class Stages(Protocol):
 
     def depart_prefill(self, prefill: Prefill, decision: Decision) -> None:
         """Book the decision of a first stage, and tell it the way."""
+        ...
+
+    def expect(self, prefill: Prefill) -> None:
+        """The second stage will have the prompt."""
         ...
 
     def depart_whole(self, prefill: Prefill) -> Route:
@@ -197,6 +204,7 @@ class SplitSender:
         told = {} if ranks is None else {"disagg_prefill_dp_rank": rank}
         decode.body = with_members(body if decode.body is None else decode.body, {**members, **told})
         decode.companion = prefill
+        stages.expect(prefill)
         own = {} if ranks is None else ranks[rank]
         prefill.task = self._spawn(self._beside(stages, prefill, with_members(body, {**members, **own})))
         prefill.task.add_done_callback(lambda _: self._drop(stages, prefill))
@@ -334,6 +342,7 @@ class _PrefillFirst:
         self._decode = None
         route = self._sender.decode_again(self._stages, prefill, decode)
         params = member(response.body, "kv_transfer_params")
+        self._stages.expect(prefill)
         if isinstance(params, dict):
             body = prefill.request.body if route.body is None else route.body
             route.body = with_members(body, {"kv_transfer_params": params})

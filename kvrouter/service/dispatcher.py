@@ -103,7 +103,7 @@ class RequestDispatcher:
         self._sessions, self._splits = sessions, splits
         self._stages = None
         if splits is not None:
-            self._stages = SplitStages(self, splits, router=router, registry=registry)
+            self._stages = SplitStages(self, splits, router=router, registry=registry, clock=clock)
         self._local, self._admin, self._clock = local, admin, clock
         self._bookings = count(1)
         self._wall_offset = time.time() - clock()

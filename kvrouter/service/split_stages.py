@@ -44,9 +44,16 @@ class SplitStages:
     """The stages of every split request of one dispatcher."""
 
     def __init__(
-        self, departures: Departures, sender: SplitSender, *, router: Router, registry: WorkerRegistry
+        self,
+        departures: Departures,
+        sender: SplitSender,
+        *,
+        router: Router,
+        registry: WorkerRegistry,
+        clock: Callable[[], float],
     ) -> None:
-        self._departures, self._sender, self._router, self._registry = departures, sender, router, registry
+        self._departures, self._sender, self._clock = departures, sender, clock
+        self._router, self._registry = router, registry
 
     def decide(self, request: Request, asked: Asked, *, batch: int, now: float) -> tuple[Decision, Route] | None:
         """Plan and book a request; None where it goes to one worker, whichever takes it.
@@ -108,8 +115,27 @@ class SplitStages:
     # -- what the sender calls -----------------------------------------------------------------------------------------
 
     def depart(self, prefill: Prefill, decision: Decision) -> Route:
-        """Book the decision of a second stage, and tell the way."""
+        """Book the decision of a second stage, and tell the way.
+
+        Its rank is not expected to have the prompt yet: that is `expect`, when somebody has computed it.
+        """
+        decision.prompt, prefill.decode = None, decision
         return self._departures.book(prefill.request, decision, prefill.asked, prefill)
+
+    def expect(self, prefill: Prefill) -> None:
+        """From now on the second stage's rank counts as having the prompt."""
+        prompt, decision = prefill.asked.prompt, prefill.decode
+        if prompt is None or decision is None:
+            return
+        self._router.knowledge.predict(
+            decision.dense_rank,
+            prompt,
+            decision.block_size,
+            confirmed=decision.confirmed_tokens,
+            promised=decision.overlap_tokens,
+            cost=decision.cost,
+            now=self._clock(),
+        )
 
     def depart_prefill(self, prefill: Prefill, decision: Decision) -> None:
         """Book the decision of a first stage, and tell it the way."""
