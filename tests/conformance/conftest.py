@@ -13,7 +13,7 @@ from tests.conformance.engines import BLOCK, WireEngine
 from tests.conformance.services import KINDS, Held, IndexService
 from tests.service.processes import Processes
 
-SETTLE_SECONDS = float(os.environ.get("INDEX_SERVICE_SECONDS") or 20.0)
+SETTLE_SECONDS = float(os.environ.get("INDEX_SERVICE_SECONDS") or 60.0)
 """How long a service may take to say what is so: a lost tail is found by asking, not at once."""
 
 _WORKERS = itertools.count(1 + time.time_ns() % 10**9 * 1000)

@@ -18,7 +18,7 @@ def test_an_answer_has_its_tokens_and_its_usage() -> None:
 
     async def work() -> None:
         async with engine("--decode-seconds", "0.002") as (_, simulated):
-            client = StreamingClient("127.0.0.1", simulated.port, timeout_seconds=10)
+            client = StreamingClient("127.0.0.1", simulated.port, timeout_seconds=60)
             first, again = await ask(client), await ask(client)
             client.close()
 
@@ -34,7 +34,7 @@ def test_connections_are_kept_and_used_again() -> None:
 
     async def work() -> None:
         async with engine() as (_, simulated):
-            client = StreamingClient("127.0.0.1", simulated.port, timeout_seconds=10)
+            client = StreamingClient("127.0.0.1", simulated.port, timeout_seconds=60)
             await asyncio.gather(*(ask(client) for _ in range(3)))
             kept = len(client._idle)
             await ask(client)
@@ -60,7 +60,8 @@ def test_what_goes_wrong_is_said(fault: dict[str, object], words: str) -> None:
     async def work() -> None:
         async with engine("--decode-seconds", "0.002") as (http, simulated):
             await http.post("/fault", json=fault)
-            client = StreamingClient("127.0.0.1", simulated.port, timeout_seconds=0.3)
+            patience = 0.3 if fault["kind"] == "stall" else 60
+            client = StreamingClient("127.0.0.1", simulated.port, timeout_seconds=patience)
             with pytest.raises(AnswerError, match=words):
                 await ask(client)
             client.close()
@@ -73,7 +74,7 @@ def test_a_refusal_is_told_with_its_reason() -> None:
 
     async def work() -> None:
         async with engine() as (_, simulated):
-            client = StreamingClient("127.0.0.1", simulated.port, timeout_seconds=10)
+            client = StreamingClient("127.0.0.1", simulated.port, timeout_seconds=60)
             with pytest.raises(AnswerError, match=r"HTTP 404: .*does not exist"):
                 await ask(client, model="other")
             client.close()
@@ -87,7 +88,7 @@ def test_nobody_there_is_an_error_too() -> None:
     async def work() -> None:
         async with engine() as (_, simulated):
             port = simulated.port
-        client = StreamingClient("127.0.0.1", port, timeout_seconds=10)
+        client = StreamingClient("127.0.0.1", port, timeout_seconds=60)
         with pytest.raises(AnswerError, match=rf"cannot connect to 127\.0\.0\.1:{port}"):
             await ask(client)
 

@@ -106,7 +106,7 @@ async def test_a_real_asgi_server_behind(http: str) -> None:
         client.send(post(b"wait"))
         await client.head()
         client.close()
-        await asyncio.wait_for(gone.wait(), 5)
+        await asyncio.wait_for(gone.wait(), 60)
 
         await until(lambda: fleet.outcomes == ["ok", "ok", "ok", "client_gone"])
     await uvicorn_server.shutdown()

@@ -15,7 +15,7 @@ from kvrouter_subscribers.http_frames import split_frames
 from tests.publishers.http_wire import LOOPBACK, Client, Reply, client
 from tests.publishers.wire import WAIT_SECONDS, stored, wait_for
 
-QUICK = ServerLimits(connections_max=8, head_seconds=0.3, idle_seconds=0.5, stalled_seconds=0.5)
+QUICK = ServerLimits(connections_max=8, head_seconds=2.0, idle_seconds=2.0, stalled_seconds=0.5)
 
 
 @contextmanager

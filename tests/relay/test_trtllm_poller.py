@@ -47,7 +47,7 @@ def poll(
             interval_seconds=interval_seconds,
         )
         polling = asyncio.create_task(poller.run())
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while poller.answers < answers:
                 await asyncio.sleep(0.001)
         polling.cancel()

@@ -17,7 +17,7 @@ from kvrouter.replay.engine.simulated import SimulatedEngine
 
 T = TypeVar("T")
 
-DEADLINE_SECONDS = 20.0
+DEADLINE_SECONDS = 60.0
 INSTANT = ("--prefill-tokens-per-second", "1e9", "--step-seconds", "0", "--decode-seconds", "0")
 """An engine that waits for nothing."""
 

@@ -106,9 +106,12 @@ def test_a_refusing_engine_listens_again() -> None:
 
     async def work() -> None:
         async with engine() as (client, simulated):
-            await inject(client, "refuse", seconds=0.05)
+            await inject(client, "refuse")
             with pytest.raises(ConnectionRefusedError):
                 await asyncio.open_connection("127.0.0.1", simulated.port)
+            await inject(client, "none")  # Over the connection that lives on.
+            await eventually(lambda: _listens(simulated.port))
+            await inject(client, "refuse", seconds=0.05)
             await eventually(lambda: _listens(simulated.port))
 
             assert await status(client) == 200
@@ -308,7 +311,7 @@ def test_a_process_dies_in_the_middle_of_a_stream() -> None:
             with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)):
                 client.post(COMPLETION, json=STREAM)
 
-        assert process.wait(20) == 1
+        assert process.wait(60) == 1
 
 
 def test_a_process_dies_at_once() -> None:
@@ -317,13 +320,13 @@ def test_a_process_dies_at_once() -> None:
         accepted = httpx.post(announced["url"] + "/fault", json={"kind": "die"})
 
         assert accepted.status_code == 200
-        assert process.wait(20) == 1
+        assert process.wait(60) == 1
 
 
 def test_a_frozen_process_answers_nobody_until_it_thaws() -> None:
     """Not even health checks."""
     with engine_process() as (_, announced):
-        httpx.post(announced["url"] + "/fault", json={"kind": "freeze", "seconds": 0.7})
+        httpx.post(announced["url"] + "/fault", json={"kind": "freeze", "seconds": 3})
 
         within_deadline(lambda: not _healthy(announced["url"], 0.2))
         within_deadline(lambda: _healthy(announced["url"], 0.2))
@@ -334,7 +337,7 @@ def test_a_process_ends_well_on_sigterm() -> None:
     with engine_process() as (process, _):
         process.send_signal(signal.SIGTERM)
 
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
 
 
 def test_a_process_ends_with_its_parent() -> None:
@@ -343,7 +346,7 @@ def test_a_process_ends_with_its_parent() -> None:
         assert process.stdin is not None
         process.stdin.close()
 
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
 
 
 def test_a_taken_port_is_one_line_and_exit_code_2() -> None:

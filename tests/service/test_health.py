@@ -44,14 +44,14 @@ def _watch(service: InProcess, workers: Workers, until: Callable[[], bool], inte
             service.service.registry,
             workers,
             interval_seconds=interval,
-            timeout_seconds=1,
+            timeout_seconds=30,
             clock=loop.time,
             jitter=random.Random(1),
         )
         for worker in service.service.registry:
             worker.next_check_at = 0.0
         task = asyncio.create_task(monitor.run())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not until():
                 await asyncio.sleep(0.001)
         task.cancel()

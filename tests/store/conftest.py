@@ -62,7 +62,7 @@ def run() -> Run:
 
     def bounded(scenario: Coroutine[Any, Any, None]) -> None:
         async def main() -> None:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(110):
                 await scenario
 
         asyncio.run(main())

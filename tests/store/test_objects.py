@@ -345,7 +345,7 @@ def test_a_store_survives_its_server(kind: str, tmp_path: Path, run: Run, monkey
 
 async def eventually(attempt: Callable[[], Awaitable[Result]]) -> Result:
     """Try again as long as the server is unavailable."""
-    deadline = time.monotonic() + 20.0
+    deadline = time.monotonic() + 60.0
     while True:
         try:
             return await attempt()

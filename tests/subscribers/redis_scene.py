@@ -1,7 +1,6 @@
 """What Redis tests stand on: a real server, publishers that keep their own books, and the real ingest."""
 
 import random
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, cast
@@ -11,7 +10,7 @@ from redis.asyncio import Redis
 from kvrouter.events import AllBlocksCleared, BlockRemoved, Envelope, Source, encode_envelope
 from kvrouter.ingest import SourceStatus
 from kvrouter_publishers import RedisEventPublisher
-from kvrouter_subscribers import Receipt, RedisEventSubscriber, RedisLimits, TransportStatus
+from kvrouter_subscribers import RedisEventSubscriber, RedisLimits, TransportStatus
 from kvrouter_subscribers.redis_status import StreamStatus
 from tests.subscribers.scene import WORKER, RecordingSink, payload, stored, until
 
@@ -83,18 +82,6 @@ def working(endpoint: str, source: Source = WORKER, **options: Any) -> Iterator[
         yield worker
     finally:
         worker.publisher.close(timeout_seconds=0.5)
-
-
-class SlowSink(RecordingSink):
-    """A sink that takes its time for each batch, and holds the reader up, as a busy router does."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.delay_seconds = 0.0
-
-    def receive(self, *args: Any, **options: Any) -> Receipt:
-        time.sleep(self.delay_seconds)
-        return super().receive(*args, **options)
 
 
 class RedisScene:
