@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kvrouter.routing": FOUNDATION - {"kvrouter"} | {"kvrouter.blocks", "kvrouter.index", "kvrouter.ingest", CORE},
     "kvrouter.store": {"kvrouter.errors", "kvrouter.redis_client"},
     "kvrouter.transport": {"kvrouter.errors"},
+    "kvrouter.discovery": {"kvrouter.errors", "kvrouter.store"},
     "kvrouter.relay": PURE | {"kvrouter_publishers"},
     "kvrouter.events_cli": {"kvrouter.errors", "kvrouter.events", "kvrouter.relay", "kvrouter_subscribers"},
     "kvrouter_publishers": {"kvrouter.errors", "kvrouter.events", "kvrouter.redis_client"},
