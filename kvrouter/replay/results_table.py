@@ -32,8 +32,8 @@ def as_text(findings: Findings) -> str:
     """Return what a person wants to read, trace by trace."""
     parts = [_about(found, findings) for found in findings.traces]
     parts.append(
-        f"{findings.runs} simulations in {findings.seconds:.1f} s, {findings.cpu_seconds_per_run:.1f} s of processor "
-        f"time each; {len(findings.seeds)} seed{'s' if len(findings.seeds) > 1 else ''} per policy"
+        f"{findings.runs} simulation{_plural(findings.runs)} in {findings.seconds:.1f} s, {findings.cpu_seconds_per_run:.1f} s of processor "
+        f"time each; {len(findings.seeds)} seed{_plural(len(findings.seeds))} per policy"
     )
     return "\n\n".join(parts) + "\n"
 
@@ -150,3 +150,7 @@ def _aligned(lines: Sequence[Sequence[str]], *, left: int = 1) -> str:
         ).rstrip()
         for line in lines
     )
+
+
+def _plural(count: int) -> str:
+    return "" if count == 1 else "s"
