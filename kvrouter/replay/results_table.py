@@ -31,9 +31,10 @@ _MARKS: Final = {"best": "*", "tied": "=", "behind": ""}
 def as_text(findings: Findings) -> str:
     """Return what a person wants to read, trace by trace."""
     parts = [_about(found, findings) for found in findings.traces]
+    runs, seeds = findings.runs, len(findings.seeds)
     parts.append(
-        f"{findings.runs} simulation{_plural(findings.runs)} in {findings.seconds:.1f} s, {findings.cpu_seconds_per_run:.1f} s of processor "
-        f"time each; {len(findings.seeds)} seed{_plural(len(findings.seeds))} per policy"
+        f"{runs} simulation{_plural(runs)} in {findings.seconds:.1f} s, {findings.cpu_seconds_per_run:.1f} s of "
+        f"processor time each; {seeds} seed{_plural(seeds)} per policy"
     )
     return "\n\n".join(parts) + "\n"
 
