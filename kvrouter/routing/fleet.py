@@ -42,13 +42,15 @@ class Candidates(tuple[FleetRank, ...]):
 
     loads: tuple[RankLoad, ...]
     extra_seconds: tuple[float, ...] | None
-    """What each costs on top of its predicted time, because it is not what the request prefers; None: nothing."""
+    """What each costs on top of its predicted time, because it is not what the request prefers; None: all the same."""
 
     def __new__(cls, ranks: Iterable[FleetRank], extra_seconds: Sequence[float] = ()) -> Self:
         """Take them in this order."""
         self = super().__new__(cls, ranks)
         self.loads = tuple(rank.load for rank in self)
-        self.extra_seconds = tuple(extra_seconds) if any(extra_seconds) else None
+        self.extra_seconds = (
+            tuple(extra_seconds) if len(set(extra_seconds)) > 1 else None
+        )  # what all cost decides nothing
         return self
 
     def only(self, keep: Iterable[bool]) -> "Candidates":

@@ -127,6 +127,7 @@ class SplitStages:
         prompt, decision = prefill.asked.prompt, prefill.decode
         if prompt is None or decision is None:
             return
+        prefill.asked = prefill.asked._replace(prompt=None)  # an answer may take long, and must not hold its prompt
         self._router.knowledge.predict(
             decision.dense_rank,
             prompt,

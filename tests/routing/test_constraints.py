@@ -140,6 +140,18 @@ def test_what_is_preferred_is_taken_until_it_is_busier_by_its_price(policy: str)
         assert router.decide(PROMPT, constraints=constraints, now=0.0).worker_id == "b"
 
 
+def test_a_preference_that_all_meet_or_none_decides_nothing() -> None:
+    """So it costs the usual way nothing either."""
+    near = Traits(zone="near")
+    for workers, zone, extra in (
+        ({"a": near, "b": near}, "near", None),
+        ({"a": near, "b": near}, "far", None),
+        ({"a": near, "b": Traits()}, "near", (0.0, 0.5)),
+    ):
+        router = _fleet("kv", **workers)
+        assert router.fleet.candidates(None, Constraints(zone=zone)).extra_seconds == extra
+
+
 def test_roles_keep_parts_of_requests_and_whole_ones_apart() -> None:
     """Workers without a role take no part in split requests."""
     roles: dict[str, Role | None] = {"p": "prefill", "d": "decode", "x": "both", "w": None}

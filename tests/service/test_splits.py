@@ -10,6 +10,7 @@ from tests.service.processes import Engine, Processes, Router, eventually
 
 PROMPT = list(range(1000, 2600))
 SHORT = list(range(64))
+SOON = httpx.Timeout(20, read=0.5)
 INSTANT = ("--prefill-tokens-per-second", "1e9", "--step-seconds", "0", "--decode-seconds", "0.001")
 
 
@@ -152,7 +153,7 @@ def test_a_client_that_leaves_takes_both_stages_with_it(fleet: Fleet) -> None:
         httpx.post(fleet.engines[stalled].url + "/fault", json={"kind": "stall"}, timeout=20)
         with httpx.Client() as client:
             body = {"model": "simulated", "prompt": PROMPT, "max_tokens": 8, "stream": True}
-            request = client.build_request("POST", router.url + "/v1/completions", json=body, timeout=0.5)
+            request = client.build_request("POST", router.url + "/v1/completions", json=body, timeout=SOON)
             with pytest.raises(httpx.ReadTimeout):
                 client.send(request)
 
@@ -184,7 +185,7 @@ def test_a_router_that_stops_leaves_no_first_stage_behind(fleet: Fleet) -> None:
     router = fleet.route("--drain-seconds", "0")
     httpx.post(fleet.engines["p"].url + "/fault", json={"kind": "stall"}, timeout=20)
     with httpx.Client() as client, pytest.raises(httpx.ReadTimeout):
-        client.post(router.url + "/v1/completions", json={"model": "simulated", "prompt": PROMPT}, timeout=0.5)
+        client.post(router.url + "/v1/completions", json={"model": "simulated", "prompt": PROMPT}, timeout=SOON)
 
     router.signal(signal.SIGTERM)
 
