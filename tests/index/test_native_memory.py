@@ -1,6 +1,5 @@
 """When memory ends, the native index raises MemoryError and is whole."""
 
-import _testcapi  # type: ignore[import-not-found]
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -8,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kvrouter.errors import SnapshotError
 from kvrouter.index.native import PrefixIndex
 from kvrouter.index.reference import PrefixIndex as Reference
+from tests.native.failing_memory import FAILURES, at_every_allocation, ran_out
 
 BLOCKS = np.random.default_rng(5).integers(0, 2**63, size=6000, dtype=np.uint64)
+PLAIN = BLOCKS.tolist()
 TIERS = ("gpu", "cpu")
 CHANGES: list[Callable[[Any], None]] = [
     lambda index: index.store(0, BLOCKS[:40]),
@@ -22,30 +22,33 @@ CHANGES: list[Callable[[Any], None]] = [
     lambda index: index.store(1, BLOCKS[::3], "cpu"),
     lambda index: index.remove(0, BLOCKS[:3000]),
     lambda index: index.clear(70),
-    lambda index: index.store(2, BLOCKS.tolist()),
+    lambda index: index.store(2, PLAIN),
     lambda index: index.clear(2),
     lambda index: index.remove(1, BLOCKS, "cpu"),
 ]
 
 
-@pytest.mark.parametrize("fails", [1, 10_000_000], ids=["once", "for-good"])
+@pytest.mark.parametrize("fails", FAILURES.values(), ids=FAILURES)
 def test_every_change_survives_every_failing_allocation(fails: int) -> None:
     """Done in part or not at all, never half; and done again, it is done."""
-    oracle, index = Reference(), PrefixIndex()
+    oracle, saved = Reference(), PrefixIndex().snapshot()
     for change in CHANGES:
         change(oracle)
-        for allocation in range(1, 400):
-            twin = PrefixIndex.restore(index.snapshot())
-            if not ran_out(partial(change, twin), allocation, fails):
-                break
-            check_whole(twin)
-            change(twin)
-            check_same(twin, oracle)
-        index = twin
-        check_same(index, oracle)
+        expected, tried = what_is_told(oracle), list[PrefixIndex]()
+
+        def attempt(change: Callable[[Any], None] = change, tried: list[PrefixIndex] = tried) -> Callable[[], object]:
+            check_tried(tried, change, expected)  # noqa: B023 - called in this turn
+            tried.append(PrefixIndex.restore(saved))  # noqa: B023 - as above
+            return partial(change, tried[0])
+
+        at_every_allocation(attempt, fails)
+        check_tried(tried, change, expected)
+        index = PrefixIndex.restore(saved)
+        change(index)
+        saved = index.snapshot()
 
 
-@pytest.mark.parametrize("fails", [1, 10_000_000], ids=["once", "for-good"])
+@pytest.mark.parametrize("fails", FAILURES.values(), ids=FAILURES)
 def test_chains_survive_every_failing_allocation(fails: int) -> None:
     """A block whose place in a chain could not be noted is stored all the same."""
     chain = BLOCKS[:2500]
@@ -60,7 +63,7 @@ def test_chains_survive_every_failing_allocation(fails: int) -> None:
             each.store_chain(0, chain)
             each.clear(1)
             each.remove(0, chain[2000:2010])
-        check_same(index, oracle)
+        assert what_is_told(index) == what_is_told(oracle)
         assert index.match_depths(chain) == {0: 2000}
         index.clear(0)
         index.store(2, [1])
@@ -88,23 +91,18 @@ def test_every_question_survives_every_failing_allocation() -> None:
     ]
 
     for question in questions:
-        allocation = 1
-        while ran_out(question, allocation, 1):
-            allocation += 1
+        at_every_allocation(lambda: question, 1)  # noqa: B023 - called in this turn
         assert index.match_depths(plain) == expected
     check_whole(index)
 
 
-def ran_out(call: Callable[[], object], allocation: int, fails: int) -> bool:
-    """Call while memory ends at the given allocation; returns whether it did."""
-    _testcapi.set_nomemory(allocation, allocation + fails)
-    try:
-        call()
-    except (MemoryError, SnapshotError):
-        return True
-    finally:
-        _testcapi.remove_mem_hooks()
-    return False
+def check_tried(tried: list[PrefixIndex], change: Callable[[Any], None], expected: object) -> None:
+    """What ran out of memory in the middle of a change is whole, and when it is changed again it is as it should be."""
+    while tried:
+        index = tried.pop()
+        check_whole(index)
+        change(index)
+        assert what_is_told(index) == expected
 
 
 def check_whole(index: PrefixIndex) -> None:
@@ -118,10 +116,7 @@ def check_whole(index: PrefixIndex) -> None:
     assert len(index) == anyone.sum()
 
 
-def check_same(index: PrefixIndex, oracle: Reference) -> None:
-    """Both say the same of everything."""
-    for rank in (0, 1, 2, 70, 4000):
-        for tier in TIERS:
-            assert (index.holds(rank, BLOCKS, tier) == oracle.holds(rank, BLOCKS, tier)).all()
-            assert index.blocks(rank, tier) == oracle.blocks(rank, tier)
-    assert len(index) == len(oracle)
+def what_is_told(index: PrefixIndex | Reference) -> object:
+    """All there is to know of an index of these blocks."""
+    each = [(rank, tier) for rank in (0, 1, 2, 70, 4000) for tier in TIERS]
+    return len(index), [(index.blocks(*one), index.holds(one[0], BLOCKS, one[1]).tobytes()) for one in each]

@@ -1,6 +1,5 @@
 """When memory ends, native predictions raise MemoryError and are whole; whatever is taken is given back."""
 
-import _testcapi  # type: ignore[import-not-found]
 import gc
 import tracemalloc
 from array import array
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 
 from kvrouter import native_core
+from tests.native.failing_memory import FAILURES, at_every_allocation
 
 PredictedBlocks = native_core.native.PredictedBlocks
 LONG = array("Q", range(1, 800)).tobytes()
@@ -27,17 +27,22 @@ STEPS: list[Callable[[Any], object]] = [
 ]
 
 
-@pytest.mark.parametrize("fails", [1, 10_000_000], ids=["once", "for-good"])
-def test_every_change_survives_every_failing_allocation(fails: int) -> None:
+@pytest.mark.parametrize("fails", FAILURES.values(), ids=FAILURES)
+@pytest.mark.parametrize("number", range(len(STEPS)))
+def test_every_change_survives_every_failing_allocation(number: int, fails: int) -> None:
     """What was not written is missing, and nothing else; at the end everything can be ended."""
-    for number in range(1, len(STEPS) + 1):
-        for allocation in range(1, 400):
-            each = PredictedBlocks(blocks_max=600, total_max=900)
-            for step in STEPS[: number - 1]:
-                step(each)
-            if not ran_out(partial(STEPS[number - 1], each), allocation, fails):
-                break
-            check_whole(each)
+    tried: list[Any] = []
+
+    def attempt() -> Callable[[], object]:
+        while tried:
+            check_whole(tried.pop())
+        tried.append(PredictedBlocks(blocks_max=600, total_max=900))
+        for step in STEPS[:number]:
+            step(tried[0])
+        return partial(STEPS[number], tried[0])
+
+    at_every_allocation(attempt, fails)
+    check_whole(tried.pop())
 
 
 def test_every_question_survives_every_failing_allocation() -> None:
@@ -54,9 +59,7 @@ def test_every_question_survives_every_failing_allocation() -> None:
     ]
 
     for question in questions:
-        allocation = 1
-        while ran_out(question, allocation, 1):
-            allocation += 1
+        at_every_allocation(lambda: question, 1)  # noqa: B023 - called in this turn
     assert each.promised(known, LONG, 16, 20_000) == expected != known
 
 
@@ -121,18 +124,6 @@ def test_wrong_arguments_are_refused(call: Callable[[Any], object], error: type[
         call(each)
 
     assert (len(each), each.match([1, 2, 3], {})) == (2, {0: 2})
-
-
-def ran_out(call: Callable[[], object], allocation: int, fails: int) -> bool:
-    """Call while memory ends at the given allocation; returns whether it did."""
-    _testcapi.set_nomemory(allocation, allocation + fails)
-    try:
-        call()
-    except MemoryError:
-        return True
-    finally:
-        _testcapi.remove_mem_hooks()
-    return False
 
 
 def check_whole(each: Any) -> None:
