@@ -1,7 +1,7 @@
 """The requester's side of a stream: the answer as it comes, and control over the work."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Self
 
@@ -24,6 +24,7 @@ class ClientStream(Duplex):
         self._accepted = self._started = False
         self._outbound.ended = not many_in
         self._unlisten = context.listen(self._context_changed)
+        self._when_closed: Callable[[], None] | None = None
         self._pump: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         if context.deadline is not None:
@@ -67,6 +68,13 @@ class ClientStream(Duplex):
             await self._changed.wait()
         if self._inbound.error is not None and not self._started:
             raise self._inbound.error
+
+    def when_closed(self, act: Callable[[], None]) -> None:
+        """Call `act` once both directions have ended; at once if they have."""
+        if self._forgotten:
+            act()
+        else:
+            self._when_closed = act
 
     def pump(self, items: AsyncIterator[bytes]) -> None:
         """Send the request's further items in the background, then the end; what they raise kills the work."""

@@ -1,0 +1,169 @@
+"""A worker in ten lines: handlers by name, reached over the transports that are asked for, found by discovery.
+
+async def generate(request, context):
+    for token in ...:
+        yield token
+
+async with serve("demo/backend", {"generate": generate}, store="etcd://127.0.0.1:2379") as worker:
+    await worker.serve_forever()
+"""
+
+import asyncio
+import secrets
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Self
+
+from kvrouter.discovery import Discovery, Instance, Registration, TransportEndpoint
+from kvrouter.errors import TransportError
+from kvrouter.store import open_key_value_store
+from kvrouter.store.key_values import KeyValueStore
+from kvrouter.transport.endpoints import Endpoints
+from kvrouter.transport.planes import RequestServer
+from kvrouter.transport.server_stream import Handler
+
+__all__ = ["ServedWorker", "make_server", "serve"]
+
+_CAPABILITIES: dict[str, bool | int] = {"streaming": True, "persistent_connections": True, "bidirectional": True}
+
+
+class ServedWorker:
+    """A running worker; an asynchronous context manager. Leaves discovery first, then finishes what runs."""
+
+    def __init__(
+        self,
+        name: str,
+        handlers: Mapping[str, Handler],
+        servers: Mapping[str, RequestServer],
+        *,
+        endpoints: Endpoints,
+        store: KeyValueStore,
+        instance_id: int,
+        zone: str | None,
+        drain_seconds: float,
+    ) -> None:
+        self.endpoints, self.instance_id = endpoints, instance_id
+        self._namespace, _, self._component = name.partition("/")
+        if not self._component or "/" in self._component:
+            raise TransportError(f"{name!r} must be written NAMESPACE/COMPONENT", code="INVALID_ARGUMENT")
+        self._handlers, self._servers = handlers, servers
+        self._discovery = Discovery(store)
+        self._zone, self._drain_seconds = zone, drain_seconds
+        self.registrations: list[Registration] = []
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        """Where each transport is reached."""
+        return {transport_id: server.address for transport_id, server in self._servers.items()}
+
+    async def serve_forever(self) -> None:
+        """Wait until the task is cancelled."""
+        await asyncio.Event().wait()
+
+    async def __aenter__(self) -> Self:
+        for name, handler in self._handlers.items():
+            self.endpoints.register(name, handler)
+        try:
+            for server in self._servers.values():
+                await server.start()
+            for name in self._handlers:
+                self.registrations.append(await self._discovery.register(self._record(name)))
+        except BaseException:
+            await self._stop()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stop()
+
+    async def _stop(self) -> None:
+        await self._discovery.close()
+        await asyncio.gather(*(server.stop(drain_seconds=self._drain_seconds) for server in self._servers.values()))
+
+    def _record(self, endpoint: str) -> Instance:
+        return Instance(
+            namespace=self._namespace,
+            component=self._component,
+            endpoint=endpoint,
+            instance_id=self.instance_id,
+            transports=tuple(
+                TransportEndpoint(transport_id=transport_id, address=server.address, capabilities=_CAPABILITIES)
+                for transport_id, server in self._servers.items()
+            ),
+            zone=self._zone,
+        )
+
+
+def serve(
+    name: str,
+    handlers: Mapping[str, Handler],
+    *,
+    store: str | KeyValueStore,
+    transports: Sequence[str] = ("tcp",),
+    host: str = "127.0.0.1",
+    advertise: str | None = None,
+    nats_server: str | None = None,
+    zone: str | None = None,
+    streams_max: int = 4096,
+    drain_seconds: float = 30.0,
+) -> ServedWorker:
+    """Serve handlers under `NAMESPACE/COMPONENT`, each as an endpoint of its name.
+
+    Args:
+        name: namespace and component, `demo/backend`.
+        handlers: what answers, by endpoint.
+        store: where discovery is kept, a store or its URL.
+        transports: ways in, the preferred one first: tcp, zmq, nats.
+        host: address to bind.
+        advertise: host that others reach it by; needed where `host` is a wildcard.
+        nats_server: URL of the NATS server, where `nats` is a way in.
+        zone: where this worker stands.
+        streams_max: requests worked on at a time.
+        drain_seconds: how long what runs may take to finish at the end.
+
+    Raises:
+        TransportError: the name or a transport is not one; `INVALID_ARGUMENT`.
+    """
+    endpoints = Endpoints(streams_max=streams_max)
+    instance_id = secrets.randbits(53)
+    servers = {
+        each: make_server(
+            each, endpoints, host=host, advertise=advertise, nats_server=nats_server, subject=f"{name}-{instance_id:x}"
+        )
+        for each in transports
+    }
+    kept = open_key_value_store(store) if isinstance(store, str) else store
+    return ServedWorker(
+        name, handlers, servers,
+        endpoints=endpoints, store=kept, instance_id=instance_id, zone=zone, drain_seconds=drain_seconds,
+    )  # fmt: skip
+
+
+def make_server(
+    transport_id: str,
+    endpoints: Endpoints,
+    *,
+    host: str,
+    advertise: str | None = None,
+    nats_server: str | None = None,
+    subject: str = "",
+) -> RequestServer:
+    """The server of a transport on a free port; raises TransportError for one that is not known."""
+    match transport_id:
+        case "tcp":
+            from kvrouter.transport.tcp_server import TcpRequestServer  # noqa: PLC0415 - only what is asked for
+
+            return TcpRequestServer(endpoints, host=host, advertise=advertise)
+        case "zmq":
+            from kvrouter.transport.zmq_server import ZmqRequestServer  # noqa: PLC0415 - as above
+
+            return ZmqRequestServer(endpoints, endpoint=f"tcp://{host}:*")
+        case "nats":
+            from kvrouter.transport.nats_server import NatsRequestServer  # noqa: PLC0415 - as above
+
+            if nats_server is None:
+                raise TransportError("nats needs nats_server, the URL of a NATS server", code="INVALID_ARGUMENT")
+            return NatsRequestServer(endpoints, server=nats_server, subject=subject.replace("/", "."))
+    raise TransportError(f"transport {transport_id!r} is unknown; known: tcp, zmq, nats", code="INVALID_ARGUMENT")
