@@ -48,9 +48,16 @@ class Fleet:
 
 
 @pytest.fixture(params=["vllm", "sglang"])
-def fleet(request: pytest.FixtureRequest, processes: Processes) -> Fleet:
+def dialect(request: pytest.FixtureRequest) -> str:
+    """Whose conventions."""
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def fleet(processes: Processes, dialect: str) -> Fleet:
     """One prefill and one decode engine, of either kind."""
-    fleet = Fleet(processes, request.param)
+    fleet = Fleet(processes, dialect)
     fleet.add("p", "prefill")
     fleet.add("d", "decode")
     return fleet
@@ -164,9 +171,9 @@ def test_a_client_that_leaves_takes_both_stages_with_it(fleet: Fleet) -> None:
     eventually(lambda: _idle(router))
 
 
-def test_every_rank_takes_its_part(processes: Processes, fleet: Fleet) -> None:
+def test_every_rank_takes_its_part(processes: Processes, dialect: str) -> None:
     """The decode engine asks the very rank for the blocks that has them, and answers from the one that was chosen."""
-    ranked = Fleet(processes, fleet.dialect)
+    ranked = Fleet(processes, dialect)
     ranked.add("p", "prefill", "--ranks", "3")
     ranked.add("d", "decode", "--ranks", "2")
     router = ranked.route()
