@@ -38,12 +38,14 @@ def _setting(
     at_least: float | None = None,
     at_most: float | None = None,
     choices: tuple[str, ...] = (),
+    or_else: str = "",
     variable: str | None = None,
     metavar: str | None = None,
     name_characters_max: int | None = None,
 ) -> Any:
     """Describe one setting: `flag` and `variable` are its short names beside the derived ones.
 
+    With `or_else`, which says what, other values than the `choices` are taken too; whoever uses them checks them.
     With `name_characters_max` it is a name that every broker and store can hold: letters, digits, `_` and `-`.
     """
     return field(
@@ -54,6 +56,7 @@ def _setting(
             "at_least": at_least,
             "at_most": at_most,
             "choices": choices,
+            "or_else": or_else,
             "variable": variable,
             "metavar": metavar,
             "name_characters_max": name_characters_max,
@@ -143,7 +146,21 @@ class RoutingSettings:
         "kv",
         "routing policy",
         flag="--policy",
-        choices=("kv", "round-robin", "random", "least-loaded", "sticky"),
+        choices=(
+            "kv",
+            "round-robin",
+            "random",
+            "least-loaded",
+            "power-of-two",
+            "sticky",
+            "prefix-hash",
+            "lmetric",
+            "weighted",
+            "dynamo-cost",
+            "cache-aware-threshold",
+        ),
+        or_else="the name of an entry point, or package.module:function",
+        metavar="POLICY",
     )
     prefill_tokens_per_second: float = _setting(
         8000.0, "prefill speed assumed for a worker until it is known better", at_least=1, at_most=1e9

@@ -61,6 +61,7 @@ def _row(setting: Setting) -> str:
     meaning = setting.help
     if setting.choices:
         meaning += ": " + ", ".join(f"`{choice}`" for choice in setting.choices)
+        meaning += f", {setting.or_else}" if setting.or_else else ""
     if setting.at_least is not None:
         meaning += f" ({_number(setting.at_least)} to {_number(setting.at_most)})"
     return f"| `{setting.key}` | `{setting.flag}` | {variables} | {default} | {meaning} |\n"

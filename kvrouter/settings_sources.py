@@ -56,6 +56,7 @@ class Setting:
     at_least: float | None
     at_most: float | None
     choices: tuple[str, ...]
+    or_else: str
     metavar: str | None
     name_characters_max: int | None
     optional: bool
@@ -131,6 +132,7 @@ def _describe(section: str, each: "Field[Any]", hint: object) -> Setting:
         at_least=meta["at_least"],
         at_most=meta["at_most"],
         choices=meta["choices"],
+        or_else=meta["or_else"],
         metavar=meta["metavar"],
         name_characters_max=meta["name_characters_max"],
         optional=optional,
@@ -245,7 +247,7 @@ def _checked(setting: Setting, value: object, where: str) -> object:
         converted = _converted(setting, value)
     except (TypeError, ValueError):
         raise SettingsError(f"{where}: {value!r} is not {_KINDS[setting.kind]}") from None
-    if setting.choices and converted not in setting.choices:
+    if setting.choices and not setting.or_else and converted not in setting.choices:
         raise SettingsError(f"{where}: {value!r} is not one of {', '.join(setting.choices)}")
     if setting.name_characters_max is not None and converted != setting.default:
         _check_name(str(converted), setting.name_characters_max, where)

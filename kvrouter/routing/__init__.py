@@ -7,23 +7,30 @@ write one.
 from kvrouter.routing.decision import Candidate, Decision
 from kvrouter.routing.fleet import FleetRank
 from kvrouter.routing.load import LoadBook, RankLoad
-from kvrouter.routing.policies import POLICIES, make_policy
+from kvrouter.routing.pipeline import Pipeline, free_blocks, free_queue, overlap_share, softmax
+from kvrouter.routing.policies import ENTRY_POINTS, POLICIES, make_policy
 from kvrouter.routing.policy import Choice, Policy, Request
 from kvrouter.routing.router import PotentialLoad, Router
 from kvrouter.routing.settings import RoutingSettings
 
 __all__ = [
+    "ENTRY_POINTS",
     "POLICIES",
     "Candidate",
     "Choice",
     "Decision",
     "FleetRank",
     "LoadBook",
+    "Pipeline",
     "Policy",
     "PotentialLoad",
     "RankLoad",
     "Request",
     "Router",
     "RoutingSettings",
+    "free_blocks",
+    "free_queue",
     "make_policy",
+    "overlap_share",
+    "softmax",
 ]

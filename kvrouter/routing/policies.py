@@ -1,105 +1,75 @@
-"""The simple policies, and all of them by name."""
+"""All policies by name: the built-in ones, those of installed packages, and any function of a module."""
 
-from collections.abc import Callable, Mapping, Sequence
-from operator import attrgetter
-from random import Random
-from struct import Struct
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from importlib.metadata import entry_points
 from types import MappingProxyType
-
-from xxhash import xxh3_64_intdigest
+from typing import Final, TypeAlias, cast
 
 from kvrouter import native_core
-from kvrouter.routing.fleet import FleetRank
+from kvrouter.routing.balancing import LeastLoadedPolicy, PowerOfTwoPolicy, RandomPolicy, RoundRobinPolicy
+from kvrouter.routing.hashing import PrefixHashPolicy, StickyPolicy
 from kvrouter.routing.kv import KvPolicy, NativeKvPolicy
-from kvrouter.routing.policy import Choice, Policy, Request, by_load
+from kvrouter.routing.policy import Policy
+from kvrouter.routing.published import CacheAwareThresholdPolicy, DynamoCostPolicy, LmetricPolicy, weighted
 from kvrouter.routing.settings import RoutingSettings
 
-__all__ = ["POLICIES", "LeastLoadedPolicy", "RandomPolicy", "RoundRobinPolicy", "StickyPolicy", "make_policy"]
+__all__ = ["ENTRY_POINTS", "POLICIES", "MakePolicy", "make_policy"]
 
-# A prompt without a session is recognised by this many leading tokens.
-_STICKY_TOKENS = 2048
+MakePolicy: TypeAlias = Callable[[RoutingSettings, int], Policy]
+"""Makes a policy from settings and a seed."""
 
-_turn = attrgetter("turn")
-_pack_pair = Struct("<QQ").pack
+ENTRY_POINTS: Final = "kvrouter.policies"
+"""Group of entry points under which packages offer theirs."""
 
-
-class RoundRobinPolicy:
-    """Every rank in turn. The one that waited longest is next, so a changing fleet stays even."""
-
-    name = "round-robin"
-
-    def choose(self, candidates: Sequence[FleetRank], request: Request) -> Choice:  # noqa: ARG002 - the interface
-        """Return the rank that was chosen longest ago."""
-        return min(candidates, key=_turn), "turn"
-
-
-class RandomPolicy:
-    """Any rank, each equally likely; the same seed gives the same choices."""
-
-    name = "random"
-
-    def __init__(self, seed: int) -> None:
-        self._random = Random(seed)
-
-    def choose(self, candidates: Sequence[FleetRank], request: Request) -> Choice:  # noqa: ARG002 - the interface
-        """Return one of the ranks."""
-        return self._random.choice(candidates), "random"
-
-
-class LeastLoadedPolicy:
-    """The rank with the fewest running requests, then the least prefill work, then the longest wait."""
-
-    name = "least-loaded"
-
-    def choose(self, candidates: Sequence[FleetRank], request: Request) -> Choice:  # noqa: ARG002 - the interface
-        """Return the least loaded rank."""
-        return min(candidates, key=by_load), "load"
-
-
-class StickyPolicy:
-    """A session stays on its rank as long as the rank is there.
-
-    Rendezvous hashing: when a rank leaves, only its own sessions move; when it comes back, they return. A request
-    without a session is recognised by the beginning of its prompt, and without that goes where load is least.
-    """
-
-    name = "sticky"
-
-    def __init__(self, settings: RoutingSettings) -> None:
-        self._block_size = settings.block_size
-
-    def choose(self, candidates: Sequence[FleetRank], request: Request) -> Choice:
-        """Return the rank on which the session's hash is highest."""
-        if request.session is not None:
-            key, reason = xxh3_64_intdigest(request.session.encode()), "session"
-        else:
-            hashes = self._beginning(request)
-            if not hashes:
-                return min(candidates, key=by_load), "load"
-            key, reason = hashes[-1], "prefix"
-        return max(candidates, key=lambda rank: xxh3_64_intdigest(_pack_pair(key, rank.identity))), reason
-
-    def _beginning(self, request: Request) -> list[int]:
-        if request.prompt is None:
-            return []
-        block_size = request.prompt.block_size or self._block_size
-        return request.prompt.hash_list(block_size)[: max(1, _STICKY_TOKENS // block_size)]
-
-
-POLICIES: Mapping[str, Callable[[RoutingSettings, int], Policy]] = MappingProxyType(
+POLICIES: Mapping[str, MakePolicy] = MappingProxyType(
     {
         "kv": lambda settings, _: (NativeKvPolicy if native_core.present else KvPolicy)(settings),
         "round-robin": lambda _, __: RoundRobinPolicy(),
         "random": lambda _, seed: RandomPolicy(seed),
         "least-loaded": lambda _, __: LeastLoadedPolicy(),
+        "power-of-two": lambda _, seed: PowerOfTwoPolicy(seed),
         "sticky": lambda settings, _: StickyPolicy(settings),
+        "prefix-hash": lambda settings, _: PrefixHashPolicy(settings),
+        "lmetric": lambda _, __: LmetricPolicy(),
+        "weighted": lambda _, __: weighted(),
+        "dynamo-cost": DynamoCostPolicy,
+        "cache-aware-threshold": lambda _, __: CacheAwareThresholdPolicy(),
     }
 )
 
 
 def make_policy(name: str, settings: RoutingSettings, *, seed: int = 0) -> Policy:
-    """The policy of that name; raises ValueError that lists the known ones."""
+    """The policy of that name.
+
+    A name is that of a built-in policy, or of an entry point, or `package.module:function`; the function is called
+    with the settings and the seed.
+
+    Raises:
+        ValueError: there is none of that name, and the text lists the known ones; or it cannot be loaded.
+    """
     make = POLICIES.get(name)
     if make is None:
-        raise ValueError(f"routing policy {name!r} is unknown; known: {', '.join(POLICIES)}")
+        make = _entry_point(name) or _function(name)
     return make(settings, seed)
+
+
+def _entry_point(name: str) -> MakePolicy | None:
+    for found in entry_points(group=ENTRY_POINTS, name=name):
+        try:
+            return cast("MakePolicy", found.load())
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"routing policy {name!r} ({found.value}) cannot be loaded: {error}") from error
+    return None
+
+
+def _function(name: str) -> MakePolicy:
+    module, colon, function = name.partition(":")
+    if not colon:
+        offered = sorted(each.name for each in entry_points(group=ENTRY_POINTS))
+        known = ", ".join([*POLICIES, *offered])
+        raise ValueError(f"routing policy {name!r} is unknown; known: {known}, or package.module:function")
+    try:
+        return cast("MakePolicy", getattr(import_module(module), function))
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"routing policy {name!r} cannot be loaded: {error}") from error

@@ -31,6 +31,8 @@ class Policy(Protocol):
     """Chooses a rank. Deterministic: the same fleet, request and own history give the same choice.
 
     `candidates` is never empty and in a stable order. A policy reads loads and turns; it changes nothing but itself.
+    Optional attributes, False without them: `uses_sessions`, whether it looks at `Request.session`, which is only
+    searched for if it does; `weighs_extra_seconds`, whether it looks at `Candidates.extra_seconds`.
     """
 
     name: str

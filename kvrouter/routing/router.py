@@ -359,6 +359,11 @@ class Router:
             for each in self.fleet.candidates(model, constraints)
         )
 
+    @property
+    def uses_sessions(self) -> bool:
+        """Whether the router's own policy looks at the session of a request."""
+        return bool(getattr(self._policy, "uses_sessions", False))
+
     def expire(self, now: float) -> list[Hashable]:
         """End the bookings whose lease is over and the predictions whose time is; returns the bookings' ids."""
         self.knowledge.expire(now)

@@ -70,9 +70,7 @@ class Service:
         self.backlog_due = asyncio.Event()
         limits_of_ingest = IngestLimits(block_size=settings.tokens.block_size)
         self.ingest = Ingest(index, limits=limits_of_ingest, on_backlog=self.backlog_due.set)
-        self.router = Router(
-            policy=settings.routing.policy, index=index, ingest=self.ingest, settings=_routing_settings(settings)
-        )
+        self.router = _router(settings, self.ingest)
         self.keeper = open_state_keeper(
             settings.events,
             self.ingest,
@@ -174,7 +172,7 @@ class Service:
             splits=self.splits,
             local=(self.selection, ModelRoutes(self.views), self.probes),
             admin=Endpoint("localhost", 0, unix_path=admin_socket) if admin_socket else None,
-            uses_sessions=settings.routing.policy == "sticky" or self.sessions is not None,
+            uses_sessions=self.router.uses_sessions or self.sessions is not None,
             clock=clock,
         )
         self.proxy = ProxyServer(self.dispatcher, limits, pool=self.pool, on_error=_report_bug, clock=clock)
@@ -374,6 +372,13 @@ def _proxy_limits(limits: LimitSettings, *, route_headers: bool) -> ProxyLimits:
         worker_connections_max=limits.worker_connections_max,
         route_headers=route_headers,
     )
+
+
+def _router(settings: Settings, ingest: Ingest) -> Router:
+    try:
+        return Router(policy=settings.routing.policy, ingest=ingest, settings=_routing_settings(settings))
+    except ValueError as error:  # a policy that is nobody's, or cannot be loaded
+        raise SettingsError(f"routing.policy: {error}") from error
 
 
 def _routing_settings(settings: Settings) -> RoutingSettings:

@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 from kvrouter import __version__
 from kvrouter.events import TIERS
 from kvrouter.index import PrefixIndex, implementation
-from kvrouter.routing import Router
+from kvrouter.routing import RankLoad, Router
 from kvrouter.routing.sessions import SessionTable
 from kvrouter.service.admission import Admission
 from kvrouter.service.admission_view import admission_metrics
@@ -190,6 +190,21 @@ class _Collector(Collector):
         ):
             rows = [(labels, float(getattr(load, name))) for labels, load in loads]
             yield gauge(f"rank_{name}", text, ("worker", "rank"), rows)
+        yield from self._learnt(loads)
+
+    def _learnt(self, loads: list[tuple[tuple[str, str], RankLoad]]) -> Iterator[Metric]:
+        for name, text in (
+            ("token_seconds", "Learnt: time of a rank for an uncached prompt token at the beginning of a prompt."),
+            ("pair_seconds", "Learnt: and for each pair of such a token and one before it (attention)."),
+            ("first_seconds", "Learnt: time to a first token beside its prompt."),
+            ("urgency", "Measured: later requests that wait for each second of queue on a rank."),
+            ("miss_price", "Measured: what computing evicts, as a share of its own time."),
+        ):
+            rows = [(labels, float(getattr(load, name))) for labels, load in loads]
+            yield gauge(f"rank_{name}", text, ("worker", "rank"), rows)
+        errors = [(labels, self._from.router.learning.speeds.speed(load.rank).error) for labels, load in loads]
+        text = "Mean error of the last predicted times to first token, relative to the longer of both."
+        yield gauge("rank_ttft_error", text, ("worker", "rank"), errors)
 
     def _index(self) -> Iterator[Metric]:
         index = self._from.index

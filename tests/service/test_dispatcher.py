@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kvrouter.errors import KvrouterError, NoWorkerError, RequestError, UnknownModelError
+from kvrouter.errors import KvrouterError, NoWorkerError, RequestError, SettingsError, UnknownModelError
 from kvrouter.service.proxy import Outcome, Route, Usage
 from kvrouter.settings import AuthSettings, RoutingSettings
 from tests.service.inprocess import InProcess
@@ -277,3 +277,10 @@ def test_no_request_makes_an_engine_announce_its_blocks_again(service: InProcess
 
     assert json.loads(request.body) == {**body, "vllm_xargs": {"other": 1}}
     assert untouched.body is sent
+
+
+def test_a_policy_that_is_nobodys_is_refused_at_the_start() -> None:
+    """With the names that there are; likewise one that cannot be loaded."""
+    for name, words in (("greedy", "known: kv, round-robin"), ("nowhere.at_all:make", "cannot be loaded")):
+        with pytest.raises(SettingsError, match=words):
+            InProcess(routing=RoutingSettings(policy=name))
