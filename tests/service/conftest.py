@@ -1,4 +1,4 @@
-"""Fixtures of the service's tests; runs those that are `async def`, each with a time limit."""
+"""Fixtures of the service's tests; runs those that are `async def`."""
 
 import asyncio
 import inspect
@@ -9,8 +9,6 @@ import pytest
 
 from tests.service.processes import Processes
 
-_TEST_SECONDS = 60
-
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
@@ -18,7 +16,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     if not inspect.iscoroutinefunction(pyfuncitem.obj):
         return None
     arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
-    asyncio.run(asyncio.wait_for(pyfuncitem.obj(**arguments), _TEST_SECONDS))
+    asyncio.run(pyfuncitem.obj(**arguments))
     return True
 
 

@@ -16,6 +16,7 @@ from kvrouter.errors import (
     ShedError,
     UnknownModelError,
 )
+from kvrouter.service import admission
 from kvrouter.service.admission import Admission
 from kvrouter.service.admission_view import admission_record
 from kvrouter.service.proxy import Route, error_reply
@@ -34,6 +35,7 @@ class Fleet:
         for name in workers:
             self.add(name)
         self.dispatcher = self.service.service.dispatcher
+        self.asked: list[asyncio.Future[Route]] = []
 
     @property
     def admission(self) -> Admission:
@@ -69,6 +71,7 @@ class Fleet:
         found = self.ask(*arguments, **hints)
         assert isinstance(found, asyncio.Future)
         assert not found.done()
+        self.asked.append(found)
         return found
 
     def end(self, found: "Route | asyncio.Future[Route]") -> None:
@@ -97,6 +100,11 @@ def _refused(found: "asyncio.Future[Route]") -> tuple[int, str | None, int]:
 def _told(error: KvrouterError) -> tuple[int, str | None, int]:
     reply = error_reply(error)
     return reply.status, getattr(error, "code", None), int(dict(reply.headers).get(b"retry-after", b"0"))
+
+
+def _latest(fleet: Fleet) -> Route:
+    """The route that is under way."""
+    return next(each.result() for each in reversed(fleet.asked) if each.done() and not each.cancelled())
 
 
 async def _turns() -> None:
@@ -585,6 +593,54 @@ async def test_a_tenant_is_told_by_what_the_settings_say(
     fleet.dispatcher.route(fleet.service.request("POST", "/v1/completions", body, headers), ())
 
     assert [each.tenant.name for each in fleet.admission.queue] == [tenant]
+
+
+async def test_a_tenant_is_charged_what_its_request_cost() -> None:
+    """What had become cached while it waited is free."""
+    fleet = Fleet(**TENANT)
+    running = fleet.sent("other", tokens=640)
+    fleet.waiting("t", tokens=640)
+    fleet.waiting("t", start=50_000, tokens=640)
+    fleet.service.store(fleet.service.service.registry.find("a"), list(range(50_000, 50_640)))
+    (tenant,) = {each.tenant for each in fleet.admission.queue}
+
+    fleet.end(running)
+    first = tenant.served_tokens
+    fleet.dispatcher.finished(_latest(fleet), "ok", None)
+    second = tenant.served_tokens - first
+
+    # The first one repeats what was sent before, the second one's was announced meanwhile: both compute a last block.
+    assert first == second == 240 + 16
+
+
+async def test_a_retry_is_not_turned_away_for_being_late() -> None:
+    """It was let in before; the worker that failed it is enough of a delay."""
+    fleet = Fleet("ab", ttft_seconds_max=0.5)
+
+    with pytest.raises(ShedError):
+        fleet.ask(tokens=16_000)
+
+    assert fleet.sent(tokens=16_000, excluded=("a",)).worker_id == "b"
+
+
+async def test_work_is_due_when_somebody_may_have_to_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not while nobody waits, nor again for what was done already."""
+    monkeypatch.setattr(admission, "WORK_SECONDS", 3600.0)
+    fleet = Fleet()
+    fleet.sent()
+    idle = asyncio.create_task(fleet.admission.due())
+    await _turns()
+    while_nobody_waits = idle.done()
+    fleet.waiting()
+    await idle
+    again = asyncio.create_task(fleet.admission.due())
+    await _turns()
+    for_the_same = again.done()
+    fleet.waiting(x_kvrouter_deadline_ms=20_000)
+    await again
+
+    assert not while_nobody_waits
+    assert not for_the_same
 
 
 async def test_the_queue_can_be_looked_at() -> None:

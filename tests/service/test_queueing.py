@@ -11,8 +11,9 @@ from typing import Any
 
 import httpx
 
-from tests.service.processes import DEADLINE_SECONDS, Engine, Processes, Router, eventually
+from tests.service.processes import Engine, Processes, Router, eventually
 
+DEADLINE_SECONDS = 60.0
 PATIENT = httpx.Timeout(120)
 
 
