@@ -77,6 +77,11 @@ class EnvelopeMux:
         """Streams that have not ended."""
         return len(self._streams)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is neither a stream nor a request that is not whole."""
+        return not self._streams and not self._opening
+
     def __contains__(self, stream_id: bytes) -> bool:
         """Whether a stream, or a request that is not whole, has that id."""
         return stream_id in self._streams or stream_id in self._opening

@@ -1,0 +1,153 @@
+"""Requests over gRPC: one bidirectional call of envelopes for each; HTTP/2, keep-alive and TLS are gRPC's."""
+
+import asyncio
+from typing import Any
+
+from kvrouter.errors import (
+    DeadlineError,
+    DisconnectedError,
+    MissingExtraError,
+    ProtocolError,
+    TransportError,
+    UnreachableError,
+    WireError,
+)
+from kvrouter.transport.client_stream import ClientStream
+from kvrouter.transport.context import Context
+from kvrouter.transport.envelope_mux import new_stream_id
+from kvrouter.transport.grpc_exchange import GrpcExchange, channel_options, flushed
+from kvrouter.transport.grpc_messages import METHOD, SERVICE
+from kvrouter.transport.messages import Request, encode_request
+
+try:
+    import grpc
+    import grpc.aio
+except ImportError as error:
+    raise MissingExtraError("the request plane over gRPC", "grpc") from error
+
+__all__ = ["GrpcRequestClient"]
+
+_PINGS_UNANSWERED_MAX = 2
+_PATH = f"/{SERVICE}/{METHOD}"
+
+
+class GrpcRequestClient:
+    """The client of the request plane over gRPC. Addresses are targets: `host:port`, `dns:///name:port`.
+
+    `credentials` of `grpc.ssl_channel_credentials` turn TLS on.
+    """
+
+    def __init__(
+        self, *, keepalive_seconds: float = 30.0, credentials: "grpc.ChannelCredentials | None" = None
+    ) -> None:
+        # Channels are shared by the whole process otherwise, with their back-off after a failure.
+        self._options = [*channel_options(keepalive_seconds), ("grpc.use_local_subchannel_pool", 1)]
+        self._credentials, self._keepalive_seconds = credentials, keepalive_seconds
+        self._channels: dict[str, Any] = {}
+        self._calls: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    async def request(self, address: str, request: Request, context: Context) -> ClientStream:
+        """Send a request; see `RequestClient`."""
+        if self._closed:
+            raise DisconnectedError("the client is closed", retryable=False)
+        remaining = context.remaining_seconds(asyncio.get_running_loop().time())
+        if remaining == 0:
+            raise DeadlineError(f"the deadline of request {context.id} is over")
+        encoded = encode_request(request, id=context.id, headers=context.headers, remaining_seconds=remaining)
+        exchange, stream_id = GrpcExchange(), new_stream_id()
+        stream = exchange.mux.open(encoded, context, many_in=request.many_in, stream_id=stream_id)
+        call = asyncio.create_task(self._call(address, exchange, stream_id), name=f"grpc {address}")
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
+        try:
+            await stream.accepted()
+        except BaseException:
+            await stream.aclose()
+            raise
+        if request.many_in:
+            stream.pump(request.items)
+        return stream
+
+    async def aclose(self) -> None:
+        """Close all connections. Idempotent."""
+        self._closed = True
+        calls = list(self._calls)
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        channels, self._channels = self._channels, {}
+        for channel in channels.values():
+            await channel.close()
+
+    def _channel(self, address: str) -> Any:
+        channel = self._channels.get(address)
+        if channel is None:
+            if self._credentials is None:
+                channel = grpc.aio.insecure_channel(address, options=self._options)
+            else:
+                channel = grpc.aio.secure_channel(address, self._credentials, options=self._options)
+            self._channels[address] = channel
+        return channel
+
+    async def _call(self, address: str, exchange: GrpcExchange, stream_id: bytes) -> None:
+        """The life of one call, from its request to its last envelope."""
+        call = self._channel(address).stream_stream(_PATH)()
+        writing = asyncio.create_task(exchange.write_all(call.write), name="grpc out")
+        reading = asyncio.create_task(_read(call, exchange), name="grpc in")
+        over = asyncio.create_task(exchange.over.wait(), name="grpc over")
+        try:
+            await self._until_ended(exchange, reading, over)
+            if not exchange.over.is_set():
+                self._failed(address, exchange, stream_id, reading)
+            await flushed(writing)
+        finally:
+            exchange.mux.lost("the client was closed")
+            for task in (writing, reading, over):
+                task.cancel()
+            await asyncio.gather(writing, reading, over, return_exceptions=True)
+            call.cancel()
+
+    async def _until_ended(
+        self, exchange: GrpcExchange, reading: "asyncio.Task[None]", over: "asyncio.Task[bool]"
+    ) -> None:
+        """Wait for the end of the call or the stream; a worker that leaves two pings unanswered is lost.
+
+        gRPC's own keep-alive is for the connection, and holds its pings back for a minute where nothing else is sent.
+        """
+        received, unanswered = -1, 0
+        while unanswered <= _PINGS_UNANSWERED_MAX:
+            done, _ = await asyncio.wait(
+                (reading, over), timeout=self._keepalive_seconds, return_when=asyncio.FIRST_COMPLETED
+            )
+            if done:
+                return
+            unanswered = 0 if exchange.received != received else unanswered + 1
+            received = exchange.received
+            exchange.ping()
+        exchange.mux.lost(f"the worker was silent for {_PINGS_UNANSWERED_MAX * self._keepalive_seconds:g} seconds")
+
+    def _failed(self, address: str, exchange: GrpcExchange, stream_id: bytes, reading: "asyncio.Task[None]") -> None:
+        """The call has ended before its stream did."""
+        failure = reading.exception() if reading.done() and not reading.cancelled() else None
+        if isinstance(failure, WireError):
+            exchange.mux.fail(stream_id, ProtocolError(str(failure)))
+        elif isinstance(failure, grpc.aio.AioRpcError) and not exchange.received:
+            exchange.mux.fail(stream_id, _refusal(address, failure))
+        else:
+            exchange.mux.lost(f"{address}: {_text(failure) if failure else 'the call ended before the stream did'}")
+
+
+async def _read(call: Any, exchange: GrpcExchange) -> None:
+    async for message in call:
+        exchange.read(message)
+
+
+def _refusal(address: str, failure: "grpc.aio.AioRpcError") -> TransportError:
+    if failure.code() is grpc.StatusCode.UNAVAILABLE:
+        return UnreachableError(f"{address}: {_text(failure)}")
+    return TransportError(f"{address}: {_text(failure)}", code=failure.code().name)
+
+
+def _text(failure: BaseException) -> str:
+    return str(failure.details()) if isinstance(failure, grpc.aio.AioRpcError) else type(failure).__name__

@@ -1,0 +1,101 @@
+"""Takes requests over gRPC."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from kvrouter.errors import MissingExtraError, WireError
+from kvrouter.transport.endpoints import Endpoints
+from kvrouter.transport.grpc_exchange import GrpcExchange, channel_options, flushed
+from kvrouter.transport.grpc_messages import METHOD, SERVICE
+
+try:
+    import grpc
+    import grpc.aio
+except ImportError as error:
+    raise MissingExtraError("the request plane over gRPC", "grpc") from error
+
+__all__ = ["GrpcRequestServer"]
+
+_CLOSE_SECONDS = 1.0
+
+
+class GrpcRequestServer:
+    """The server of the request plane over gRPC. With `port` 0 the system chooses one."""
+
+    def __init__(
+        self,
+        endpoints: Endpoints,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        advertise: str | None = None,
+        keepalive_seconds: float = 30.0,
+        credentials: "grpc.ServerCredentials | None" = None,
+    ) -> None:
+        self.endpoints = endpoints
+        self.malformed = 0
+        self._host, self._port, self._advertise = host, port, advertise
+        self._keepalive_seconds, self._credentials = keepalive_seconds, credentials
+        self._server: Any = None
+
+    @property
+    def address(self) -> str:
+        """Where clients reach it."""
+        if self._server is None:
+            raise RuntimeError("the server has not started")
+        return f"{self._advertise or self._host}:{self._port}"
+
+    async def start(self) -> None:
+        """Begin to listen. Raises OSError if the address is taken."""
+        options = [*channel_options(self._keepalive_seconds), ("grpc.so_reuseport", 0)]
+        server = grpc.aio.server(options=options)
+        exchange = grpc.stream_stream_rpc_method_handler(self._exchange)
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {METHOD: exchange}),))
+        address = f"{self._host}:{self._port}"
+        try:
+            if self._credentials is None:
+                self._port = server.add_insecure_port(address)
+            else:
+                self._port = server.add_secure_port(address, self._credentials)
+        except RuntimeError as error:
+            raise OSError(f"{address} cannot be listened on: {error}") from None
+        await server.start()
+        self._server = server
+
+    async def stop(self, *, drain_seconds: float = 0.0) -> None:
+        """Take nothing more, let what runs finish, and close. Idempotent."""
+        if self._server is None:
+            return
+        await self.endpoints.drain(drain_seconds)
+        server, self._server = self._server, None
+        await server.stop(_CLOSE_SECONDS)
+
+    async def _exchange(self, requests: AsyncIterator[bytes], context: Any) -> None:
+        """One call."""
+        exchange = GrpcExchange(endpoints=self.endpoints)
+        writing = asyncio.create_task(exchange.write_all(context.write), name="grpc out")
+        reading = asyncio.create_task(self._read(requests, exchange), name="grpc in")
+        over = asyncio.create_task(exchange.over.wait(), name="grpc over")
+        try:
+            await asyncio.wait((reading, over), return_when=asyncio.FIRST_COMPLETED)
+            if not exchange.over.is_set():
+                exchange.mux.lost("the client has ended its call")
+                exchange.finish()
+            await flushed(writing)
+        finally:
+            exchange.mux.lost("the call was cancelled")
+            for task in (writing, reading, over):
+                task.cancel()
+            await asyncio.gather(writing, reading, over, return_exceptions=True)
+
+    async def _read(self, requests: AsyncIterator[bytes], exchange: GrpcExchange) -> None:
+        async for message in requests:
+            try:
+                exchange.read(message)
+            except WireError:
+                self.malformed += 1
+                return
+            if exchange.mux.is_idle and not exchange.over.is_set():
+                exchange.finish()  # the request was refused
+                return
