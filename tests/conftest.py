@@ -1,6 +1,7 @@
-"""What every folder of tests may use."""
+"""What every folder of tests may use, and in which order files are begun."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from httpx._config import DEFAULT_TIMEOUT_CONFIG
@@ -17,7 +18,31 @@ settings.load_profile("gate")
 # What a client waits for by default: five seconds are not much where many tests share a slow machine.
 DEFAULT_TIMEOUT_CONFIG.connect = DEFAULT_TIMEOUT_CONFIG.read = DEFAULT_TIMEOUT_CONFIG.write = 60.0
 
+# Where several processes run tests, a file to each, whoever gets the longest last is waited for by all others.
+LONGEST = (
+    "tests/native/test_sanitized.py",
+    "tests/native/test_installing.py",
+    "tests/benchmarks/test_runs.py",
+    "tests/service/test_restarts_with_snapshots.py",
+    "tests/service/test_recorded_engines.py",
+    "tests/faults/test_real_schedules.py",
+    "tests/faults/test_schedules.py",
+    "tests/demo/test_demo.py",
+)
+_FOLDER = Path(__file__).parents[1]
+
 IMPLEMENTATIONS = ("native", "reference") if native_core.present else ("reference",)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let files be given to processes in our order, not by how many tests they have."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files."""
+    places = {_FOLDER / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(LONGEST)))
 
 
 @pytest.fixture(scope="module", params=IMPLEMENTATIONS)

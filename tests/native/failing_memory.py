@@ -3,17 +3,25 @@
 import _testcapi  # type: ignore[import-not-found]
 import gc
 import sys
+import time
 from collections.abc import Callable
 
 from kvrouter.errors import SnapshotError
 
 FAILURES = {"once": 1, "for-good": 10_000_000}
 _ALLOCATIONS_MAX, _SUCCESSES = 5000, 8
+_NEVER_SECONDS = 1000.0
 _ROUNDS_MAX, _CLEAN_ROUNDS = 60, 2
 
 
 def ran_out(call: Callable[[], object], allocation: int, fails: int) -> bool:
-    """Call while memory ends at the given allocation; returns whether it did."""
+    """Call while memory ends at the given allocation; returns whether it did.
+
+    No other thread of Python gets its turn meanwhile, such as the one that listens to whoever runs the tests.
+    """
+    switch_seconds = sys.getswitchinterval()
+    sys.setswitchinterval(_NEVER_SECONDS)
+    time.sleep(0)  # Who waits already has his turn now.
     _testcapi.set_nomemory(allocation, allocation + fails)
     try:
         call()
@@ -25,6 +33,7 @@ def ran_out(call: Callable[[], object], allocation: int, fails: int) -> bool:
         return True
     finally:
         _testcapi.remove_mem_hooks()
+        sys.setswitchinterval(switch_seconds)
     return False
 
 
