@@ -320,8 +320,10 @@ static int fill(struct weigher *weigher, PyTypeObject *type, PyObject *index, Py
     }
     weigher->index = Py_NewRef(index);
     weigher->load_type = sibling(type, "RankLoad");
+    if (weigher->load_type == NULL) /* Looking further would lose why. */
+        return -1;
     weigher->predictions_type = sibling(type, "PredictedBlocks");
-    return weigher->load_type && weigher->predictions_type ? kvr_read_weights(weights, &weigher->weights) : -1;
+    return weigher->predictions_type == NULL ? -1 : kvr_read_weights(weights, &weigher->weights);
 }
 
 static PyObject *new(PyTypeObject *type, PyObject *arguments, PyObject *names)

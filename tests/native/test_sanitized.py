@@ -27,6 +27,7 @@ SUITES = {
         "tests/routing/test_predictions_memory.py",
         "tests/routing/test_rank_load.py",
         "tests/routing/test_weighing.py",
+        "tests/routing/test_weighing_memory.py",
     ],
     "readers": [
         "tests/native",
