@@ -14,6 +14,9 @@ from kvrouter.routing.queue_drain import DrainRates
 
 __all__ = ["Forecast", "Lane"]
 
+REQUEST_TOKENS = 240
+"""What a request costs its tenant beside its prefill. Shares are told in it, so it is no knob of routing."""
+
 
 class Lane(NamedTuple):
     """Which ranks could serve a request: requests of one lane wait for the same ones."""
@@ -78,4 +81,4 @@ class Forecast:
 
     def charge(self, uncached: int) -> int:
         """What a request costs its tenant: its prefill, and what every request costs beside it."""
-        return uncached + round(self._router.settings.request_tokens)
+        return uncached + REQUEST_TOKENS
