@@ -3,25 +3,29 @@
 #include "index_memory.h"
 
 /* A segment of at most so many homes is copied in about 10 us. */
-#define CAPACITY_MAX 4096
-#define CAPACITY_MIN 16
-/* Rows behind the homes, so that a crowd at the end does not have to resize the segment. */
-#define SPARE_ROWS 48
+#define CAPACITY_MAX 512
+#define CAPACITY_MIN 2
+/* Stripes behind the homes, so that a crowd at the end does not have to resize the segment. */
+#define SPARE_STRIPES 6
 /* No segment is split when that would leave a directory with more entries than this many rows each. */
 #define ROWS_PER_ENTRY_MIN 64
 
-/* Stands before the rows of a segment. */
+/* Stands right before the stripes of a segment. */
 struct head {
-    uint32_t used;
-    uint32_t extent; /* rows in all; the last one is always vacant */
+    uint32_t used;    /* rows */
+    uint32_t extent;  /* stripes in all; the last one is always vacant */
+    uint64_t skipped; /* bytes before the head, so that stripes begin with a line */
 };
 
-/* What every segment without rows looks at: one vacant row. Never written, for its capacity is 0. */
-static const uint8_t NOTHING[KVR_ROW_BYTES] = {255, 255, 255, 255, 255, 255, 255, 255};
+#define VACANT_STRIPE {{MAX, MAX, MAX, MAX, MAX, MAX, MAX}, {0, 0, 0, 0, 0, 0, 0}, 0, {0, 0, 0, 0, 0, 0, 0}, 0}
+#define MAX UINT64_MAX
+static const struct kvr_stripe VACANT = VACANT_STRIPE;
+/* What every segment without rows looks at. Never written, for its capacity is 0. */
+static const _Alignas(KVR_STRIPE_BYTES) struct kvr_stripe NOTHING = VACANT_STRIPE;
 
 static struct head *head_of(const struct kvr_rows *segment)
 {
-    return (struct head *)(void *)segment->rows - 1;
+    return (struct head *)(void *)segment->stripes - 1;
 }
 
 static uint32_t used_in(const struct kvr_rows *segment)
@@ -34,114 +38,125 @@ static uint32_t extent_of(const struct kvr_rows *segment)
     return segment->capacity ? head_of(segment)->extent : 0;
 }
 
-static uint8_t *row_at(const struct kvr_rows *segment, uint32_t at)
-{
-    return segment->rows + (size_t)at * KVR_ROW_BYTES;
-}
-
-static int is_vacant(const uint8_t *row)
-{
-    return kvr_row_copies(row) == 0;
-}
-
-/* After a copy a segment is filled to 10/13; it is copied again above 9/10 and below 2/5. */
+/* After a copy a segment is filled to 7/9; it is copied again above 9/10 and below 2/5. */
 static uint32_t fitting_capacity(uint32_t used)
 {
-    uint32_t capacity = used + used / 10 * 3;
+    uint32_t capacity = (used + used / 7 * 2) / KVR_STRIPE_ROWS + 1;
     return capacity < CAPACITY_MIN ? CAPACITY_MIN : capacity;
 }
 
 static int is_full(const struct kvr_rows *segment)
 {
-    return used_in(segment) >= segment->capacity - segment->capacity / 10;
+    return used_in(segment) >= segment->capacity * KVR_STRIPE_ROWS / 10 * 9;
 }
 
 static int is_sparse(const struct kvr_rows *segment)
 {
     uint32_t used = used_in(segment);
-    return used == 0 || (segment->capacity > CAPACITY_MIN && used < segment->capacity / 5 * 2);
+    return used == 0 || (segment->capacity > CAPACITY_MIN && used < segment->capacity * KVR_STRIPE_ROWS / 5 * 2);
 }
 
 static size_t segment_bytes(uint32_t extent)
 {
-    return sizeof(struct head) + (size_t)extent * KVR_ROW_BYTES;
+    return sizeof(struct head) + ((size_t)extent + 1) * KVR_STRIPE_BYTES;
 }
 
 static void free_segment(struct kvr_aliases *aliases, const struct kvr_rows *segment)
 {
-    if (segment->capacity)
-        kvr_give(aliases->account, head_of(segment), segment_bytes(head_of(segment)->extent));
+    if (segment->capacity == 0)
+        return;
+    struct head *head = head_of(segment);
+    kvr_give(aliases->account, (char *)head - head->skipped, segment_bytes(head->extent));
 }
 
 /* -- copying ------------------------------------------------------------------------------------------------------ */
 
-/* Rows to copy: of one segment, or a part of it. */
+/* Rows to copy: of one segment, whose hashes are from..until. */
 struct run {
-    const uint8_t *from, *stop;
+    const struct kvr_rows *segment;
+    uint64_t from, until;
 };
 
 static struct run whole(const struct kvr_rows *segment)
 {
-    struct run run = {segment->rows, row_at(segment, extent_of(segment))};
+    struct run run = {segment, 0, UINT64_MAX};
     return run;
 }
 
 static uint32_t count_run(struct run run)
 {
-    uint32_t count = 0;
-    for (const uint8_t *row = run.from; row < run.stop; row += KVR_ROW_BYTES)
-        count += !is_vacant(row);
+    uint32_t count = 0, extent = extent_of(run.segment);
+    for (const struct kvr_stripe *stripe = run.segment->stripes; extent > 0; stripe++, extent--)
+        for (uint32_t at = 0; at < stripe->taken; at++)
+            count += stripe->hashes[at] >= run.from && stripe->hashes[at] <= run.until;
     return count;
 }
 
-static void vacate(const struct kvr_rows *segment, uint32_t from, uint32_t until)
+static void copy_row(struct kvr_stripe *to, uint32_t into, const struct kvr_stripe *from, uint32_t at)
 {
-    for (; from < until; from++)
-        memcpy(row_at(segment, from), NOTHING, KVR_ROW_BYTES);
+    to->hashes[into] = from->hashes[at];
+    to->keys[into] = from->keys[at];
+    to->copies[into] = from->copies[at];
 }
 
-/* Copy rows to where they belong, or right behind place `next`; the place behind the last one, or UINT32_MAX if there
- * are not enough before `extent`. */
-static uint32_t copy_run(struct kvr_rows *segment, struct run run, uint32_t next, uint32_t extent)
+/* Copy rows to where they belong, or right behind those at stripe `next`; the stripe of the last one, or UINT32_MAX if
+ * there are not enough before the last of `extent`. */
+static uint32_t copy_run(const struct kvr_rows *segment, struct run run, uint32_t next, uint32_t extent)
 {
-    for (const uint8_t *row = run.from; row < run.stop; row += KVR_ROW_BYTES) {
-        if (is_vacant(row))
-            continue;
-        uint32_t home = kvr_rows_home(segment, kvr_row_hash(row));
-        vacate(segment, next, home);
-        next = home > next ? home : next;
-        if (next + 1 >= extent)
-            return UINT32_MAX;
-        memcpy(row_at(segment, next++), row, KVR_ROW_BYTES);
+    uint32_t left = extent_of(run.segment);
+    for (const struct kvr_stripe *stripe = run.segment->stripes; left > 0; stripe++, left--) {
+        for (uint32_t at = 0; at < stripe->taken; at++) {
+            if (stripe->hashes[at] < run.from || stripe->hashes[at] > run.until)
+                continue;
+            uint32_t home = kvr_rows_home(segment, stripe->hashes[at]);
+            next = home > next ? home : next;
+            next += segment->stripes[next].taken == KVR_STRIPE_ROWS;
+            if (next + 1 >= extent)
+                return UINT32_MAX;
+            struct kvr_stripe *to = &segment->stripes[next];
+            copy_row(to, to->taken++, stripe, at);
+        }
     }
     return next;
+}
+
+static struct kvr_stripe *take_stripes(struct kvr_aliases *aliases, uint32_t extent)
+{
+    char *memory = kvr_take(aliases->account, segment_bytes(extent));
+    if (memory == NULL)
+        return NULL;
+    size_t skipped = -((uintptr_t)memory + sizeof(struct head)) % KVR_STRIPE_BYTES;
+    struct head *head = (struct head *)(void *)(memory + skipped);
+    head->skipped = skipped;
+    head->extent = extent;
+    struct kvr_stripe *stripes = (struct kvr_stripe *)(void *)(head + 1);
+    for (uint32_t at = 0; at < extent; at++)
+        stripes[at] = VACANT;
+    return stripes;
 }
 
 /* Fill a new segment of this capacity and depth with the `used` rows of the runs; -1 when there is no memory. */
 static int make_segment(struct kvr_aliases *aliases, struct kvr_rows *segment, const struct run *runs, int count,
                         uint32_t used)
 {
-    for (uint32_t spare = SPARE_ROWS;; spare += used + 1) { /* In the end there is room for all behind the last home. */
+    /* In the end there is room for all behind the last home. */
+    for (uint32_t spare = SPARE_STRIPES;; spare += used / KVR_STRIPE_ROWS + 2) {
         uint32_t extent = segment->capacity + spare, next = 0;
-        struct head *head = kvr_take(aliases->account, segment_bytes(extent));
-        if (head == NULL)
+        segment->stripes = take_stripes(aliases, extent);
+        if (segment->stripes == NULL)
             return -1;
-        segment->rows = (uint8_t *)(head + 1);
         for (int number = 0; number < count && next != UINT32_MAX; number++)
             next = copy_run(segment, runs[number], next, extent);
-        if (next != UINT32_MAX && next + SPARE_ROWS / 2 < extent) {
-            vacate(segment, next, extent);
-            head->used = used;
-            head->extent = extent;
+        head_of(segment)->used = used;
+        if (next != UINT32_MAX && next + SPARE_STRIPES / 2 < extent)
             return 0;
-        }
-        kvr_give(aliases->account, head, segment_bytes(extent));
+        free_segment(aliases, segment);
     }
 }
 
 static struct kvr_rows without_rows(uint32_t depth)
 {
-    struct kvr_rows segment = {(uint8_t *)(uintptr_t)NOTHING, 0, depth};
+    struct kvr_rows segment = {(struct kvr_stripe *)(uintptr_t)&NOTHING, 0, depth};
     return segment;
 }
 
@@ -233,14 +248,7 @@ static int split_segment(struct kvr_aliases *aliases, size_t place)
         place *= 2;
     }
     uint64_t boundary = ((uint64_t)(place >> (aliases->bits - old.depth)) * 2 + 1) << (63 - old.depth);
-    struct run low = whole(&old), high = low;
-    while (low.stop > low.from) {
-        const uint8_t *row = low.stop - KVR_ROW_BYTES;
-        if (!is_vacant(row) && kvr_row_hash(row) < boundary)
-            break;
-        low.stop = row;
-    }
-    high.from = low.stop;
+    struct run low = {&old, 0, boundary - 1}, high = {&old, boundary, UINT64_MAX};
     struct kvr_rows halves[2];
     const struct run *runs[2] = {&low, &high};
     uint32_t used = count_run(low), counts[2] = {used, used_in(&old) - used};
@@ -309,38 +317,70 @@ static void shrink(struct kvr_aliases *aliases, uint64_t hash)
 
 /* -- single hashes ------------------------------------------------------------------------------------------------ */
 
-/* Put a hash into its segment, unless its crowd reaches the end; the row, or NULL. One that is there is left alone. */
-static uint8_t *insert(struct kvr_rows *segment, uint64_t hash, uint64_t key, uint16_t copies, int *is_new)
+/* Both ways of moving rows move all of a stripe that might have to: how many have to cannot be guessed. */
+
+/* Move the rows of a stripe from `at` on by one to the right; the last one, which is vacant or copied, is lost. */
+static void move_right(struct kvr_stripe *stripe, uint32_t at)
 {
-    uint8_t *row = row_at(segment, kvr_rows_home(segment, hash));
-    while (!is_vacant(row) && kvr_row_hash(row) < hash)
-        row += KVR_ROW_BYTES;
-    *is_new = is_vacant(row) || kvr_row_hash(row) != hash;
-    if (!*is_new)
-        return row;
-    uint8_t *end = row;
-    while (!is_vacant(end))
-        end += KVR_ROW_BYTES;
-    if (end == row_at(segment, head_of(segment)->extent - 1))
-        return NULL;
-    memmove(row + KVR_ROW_BYTES, row, (size_t)(end - row));
-    memcpy(row, &hash, sizeof hash);
-    kvr_row_set_key(row, key);
-    kvr_row_set_copies(row, copies);
-    head_of(segment)->used++;
-    return row;
+    for (uint32_t to = KVR_STRIPE_ROWS - 1; to > 0; to--)
+        copy_row(stripe, to, stripe, to - (to > at));
 }
 
-uint8_t *kvr_aliases_add(struct kvr_aliases *aliases, uint64_t hash, uint64_t key, uint16_t copies, int *is_new)
+static void move_left(struct kvr_stripe *stripe, uint32_t at)
+{
+    for (uint32_t to = 0; to < KVR_STRIPE_ROWS - 1; to++)
+        copy_row(stripe, to, stripe, to + (to >= at));
+}
+
+/* Make the stripe, which is full, lose its last row to those behind it; returns whether there was room. */
+static int push_last(const struct kvr_rows *segment, struct kvr_stripe *stripe)
+{
+    struct kvr_stripe *last = segment->stripes + head_of(segment)->extent - 1, *end = stripe + 1;
+    while (end < last && end->taken == KVR_STRIPE_ROWS)
+        end++;
+    if (end >= last)
+        return 0;
+    end->taken++;
+    for (; end > stripe; end--) {
+        move_right(end, 0);
+        copy_row(end, 0, end - 1, KVR_STRIPE_ROWS - 1);
+    }
+    stripe->taken--;
+    return 1;
+}
+
+/* Put a hash into its segment, unless its crowd reaches the end; the row, or NULL. One that is there is left alone. */
+static uint64_t *insert(const struct kvr_rows *segment, uint64_t hash, uint64_t key, uint8_t copies, int *is_new)
+{
+    struct kvr_stripe *stripe = segment->stripes + kvr_rows_home(segment, hash);
+    uint32_t at = kvr_stripe_below(stripe, hash);
+    while (at == KVR_STRIPE_ROWS)
+        at = kvr_stripe_below(++stripe, hash);
+    *is_new = at >= stripe->taken || stripe->hashes[at] != hash;
+    if (!*is_new)
+        return &stripe->hashes[at];
+    if (stripe == segment->stripes + head_of(segment)->extent - 1 ||
+        (stripe->taken == KVR_STRIPE_ROWS && !push_last(segment, stripe)))
+        return NULL;
+    move_right(stripe, at);
+    stripe->hashes[at] = hash;
+    stripe->keys[at] = key;
+    stripe->copies[at] = copies;
+    stripe->taken++;
+    head_of(segment)->used++;
+    return &stripe->hashes[at];
+}
+
+uint64_t *kvr_aliases_add(struct kvr_aliases *aliases, uint64_t hash, uint64_t key, uint8_t copies, int *is_new)
 {
     size_t place = kvr_aliases_place(aliases, hash);
     int crowded = is_full(&aliases->directory[place]);
     for (;;) {
         int no_memory = crowded && make_room(aliases, place);
         place = kvr_aliases_place(aliases, hash);
-        struct kvr_rows *segment = &aliases->directory[place];
+        const struct kvr_rows *segment = &aliases->directory[place];
         /* Without memory for a larger segment, its last gaps are used. */
-        uint8_t *row = segment->capacity ? insert(segment, hash, key, copies, is_new) : NULL;
+        uint64_t *row = segment->capacity ? insert(segment, hash, key, copies, is_new) : NULL;
         if (row != NULL) {
             aliases->used += (size_t)*is_new;
             return row;
@@ -351,18 +391,27 @@ uint8_t *kvr_aliases_add(struct kvr_aliases *aliases, uint64_t hash, uint64_t ke
     }
 }
 
-void kvr_aliases_drop(struct kvr_aliases *aliases, uint8_t *row)
+void kvr_aliases_drop(struct kvr_aliases *aliases, uint64_t *row)
 {
-    uint64_t hash = kvr_row_hash(row);
-    struct kvr_rows *segment = &aliases->directory[kvr_aliases_place(aliases, hash)];
-    uint8_t *end = row + KVR_ROW_BYTES;
-    while (!is_vacant(end) && row_at(segment, kvr_rows_home(segment, kvr_row_hash(end))) < end)
-        end += KVR_ROW_BYTES;
-    memmove(row, row + KVR_ROW_BYTES, (size_t)(end - row) - KVR_ROW_BYTES);
-    memcpy(end - KVR_ROW_BYTES, NOTHING, KVR_ROW_BYTES);
+    uint64_t hash = *row;
+    const struct kvr_rows *segment = &aliases->directory[kvr_aliases_place(aliases, hash)];
+    struct kvr_stripe *stripe = kvr_stripe_of(row);
+    uint32_t at = (uint32_t)(row - stripe->hashes), behind = (uint32_t)(stripe - segment->stripes) + 1;
+    move_left(stripe, at);
+    /* Out of a stripe that is full rows may have been pushed into the one behind it. */
+    while (stripe->taken == KVR_STRIPE_ROWS && stripe[1].taken > 0 &&
+           kvr_rows_home(segment, stripe[1].hashes[0]) < behind) {
+        copy_row(stripe, KVR_STRIPE_ROWS - 1, stripe + 1, 0);
+        stripe++;
+        behind++;
+        move_left(stripe, 0);
+    }
+    stripe->taken--;
+    copy_row(stripe, stripe->taken, &VACANT, 0);
     head_of(segment)->used--;
     aliases->used--;
-    shrink(aliases, hash);
+    if (is_sparse(segment))
+        shrink(aliases, hash);
 }
 
 /* -- the whole ---------------------------------------------------------------------------------------------------- */
@@ -372,11 +421,13 @@ int kvr_aliases_visit(const struct kvr_aliases *aliases, kvr_visit_row *visit, v
     size_t count = (size_t)1 << aliases->bits;
     for (size_t place = 0; place < count;) {
         const struct kvr_rows *segment = &aliases->directory[place];
-        struct run run = whole(segment);
-        for (const uint8_t *row = run.from; row < run.stop; row += KVR_ROW_BYTES) {
-            int answer = is_vacant(row) ? 0 : visit(context, row);
-            if (answer)
-                return answer;
+        uint32_t extent = extent_of(segment);
+        for (const struct kvr_stripe *stripe = segment->stripes; extent > 0; stripe++, extent--) {
+            for (uint32_t at = 0; at < stripe->taken; at++) {
+                int answer = visit(context, &stripe->hashes[at]);
+                if (answer)
+                    return answer;
+            }
         }
         place += (size_t)1 << (aliases->bits - segment->depth);
     }

@@ -1,8 +1,9 @@
 /* A table from the engine hashes of one rank to what they name, in as little memory as goes.
  *
  * It is built like the index's table (`index_table.h`): segments, each for the hashes that begin with the same bits, are
- * sorted arrays with gaps, so nothing ever takes longer than copying one segment. Its rows are packed and its segments
- * are fuller, because there is one row for each block and rank, and they are looked at much less often.
+ * sorted arrays with gaps, so nothing ever takes longer than copying one segment. There is one row for each block and
+ * rank, so rows are packed and segments are fuller. A home is a stripe of two cache lines with seven rows: the first
+ * line has what a search looks at, the second what the hashes name.
  */
 #ifndef KVR_ALIAS_TABLE_H
 #define KVR_ALIAS_TABLE_H
@@ -11,13 +12,22 @@
 #include "memory.h"
 #include <stddef.h>
 
-/* A row: the scattered engine hash, our sequence hash, and the number of its copies (`ingest_copies.h`), 0 where vacant.
- * Rows lie unaligned, without a gap. */
-#define KVR_ROW_BYTES 18
+#define KVR_STRIPE_ROWS 7
+#define KVR_STRIPE_BYTES 128
+
+struct kvr_stripe {
+    uint64_t hashes[KVR_STRIPE_ROWS]; /* scattered engine hashes in order; behind those that are taken UINT64_MAX */
+    uint8_t copies[KVR_STRIPE_ROWS];  /* the number of each one's copies (`ingest_copies.h`), 0 where vacant */
+    uint8_t taken;
+    uint64_t keys[KVR_STRIPE_ROWS]; /* our sequence hashes */
+    uint64_t unused;
+};
+
+/* A row is named by the address of its hash. */
 
 struct kvr_rows {
-    uint8_t *rows;
-    uint32_t capacity; /* of homes; behind them a few rows more take what is pushed over the end */
+    struct kvr_stripe *stripes;
+    uint32_t capacity; /* stripes that are homes; behind them a few more take what is pushed over the end */
     uint32_t depth;    /* how many first bits its hashes have in common */
 };
 
@@ -29,35 +39,38 @@ struct kvr_aliases {
     size_t *account;
 };
 
-KVR_INLINE uint64_t kvr_row_hash(const uint8_t *row)
+KVR_INLINE struct kvr_stripe *kvr_stripe_of(const uint64_t *row)
 {
-    uint64_t hash;
-    memcpy(&hash, row, sizeof hash);
-    return hash;
+    return (struct kvr_stripe *)((uintptr_t)row & ~(uintptr_t)(KVR_STRIPE_BYTES - 1));
 }
 
-KVR_INLINE uint64_t kvr_row_key(const uint8_t *row)
+KVR_INLINE uint64_t kvr_row_hash(const uint64_t *row)
 {
-    uint64_t key;
-    memcpy(&key, row + 8, sizeof key);
-    return key;
+    return *row;
 }
 
-KVR_INLINE uint16_t kvr_row_copies(const uint8_t *row)
+KVR_INLINE uint64_t kvr_row_key(const uint64_t *row)
 {
-    uint16_t copies;
-    memcpy(&copies, row + 16, sizeof copies);
-    return copies;
+    const struct kvr_stripe *stripe = kvr_stripe_of(row);
+    return stripe->keys[row - stripe->hashes];
 }
 
-KVR_INLINE void kvr_row_set_key(uint8_t *row, uint64_t key)
+KVR_INLINE uint8_t kvr_row_copies(const uint64_t *row)
 {
-    memcpy(row + 8, &key, sizeof key);
+    const struct kvr_stripe *stripe = kvr_stripe_of(row);
+    return stripe->copies[row - stripe->hashes];
 }
 
-KVR_INLINE void kvr_row_set_copies(uint8_t *row, uint16_t copies)
+KVR_INLINE void kvr_row_set_key(uint64_t *row, uint64_t key)
 {
-    memcpy(row + 16, &copies, sizeof copies);
+    struct kvr_stripe *stripe = kvr_stripe_of(row);
+    stripe->keys[row - stripe->hashes] = key;
+}
+
+KVR_INLINE void kvr_row_set_copies(uint64_t *row, uint8_t copies)
+{
+    struct kvr_stripe *stripe = kvr_stripe_of(row);
+    stripe->copies[row - stripe->hashes] = copies;
 }
 
 /* 0, or -1 when there is no memory. */
@@ -65,13 +78,13 @@ int kvr_aliases_open(struct kvr_aliases *aliases, size_t *account);
 void kvr_aliases_close(struct kvr_aliases *aliases);
 
 /* Add a hash, unless it is there (`is_new` says); its row, or NULL when there is no memory. Rows move. */
-uint8_t *kvr_aliases_add(struct kvr_aliases *aliases, uint64_t hash, uint64_t key, uint16_t copies, int *is_new);
+uint64_t *kvr_aliases_add(struct kvr_aliases *aliases, uint64_t hash, uint64_t key, uint8_t copies, int *is_new);
 
 /* Take out a row that is present. Rows move. */
-void kvr_aliases_drop(struct kvr_aliases *aliases, uint8_t *row);
+void kvr_aliases_drop(struct kvr_aliases *aliases, uint64_t *row);
 
 /* Call `visit` for every row, which must not change the table; ends early when it returns something else than 0. */
-typedef int kvr_visit_row(void *context, const uint8_t *row);
+typedef int kvr_visit_row(void *context, const uint64_t *row);
 int kvr_aliases_visit(const struct kvr_aliases *aliases, kvr_visit_row *visit, void *context);
 
 KVR_INLINE size_t kvr_aliases_place(const struct kvr_aliases *aliases, uint64_t hash)
@@ -84,20 +97,37 @@ KVR_INLINE uint32_t kvr_rows_home(const struct kvr_rows *segment, uint64_t hash)
     return (uint32_t)((hash << segment->depth >> 32) * segment->capacity >> 32);
 }
 
-/* Where the search for a hash begins; worth a prefetch. */
-KVR_INLINE uint8_t *kvr_aliases_home(const struct kvr_aliases *aliases, uint64_t hash)
+/* Where the search for a hash begins. */
+KVR_INLINE struct kvr_stripe *kvr_aliases_home(const struct kvr_aliases *aliases, uint64_t hash)
 {
     const struct kvr_rows *segment = aliases->directory + kvr_aliases_place(aliases, hash);
-    return segment->rows + (size_t)kvr_rows_home(segment, hash) * KVR_ROW_BYTES;
+    return segment->stripes + kvr_rows_home(segment, hash);
+}
+
+KVR_INLINE void kvr_aliases_prefetch(const struct kvr_aliases *aliases, uint64_t hash)
+{
+    const struct kvr_stripe *home = kvr_aliases_home(aliases, hash);
+    KVR_PREFETCH(home);
+    KVR_PREFETCH(home->keys);
+}
+
+/* How many hashes of a stripe are smaller; counted without a guess that may be wrong. */
+KVR_INLINE uint32_t kvr_stripe_below(const struct kvr_stripe *stripe, uint64_t hash)
+{
+    uint32_t below = 0;
+    for (uint32_t at = 0; at < KVR_STRIPE_ROWS; at++)
+        below += stripe->hashes[at] < hash;
+    return below;
 }
 
 /* The row of a hash, or NULL. */
-KVR_INLINE uint8_t *kvr_aliases_find(const struct kvr_aliases *aliases, uint64_t hash)
+KVR_INLINE uint64_t *kvr_aliases_find(const struct kvr_aliases *aliases, uint64_t hash)
 {
-    uint8_t *row = kvr_aliases_home(aliases, hash);
-    while (kvr_row_hash(row) < hash)
-        row += KVR_ROW_BYTES;
-    return kvr_row_hash(row) == hash && kvr_row_copies(row) != 0 ? row : NULL;
+    struct kvr_stripe *stripe = kvr_aliases_home(aliases, hash);
+    uint32_t at = kvr_stripe_below(stripe, hash);
+    while (at == KVR_STRIPE_ROWS)
+        at = kvr_stripe_below(++stripe, hash);
+    return stripe->hashes[at] == hash && stripe->copies[at] != 0 ? &stripe->hashes[at] : NULL;
 }
 
 #endif

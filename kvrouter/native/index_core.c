@@ -5,6 +5,7 @@
 /* Slots looked at for stale ones: per changed block, and at once when a rank was cleared (about 0.1 ms). */
 #define SWEPT_PER_BLOCK 2
 #define SWEPT_PER_CLEAR 16384
+#define ASKED_BLOCKS 16
 
 /* -- readers ------------------------------------------------------------------------------------------------------ */
 
@@ -136,38 +137,104 @@ void kvr_index_sweep(struct kvr_index *index)
 
 /* -- changes ------------------------------------------------------------------------------------------------------ */
 
-/* The change that was made last. Neighbouring blocks mostly have one set, and need the same again. */
+/* Hashes that are changed one after the other. Their slots are asked for some time before their turn; in half of that
+ * time the line behind where it will be touched, and in half of what is left the one behind that. */
+struct row {
+    const struct kvr_index *index;
+    const uint64_t *hashes;
+    size_t count;
+    uint64_t keys[ASKED_BLOCKS]; /* of those that have been asked for */
+};
+
+KVR_INLINE void ask(struct row *row, size_t at)
+{
+    uint64_t key = kvr_index_key(row->index, row->hashes[at]);
+    row->keys[at % ASKED_BLOCKS] = key;
+    kvr_index_prefetch_key(row->index, key);
+}
+
+KVR_INLINE void ask_behind(struct row *row, size_t at, int second)
+{
+    kvr_index_prefetch_behind(row->index, row->keys[at % ASKED_BLOCKS], second);
+}
+
+static void open_row(struct row *row, const struct kvr_index *index, const uint64_t *hashes, size_t count)
+{
+    row->index = index;
+    row->hashes = hashes;
+    row->count = count;
+    for (size_t at = 0; at < count && at < ASKED_BLOCKS; at++)
+        ask(row, at);
+}
+
+/* The scattered hash whose turn it is. */
+KVR_INLINE uint64_t next_key(struct row *row, size_t at)
+{
+    uint64_t key = row->keys[at % ASKED_BLOCKS];
+    if (at + ASKED_BLOCKS < row->count)
+        ask(row, at + ASKED_BLOCKS);
+    if (at + ASKED_BLOCKS / 2 < row->count)
+        ask_behind(row, at + ASKED_BLOCKS / 2, 0);
+    if (at + ASKED_BLOCKS / 4 < row->count)
+        ask_behind(row, at + ASKED_BLOCKS / 4, 1);
+    return key;
+}
+
+/* A change that is made to blocks of one set. Neighbouring blocks mostly have one, so it is looked for once, and what
+ * is counted is counted at its end. */
 struct change {
-    uint32_t named; /* by the slot */
+    uint32_t rank, tier;
+    uint32_t named;         /* by the slots */
     uint32_t before, after; /* live */
+    uint32_t done;          /* to so many slots */
     uint64_t mark_named, mark_after;
 };
 
-static void note_marks(const struct kvr_index *index, struct change *change)
+static void count_change(struct kvr_index *index, struct change *change)
 {
-    change->mark_named = kvr_stretches_mark(&index->stretches, change->named);
-    change->mark_after = kvr_stretches_mark(&index->stretches, change->after);
+    if (change->before != change->after && change->after != 0) {
+        kvr_sets_keep(&index->sets, change->after, -1);
+        kvr_sets_enter(&index->sets, change->after, change->done);
+    }
+    if (change->done > 0 && change->named != 0)
+        kvr_sets_leave(&index->sets, change->named, change->done);
+    if (change->done == 0 && change->after != 0)
+        kvr_sets_release(&index->sets, change->after);
+    change->done = 0;
 }
 
-static int join(struct kvr_index *index, uint32_t rank, uint32_t tier, struct change *change)
+/* From here on slots name `named`; 0 are those that are absent. What comes of it stays, unused or not, until it is
+ * counted. */
+static int turn_to(struct kvr_index *index, struct change *change, uint32_t named,
+                   int find(struct kvr_sets *sets, struct change *change))
 {
-    struct kvr_sets *sets = &index->sets;
-    change->before = kvr_sets_resolve(sets, change->named);
-    change->after = kvr_sets_has(sets, change->before, tier, rank) ? change->before
-                                                                   : kvr_sets_with(sets, change->before, tier, rank);
-    note_marks(index, change);
+    count_change(index, change);
+    change->named = named;
+    change->before = change->after = kvr_sets_resolve(&index->sets, named);
+    if (find(&index->sets, change)) {
+        change->after = change->before;
+        return -1;
+    }
+    if (change->before != change->after && change->after != 0)
+        kvr_sets_keep(&index->sets, change->after, 1);
+    change->mark_named = kvr_stretches_mark(&index->stretches, named);
+    change->mark_after = kvr_stretches_mark(&index->stretches, change->after);
+    return 0;
+}
+
+static int join(struct kvr_sets *sets, struct change *change)
+{
+    if (kvr_sets_has(sets, change->before, change->tier, change->rank))
+        return 0;
+    change->after = kvr_sets_with(sets, change->before, change->tier, change->rank);
     return change->after ? 0 : -1;
 }
 
-static int part(struct kvr_index *index, uint32_t rank, uint32_t tier, struct change *change)
+static int part(struct kvr_sets *sets, struct change *change)
 {
-    struct kvr_sets *sets = &index->sets;
-    change->before = change->after = kvr_sets_resolve(sets, change->named);
-    if (!kvr_sets_has(sets, change->before, tier, rank))
+    if (!kvr_sets_has(sets, change->before, change->tier, change->rank))
         return 0;
-    int failed = kvr_sets_without(sets, change->before, tier, rank, &change->after);
-    note_marks(index, change);
-    return failed;
+    return kvr_sets_without(sets, change->before, change->tier, change->rank, &change->after);
 }
 
 static int is_held(const struct kvr_index *index, uint32_t named, uint32_t rank, uint32_t tier)
@@ -175,33 +242,26 @@ static int is_held(const struct kvr_index *index, uint32_t named, uint32_t rank,
     return kvr_sets_has(&index->sets, kvr_sets_resolve(&index->sets, named), tier, rank);
 }
 
-/* The slot that named one set names another one, or goes. */
-static void rename_slot(struct kvr_index *index, struct kvr_slot *slot, const struct change *change)
+/* The slot that named one set names another one. */
+KVR_INLINE void rename_slot(struct kvr_index *index, struct kvr_slot *slot, struct change *change)
 {
     open_change(index, slot->key, slot->link);
-    if (change->after != 0) {
-        kvr_sets_enter(&index->sets, change->after);
-        slot->value = change->after;
-        kvr_stretches_change(&index->stretches, slot->link, change->mark_after - change->mark_named);
-    } else {
-        kvr_stretches_leave(&index->stretches, slot->link, change->mark_named);
-    }
-    kvr_sets_leave(&index->sets, change->named);
-    if (change->after == 0)
-        kvr_table_drop(&index->table, slot);
+    slot->value = change->after;
+    kvr_stretches_change(&index->stretches, slot->link, change->mark_after - change->mark_named);
+    change->done++;
 }
 
-static int add_slot(struct kvr_index *index, uint64_t key, const struct change *change, kvr_link link)
+KVR_INLINE int add_slot(struct kvr_index *index, struct kvr_slot *slot, uint64_t key, struct change *change,
+                        kvr_link link)
 {
     open_change(index, key, link);
-    if (kvr_table_add_linked(&index->table, key, change->after, link)) {
+    if (kvr_table_add_at(&index->table, slot, key, change->after, link)) {
         kvr_stretches_abandon(&index->stretches, link);
-        kvr_sets_release(&index->sets, change->after);
         return -1;
     }
     if (link != KVR_LOOSE_BLOCK)
         kvr_stretches_enter(&index->stretches, link, change->mark_after);
-    kvr_sets_enter(&index->sets, change->after);
+    change->done++;
     return 0;
 }
 
@@ -226,61 +286,6 @@ void kvr_index_place_at(struct kvr_index *index, struct kvr_slot *slot, uint32_t
         enter_place(index, slot, kvr_stretches_begin(&index->stretches, position));
 }
 
-/* `previous` is where the block before the first one is; NULL if the blocks do not follow one another. */
-static int store(struct kvr_index *index, uint32_t rank, kvr_link *previous, const uint64_t *hashes, size_t count,
-                 uint32_t tier)
-{
-    if (index->sets.stale)
-        sweep(index, count * SWEPT_PER_BLOCK + 1);
-    kvr_index_relieve(index);
-    if (count_rank(index, rank, tier))
-        return -1;
-    struct change change = {UINT32_MAX, 0, 0, 0, 0};
-    size_t *blocks = &index->tiers[tier].blocks[rank];
-    for (size_t at = 0; at < count; at++) {
-        if (at + KVR_PREFETCH_BLOCKS < count)
-            kvr_index_prefetch(index, hashes[at + KVR_PREFETCH_BLOCKS]);
-        uint64_t key = kvr_index_key(index, hashes[at]);
-        struct kvr_slot *slot = kvr_table_find(&index->table, key);
-        uint32_t named = slot ? slot->value : 0;
-        if (kvr_index_is_full(index) && !is_held(index, named, rank, tier)) {
-            index->budget.refused++;
-            if (previous != NULL)
-                *previous = KVR_LOOSE_BLOCK;
-            continue;
-        }
-        if (named != change.named) {
-            change.named = named;
-            if (join(index, rank, tier, &change))
-                return -1;
-        }
-        kvr_link link = KVR_LOOSE_BLOCK;
-        if (previous != NULL) {
-            if (slot != NULL)
-                kvr_index_place(index, slot, *previous);
-            link = slot != NULL ? slot->link : kvr_stretches_follow(&index->stretches, *previous);
-            *previous = link;
-        }
-        int failed = 0;
-        if (change.before != change.after) {
-            if (slot != NULL)
-                rename_slot(index, slot, &change);
-            else
-                failed = add_slot(index, key, &change, link);
-            *blocks += !failed;
-        }
-        close_change(index);
-        if (failed)
-            return -1;
-    }
-    return 0;
-}
-
-int kvr_index_store(struct kvr_index *index, uint32_t rank, const uint64_t *hashes, size_t count, uint32_t tier)
-{
-    return store(index, rank, NULL, hashes, count, tier);
-}
-
 /* Where the block before the first of a chain is. */
 static kvr_link find_parent(const struct kvr_index *index, const uint64_t *parent)
 {
@@ -292,11 +297,81 @@ static kvr_link find_parent(const struct kvr_index *index, const uint64_t *paren
     return is_held ? slot->link : KVR_LOOSE_BLOCK;
 }
 
-int kvr_index_store_chain(struct kvr_index *index, uint32_t rank, const uint64_t *parent, const uint64_t *hashes,
-                          size_t count, uint32_t tier)
+/* Where a block is that follows the one at `previous`; its slot is NULL if it has none yet. */
+KVR_INLINE kvr_link follow(struct kvr_index *index, struct kvr_slot *slot, kvr_link previous)
 {
-    kvr_link previous = find_parent(index, parent);
-    return store(index, rank, &previous, hashes, count, tier);
+    if (slot == NULL)
+        return kvr_stretches_follow(&index->stretches, previous);
+    kvr_index_place(index, slot, previous);
+    return slot->link;
+}
+
+/* The blocks of a row, each of which follows the one before it if `is_chain`, the first one that at `previous`. */
+static int store_row(struct kvr_index *index, struct row *row, struct change *change, int is_chain, kvr_link previous,
+                     uint8_t *held)
+{
+    int is_bounded = index->budget.bytes_max != 0;
+    size_t *blocks = &index->tiers[change->tier].blocks[change->rank];
+    kvr_link link = KVR_LOOSE_BLOCK;
+    for (size_t at = 0; at < row->count; at++) {
+        uint64_t key = next_key(row, at);
+        struct kvr_slot *slot = kvr_table_seek(&index->table, key);
+        int is_there = kvr_slot_has(slot, key);
+        uint32_t named = is_there ? slot->value : 0;
+        if (is_bounded && kvr_index_is_full(index) && !is_held(index, named, change->rank, change->tier)) {
+            index->budget.refused++;
+            previous = KVR_LOOSE_BLOCK;
+            continue;
+        }
+        if (named != change->named && turn_to(index, change, named, join))
+            return -1;
+        if (is_chain)
+            previous = link = follow(index, is_there ? slot : NULL, previous);
+        int failed = 0;
+        if (change->before != change->after) {
+            if (is_there)
+                rename_slot(index, slot, change);
+            else
+                failed = add_slot(index, slot, key, change, link);
+            *blocks += !failed;
+        } else if (held != NULL) {
+            held[at] = 1;
+        }
+        close_change(index);
+        if (failed)
+            return -1;
+    }
+    return 0;
+}
+
+static int store(struct kvr_index *index, uint32_t rank, int is_chain, const uint64_t *parent, const uint64_t *hashes,
+                 size_t count, uint32_t tier, uint8_t *held)
+{
+    struct row row;
+    struct change change = {rank, tier, UINT32_MAX, 0, 0, 0, 0, 0};
+    if (parent != NULL)
+        kvr_index_prefetch(index, *parent);
+    open_row(&row, index, hashes, count);
+    if (index->sets.stale)
+        sweep(index, count * SWEPT_PER_BLOCK + 1);
+    kvr_index_relieve(index);
+    if (count_rank(index, rank, tier))
+        return -1;
+    int failed = store_row(index, &row, &change, is_chain, is_chain ? find_parent(index, parent) : 0, held);
+    count_change(index, &change);
+    close_change(index);
+    return failed;
+}
+
+int kvr_index_store(struct kvr_index *index, uint32_t rank, const uint64_t *hashes, size_t count, uint32_t tier)
+{
+    return store(index, rank, 0, NULL, hashes, count, tier, NULL);
+}
+
+int kvr_index_store_chain(struct kvr_index *index, uint32_t rank, const uint64_t *parent, const uint64_t *hashes,
+                          size_t count, uint32_t tier, uint8_t *held)
+{
+    return store(index, rank, 1, parent, hashes, count, tier, held);
 }
 
 void kvr_index_note_chain(struct kvr_index *index, const uint64_t *parent, const uint64_t *hashes, size_t count)
@@ -313,30 +388,37 @@ void kvr_index_note_chain(struct kvr_index *index, const uint64_t *parent, const
 
 int kvr_index_remove(struct kvr_index *index, uint32_t rank, const uint64_t *hashes, size_t count, uint32_t tier)
 {
+    struct row row;
+    struct change change = {rank, tier, 0, 0, 0, 0, 0, 0};
+    int failed = 0;
+    open_row(&row, index, hashes, count);
     if (index->sets.stale)
         sweep(index, count * SWEPT_PER_BLOCK + 1);
     if (kvr_index_blocks(index, rank, tier) == 0)
         return 0;
-    struct change change = {0, 0, 0, 0, 0};
     size_t *blocks = &index->tiers[tier].blocks[rank];
-    for (size_t at = 0; at < count; at++) {
-        if (at + KVR_PREFETCH_BLOCKS < count)
-            kvr_index_prefetch(index, hashes[at + KVR_PREFETCH_BLOCKS]);
-        struct kvr_slot *slot = kvr_table_find(&index->table, kvr_index_key(index, hashes[at]));
-        if (slot == NULL)
+    for (size_t at = 0; at < count && !failed; at++) {
+        uint64_t key = next_key(&row, at);
+        struct kvr_slot *slot = kvr_table_seek(&index->table, key);
+        if (!kvr_slot_has(slot, key))
             continue;
-        if (slot->value != change.named) {
-            change.named = slot->value;
-            if (part(index, rank, tier, &change))
-                return -1;
-        }
+        failed = slot->value != change.named && turn_to(index, &change, slot->value, part);
         if (change.before == change.after)
             continue;
-        rename_slot(index, slot, &change);
+        if (change.after != 0) {
+            rename_slot(index, slot, &change);
+        } else {
+            open_change(index, key, slot->link);
+            kvr_stretches_leave(&index->stretches, slot->link, change.mark_named);
+            kvr_table_drop(&index->table, slot);
+            change.done++;
+        }
         close_change(index);
         --*blocks;
     }
-    return 0;
+    count_change(index, &change);
+    close_change(index);
+    return failed ? -1 : 0;
 }
 
 void kvr_index_clear(struct kvr_index *index, uint32_t rank, uint32_t tier)
@@ -381,7 +463,9 @@ int kvr_index_open(struct kvr_index *index, uint64_t secret)
     kvr_stretches_open(&index->stretches, &index->bytes, kvr_mix(secret, ~secret));
     if (kvr_table_open(&index->table, &index->bytes, settle, index))
         return -1;
+    index->table.unsettled = &index->sets.stale;
     index->table.share = share;
+    index->table.pages = share == NULL ? &index->pages : NULL;
     return kvr_sets_open(&index->sets, &index->bytes, ~secret);
 }
 
@@ -421,6 +505,7 @@ void kvr_index_close(struct kvr_index *index)
         return;
     }
     kvr_table_close(&index->table);
+    kvr_pages_close(&index->pages);
     if (index->sets.account != NULL)
         kvr_sets_close(&index->sets);
     if (index->stretches.account != NULL)

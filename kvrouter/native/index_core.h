@@ -28,6 +28,7 @@ struct kvr_index {
         struct kvr_account account;
     };
     uint64_t secret;
+    struct kvr_pages pages; /* of the segments of the table */
     struct kvr_table table; /* scattered sequence hash to the number of a set */
     struct kvr_sets sets;
     struct kvr_stretches stretches;
@@ -58,9 +59,10 @@ int kvr_index_add_tier(struct kvr_index *index, const char *name, size_t length)
 /* Store blocks in any order. */
 int kvr_index_store(struct kvr_index *index, uint32_t rank, const uint64_t *hashes, size_t count, uint32_t tier);
 
-/* Store blocks each of which follows the one before it, the first one `*parent`, or nothing if that is NULL. */
+/* Store blocks each of which follows the one before it, the first one `*parent`, or nothing if that is NULL. Unless
+ * `held` is NULL, it gets a 1 for each block that the rank had already. */
 int kvr_index_store_chain(struct kvr_index *index, uint32_t rank, const uint64_t *parent, const uint64_t *hashes,
-                          size_t count, uint32_t tier);
+                          size_t count, uint32_t tier, uint8_t *held);
 
 /* Note of blocks that were stored in some other order that they follow one another, as above. */
 void kvr_index_note_chain(struct kvr_index *index, const uint64_t *parent, const uint64_t *hashes, size_t count);
@@ -105,12 +107,24 @@ KVR_INLINE int kvr_index_is_loose(const struct kvr_index *index, uint64_t hash)
     return slot != NULL && slot->link == KVR_LOOSE_BLOCK;
 }
 
-/* Ask for what a change of a block will touch: its slot, and the neighbours that make room or move up. */
+/* Ask for the slot of a block, by its hash or its key. */
+KVR_INLINE void kvr_index_prefetch_key(const struct kvr_index *index, uint64_t key)
+{
+    KVR_PREFETCH(kvr_table_home(&index->table, key));
+}
+
 KVR_INLINE void kvr_index_prefetch(const struct kvr_index *index, uint64_t hash)
 {
-    uintptr_t home = (uintptr_t)kvr_table_home(&index->table, kvr_index_key(index, hash));
-    KVR_PREFETCH((const void *)home);
-    KVR_PREFETCH((const void *)(home + 64));
+    kvr_index_prefetch_key(index, kvr_index_key(index, hash));
+}
+
+/* Ask for the first or the second line behind it, where a change will touch that too: where the ones before it, which
+ * should have come by now, are full. */
+KVR_INLINE void kvr_index_prefetch_behind(const struct kvr_index *index, uint64_t key, int second)
+{
+    const struct kvr_slot *home = kvr_table_home(&index->table, key), *last = home + KVR_HOME_SLOTS - 1;
+    int is_full = last->value != 0 && (!second || last[KVR_HOME_SLOTS].value != 0);
+    KVR_PREFETCH(is_full ? last + 1 + (second ? KVR_HOME_SLOTS : 0) : home);
 }
 
 #endif

@@ -149,14 +149,14 @@ static int load_block(struct kvr_index *index, const struct table *table, uint64
     if (slot == NULL) {
         if (kvr_table_add(&index->table, key, last->united))
             return no_memory();
-        kvr_sets_enter(&index->sets, last->united);
+        kvr_sets_enter(&index->sets, last->united, 1);
     } else {
         uint64_t mark = kvr_stretches_mark(&index->stretches, before);
         kvr_stretches_change(&index->stretches, slot->link,
                              kvr_stretches_mark(&index->stretches, last->united) - mark);
         slot->value = last->united;
-        kvr_sets_enter(&index->sets, last->united);
-        kvr_sets_leave(&index->sets, before);
+        kvr_sets_enter(&index->sets, last->united, 1);
+        kvr_sets_leave(&index->sets, before, 1);
     }
     return 0;
 }

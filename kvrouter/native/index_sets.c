@@ -266,23 +266,23 @@ int kvr_sets_without(struct kvr_sets *sets, uint32_t set, uint32_t tier, uint32_
 
 /* -- slots -------------------------------------------------------------------------------------------------------- */
 
-void kvr_sets_enter(struct kvr_sets *sets, uint32_t number)
+void kvr_sets_enter(struct kvr_sets *sets, uint32_t number, uint32_t slots)
 {
     struct kvr_set *set = kvr_sets_at(sets, number);
-    set->slots++;
-    set->blocks++;
+    set->slots += slots;
+    set->blocks += slots;
 }
 
-void kvr_sets_leave(struct kvr_sets *sets, uint32_t number)
+void kvr_sets_leave(struct kvr_sets *sets, uint32_t number, uint32_t slots)
 {
     struct kvr_set *set = kvr_sets_at(sets, number);
     uint32_t live = kvr_sets_resolve(sets, number);
-    set->slots--;
-    sets->stale -= live != number;
+    set->slots -= slots;
+    sets->stale -= live != number ? slots : 0;
     if (live != 0)
-        kvr_sets_at(sets, live)->blocks--;
+        kvr_sets_at(sets, live)->blocks -= slots;
     else
-        sets->dead--;
+        sets->dead -= slots;
     kvr_sets_release(sets, number);
 }
 

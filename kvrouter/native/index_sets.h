@@ -63,9 +63,12 @@ int kvr_sets_without(struct kvr_sets *sets, uint32_t set, uint32_t tier, uint32_
 /* The live set of these words, which are sorted and not 0. 0 without memory. */
 uint32_t kvr_sets_intern(struct kvr_sets *sets, const struct kvr_word *words, uint32_t count);
 
-/* A slot begins to name a live set for a block that had none; a slot of a block ends to name a set. */
-void kvr_sets_enter(struct kvr_sets *sets, uint32_t set);
-void kvr_sets_leave(struct kvr_sets *sets, uint32_t set);
+/* Slots of so many blocks begin to name a live set, or end to name a set. */
+void kvr_sets_enter(struct kvr_sets *sets, uint32_t set, uint32_t slots);
+void kvr_sets_leave(struct kvr_sets *sets, uint32_t set, uint32_t slots);
+
+/* Keep a set as if one slot more named it, or no longer (-1). */
+KVR_INLINE void kvr_sets_keep(struct kvr_sets *sets, uint32_t set, int more);
 
 /* Free a set that nothing refers to; otherwise do nothing. */
 void kvr_sets_release(struct kvr_sets *sets, uint32_t set);
@@ -79,6 +82,11 @@ uint32_t kvr_sets_settle(struct kvr_sets *sets, uint32_t set);
 KVR_INLINE struct kvr_set *kvr_sets_at(const struct kvr_sets *sets, uint32_t set)
 {
     return &sets->pages[set >> KVR_SETS_PER_PAGE_BITS][set & (KVR_SETS_PER_PAGE - 1)];
+}
+
+KVR_INLINE void kvr_sets_keep(struct kvr_sets *sets, uint32_t set, int more)
+{
+    kvr_sets_at(sets, set)->slots += (uint32_t)more;
 }
 
 KVR_INLINE const struct kvr_word *kvr_set_words(const struct kvr_set *set)

@@ -97,7 +97,7 @@ kvr_link kvr_stretches_begin(struct kvr_stretches *stretches, uint32_t position)
     return ((number << KVR_STRETCHES_PER_PAGE_BITS | at) + 1) << KVR_STRETCH_BITS | position;
 }
 
-static void end_stretch(struct kvr_stretches *stretches, kvr_link link)
+void kvr_stretches_end(struct kvr_stretches *stretches, kvr_link link)
 {
     uint32_t number = (link >> KVR_STRETCH_BITS) - 1, at = number & (KVR_STRETCHES_PER_PAGE - 1);
     number >>= KVR_STRETCHES_PER_PAGE_BITS;
@@ -110,41 +110,10 @@ static void end_stretch(struct kvr_stretches *stretches, kvr_link link)
         drop_page(stretches, number);
 }
 
-kvr_link kvr_stretches_follow(struct kvr_stretches *stretches, kvr_link previous)
-{
-    uint32_t position = previous & (KVR_STRETCH_BLOCKS - 1);
-    if (position == KVR_STRETCH_BLOCKS - 1 || previous == KVR_LOOSE_BLOCK)
-        return kvr_stretches_begin(stretches, 0);
-    /* The places behind it are those of another continuation of the prompt. */
-    if (kvr_stretches_at(stretches, previous)->present >> position != 1)
-        return kvr_stretches_begin(stretches, position + 1);
-    return previous + 1;
-}
-
-void kvr_stretches_enter(struct kvr_stretches *stretches, kvr_link link, uint64_t mark)
-{
-    struct kvr_stretch *stretch = kvr_stretches_at(stretches, link);
-    stretches->blocks++;
-    stretch->sum += mark;
-    stretch->present |= 1u << (link & (KVR_STRETCH_BLOCKS - 1));
-}
-
-void kvr_stretches_leave(struct kvr_stretches *stretches, kvr_link link, uint64_t mark)
-{
-    if (link == KVR_LOOSE_BLOCK)
-        return;
-    struct kvr_stretch *stretch = kvr_stretches_at(stretches, link);
-    stretches->blocks--;
-    stretch->sum -= mark;
-    stretch->present &= ~(1u << (link & (KVR_STRETCH_BLOCKS - 1)));
-    if (stretch->present == 0)
-        end_stretch(stretches, link);
-}
-
 void kvr_stretches_abandon(struct kvr_stretches *stretches, kvr_link link)
 {
     if (link != KVR_LOOSE_BLOCK && kvr_stretches_at(stretches, link)->present == 0)
-        end_stretch(stretches, link);
+        kvr_stretches_end(stretches, link);
 }
 
 /* -- life --------------------------------------------------------------------------------------------------------- */

@@ -54,15 +54,11 @@ struct kvr_stretches {
 void kvr_stretches_open(struct kvr_stretches *stretches, size_t *account, uint64_t secret);
 void kvr_stretches_close(struct kvr_stretches *stretches);
 
-/* A place for the block behind `previous`, not yet entered. KVR_LOOSE_BLOCK without memory; that only costs time. */
-kvr_link kvr_stretches_follow(struct kvr_stretches *stretches, kvr_link previous);
-
-/* A place at `position` of a new stretch, as above. */
+/* A place at `position` of a new stretch, not yet entered. KVR_LOOSE_BLOCK without memory; that only costs time. */
 kvr_link kvr_stretches_begin(struct kvr_stretches *stretches, uint32_t position);
 
-/* A block comes to a place that was just given, or leaves its place; its slot names a set of this mark. */
-void kvr_stretches_enter(struct kvr_stretches *stretches, kvr_link link, uint64_t mark);
-void kvr_stretches_leave(struct kvr_stretches *stretches, kvr_link link, uint64_t mark);
+/* Nobody has a place in the stretch of a link any more. */
+void kvr_stretches_end(struct kvr_stretches *stretches, kvr_link link);
 
 /* Give up a place that was just given. */
 void kvr_stretches_abandon(struct kvr_stretches *stretches, kvr_link link);
@@ -76,6 +72,39 @@ KVR_INLINE struct kvr_stretch *kvr_stretches_at(const struct kvr_stretches *stre
 {
     uint32_t number = (link >> KVR_STRETCH_BITS) - 1;
     return &stretches->pages[number >> KVR_STRETCHES_PER_PAGE_BITS]->all[number & (KVR_STRETCHES_PER_PAGE - 1)];
+}
+
+/* A place for the block behind `previous`, as kvr_stretches_begin. */
+KVR_INLINE kvr_link kvr_stretches_follow(struct kvr_stretches *stretches, kvr_link previous)
+{
+    uint32_t position = previous & (KVR_STRETCH_BLOCKS - 1);
+    if (position == KVR_STRETCH_BLOCKS - 1 || previous == KVR_LOOSE_BLOCK)
+        return kvr_stretches_begin(stretches, 0);
+    /* The places behind it are those of another continuation of the prompt. */
+    if (kvr_stretches_at(stretches, previous)->present >> position != 1)
+        return kvr_stretches_begin(stretches, position + 1);
+    return previous + 1;
+}
+
+/* A block comes to a place that was just given, or leaves its place; its slot names a set of this mark. */
+KVR_INLINE void kvr_stretches_enter(struct kvr_stretches *stretches, kvr_link link, uint64_t mark)
+{
+    struct kvr_stretch *stretch = kvr_stretches_at(stretches, link);
+    stretches->blocks++;
+    stretch->sum += mark;
+    stretch->present |= 1u << (link & (KVR_STRETCH_BLOCKS - 1));
+}
+
+KVR_INLINE void kvr_stretches_leave(struct kvr_stretches *stretches, kvr_link link, uint64_t mark)
+{
+    if (link == KVR_LOOSE_BLOCK)
+        return;
+    struct kvr_stretch *stretch = kvr_stretches_at(stretches, link);
+    stretches->blocks--;
+    stretch->sum -= mark;
+    stretch->present &= ~(1u << (link & (KVR_STRETCH_BLOCKS - 1)));
+    if (stretch->present == 0)
+        kvr_stretches_end(stretches, link);
 }
 
 /* The slot of a block names another set; the marks differ by `change`. */

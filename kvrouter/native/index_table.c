@@ -8,18 +8,23 @@
 #define CAPACITY_MIN 16
 /* Slots behind the homes, so that a crowd at the end does not have to resize the segment. */
 #define SPARE_SLOTS 32
+/* With the head and what alignment may take. */
+#define OTHER_SLOTS (SPARE_SLOTS + 8)
+#define SLOTS_PER_PAGE ((uint32_t)(KVR_PAGE_BYTES / sizeof(struct kvr_slot)))
 /* No segment is split when that would leave a directory with more entries than this many slots each. */
 #define SLOTS_PER_ENTRY_MIN 64
 
-/* Stands before the slots of a segment; as large as a slot, to keep these aligned. */
+/* Stands right before the slots of a segment. */
 struct head {
     uint32_t used;
     uint32_t extent; /* slots in all; the last one is always vacant */
-    uint64_t unused;
+    uint64_t skipped; /* bytes before the head, so that slots begin with a line */
 };
 
+static const struct kvr_slot VACANT = {UINT64_MAX, 0, 0};
 /* What every segment without slots looks at. Never written: its capacity is 0. */
-static const struct kvr_slot NOTHING = {UINT64_MAX, 0, 0};
+static const struct kvr_slot NOTHING[KVR_HOME_SLOTS + 1] = {
+    {UINT64_MAX, 0, 0}, {UINT64_MAX, 0, 0}, {UINT64_MAX, 0, 0}, {UINT64_MAX, 0, 0}, {UINT64_MAX, 0, 0}};
 
 static struct head *head_of(const struct kvr_segment *segment)
 {
@@ -36,27 +41,32 @@ uint32_t kvr_segment_extent(const struct kvr_segment *segment)
     return segment->capacity ? head_of(segment)->extent : 0;
 }
 
-/* After a copy a segment is filled to 5/8; it is copied again above 3/4 and below 3/8. */
+/* After a copy a segment is filled to 5/9; it is copied again above 11/16 and below 3/8. Fuller ones would take less
+ * memory and, with more lines that are full, much more time. */
 static uint32_t fitting_capacity(uint32_t used)
 {
-    uint32_t capacity = used + used / 2 + used / 10;
+    uint32_t capacity = (used + used / 5 * 4 + KVR_HOME_SLOTS - 1) & ~(KVR_HOME_SLOTS - 1);
+    if (capacity > CAPACITY_MAX / 8) /* Whole pages, with what is not for homes. */
+        capacity = (capacity + OTHER_SLOTS + SLOTS_PER_PAGE - 1) / SLOTS_PER_PAGE * SLOTS_PER_PAGE - OTHER_SLOTS;
     return capacity < CAPACITY_MIN ? CAPACITY_MIN : capacity;
 }
 
 static int is_full(const struct kvr_segment *segment)
 {
-    return used_in(segment) >= segment->capacity - segment->capacity / 4;
+    return used_in(segment) >= segment->capacity / 16 * 11;
 }
 
 static size_t segment_bytes(uint32_t extent)
 {
-    return sizeof(struct head) + extent * sizeof(struct kvr_slot);
+    return sizeof(struct head) + KVR_HOME_BYTES + extent * sizeof(struct kvr_slot);
 }
 
 static void free_segment(struct kvr_table *table, struct kvr_segment *segment)
 {
-    if (segment->capacity)
-        kvr_give(table->account, head_of(segment), segment_bytes(head_of(segment)->extent));
+    if (segment->capacity == 0)
+        return;
+    struct head *head = head_of(segment);
+    kvr_pages_give(table->pages, table->account, (char *)head - head->skipped, segment_bytes(head->extent));
 }
 
 /* -- copying ------------------------------------------------------------------------------------------------------ */
@@ -84,57 +94,72 @@ static uint32_t count_run(struct run run)
 static uint32_t measure_run(const struct kvr_segment *segment, struct run run, uint32_t next)
 {
     for (const struct kvr_slot *slot = run.from; slot < run.stop; slot++) {
-        if (slot->value != 0) {
-            uint32_t home = kvr_segment_home(segment, slot->key);
-            next = (home > next ? home : next) + 1;
-        }
+        uint32_t occupied = slot->value != 0, home = kvr_segment_home(segment, slot->key);
+        next = occupied && home > next ? home : next;
+        next += occupied;
     }
     return next;
 }
 
-static uint32_t copy_run(struct kvr_table *table, struct kvr_segment *segment, struct run run, uint32_t next)
+/* Without a branch: which slots are vacant cannot be guessed. */
+static uint32_t copy_run(const struct kvr_segment *segment, struct run run, uint32_t next)
 {
     for (const struct kvr_slot *slot = run.from; slot < run.stop; slot++) {
-        uint32_t value = slot->value;
-        if (value != 0 && table->settle != NULL)
-            value = table->settle(table->context, slot);
-        if (value == 0)
-            continue;
-        uint32_t home = kvr_segment_home(segment, slot->key);
-        uint32_t at = home > next ? home : next;
-        segment->slots[at].key = slot->key;
-        segment->slots[at].value = value;
-        segment->slots[at].link = slot->link;
-        next = at + 1;
-        head_of(segment)->used++;
+        uint32_t occupied = slot->value != 0, home = kvr_segment_home(segment, slot->key);
+        next = occupied && home > next ? home : next;
+        segment->slots[next] = *slot;
+        next += occupied;
     }
     return next;
 }
 
-/* Slots for a segment of this capacity and depth that is about to take in the runs; -1 when there is no memory. */
-static int make_segment(struct kvr_table *table, struct kvr_segment *segment, const struct run *runs, int count)
+/* The same where values are settled; what goes is not counted as used. */
+static uint32_t settle_run(struct kvr_table *table, struct kvr_segment *segment, struct run run, uint32_t next)
+{
+    for (const struct kvr_slot *slot = run.from; slot < run.stop; slot++) {
+        uint32_t value = slot->value ? table->settle(table->context, slot) : 0;
+        if (value == 0) {
+            head_of(segment)->used -= slot->value != 0;
+            continue;
+        }
+        uint32_t home = kvr_segment_home(segment, slot->key);
+        uint32_t at = home > next ? home : next;
+        segment->slots[at] = *slot;
+        segment->slots[at].value = value;
+        next = at + 1;
+    }
+    return next;
+}
+
+/* Slots for a segment of this capacity and depth that is about to take in the `used` slots of the runs; -1 when there is
+ * no memory. */
+static int make_segment(struct kvr_table *table, struct kvr_segment *segment, const struct run *runs, int count,
+                        uint32_t used)
 {
     uint32_t end = 0;
     for (int number = 0; number < count; number++)
         end = measure_run(segment, runs[number], end);
     uint32_t extent = (end > segment->capacity ? end : segment->capacity) + SPARE_SLOTS;
-    struct head *head = kvr_take(table->account, segment_bytes(extent));
-    if (head == NULL)
+    char *memory = kvr_pages_take(table->pages, table->account, segment_bytes(extent));
+    if (memory == NULL)
         return -1;
-    head->used = 0;
+    size_t skipped = -((uintptr_t)memory + sizeof(struct head)) % KVR_HOME_BYTES;
+    segment->slots = (struct kvr_slot *)(void *)(memory + skipped + sizeof(struct head));
+    struct head *head = head_of(segment);
+    head->used = used;
     head->extent = extent;
-    head->unused = 0;
-    segment->slots = (struct kvr_slot *)(void *)(head + 1);
+    head->skipped = skipped;
     for (uint32_t at = 0; at < extent; at++)
-        segment->slots[at] = NOTHING;
+        segment->slots[at] = VACANT;
     return 0;
 }
 
 static void fill_segment(struct kvr_table *table, struct kvr_segment *segment, const struct run *runs, int count)
 {
+    int settles = table->settle != NULL && *table->unsettled > 0;
     uint32_t next = 0;
     for (int number = 0; number < count; number++)
-        next = copy_run(table, segment, runs[number], next);
+        next = settles ? settle_run(table, segment, runs[number], next) : copy_run(segment, runs[number], next);
 }
 
 /* -- the directory ------------------------------------------------------------------------------------------------ */
@@ -193,18 +218,15 @@ static void halve_directory(struct kvr_table *table)
 
 /* -- resizing ----------------------------------------------------------------------------------------------------- */
 
-/* Put what the runs hold into a new segment for `place`, with room for `extra` more; what was there stays allocated.
- * -1 without memory. */
+/* Put the `used` slots of the runs into a new segment of this capacity for `place`; what was there stays allocated. -1
+ * without memory. */
 static int replace(struct kvr_table *table, size_t place, uint32_t depth, const struct run *runs, int count,
-                   uint32_t extra)
+                   uint32_t used, uint32_t capacity)
 {
-    uint32_t used = 0;
-    for (int number = 0; number < count; number++)
-        used += count_run(runs[number]);
-    struct kvr_segment fresh = {(struct kvr_slot *)&NOTHING, 0, depth};
-    if (used + extra > 0) {
-        fresh.capacity = fitting_capacity(used + extra);
-        if (make_segment(table, &fresh, runs, count))
+    struct kvr_segment fresh = {(struct kvr_slot *)(uintptr_t)NOTHING, 0, depth};
+    if (capacity > 0) {
+        fresh.capacity = capacity;
+        if (make_segment(table, &fresh, runs, count, used))
             return -1;
         fill_segment(table, &fresh, runs, count);
         table->used -= used - head_of(&fresh)->used;
@@ -213,11 +235,11 @@ static int replace(struct kvr_table *table, size_t place, uint32_t depth, const 
     return 0;
 }
 
-static int resize_segment(struct kvr_table *table, size_t place, uint32_t extra)
+static int resize_segment(struct kvr_table *table, size_t place, uint32_t capacity)
 {
     struct kvr_segment old = table->directory[place];
     struct run run = whole(&old);
-    if (replace(table, place, old.depth, &run, 1, extra))
+    if (replace(table, place, old.depth, &run, 1, used_in(&old), capacity))
         return -1;
     free_segment(table, &old);
     return 0;
@@ -238,11 +260,12 @@ static int split_segment(struct kvr_table *table, size_t place)
     high.from = low.stop;
     struct kvr_segment halves[2];
     const struct run *runs[2] = {&low, &high};
+    uint32_t used = count_run(low), counts[2] = {used, used_in(&old) - used};
     for (int half = 0; half < 2; half++) {
-        halves[half].slots = (struct kvr_slot *)&NOTHING;
+        halves[half].slots = (struct kvr_slot *)(uintptr_t)NOTHING;
         halves[half].depth = old.depth + 1;
-        halves[half].capacity = fitting_capacity(count_run(*runs[half]));
-        if (make_segment(table, &halves[half], runs[half], 1)) {
+        halves[half].capacity = fitting_capacity(counts[half]);
+        if (make_segment(table, &halves[half], runs[half], 1, counts[half])) {
             if (half == 1)
                 free_segment(table, &halves[0]);
             halve_directory(table);
@@ -251,9 +274,8 @@ static int split_segment(struct kvr_table *table, size_t place)
     }
     size_t first = first_place(table, place, old.depth);
     for (int half = 0; half < 2; half++) {
-        uint32_t used = count_run(*runs[half]);
         fill_segment(table, &halves[half], runs[half], 1);
-        table->used -= used - head_of(&halves[half])->used;
+        table->used -= counts[half] - head_of(&halves[half])->used;
         enter_segment(table, half ? first + ((size_t)1 << (table->bits - old.depth - 1)) : first, halves[half]);
     }
     if (old.depth + 1 == table->bits)
@@ -267,7 +289,9 @@ static int make_room(struct kvr_table *table, size_t place)
     const struct kvr_segment *segment = &table->directory[place];
     int too_large = fitting_capacity(used_in(segment)) > CAPACITY_MAX;
     int may_split = segment->depth < table->bits || table->used >> table->bits >= SLOTS_PER_ENTRY_MIN;
-    return too_large && may_split && segment->depth < 31 ? split_segment(table, place) : resize_segment(table, place, 1);
+    if (too_large && may_split && segment->depth < 31)
+        return split_segment(table, place);
+    return resize_segment(table, place, fitting_capacity(used_in(segment) + 1));
 }
 
 /* Join a segment with the one of its other half, if both are small; returns whether. */
@@ -282,7 +306,8 @@ static int join_segment(struct kvr_table *table, size_t place)
     if (low.depth != high.depth || used_in(&low) + used_in(&high) > CAPACITY_MAX / 2)
         return 0;
     struct run runs[2] = {whole(&low), whole(&high)};
-    if (replace(table, place, own.depth - 1, runs, 2, 0))
+    uint32_t used = used_in(&low) + used_in(&high);
+    if (replace(table, place, own.depth - 1, runs, 2, used, used > 0 ? fitting_capacity(used) : 0))
         return 0;
     free_segment(table, &low);
     free_segment(table, &high);
@@ -299,6 +324,12 @@ static int is_sparse(const struct kvr_segment *segment)
     return used == 0 || (segment->capacity > CAPACITY_MIN && used < segment->capacity / 8 * 3);
 }
 
+static uint32_t needed_capacity(const struct kvr_table *table, size_t place)
+{
+    uint32_t used = used_in(&table->directory[place]);
+    return used > 0 ? fitting_capacity(used) : 0;
+}
+
 /* Give back what the segment of a key does not need; best effort. A copy settles values, so it may ask for another. */
 static void shrink(struct kvr_table *table, uint64_t key)
 {
@@ -306,48 +337,99 @@ static void shrink(struct kvr_table *table, uint64_t key)
     while (is_sparse(&table->directory[place])) {
         if (join_segment(table, place))
             place = kvr_table_place(table, key);
-        else if (table->directory[place].capacity == 0 || resize_segment(table, place, 0))
+        else if (table->directory[place].capacity == 0 || resize_segment(table, place, needed_capacity(table, place)))
             break;
     }
 }
 
 void kvr_table_renew(struct kvr_table *table, uint64_t key)
 {
-    if (resize_segment(table, kvr_table_place(table, key), 0) == 0)
+    size_t place = kvr_table_place(table, key);
+    uint32_t needed = needed_capacity(table, place), capacity = table->directory[place].capacity;
+    if (resize_segment(table, place, needed < capacity ? needed : capacity) == 0) /* It gives back, and takes nothing. */
         shrink(table, key);
 }
 
 /* -- single keys -------------------------------------------------------------------------------------------------- */
 
-/* Put a key into its segment, unless its crowd reaches the end; returns whether. */
-static int insert(struct kvr_segment *segment, uint64_t key, uint32_t value, uint32_t link)
+/* Both ways of moving neighbours are without a branch, and touch nothing else, where they stay within a line: how many
+ * they are cannot be guessed, and a wrong guess takes longer than all of the copies. */
+
+/* The line of a slot; those that are taken come first in it. */
+static struct kvr_slot *line_of(const struct kvr_segment *segment, struct kvr_slot *slot)
 {
-    struct kvr_slot *slot = segment->slots + kvr_segment_home(segment, key);
-    while (slot->value != 0 && slot->key < key)
-        slot++;
+    return slot - ((size_t)(slot - segment->slots) & (KVR_HOME_SLOTS - 1));
+}
+
+static uint32_t taken_in(const struct kvr_slot *line)
+{
+    return (uint32_t)(line[0].value != 0) + (line[1].value != 0) + (line[2].value != 0) + (line[3].value != 0);
+}
+
+/* Whether a slot is not at its home. */
+static int is_pushed(const struct kvr_segment *segment, const struct kvr_slot *slot)
+{
+    return (slot->value != 0) & (segment->slots + kvr_segment_home(segment, slot->key) < slot);
+}
+
+/* Move the slots from here on to the right, up to the first gap, unless that is the segment's last; returns whether. */
+static int make_gap(const struct kvr_segment *segment, struct kvr_slot *slot)
+{
+    struct kvr_slot *line = line_of(segment, slot), *last = segment->slots + head_of(segment)->extent - 1;
+    if (line[KVR_HOME_SLOTS - 1].value == 0 && line + KVR_HOME_SLOTS <= last) {
+        uint32_t at = (uint32_t)(slot - line), taken = taken_in(line);
+        line[3] = line[3 - (at < 3 && taken == 3)];
+        line[2] = line[2 - (at < 2 && taken >= 2)];
+        line[1] = line[1 - (at < 1 && taken >= 1)];
+        return 1;
+    }
     struct kvr_slot *end = slot;
     while (end->value != 0)
         end++;
-    if (end == segment->slots + head_of(segment)->extent - 1)
+    if (end == last)
         return 0;
     memmove(slot + 1, slot, (size_t)(end - slot) * sizeof *slot);
-    slot->key = key;
-    slot->value = value;
-    slot->link = link;
-    head_of(segment)->used++;
     return 1;
 }
 
-int kvr_table_add_linked(struct kvr_table *table, uint64_t key, uint32_t value, uint32_t link)
+/* Move the slots behind this one to the left, up to the first that is at its home or vacant. */
+static void close_gap(const struct kvr_segment *segment, struct kvr_slot *slot)
+{
+    struct kvr_slot *line = line_of(segment, slot), *end = slot + 1;
+    /* Only out of a line that is full something may have been pushed. */
+    const struct kvr_slot *behind = line[KVR_HOME_SLOTS - 1].value != 0 ? line + KVR_HOME_SLOTS : &VACANT;
+    if (!is_pushed(segment, behind)) {
+        uint32_t at = (uint32_t)(slot - line), taken = taken_in(line);
+        line[0] = line[at < 1];
+        line[1] = line[1 + (at < 2)];
+        line[2] = line[2 + (at < 3)];
+        line[taken - 1] = VACANT;
+        return;
+    }
+    while (is_pushed(segment, end))
+        end++;
+    memmove(slot, slot + 1, (size_t)(end - slot - 1) * sizeof *slot);
+    end[-1] = VACANT;
+}
+
+int kvr_table_add_at(struct kvr_table *table, struct kvr_slot *slot, uint64_t key, uint32_t value, uint32_t link)
 {
     size_t place = kvr_table_place(table, key);
-    int crowded = is_full(&table->directory[place]);
+    struct kvr_segment *segment = &table->directory[place];
+    int crowded = is_full(segment);
     for (;;) {
-        int no_memory = crowded && make_room(table, place);
-        place = kvr_table_place(table, key);
-        struct kvr_segment *segment = &table->directory[place];
+        int no_memory = 0;
+        if (crowded) {
+            no_memory = make_room(table, place);
+            place = kvr_table_place(table, key);
+            segment = &table->directory[place];
+            slot = kvr_table_seek(table, key);
+        }
         /* Without memory for a larger segment, its last gaps are used. */
-        if (segment->capacity && insert(segment, key, value, link)) {
+        if (segment->capacity && make_gap(segment, slot)) {
+            struct kvr_slot added = {key, value, link};
+            *slot = added;
+            head_of(segment)->used++;
             table->used++;
             return 0;
         }
@@ -361,21 +443,18 @@ void kvr_table_drop(struct kvr_table *table, struct kvr_slot *slot)
 {
     uint64_t key = slot->key;
     struct kvr_segment *segment = &table->directory[kvr_table_place(table, key)];
-    struct kvr_slot *end = slot + 1;
-    while (end->value != 0 && segment->slots + kvr_segment_home(segment, end->key) < end)
-        end++;
-    memmove(slot, slot + 1, (size_t)(end - slot - 1) * sizeof *slot);
-    end[-1] = NOTHING;
+    close_gap(segment, slot);
     head_of(segment)->used--;
     table->used--;
-    shrink(table, key);
+    if (is_sparse(segment))
+        shrink(table, key);
 }
 
 /* -- life --------------------------------------------------------------------------------------------------------- */
 
 int kvr_table_open(struct kvr_table *table, size_t *account, kvr_settle *settle, void *context)
 {
-    struct kvr_segment empty = {(struct kvr_slot *)&NOTHING, 0, 0};
+    struct kvr_segment empty = {(struct kvr_slot *)(uintptr_t)NOTHING, 0, 0};
     table->directory = kvr_take(account, directory_bytes(0));
     if (table->directory == NULL)
         return -1;
@@ -384,9 +463,11 @@ int kvr_table_open(struct kvr_table *table, size_t *account, kvr_settle *settle,
     table->deepest = 1;
     table->used = 0;
     table->account = account;
+    table->pages = NULL;
     table->settle = settle;
     table->context = context;
     table->share = NULL;
+    table->unsettled = NULL;
     return 0;
 }
 

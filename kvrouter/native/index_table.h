@@ -6,11 +6,15 @@
  * and joining segments are sequential copies of at most some thousand slots. That is the longest that any operation
  * ever takes, however large the table.
  *
+ * What an operation costs in a large table is the cache lines that it touches. A home is a whole line, of four slots:
+ * with three of them taken on average, one line is mostly all, also where neighbours have to move.
+ *
  * Keys are expected to be scattered evenly (`index_mix.h`). Any others are stored correctly as well, only slower.
  */
 #ifndef KVR_INDEX_TABLE_H
 #define KVR_INDEX_TABLE_H
 
+#include "index_pages.h"
 #include "memory.h"
 #include <stddef.h>
 
@@ -20,9 +24,13 @@ struct kvr_slot {
     uint32_t link;  /* whatever else the owner of the table notes about a key */
 };
 
+#define KVR_HOME_BITS 2
+#define KVR_HOME_SLOTS (1u << KVR_HOME_BITS)
+#define KVR_HOME_BYTES (KVR_HOME_SLOTS * sizeof(struct kvr_slot))
+
 struct kvr_segment {
-    struct kvr_slot *slots;
-    uint32_t capacity; /* of homes; behind them a few slots more take what is pushed over the end */
+    struct kvr_slot *slots; /* begin with a cache line */
+    uint32_t capacity; /* slots of its homes; behind them a few more take what is pushed over the end */
     uint32_t depth;    /* how many first bits its keys have in common */
 };
 
@@ -37,22 +45,20 @@ struct kvr_table {
     size_t deepest; /* segments whose depth is `bits`: without any, half of the directory does */
     size_t used;    /* slots that are not vacant */
     size_t *account;
+    struct kvr_pages *pages; /* that its segments are of, or NULL */
     kvr_settle *settle; /* or NULL */
     void *context;
     struct kvr_share *share; /* readers that are told before they see something else; or NULL */
+    const size_t *unsettled; /* how many values there are to settle: without any, nobody is asked */
 };
 
 /* 0, or -1 when there is no memory; then the table is as before. */
 int kvr_table_open(struct kvr_table *table, size_t *account, kvr_settle *settle, void *context);
 void kvr_table_close(struct kvr_table *table);
 
-/* Add a key that is absent. 0, or -1 when there is no memory; then the table is as before. Slots move. */
-int kvr_table_add_linked(struct kvr_table *table, uint64_t key, uint32_t value, uint32_t link);
-
-KVR_INLINE int kvr_table_add(struct kvr_table *table, uint64_t key, uint32_t value)
-{
-    return kvr_table_add_linked(table, key, value, 0);
-}
+/* Add a key that is absent, where kvr_table_seek found that it belongs. 0, or -1 when there is no memory; then the table
+ * is as before. Slots move. */
+int kvr_table_add_at(struct kvr_table *table, struct kvr_slot *slot, uint64_t key, uint32_t value, uint32_t link);
 
 /* Take out a slot that is present. Slots move. */
 void kvr_table_drop(struct kvr_table *table, struct kvr_slot *slot);
@@ -78,7 +84,7 @@ KVR_INLINE uint64_t kvr_table_next_key(const struct kvr_table *table, size_t pla
 
 KVR_INLINE uint32_t kvr_segment_home(const struct kvr_segment *segment, uint64_t key)
 {
-    return (uint32_t)((key << segment->depth >> 32) * segment->capacity >> 32);
+    return (uint32_t)((key << segment->depth >> 32) * (segment->capacity >> KVR_HOME_BITS) >> 32) << KVR_HOME_BITS;
 }
 
 /* Where the search for a key begins; worth a prefetch. */
@@ -88,13 +94,37 @@ KVR_INLINE struct kvr_slot *kvr_table_home(const struct kvr_table *table, uint64
     return segment->slots + kvr_segment_home(segment, key);
 }
 
+/* The slot where the search for a key ends that begins at its home. */
+KVR_INLINE struct kvr_slot *kvr_slot_seek(struct kvr_slot *slot, uint64_t key)
+{
+    /* All smaller keys come first, and counting them takes no guess that may be wrong. */
+    slot += (slot[0].key < key) + (slot[1].key < key) + (slot[2].key < key) + (slot[3].key < key);
+    while (slot->key < key)
+        slot++;
+    return slot;
+}
+
+/* The same in the table: the key's own slot, or the one where it would be put. */
+KVR_INLINE struct kvr_slot *kvr_table_seek(const struct kvr_table *table, uint64_t key)
+{
+    return kvr_slot_seek(kvr_table_home(table, key), key);
+}
+
+KVR_INLINE int kvr_slot_has(const struct kvr_slot *slot, uint64_t key)
+{
+    return slot->key == key && slot->value != 0;
+}
+
 /* The slot of a key, or NULL. */
 KVR_INLINE struct kvr_slot *kvr_table_find(const struct kvr_table *table, uint64_t key)
 {
-    struct kvr_slot *slot = kvr_table_home(table, key);
-    while (slot->key < key)
-        slot++;
-    return slot->key == key && slot->value != 0 ? slot : NULL;
+    struct kvr_slot *slot = kvr_table_seek(table, key);
+    return kvr_slot_has(slot, key) ? slot : NULL;
+}
+
+KVR_INLINE int kvr_table_add(struct kvr_table *table, uint64_t key, uint32_t value)
+{
+    return kvr_table_add_at(table, kvr_table_seek(table, key), key, value, 0);
 }
 
 #endif

@@ -74,7 +74,7 @@ static PyObject *store_chain(PyObject *self, PyObject *const *arguments, Py_ssiz
     if (tier < 0)
         return NULL;
     int failed = kvr_index_store_chain(kvr_index_of(self), rank, has_parent ? &parent : NULL, keys.array, keys.count,
-                                       (uint32_t)tier);
+                                       (uint32_t)tier, NULL);
     kvr_keys_close(&keys);
     return no_memory_or_none(failed);
 }

@@ -96,7 +96,7 @@ static void count_known(const struct kvr_rank *rank, const uint64_t *hashes, siz
     for (size_t at = 0; at < count; at++) {
         if (at + KVR_PREFETCH_BLOCKS < count)
             kvr_rank_prefetch(rank, hashes[at + KVR_PREFETCH_BLOCKS]);
-        const uint8_t *row = kvr_rank_find(rank, hashes[at]);
+        const uint64_t *row = kvr_rank_find(rank, hashes[at]);
         if (row == NULL)
             ++*new;
         else
@@ -112,7 +112,7 @@ static int chain(const struct kvr_table_object *table, const struct kvr_event *e
     parent->present = event->has_parent;
     parent->hash = 0;
     if (event->has_parent) {
-        const uint8_t *row = kvr_rank_find_known(&table->rank, event->parent);
+        const uint64_t *row = kvr_rank_find_known(&table->rank, event->parent);
         if (row == NULL)
             return LEFT;
         parent->hash = kvr_row_key(row);
@@ -138,7 +138,7 @@ static int learn_each(struct kvr_table_object *table, const uint64_t *hashes, co
 {
     struct kvr_rank *rank = &table->rank;
     for (size_t at = 0; at < count; at++) {
-        const uint8_t *row = kvr_rank_find_known(rank, hashes[at]);
+        const uint64_t *row = kvr_rank_find_known(rank, hashes[at]);
         if (row != NULL && kvr_row_key(row) != keys[at])
             return APPLIED;
         if (row != NULL)
@@ -177,7 +177,7 @@ static int may_learn(struct kvr_table_object *table, const struct kvr_event *eve
 static int are_all_in(const struct kvr_rank *rank, int place, const uint64_t *hashes, size_t count)
 {
     for (size_t at = 0; at < count; at++) {
-        const uint8_t *row = kvr_rank_find(rank, hashes[at]);
+        const uint64_t *row = kvr_rank_find(rank, hashes[at]);
         if (row == NULL || !kvr_copies_in(&rank->copies, kvr_rank_number(rank, row), (uint32_t)place))
             return 0;
     }
@@ -208,8 +208,6 @@ static int store_and_learn(struct kvr_table_object *table, const struct kvr_even
     struct kvr_parent parent;
     int done = chain(table, event, &namespace, keys, &parent);
     if (done == APPLIED) {
-        for (size_t at = 0; at < count && at < KVR_PREFETCH_BLOCKS; at++)
-            kvr_index_prefetch(rank->index, keys[at]);
         int learns = may_learn(table, event), place = kvr_rank_add_place(rank, event->tier, event->group);
         done = place < 0 ? FAILED : APPLIED;
         if (done == APPLIED && learns && new == count && namespace == NULL) {
@@ -233,7 +231,7 @@ static int note_chain(struct kvr_table_object *table, const struct kvr_event *ev
     size_t count = event->hash_count;
     if (event->block_size != table->unit || event->token_count != count * event->block_size)
         return APPLIED;
-    const uint8_t *last = kvr_rank_find_known(&table->rank, table->batch->hashes[event->hashes + count - 1]);
+    const uint64_t *last = kvr_rank_find_known(&table->rank, table->batch->hashes[event->hashes + count - 1]);
     if (last == NULL || !kvr_index_is_loose(table->rank.index, kvr_row_key(last)))
         return APPLIED;
     uint64_t few[KEYS_ON_STACK], *keys = few;
@@ -249,6 +247,11 @@ static int note_chain(struct kvr_table_object *table, const struct kvr_event *ev
     return done == FAILED ? FAILED : APPLIED;
 }
 
+static int is_new(const struct kvr_table_object *table, uint64_t hash)
+{
+    return kvr_rank_find(&table->rank, hash) == NULL;
+}
+
 static int store(struct kvr_table_object *table, const struct kvr_event *event)
 {
     size_t known, new;
@@ -261,6 +264,12 @@ static int store(struct kvr_table_object *table, const struct kvr_event *event)
         return LEFT;
     if (!kvr_rank_admit(&table->rank, event->hash_count))
         return APPLIED;
+    if (event->token_count > 0 && is_new(table, hashes[0]) && is_new(table, hashes[event->hash_count - 1])) {
+        /* Then so are those between, as nearly always: they need not be looked for twice. */
+        int done = store_and_learn(table, event, event->hash_count);
+        if (done != LEFT)
+            return done;
+    }
     count_known(&table->rank, hashes, event->hash_count, &known, &new);
     if (event->token_count > 0 && known < event->hash_count)
         return store_and_learn(table, event, new);

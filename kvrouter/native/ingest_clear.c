@@ -29,7 +29,7 @@ static int append(struct kvr_rank *rank, struct hashes *hashes, uint64_t hash)
     return 0;
 }
 
-static int find_row(void *context, const uint8_t *row)
+static int find_row(void *context, const uint64_t *row)
 {
     struct clearing *clearing = context;
     const struct kvr_rank *rank = clearing->rank;
@@ -42,7 +42,7 @@ static int find_row(void *context, const uint8_t *row)
 }
 
 /* Take the copies in the tier away from a row; 1 if its meaning is all that is left of it. */
-static int clear_row(const struct clearing *clearing, uint8_t *row)
+static int clear_row(const struct clearing *clearing, uint64_t *row)
 {
     struct kvr_rank *rank = clearing->rank;
     uint32_t before = kvr_rank_number(rank, row), after = before;
@@ -106,7 +106,7 @@ int kvr_rank_clear_tier(struct kvr_rank *rank, uint32_t tier)
     int failed = kvr_aliases_visit(&rank->aliases, find_row, &clearing) || clear_places(rank, tier);
     size_t loose = 0;
     for (size_t at = 0; !failed && at < found->count; at++) {
-        uint8_t *row = kvr_aliases_find(&rank->aliases, found->all[at]);
+        uint64_t *row = kvr_aliases_find(&rank->aliases, found->all[at]);
         int left = clear_row(&clearing, row);
         failed = left < 0;
         if (left == 1)

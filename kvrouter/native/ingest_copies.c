@@ -121,12 +121,6 @@ uint32_t kvr_copies_known(struct kvr_all_copies *copies, uint32_t number)
     return find_or_make(copies, list, places, 1);
 }
 
-void kvr_copies_enter(struct kvr_all_copies *copies, uint32_t number)
-{
-    if (number >= KVR_COPIES_FIRST)
-        copies->all[number].rows++;
-}
-
 static void unlist(struct kvr_all_copies *copies, uint32_t number)
 {
     struct kvr_copies *gone = &copies->all[number];

@@ -52,7 +52,12 @@ uint32_t kvr_copies_with(struct kvr_all_copies *copies, uint32_t number, uint32_
 uint32_t kvr_copies_known(struct kvr_all_copies *copies, uint32_t number);
 
 /* A row begins or ends to have a number. */
-void kvr_copies_enter(struct kvr_all_copies *copies, uint32_t number);
+KVR_INLINE void kvr_copies_enter(struct kvr_all_copies *copies, uint32_t number)
+{
+    if (number >= KVR_COPIES_FIRST)
+        copies->all[number].rows++;
+}
+
 void kvr_copies_leave(struct kvr_all_copies *copies, uint32_t number);
 
 /* Free a number that nothing refers to; otherwise do nothing. */

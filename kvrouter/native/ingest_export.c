@@ -39,7 +39,7 @@ static int put(PyObject *dictionary, uint64_t hash, uint64_t value)
     return failed ? -1 : 0;
 }
 
-static int export_meaning(void *context, const uint8_t *row)
+static int export_meaning(void *context, const uint64_t *row)
 {
     const struct export *export = context;
     if (!kvr_copies_is_known(&export->rank->copies, kvr_rank_number(export->rank, row)))
@@ -59,14 +59,14 @@ PyObject *kvr_export_meanings(PyObject *self, PyObject *unused)
     return export.into;
 }
 
-static int export_copies(void *context, const uint8_t *row)
+static int export_copies(void *context, const uint64_t *row)
 {
     const struct export *export = context;
     uint32_t copies = kvr_copies_in(&export->rank->copies, kvr_rank_number(export->rank, row), export->place);
     return copies ? put(export->into, kvr_unmix(kvr_row_hash(row), export->rank->secret), copies) : 0;
 }
 
-static int export_blocks(void *context, const uint8_t *row)
+static int export_blocks(void *context, const uint64_t *row)
 {
     const struct export *export = context;
     uint32_t number = kvr_rank_number(export->rank, row);

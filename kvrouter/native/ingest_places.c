@@ -7,7 +7,7 @@ struct recount {
     uint32_t number;
 };
 
-static int recount_row(void *context, const uint8_t *row)
+static int recount_row(void *context, const uint64_t *row)
 {
     const struct recount *recount = context;
     const struct kvr_rank *rank = recount->rank;

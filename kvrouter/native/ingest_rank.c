@@ -3,11 +3,12 @@
 #include "index_memory.h"
 
 /* In a row: the number of copies is too large for it. */
-#define IN_LARGE UINT16_MAX
+#define IN_LARGE UINT8_MAX
 /* Hashes kept after their last copy is gone: an eighth of the others, but not less than this and not more than allowed. */
 #define IDLE_MIN 1024
 #define IDLE_SHARE 8
 #define GONE_AT_ONCE 64
+#define HELD_AT_ONCE 512
 #define PLACES_AT_ONCE 2
 /* How far ahead rows are asked for that will be forgotten. */
 #define FORGOTTEN_SOON 6
@@ -16,9 +17,9 @@ static const char *const TIER_NAMES[KVR_TIERS] = {"gpu", "cpu", "disk"};
 
 /* -- rows --------------------------------------------------------------------------------------------------------- */
 
-uint32_t kvr_rank_number(const struct kvr_rank *rank, const uint8_t *row)
+uint32_t kvr_rank_number(const struct kvr_rank *rank, const uint64_t *row)
 {
-    uint16_t number = kvr_row_copies(row);
+    uint8_t number = kvr_row_copies(row);
     if (number != IN_LARGE)
         return number;
     const struct kvr_slot *slot = kvr_table_find(&rank->large, kvr_row_hash(row));
@@ -26,13 +27,13 @@ uint32_t kvr_rank_number(const struct kvr_rank *rank, const uint8_t *row)
 }
 
 /* Write a number into a row; who counts rows per number is told by the caller. */
-static int write_number(struct kvr_rank *rank, uint8_t *row, uint32_t number)
+static int write_number(struct kvr_rank *rank, uint64_t *row, uint32_t number)
 {
     struct kvr_slot *slot = kvr_row_copies(row) == IN_LARGE ? kvr_table_find(&rank->large, kvr_row_hash(row)) : NULL;
     if (number < IN_LARGE) {
         if (slot != NULL)
             kvr_table_drop(&rank->large, slot);
-        kvr_row_set_copies(row, (uint16_t)number);
+        kvr_row_set_copies(row, (uint8_t)number);
         return 0;
     }
     if (slot != NULL)
@@ -43,7 +44,7 @@ static int write_number(struct kvr_rank *rank, uint8_t *row, uint32_t number)
     return 0;
 }
 
-int kvr_rank_renumber(struct kvr_rank *rank, uint8_t *row, uint32_t before, uint32_t after)
+int kvr_rank_renumber(struct kvr_rank *rank, uint64_t *row, uint32_t before, uint32_t after)
 {
     if (after == UINT32_MAX)
         return -1;
@@ -57,10 +58,10 @@ int kvr_rank_renumber(struct kvr_rank *rank, uint8_t *row, uint32_t before, uint
 }
 
 /* A new row; NULL without memory. */
-static uint8_t *add_row(struct kvr_rank *rank, uint64_t scattered, uint64_t key, uint32_t number)
+static uint64_t *add_row(struct kvr_rank *rank, uint64_t scattered, uint64_t key, uint32_t number)
 {
     int is_new;
-    uint8_t *row = kvr_aliases_add(&rank->aliases, scattered, key, KVR_LOOSE, &is_new);
+    uint64_t *row = kvr_aliases_add(&rank->aliases, scattered, key, KVR_LOOSE, &is_new);
     if (row == NULL)
         return NULL;
     if (number != KVR_LOOSE && kvr_rank_renumber(rank, row, KVR_LOOSE, number)) {
@@ -70,7 +71,7 @@ static uint8_t *add_row(struct kvr_rank *rank, uint64_t scattered, uint64_t key,
     return row;
 }
 
-void kvr_rank_drop_row(struct kvr_rank *rank, uint8_t *row)
+void kvr_rank_drop_row(struct kvr_rank *rank, uint64_t *row)
 {
     kvr_copies_leave(&rank->copies, kvr_rank_number(rank, row));
     (void)write_number(rank, row, KVR_LOOSE);
@@ -213,10 +214,11 @@ static size_t idle_most(const struct kvr_rank *rank)
     return most < rank->idle_max ? most : rank->idle_max;
 }
 
-static void forget_row(struct kvr_rank *rank, uint8_t *row)
+/* A row without copies. */
+static void forget_row(struct kvr_rank *rank, uint64_t *row)
 {
     uint64_t scattered = kvr_row_hash(row);
-    kvr_rank_drop_row(rank, row);
+    kvr_aliases_drop(&rank->aliases, row);
     if (rank->forget != NULL)
         rank->forget(rank->context, kvr_unmix(scattered, rank->secret));
 }
@@ -224,7 +226,7 @@ static void forget_row(struct kvr_rank *rank, uint8_t *row)
 static void bound_idle(struct kvr_rank *rank)
 {
     while (kvr_queue_count(&rank->idle) > idle_most(rank)) {
-        uint8_t *row = kvr_aliases_find(&rank->aliases, kvr_queue_take(&rank->idle));
+        uint64_t *row = kvr_aliases_find(&rank->aliases, kvr_queue_take(&rank->idle));
         if (row != NULL && kvr_row_copies(row) == KVR_IDLE)
             forget_row(rank, row);
     }
@@ -233,7 +235,7 @@ static void bound_idle(struct kvr_rank *rank)
 static int bound_unresolved(struct kvr_rank *rank)
 {
     while (kvr_queue_count(&rank->unresolved) > rank->unresolved_max) {
-        uint8_t *row = kvr_aliases_find(&rank->aliases, kvr_queue_take(&rank->unresolved));
+        uint64_t *row = kvr_aliases_find(&rank->aliases, kvr_queue_take(&rank->unresolved));
         if (row == NULL || kvr_copies_is_known(&rank->copies, kvr_rank_number(rank, row)))
             continue;
         kvr_rank_drop_row(rank, row);
@@ -242,11 +244,11 @@ static int bound_unresolved(struct kvr_rank *rank)
     return 0;
 }
 
-int kvr_rank_make_idle(struct kvr_rank *rank, uint8_t *row, uint32_t before)
+int kvr_rank_make_idle(struct kvr_rank *rank, uint64_t *row, uint32_t before)
 {
     if (kvr_queue_join(&rank->idle, kvr_row_hash(row)) || kvr_rank_renumber(rank, row, before, KVR_IDLE))
         return -1;
-    KVR_PREFETCH(kvr_aliases_home(&rank->aliases, kvr_queue_peek(&rank->idle, FORGOTTEN_SOON)));
+    kvr_aliases_prefetch(&rank->aliases, kvr_queue_peek(&rank->idle, FORGOTTEN_SOON));
     rank->evicted++;
     bound_idle(rank);
     return 0;
@@ -254,7 +256,7 @@ int kvr_rank_make_idle(struct kvr_rank *rank, uint8_t *row, uint32_t before)
 
 int kvr_rank_retire(struct kvr_rank *rank, uint64_t hash)
 {
-    uint8_t *row = kvr_rank_find(rank, hash);
+    uint64_t *row = kvr_rank_find(rank, hash);
     if (row == NULL || kvr_row_copies(row) != KVR_LOOSE)
         return 0;
     return kvr_rank_make_idle(rank, row, KVR_LOOSE);
@@ -262,7 +264,7 @@ int kvr_rank_retire(struct kvr_rank *rank, uint64_t hash)
 
 int kvr_rank_forget(struct kvr_rank *rank, uint64_t hash)
 {
-    uint8_t *row = kvr_rank_find(rank, hash);
+    uint64_t *row = kvr_rank_find(rank, hash);
     uint32_t number = row ? kvr_rank_number(rank, row) : KVR_COPIES_FIRST;
     if (number >= KVR_COPIES_FIRST)
         return 1;
@@ -274,7 +276,7 @@ int kvr_rank_forget(struct kvr_rank *rank, uint64_t hash)
 
 /* -- copies come -------------------------------------------------------------------------------------------------- */
 
-static int add_to_row(struct kvr_rank *rank, struct kvr_place *place, uint8_t *row)
+static int add_to_row(struct kvr_rank *rank, struct kvr_place *place, uint64_t *row)
 {
     uint32_t number = (uint32_t)(place - rank->places), before = kvr_rank_number(rank, row);
     int is_first = kvr_copies_in(&rank->copies, before, number) == 0;
@@ -296,7 +298,7 @@ int kvr_rank_add(struct kvr_rank *rank, uint32_t number, const uint64_t *hashes,
         if (at + KVR_PREFETCH_BLOCKS < count)
             kvr_rank_prefetch(rank, hashes[at + KVR_PREFETCH_BLOCKS]);
         struct kvr_place *place = &rank->places[number];
-        uint8_t *row = kvr_rank_find(rank, hashes[at]);
+        uint64_t *row = kvr_rank_find(rank, hashes[at]);
         if (row != NULL) {
             if (add_to_row(rank, place, row))
                 return -1;
@@ -318,59 +320,79 @@ int kvr_rank_add(struct kvr_rank *rank, uint32_t number, const uint64_t *hashes,
 }
 
 /* Take out the rows that were just added for hashes that turn out not to be all new. */
-static int undo(struct kvr_rank *rank, const uint64_t *hashes, size_t count)
+static void undo(struct kvr_rank *rank, const uint64_t *hashes, size_t count)
 {
     for (size_t at = 0; at < count; at++) {
-        uint8_t *row = kvr_rank_find(rank, hashes[at]);
+        uint64_t *row = kvr_rank_find(rank, hashes[at]);
         if (row != NULL)
             kvr_rank_drop_row(rank, row);
     }
-    return 1;
+}
+
+/* Rows with one copy in a place for hashes that are all new. 1 if they are not, -1 without memory; then none is left. */
+static int add_rows(struct kvr_rank *rank, const struct kvr_place *place, const uint64_t *hashes, const uint64_t *keys,
+                    size_t count)
+{
+    uint8_t one = place->one < IN_LARGE ? (uint8_t)place->one : KVR_LOOSE;
+    for (size_t at = 0; at < count; at++) {
+        int is_new;
+        if (at + KVR_PREFETCH_BLOCKS < count)
+            kvr_rank_prefetch(rank, hashes[at + KVR_PREFETCH_BLOCKS]);
+        uint64_t scattered = kvr_mix(hashes[at], rank->secret);
+        uint64_t *row = kvr_aliases_add(&rank->aliases, scattered, keys[at], one, &is_new);
+        if (row == NULL || !is_new) {
+            undo(rank, hashes, at); /* If this one was there, its first mention is among them or not ours. */
+            return row != NULL ? 1 : -1;
+        }
+        kvr_copies_enter(&rank->copies, one);
+        if (one != place->one && kvr_rank_renumber(rank, row, one, place->one)) {
+            undo(rank, hashes, at + 1);
+            return -1;
+        }
+    }
+    return 0;
+}
+
+/* Put a chain into the index. Blocks that are there already have several names from now on. */
+static int add_to_index(struct kvr_rank *rank, struct kvr_place *place, const uint64_t *parent, const uint64_t *keys,
+                        size_t count)
+{
+    uint8_t held[HELD_AT_ONCE];
+    int tier = kvr_rank_index_tier(rank, place->tier);
+    if (tier < 0)
+        return -1;
+    for (size_t from = 0; from < count; from += HELD_AT_ONCE) {
+        size_t part = count - from < HELD_AT_ONCE ? count - from : HELD_AT_ONCE;
+        memset(held, 0, part);
+        if (kvr_index_store_chain(rank->index, rank->rank, from ? &keys[from - 1] : parent, keys + from, part,
+                                  (uint32_t)tier, held))
+            return -1;
+        for (const uint8_t *at = held; (at = memchr(at, 1, part - (size_t)(at - held))) != NULL; at++)
+            if (kvr_count_up(&place->holders, kvr_mix(keys[from + (size_t)(at - held)], rank->secret)))
+                return -1;
+    }
+    return 0;
 }
 
 int kvr_rank_add_new(struct kvr_rank *rank, uint32_t number, const uint64_t *hashes, const uint64_t *parent,
                      const uint64_t *keys, size_t count)
 {
     struct kvr_place *place = &rank->places[number];
-    uint16_t one = place->one < IN_LARGE ? (uint16_t)place->one : KVR_LOOSE;
-    for (size_t at = 0; at < count; at++) {
-        int is_new;
-        uint64_t scattered = kvr_mix(hashes[at], rank->secret);
-        uint8_t *row = kvr_aliases_add(&rank->aliases, scattered, keys[at], one, &is_new);
-        if (row != NULL && is_new) {
-            kvr_copies_enter(&rank->copies, one);
-            is_new = one == place->one || kvr_rank_renumber(rank, row, one, place->one) == 0;
-        }
-        if (row == NULL || !is_new)
-            return undo(rank, hashes, at + 1) && row != NULL ? 1 : -1;
-    }
-    if (!place->is_main) {
-        for (size_t at = 0; at < count; at++)
-            if (block_came(rank, place, keys[at]))
-                return -1;
-        return 0;
-    }
-    int tier = kvr_rank_index_tier(rank, place->tier);
-    if (tier < 0)
-        return -1;
-    for (size_t at = 0, from = 0; at <= count; at++) {
-        if (at + KVR_PREFETCH_BLOCKS < count)
-            kvr_index_prefetch(rank->index, keys[at + KVR_PREFETCH_BLOCKS]);
-        if (at < count && !is_in_index(rank, tier, keys[at]))
-            continue;
-        if (kvr_index_store_chain(rank->index, rank->rank, from ? &keys[from - 1] : parent, keys + from, at - from,
-                                  (uint32_t)tier) ||
-            (at < count && kvr_count_up(&place->holders, kvr_mix(keys[at], rank->secret))))
+    int added = add_rows(rank, place, hashes, keys, count);
+    if (added != 0)
+        return added;
+    if (place->is_main)
+        return add_to_index(rank, place, parent, keys, count);
+    for (size_t at = 0; at < count; at++)
+        if (block_came(rank, place, keys[at]))
             return -1;
-        from = at + 1;
-    }
     return 0;
 }
 
 int kvr_rank_learn(struct kvr_rank *rank, uint64_t hash, uint64_t key)
 {
     uint64_t scattered = kvr_mix(hash, rank->secret);
-    uint8_t *row = kvr_aliases_find(&rank->aliases, scattered);
+    uint64_t *row = kvr_aliases_find(&rank->aliases, scattered);
     if (row == NULL)
         return add_row(rank, scattered, key, KVR_LOOSE) == NULL ? -1 : 0;
     uint32_t before = kvr_rank_number(rank, row);
@@ -392,7 +414,7 @@ int kvr_rank_learn(struct kvr_rank *rank, uint64_t hash, uint64_t key)
 /* -- copies go ---------------------------------------------------------------------------------------------------- */
 
 /* No copy is left anywhere: a meaning is kept for a while, a mere hash is not. */
-static int last_copy_went(struct kvr_rank *rank, uint8_t *row, uint32_t before)
+static int last_copy_went(struct kvr_rank *rank, uint64_t *row, uint32_t before)
 {
     if (kvr_copies_is_known(&rank->copies, before))
         return kvr_rank_make_idle(rank, row, before);
@@ -402,8 +424,18 @@ static int last_copy_went(struct kvr_rank *rank, uint8_t *row, uint32_t before)
     return 0;
 }
 
-static int remove_from_row(struct kvr_rank *rank, struct kvr_place *place, uint8_t *row, struct gone *gone)
+/* Whether a row says what nearly all do: one copy, in this place, of a known block. */
+static int has_one(const struct kvr_place *place, const uint64_t *row)
 {
+    return kvr_row_copies(row) == place->one && place->one != IN_LARGE;
+}
+
+static int remove_from_row(struct kvr_rank *rank, struct kvr_place *place, uint64_t *row, struct gone *gone)
+{
+    if (has_one(place, row)) {
+        uint64_t only = kvr_row_key(row);
+        return kvr_rank_make_idle(rank, row, place->one) ? -1 : block_went(rank, place, only, gone);
+    }
     uint32_t number = (uint32_t)(place - rank->places), before = kvr_rank_number(rank, row);
     uint32_t left = kvr_copies_in(&rank->copies, before, number) - 1, places;
     if (left > 0)
@@ -425,8 +457,9 @@ int kvr_rank_remove(struct kvr_rank *rank, uint32_t number, const uint64_t *hash
     for (size_t at = 0; at < count; at++) {
         if (at + KVR_PREFETCH_BLOCKS < count)
             kvr_rank_prefetch(rank, hashes[at + KVR_PREFETCH_BLOCKS]);
-        uint8_t *row = kvr_rank_find(rank, hashes[at]);
-        if (row == NULL || !kvr_copies_in(&rank->copies, kvr_rank_number(rank, row), number))
+        uint64_t *row = kvr_rank_find(rank, hashes[at]);
+        if (row == NULL ||
+            (!has_one(place, row) && !kvr_copies_in(&rank->copies, kvr_rank_number(rank, row), number)))
             ++*unknown;
         else if (remove_from_row(rank, place, row, &gone)) {
             (void)flush(rank, place, &gone);

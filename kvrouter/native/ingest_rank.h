@@ -97,7 +97,7 @@ int kvr_rank_forget(struct kvr_rank *rank, uint64_t hash);
 int kvr_rank_clear_tier(struct kvr_rank *rank, uint32_t tier);
 
 /* The number of the copies of a row. */
-uint32_t kvr_rank_number(const struct kvr_rank *rank, const uint8_t *row);
+uint32_t kvr_rank_number(const struct kvr_rank *rank, const uint64_t *row);
 
 /* Open `holders`, a table of the scattered sequence hashes in a place to how many engine hashes name them. */
 int kvr_rank_count_holders(struct kvr_rank *rank, uint32_t place, struct kvr_table *holders);
@@ -108,30 +108,30 @@ int kvr_rank_holds(const struct kvr_rank *rank, uint32_t place, uint64_t key);
 /* -- for the files that change rows ------------------------------------------------------------------------------- */
 
 /* Give a row another number of copies, which nothing may refer to yet. */
-int kvr_rank_renumber(struct kvr_rank *rank, uint8_t *row, uint32_t before, uint32_t after);
-void kvr_rank_drop_row(struct kvr_rank *rank, uint8_t *row);
+int kvr_rank_renumber(struct kvr_rank *rank, uint64_t *row, uint32_t before, uint32_t after);
+void kvr_rank_drop_row(struct kvr_rank *rank, uint64_t *row);
 /* A row without copies, of a known meaning, waits to be forgotten. */
-int kvr_rank_make_idle(struct kvr_rank *rank, uint8_t *row, uint32_t before);
+int kvr_rank_make_idle(struct kvr_rank *rank, uint64_t *row, uint32_t before);
 /* Count one more of a scattered key. */
 int kvr_count_up(struct kvr_table *table, uint64_t scattered);
 /* The index's number of a tier; -1 without memory. */
 int kvr_rank_index_tier(struct kvr_rank *rank, uint32_t tier);
 
-KVR_INLINE uint8_t *kvr_rank_find(const struct kvr_rank *rank, uint64_t hash)
+KVR_INLINE uint64_t *kvr_rank_find(const struct kvr_rank *rank, uint64_t hash)
 {
     return kvr_aliases_find(&rank->aliases, kvr_mix(hash, rank->secret));
 }
 
 /* The row of a hash whose meaning is known, or NULL. */
-KVR_INLINE uint8_t *kvr_rank_find_known(const struct kvr_rank *rank, uint64_t hash)
+KVR_INLINE uint64_t *kvr_rank_find_known(const struct kvr_rank *rank, uint64_t hash)
 {
-    uint8_t *row = kvr_rank_find(rank, hash);
+    uint64_t *row = kvr_rank_find(rank, hash);
     return row != NULL && kvr_copies_is_known(&rank->copies, kvr_rank_number(rank, row)) ? row : NULL;
 }
 
 KVR_INLINE void kvr_rank_prefetch(const struct kvr_rank *rank, uint64_t hash)
 {
-    KVR_PREFETCH(kvr_aliases_home(&rank->aliases, kvr_mix(hash, rank->secret)));
+    kvr_aliases_prefetch(&rank->aliases, kvr_mix(hash, rank->secret));
 }
 
 /* Ask for the rows of the first hashes of many, before anything else is done; loops ask for those behind them. */
