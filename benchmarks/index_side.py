@@ -1,9 +1,11 @@
-"""One index under the workload of `benchmarks.index`, alone in its process: `index_side.py KIND FOLDER`.
+"""One index under the workload of `benchmarks.index`, alone in its process: `index_side.py KIND FOLDER [CORE]`.
 
-Runs in the Python of the peer too, which has neither this project nor numpy: only what KIND needs is imported. Prints
-one JSON object.
+Runs in the Python of the peer too, which has neither this project nor numpy: only what KIND needs is imported. With
+CORE, all of the process stays on one core: Dynamo's tree hands each call to a thread of its own and waits for it, which
+is fastest without a second core to wake. Prints one JSON object.
 """
 
+import gc
 import json
 import marshal
 import os
@@ -13,10 +15,12 @@ import zlib
 from array import array
 from collections.abc import Callable
 from pathlib import Path
-from time import perf_counter, perf_counter_ns
+from time import perf_counter, perf_counter_ns, process_time_ns
 from typing import Any
 
 _PASSES = 3
+# As many batches as a subscriber hands over at once, where so many of one source wait.
+_RUN_BATCHES = 64
 
 
 class _Ours:
@@ -39,14 +43,10 @@ class _Ours:
         rank, stores, packed, _, parent = event
         hashes = self._np.frombuffer(packed, self._np.uint64)
         hashes.data  # noqa: B018 - numpy keeps a note with every array that was ever looked into; not the index's memory.
-        return rank, stores, hashes, parent
+        return (1, (rank, hashes, parent)) if stores else (0, (rank, hashes))
 
-    def apply(self, event: Any) -> None:
-        rank, stores, hashes, parent = event
-        if stores:
-            self.index.store_chain(rank, hashes, parent)
-        else:
-            self.index.remove(rank, hashes)
+    def calls(self) -> tuple[Callable[..., object], ...]:
+        return self.index.remove, self.index.store_chain
 
     def queries(self, hashes: bytes, local: bytes) -> dict[str, Any]:  # noqa: ARG002
         array = self._np.frombuffer(hashes, self._np.uint64)
@@ -110,10 +110,10 @@ class _Dynamo:
         self.index: Any = self._make()
 
     def prepare(self, event: Any) -> Any:
-        return event
+        return 0, (event[0], event[2])
 
-    def apply(self, event: Any) -> None:
-        self.index.apply_event(event[0], event[2])
+    def calls(self) -> tuple[Callable[..., object], ...]:
+        return (self.index.apply_event,)
 
     def size(self) -> dict[str, int]:
         return {}
@@ -148,17 +148,23 @@ class _Ingest:
         self._source = Source
 
     def prepare(self, event: Any) -> Any:
-        return event
+        return 0, (event[0], event[2])
 
-    def apply(self, event: Any) -> None:
-        rank = event[0]
+    def calls(self) -> tuple[Callable[..., object], ...]:
+        return (self._receive,)
+
+    def _receive(self, rank: int, payload: bytes) -> None:
+        source, number = self._place(rank)
+        self.ingest.receive(source, number, payload, now=0.0)
+        self._next[rank] = number + 1
+
+    def _place(self, rank: int) -> tuple[Any, int]:
         source = self._sources.get(rank)
         if source is None:
             source = self._sources[rank] = self._source(str(rank), 0)
             self.ingest.open(source, rank, now=0.0)
             self._next[rank] = 0
-        self.ingest.receive(source, self._next[rank], event[2], now=0.0)
-        self._next[rank] += 1
+        return source, self._next[rank]
 
     def queries(self, hashes: bytes, local: bytes) -> dict[str, Any]:  # noqa: ARG002
         return {}
@@ -171,20 +177,53 @@ class _Ingest:
         return sum(self._index.blocks(rank) for rank in self._next)
 
 
-_SIDES = {"native": _Ours, "reference": _Ours, "dynamo": _Dynamo, "ingest": _Ingest}
-_FILES = {"native": "hashes", "reference": "hashes", "dynamo": "dynamo", "ingest": "vllm"}
+class _IngestRuns(_Ingest):
+    """The same where what one source says in a row is taken in one call, as a subscriber does when several wait."""
+
+    def join(self, events: list[Any], counts: list[int]) -> tuple[list[Any], list[int]]:
+        """Successive batches of one source as one event."""
+        runs: list[Any] = []
+        blocks: list[int] = []
+        for (_, (rank, payload)), count in zip(events, counts, strict=True):
+            if runs and runs[-1][1][0] == rank and len(runs[-1][1][1]) < _RUN_BATCHES:
+                runs[-1][1][1].append(payload)
+                blocks[-1] += count
+            else:
+                runs.append((0, (rank, [payload])))
+                blocks.append(count)
+        return runs, blocks
+
+    def _receive(self, rank: int, payloads: Any) -> None:
+        source, number = self._place(rank)
+        taken = 0
+        while taken < len(payloads):
+            taken += self.ingest.receive_run(source, number + taken, payloads[taken:] if taken else payloads, now=0.0)[
+                0
+            ]
+        self._next[rank] = number + taken
+
+
+_SIDES = {"native": _Ours, "reference": _Ours, "dynamo": _Dynamo, "ingest": _IngestRuns, "ingest-singly": _Ingest}
+_FILES = {"native": "hashes", "reference": "hashes", "dynamo": "dynamo", "ingest": "vllm", "ingest-singly": "vllm"}
 
 
 def main() -> None:
     """Run one side and print what was measured."""
     kind, folder = sys.argv[1], Path(sys.argv[2])
+    if len(sys.argv) > 3 and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {int(sys.argv[3])})
     side: Any = _SIDES[kind](kind)
     events, counts = [], []
     with (folder / _FILES[kind]).open("rb") as stream:
         while (batch := marshal.load(stream)) is not None:
             events += [side.prepare(event) for event in batch]
             counts += [event[3] for event in batch]
-        later = marshal.load(stream) if kind != "ingest" else []
+        later = marshal.load(stream) if not kind.startswith("ingest") else []
+    if hasattr(side, "join"):
+        events, counts = side.join(events, counts)
+    gc.collect()
+    gc.freeze()  # A collection would look at all events, and be counted as the index's.
+    gc.disable()
     result = _measure_applying(side, events, counts)
     events.clear()
     with (folder / "queries").open("rb") as stream:
@@ -193,8 +232,9 @@ def main() -> None:
     if queries and queries[0]:
         result |= _measure_matching(side, queries)
         result |= side.size()  # Of what the trace left, before the prompts of fixed depths join it.
-        for event in later:
-            side.apply(side.prepare(event))
+        calls = side.calls()
+        for kind_of_call, arguments in map(side.prepare, later):
+            calls[kind_of_call](*arguments)
         result |= _measure_deep(side, deep)
         deepest = max((next(iter(query.values())) for query in queries), key=len)
         result |= side.extras(deepest)
@@ -206,27 +246,36 @@ def _measure_applying(side: Any, events: list[Any], counts: list[int]) -> dict[s
     # Room for the times beforehand, so that what the process grows by is the index.
     passes = [array("q", bytes(8 * len(events))) for _ in range(_PASSES)]
     before = _resident_bytes()
-    grown = 0
+    grown, half, processor = 0, len(events) // 2, []
     for number, times in enumerate(passes):
         if number:
             side.start()
-        apply = side.apply
-        for at, event in enumerate(events):
-            began = perf_counter_ns()
-            apply(event)
-            times[at] = perf_counter_ns() - began
+        calls = side.calls()
+        _time(calls, events[:half], times, 0)
+        began = process_time_ns()
+        _time(calls, events[half:], times, half)
+        processor.append(process_time_ns() - began)
         if not number:
             grown = _resident_bytes() - before
     least = list(map(min, *passes))
-    half = len(events) // 2
     measured = {"pairs": side.pairs()} if hasattr(side, "pairs") else {}
+    blocks = sum(counts[half:])
     return measured | {
         "events": len(events),
         "blocks": sum(counts),
-        "blocks_per_second": sum(counts[half:]) / (sum(least[half:]) / 1e9),
+        "blocks_per_second": blocks / (sum(least[half:]) / 1e9),
+        "blocks_per_cpu_second": blocks / (min(processor) / 1e9),
         "worst_pause_ms": max(least) / 1e6,
         "resident_bytes": grown,
     }
+
+
+def _time(calls: tuple[Callable[..., object], ...], events: list[Any], times: "array[int]", first: int) -> None:
+    """Apply events and note what each takes, from `first` on."""
+    for at, (call, arguments) in enumerate(events, first):
+        began = perf_counter_ns()
+        calls[call](*arguments)
+        times[at] = perf_counter_ns() - began
 
 
 def _measure_matching(side: Any, queries: list[dict[str, Any]]) -> dict[str, Any]:

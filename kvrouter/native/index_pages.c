@@ -17,11 +17,15 @@
 /* So many chunks are backed by pages of the usual size: what is small shall not take a huge one. */
 #define SMALL_CHUNKS 4
 
+/* AddressSanitizer can only watch what it gives out itself. */
 #if defined(__SANITIZE_ADDRESS__)
-#define IS_WATCHED 1 /* It can only watch what it gives out itself. */
+#define IS_WATCHED 1
 #elif defined(__has_feature)
-#define IS_WATCHED (__has_feature(address_sanitizer))
-#else
+#if __has_feature(address_sanitizer)
+#define IS_WATCHED 1
+#endif
+#endif
+#ifndef IS_WATCHED
 #define IS_WATCHED 0
 #endif
 
