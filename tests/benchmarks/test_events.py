@@ -39,7 +39,7 @@ def test_it_runs_without_dynamo_and_says_so(tmp_path: Path) -> None:
         [*command, "--peers-python", tmp_path / "bin" / "python"],
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=280,
         check=False,
     )
 

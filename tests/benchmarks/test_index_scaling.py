@@ -24,7 +24,7 @@ def test_the_curve_is_measured_and_drawn_without_dynamo(tmp_path: Path) -> None:
         [*command, "--peers-python", str(no_peers / "bin" / "python")],
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=280,
         check=False,
     )
 

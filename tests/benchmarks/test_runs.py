@@ -21,7 +21,7 @@ def no_peers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(name: str, *arguments: object) -> dict[str, Any]:
     """Run a benchmark and return what it prints for programs."""
     command = [sys.executable, "-m", f"benchmarks.{name}", "--json", "--quick", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr
     printed: dict[str, Any] = json.loads(done.stdout)
     return printed

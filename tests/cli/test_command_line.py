@@ -15,7 +15,7 @@ def kvrouter(*arguments: str, **environment: str) -> "subprocess.CompletedProces
         [sys.executable, "-m", "kvrouter", *arguments],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         check=False,
         env={**inherited, **environment},
     )

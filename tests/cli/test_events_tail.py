@@ -48,7 +48,7 @@ def tail(*arguments: str) -> subprocess.CompletedProcess[str]:
         [*COMMAND, *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
 
@@ -164,7 +164,7 @@ def test_a_reader_that_goes_away_ends_it_quietly() -> None:
         with process.stdout as lines, process.stderr as errors:
             lines.readline()
             lines.close()
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 90
             while process.poll() is None and time.monotonic() < deadline:
                 publisher.publish([stored(3)])
                 time.sleep(0.01)

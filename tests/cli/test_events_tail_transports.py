@@ -40,7 +40,7 @@ def published(transport: str, folder: Path) -> Iterator[tuple[EventPublisher, st
 def tail(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the command to its end."""
     command = [sys.executable, "-m", "kvrouter", "events", "tail", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
 @pytest.mark.parametrize("transport", ["http", "nats", "redis"])

@@ -30,7 +30,7 @@ def run(checkout: Path, *arguments: str) -> list[str]:
     """Call it and return which programs were called, with their first words."""
     environment = {name: value for name, value in os.environ.items() if name != "VENV"}
     done = subprocess.run(
-        [checkout / "run", *arguments], capture_output=True, text=True, timeout=30, check=True, env=environment
+        [checkout / "run", *arguments], capture_output=True, text=True, timeout=120, check=True, env=environment
     )
     return [" ".join(line.split()[:3]) for line in done.stdout.splitlines()]
 
@@ -54,7 +54,7 @@ def test_what_an_installation_is_made_of_is_installed_again(checkout: Path, chan
 def test_without_a_command_it_explains_itself(checkout: Path) -> None:
     """And an unknown one is a wrong call."""
     explained = run(checkout)
-    unknown = subprocess.run([checkout / "run", "dmeo"], capture_output=True, timeout=30, check=False)
+    unknown = subprocess.run([checkout / "run", "dmeo"], capture_output=True, timeout=120, check=False)
 
     assert "./run demo [OPTIONS]" in explained
     assert unknown.returncode == 2

@@ -17,7 +17,7 @@ from kvrouter.cli import main
 from tests.replay.serving import within_deadline
 
 SHORT = ("--engines", "3", "--seconds", "5", "--sessions", "6")
-END_SECONDS = 110
+END_SECONDS = 250
 
 
 @contextmanager

@@ -50,7 +50,7 @@ def run_bare(bare_path: list[str], code: str) -> dict[str, object]:
         [sys.executable, "-I", "-S", "-W", "error", "-c", program],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
         env={},
     )

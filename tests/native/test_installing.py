@@ -55,7 +55,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The source distribution of this checkout."""
     folder = tmp_path_factory.mktemp("sdist")
     command = [sys.executable, "-m", "hatchling", "build", "--target", "sdist", "--directory", str(folder)]
-    subprocess.run(command, cwd=CHECKOUT, check=True, capture_output=True, timeout=60)
+    subprocess.run(command, cwd=CHECKOUT, check=True, capture_output=True, timeout=120)
     [archive] = folder.iterdir()
     return archive
 
@@ -84,7 +84,7 @@ def installed(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 def _start(sdist: Path, folder: Path, environment: Mapping[str, str]) -> "subprocess.Popen[str]":
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=60)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=120)
     unset = {"CC", "CFLAGS", "LDFLAGS", "PYTHONPATH", hatch_build.PURE_VARIABLE}
     kept = {name: value for name, value in os.environ.items() if name not in unset}
     # Without its cache of wheels, in which the core may be one of an earlier run.
@@ -102,7 +102,7 @@ def _finish(process: "subprocess.Popen[str]", folder: Path) -> Installed:
     output, _ = process.communicate(timeout=_SECONDS_MAX)
     assert process.returncode == 0, output
     command = [str(_python(folder)), "-I", "-c", _REPORT]
-    said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+    said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
     implementation, absence, built_from, tags = json.loads(said)
     return Installed(output=output, implementation=implementation, absence=absence, built_from=built_from, tags=tags)
 

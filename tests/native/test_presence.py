@@ -26,7 +26,7 @@ def _in_a_process(code: str, **environment: str) -> list[object]:
         env=rest | environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=True,
     )
     report: list[object] = json.loads(done.stdout)

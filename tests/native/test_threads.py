@@ -47,7 +47,7 @@ def test_a_race_would_be_found(tmp_path: Path) -> None:
     core = build_for_threads(tmp_path, tmp_path)
 
     process = core.start(["-c", f"from tests.native.hook import load, Path; load(Path({str(core.path)!r})).answer()"])
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=120)
 
     [told] = findings(output)
     assert "data race" in told

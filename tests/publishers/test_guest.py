@@ -117,7 +117,7 @@ publisher.publish([event])
 publisher.close()
 print(os.waitstatus_to_exitcode(status), publisher.statistics()["batches_published"])
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
 
     assert done.stdout.split() == ["11", "1"]
 
@@ -130,6 +130,6 @@ from kvrouter_publishers import ZmqEventPublisher
 publisher = ZmqEventPublisher("tcp://127.0.0.1:*", replay_endpoint="tcp://127.0.0.1:*")
 publisher.publish([BlockStored(block_hashes=(1,), token_ids=(1,), block_size=1)])
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
 
     assert (done.returncode, done.stderr) == (0, "")

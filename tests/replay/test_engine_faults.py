@@ -354,7 +354,7 @@ def test_a_taken_port_is_one_line_and_exit_code_2() -> None:
     with engine_process() as (_, announced):
         port = announced["url"].rpartition(":")[2]
         command = [sys.executable, "-m", "kvrouter.replay.engine", "--port", port]
-        second = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        second = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
     assert second.returncode == 2
     assert second.stderr.startswith(f"engine: cannot listen on 127.0.0.1:{port}: ")

@@ -24,7 +24,7 @@ def test_the_page_lists_every_fault_with_its_fields() -> None:
 def test_the_flags_of_the_page_are_the_engines() -> None:
     """With these defaults."""
     command = [sys.executable, "-m", "kvrouter.replay.engine", "--help"]
-    told = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+    told = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     flags = set(re.findall(r"--[a-z][a-z-]+", PAGE)) - {"--help", "--worker"}
 
     assert flags <= set(re.findall(r"--[a-z][a-z-]+", told))

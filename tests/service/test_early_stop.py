@@ -34,7 +34,7 @@ def test_a_router_told_to_stop_while_it_loads_ends_well(tmp_path: Path, temporar
     ) as router:
         eventually(lambda: list(temporary.iterdir()) or router.poll() is not None)
         router.send_signal(signal.SIGTERM)
-        _, errors = router.communicate(timeout=60)
+        _, errors = router.communicate(timeout=120)
 
     assert router.returncode == 0, errors
     assert list(temporary.iterdir()) == []
@@ -54,7 +54,7 @@ def test_a_router_told_to_stop_while_its_store_stands_still_ends_at_once(
         ) as router:
             eventually(lambda: list(temporary.iterdir()) or router.poll() is not None)
             router.send_signal(signal.SIGTERM)
-            output, _ = router.communicate(timeout=60)
+            output, _ = router.communicate(timeout=120)
 
     assert router.returncode == 0
     assert b"listening" not in output

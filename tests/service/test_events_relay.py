@@ -48,9 +48,9 @@ def relay(processes: Processes, *arguments: str) -> Iterator[Relay]:
 
 def compute(engine: Engine) -> None:
     """Have the engine cache the prompt."""
-    model = httpx.get(f"{engine.url}/v1/models", timeout=60).json()["data"][0]["id"]
+    model = httpx.get(f"{engine.url}/v1/models", timeout=120).json()["data"][0]["id"]
     body = {"model": model, "prompt": PROMPT, "max_tokens": 1}
-    httpx.post(f"{engine.url}/v1/completions", json=body, timeout=60).raise_for_status()
+    httpx.post(f"{engine.url}/v1/completions", json=body, timeout=120).raise_for_status()
 
 
 def known_tokens(router: Router) -> int:
@@ -111,7 +111,7 @@ def test_a_wrong_call_ends_with_2_and_one_line(arguments: tuple[str, ...], named
     """It names what is wrong."""
     command = [sys.executable, "-m", "kvrouter", "events", "relay", *arguments]
 
-    refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
     assert refused.returncode == 2
     assert named in refused.stderr

@@ -16,16 +16,16 @@ from tests.service.processes import Processes, eventually, raw_server
 def events_stats(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the command to its end."""
     command = [sys.executable, "-m", "kvrouter", "events", "stats", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
 def test_a_live_source_has_a_line_and_the_exit_code_is_0(processes: Processes) -> None:
     """What an operator asks first: does anything come, and is all of it there?"""
     engine = processes.engine()
     router = processes.router("--worker", f"{engine.spec},id=one", workers=1)
-    model = httpx.get(f"{engine.url}/v1/models", timeout=60).json()["data"][0]["id"]
+    model = httpx.get(f"{engine.url}/v1/models", timeout=120).json()["data"][0]["id"]
     prompt = {"model": model, "prompt": list(range(64)), "max_tokens": 1}
-    httpx.post(f"{engine.url}/v1/completions", json=prompt, timeout=60).raise_for_status()
+    httpx.post(f"{engine.url}/v1/completions", json=prompt, timeout=120).raise_for_status()
     eventually(lambda: router.get("/sources")[0]["applied_batches"] > 0)
 
     shown = events_stats("--url", router.url, "--seconds", "0.1")

@@ -48,7 +48,7 @@ def test_two_workers_with_one_event_endpoint_are_a_wrong_call() -> None:
     workers = [f"--worker=http://127.0.0.1:{port},id=w{port},events=tcp://127.0.0.1:9000" for port in (1, 2)]
     command = [sys.executable, "-m", "kvrouter", "serve", "--port=0", *workers]
 
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
     assert ended.returncode == 2
     assert "worker 'w2': event endpoint tcp://127.0.0.1:9000 already belongs to worker w1" in ended.stderr

@@ -26,7 +26,7 @@ def _refused(*options: str, environment: dict[str, str] | None = None) -> tuple[
         env={"PATH": "", **(environment or {})},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     return ended.returncode, ended.stderr
@@ -52,7 +52,7 @@ def test_sigterm_lets_answers_finish_and_exits_with_0(processes: Processes) -> N
     engine = processes.engine()
     router = processes.router("--worker", engine.spec, "--server-unready-seconds", "0.4", workers=1)
 
-    with httpx.stream("POST", f"{router.url}/v1/completions", json=STREAM, timeout=60) as stream:
+    with httpx.stream("POST", f"{router.url}/v1/completions", json=STREAM, timeout=120) as stream:
         lines = stream.iter_lines()
         next(lines)
         router.signal(signal.SIGTERM)
@@ -74,7 +74,7 @@ def test_a_second_sigterm_ends_it_at_once(processes: Processes) -> None:
 
     def read() -> None:
         body = {**STREAM, "max_tokens": 30_000}
-        with httpx.stream("POST", f"{router.url}/v1/completions", json=body, timeout=60) as stream:
+        with httpx.stream("POST", f"{router.url}/v1/completions", json=body, timeout=120) as stream:
             lines = stream.iter_lines()
             next(lines)
             reading.set()
@@ -258,7 +258,7 @@ def test_a_parent_that_cannot_be_watched_is_refused(tmp_path: Path) -> None:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
 
