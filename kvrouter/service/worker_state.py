@@ -88,9 +88,17 @@ class Worker:
         self.spec = spec
         self.endpoint = endpoint_of(spec, self._default_authorization) if spec.url else None
         self.models = spec.models or tuple(dict.fromkeys(card["id"] for card in self.cards))
+        self.tell_ranks()
+
+    def tell_ranks(self) -> None:
+        """Make ready what tells the engine its rank, in its own way: as registered, else as its models say."""
+        spec = self.spec
+        engine = spec.engine
+        if "engine" not in spec.fields and any(card.get("owned_by") == "sglang" for card in self.cards):
+            engine = "sglang"
         numbers = range(spec.first_rank, spec.first_rank + spec.ranks)
         several = spec.ranks > 1 or spec.first_rank > 0
-        in_head, in_body = several and spec.engine == "vllm", several and spec.engine == "sglang"
+        in_head, in_body = several and engine == "vllm", several and engine == "sglang"
         self.rank_headers = {rank: b"X-data-parallel-rank: %d\r\n" % rank if in_head else b"" for rank in numbers}
         self.rank_members = {rank: dict.fromkeys(RANK_MEMBERS, rank) for rank in numbers} if in_body else None
         """What says the rank in a request's body, for engines that look for it there; None for others."""

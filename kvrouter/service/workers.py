@@ -227,6 +227,7 @@ class WorkerRegistry:
         if tuple(cards) == worker.cards and models == worker.models:
             return
         worker.cards, worker.models = tuple(cards), models
+        worker.tell_ranks()
         self._routing.set_models(worker.spec.worker_id, models)
         log_event(_log, logging.INFO, "worker_models", worker=worker.spec.worker_id, models=list(models))
         self._apply(worker, now=now)

@@ -359,6 +359,20 @@ def test_an_advisory_selection_binds_nothing() -> None:
 # -- ranks -------------------------------------------------------------------------------------------------------------
 
 
+def test_an_engine_that_says_what_it_is_need_not_be_described() -> None:
+    """SGLang owns its models by name; what was registered goes first."""
+    service = _fleet(None, s={"ranks": 2}, v={"ranks": 2, "engine": "vllm"})
+    registry = service.service.registry
+    for name in "sv":
+        registry.models_found(registry.find(name), [{"id": "m", "owned_by": "sglang"}], now=service.clock.now)
+
+    sglang, vllm = (_way(service, x_kvrouter_worker=f"{name}/1") for name in "sv")
+
+    assert sglang.body is not None
+    assert b'"routed_dp_rank":1' in sglang.body
+    assert (vllm.extra_headers, vllm.body) == (b"X-data-parallel-rank: 1\r\n", None)
+
+
 def test_each_engine_is_told_its_rank_in_its_own_way() -> None:
     """One rank needs no telling; what the client wrote does not count."""
     service = _fleet(v={"ranks": 2, "engine": "vllm"}, s={"ranks": 2, "engine": "sglang"}, one={"engine": "sglang"})

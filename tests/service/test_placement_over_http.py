@@ -89,9 +89,9 @@ def test_without_sessions_there_are_none(processes: Processes) -> None:
 
 @pytest.mark.parametrize("dialect", ["vllm", "sglang"])
 def test_an_engine_runs_a_request_on_the_rank_that_was_chosen(processes: Processes, dialect: str) -> None:
-    """It would choose another one itself: the rank whose cache has the prompt is asked again."""
+    """It would choose another one itself; whose conventions it understands, it says where it lists its models."""
     engine = processes.engine(*INSTANT, "--dialect", dialect, "--ranks", "3")
-    router = processes.router("--worker", f"{engine.spec},id=w,ranks=3,engine={dialect}", workers=1)
+    router = processes.router("--worker", f"{engine.spec},id=w,ranks=3", workers=1)
 
     for rank in (2, 0, 1):
         prompt = list(range(1000 * rank, 1000 * rank + 320))
