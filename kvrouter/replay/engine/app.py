@@ -186,7 +186,8 @@ class App:
         await exchange.reply(200, {"object": "list", "data": cards})
 
     def _card(self, name: str, parent: str | None, tokens_max: int | None) -> dict[str, Any]:
-        card = {"id": name, "object": "model", "created": self._started, "owned_by": self._options.dialect, "root": name}
+        owner = self._options.dialect
+        card = {"id": name, "object": "model", "created": self._started, "owned_by": owner, "root": name}
         return {**card, "parent": parent, "max_model_len": tokens_max, "permission": []}
 
     async def _tokenize(self, exchange: Exchange) -> None:
