@@ -22,6 +22,9 @@ int kvr_add_read_ahead(PyObject *module)
 #include <signal.h>
 #include <sys/socket.h>
 #include <unistd.h>
+#ifdef __linux__
+#include <sys/prctl.h>
+#endif
 
 #define READINGS_MAX 16
 
@@ -74,6 +77,9 @@ static void leave_queue(struct read_ahead *ahead, int number)
 static void *work(void *argument)
 {
     struct read_ahead *ahead = argument;
+#ifdef __linux__
+    (void)prctl(PR_SET_NAME, "kvr-read-ahead"); /* as `top -H` shows it */
+#endif
     pthread_mutex_lock(&ahead->lock);
     for (;;) {
         while (!ahead->stops && ahead->queued == 0)
