@@ -23,6 +23,7 @@ from kvrouter.ingest.waiting import DigestRows, Journal
 __all__ = ["Followed"]
 
 _HARMLESS = frozenset(["unknown_field"])  # What a decoder skips without losing an event.
+_BROKEN_OFF: Final = "a batch was applied in part"
 _RETRY_SECONDS: Final = 30.0
 _RETRY_SECONDS_MAX: Final = 3600.0
 
@@ -73,6 +74,7 @@ class Followed:
         self._disproved = False  # Whether the doubt is a proof.
         self._hearsay = False  # Whether the doubt is somebody else's.
         self._miscounted = False  # Whether copies may be miscounted, of which no digest tells.
+        self._broken_off = False  # Whether something was applied in part, and nothing was asked for since.
 
     @property
     def awaiting(self) -> bool:
@@ -196,6 +198,11 @@ class Followed:
         self.sequencer.replay_welcome = True
         self.want()
 
+    def break_off(self) -> None:
+        """Doubt everything: what was to be applied was applied in part. Needs no memory, of which there may be none."""
+        self.doubt = self.last_error = _BROKEN_OFF
+        self._hearsay, self._miscounted, self._broken_off = False, True, True
+
     def hear_doubt(self, reason: str) -> None:
         """Doubt for a reason that the events do not show; one that they show says more."""
         if self.doubt is None:
@@ -270,7 +277,10 @@ class Followed:
             self._miscounted, self.incomplete = False, True
 
     def expire(self) -> None:
-        """Wait no longer for a snapshot that was wanted long ago."""
+        """Wait no longer for a snapshot that was wanted long ago; want one for what could not be finished."""
+        if self._broken_off:
+            self._broken_off = False
+            self.suspect(_BROKEN_OFF)
         if self._journal is not None and self.now - self._wanted_since > self._limits.snapshot_seconds_max:
             self.counts["snapshots_missed"] += 1
             self.go_without()
@@ -344,7 +354,7 @@ class Followed:
 
     def _trust(self) -> None:
         self.doubt = None
-        self._disproved = self._hearsay = self.sequencer.replay_welcome = False
+        self._disproved = self._hearsay = self._broken_off = self.sequencer.replay_welcome = False
 
     def _want_no_more(self) -> None:
         self._journal = None

@@ -112,6 +112,8 @@ class Ingest:
     ) -> Receipt:
         """Take one batch as it arrives; never raises on what is in it.
 
+        Where it raises all the same, for want of memory or by a bug, the source is in doubt from then on.
+
         `incarnation` names the publisher's life where its wire does (`kvrouter.events.envelope`): a source then has it
         in every batch. None, as on the engines' own wires: lives are told apart by what their batches say. `digest`
         is what the publisher holds after this batch; what we believe then is compared with it.
@@ -124,12 +126,20 @@ class Ingest:
             sequencer = followed.sequencer
             if sequencer.is_next(sequence, incarnation):
                 # Nearly all batches come this way. One that is understood changes nothing that is noted of its source.
-                understood = sequencer.take_next(payload)
+                try:
+                    understood = sequencer.take_next(payload)
+                except BaseException:
+                    self._break_off(followed)
+                    raise
                 if understood and (self._budget is None or not self._budget.settle(followed)):
                     return _APPLIED
                 return self._answer(followed, _APPLIED if understood else _QUARANTINED)
-        batch = Batch(payload, digest)
-        receipt = followed.sequencer.receive(sequence, batch, replayed=replayed, incarnation=incarnation)
+        try:
+            batch = Batch(payload, digest)
+            receipt = followed.sequencer.receive(sequence, batch, replayed=replayed, incarnation=incarnation)
+        except BaseException:
+            self._break_off(followed)
+            raise
         return self._answer(followed, receipt)
 
     def receive_run(self, source: Source, first: int, payloads: Sequence[bytes], *, now: float) -> tuple[int, Receipt]:
@@ -144,7 +154,11 @@ class Ingest:
         if not self._is_steady(followed) or not followed.sequencer.is_next(first, None):
             return 1, self.receive(source, first, payloads[0], now=now)
         followed.now = now
-        taken, understood = followed.take_run(payloads)
+        try:
+            taken, understood = followed.take_run(payloads)
+        except BaseException:
+            self._break_off(followed)
+            raise
         if understood and (self._budget is None or not self._budget.settle(followed)):
             return taken, _APPLIED
         return taken, self._answer(followed, _APPLIED if understood else _QUARANTINED)
@@ -155,7 +169,12 @@ class Ingest:
         if followed is None:
             return _UNKNOWN_SOURCE
         followed.now = now
-        return self._answer(followed, followed.sequencer.replay_finished(complete=complete))
+        try:
+            receipt = followed.sequencer.replay_finished(complete=complete)
+        except BaseException:
+            self._break_off(followed)
+            raise
+        return self._answer(followed, receipt)
 
     def snapshot(
         self, source: Source, batches: Sequence[bytes], *, sequence: int, incarnation: int | None, now: float
@@ -172,7 +191,12 @@ class Ingest:
         followed.now = now
         if self._budget is not None:  # It shall not make room for itself.
             self._budget.confirm(followed.cache.rank)
-        return self._answer(followed, followed.snapshot(batches, sequence=sequence, incarnation=incarnation))
+        try:
+            receipt = followed.snapshot(batches, sequence=sequence, incarnation=incarnation)
+        except BaseException:
+            self._break_off(followed)
+            raise
+        return self._answer(followed, receipt)
 
     def snapshot_failed(self, source: Source, *, now: float) -> None:
         """A snapshot that was wanted cannot be had: what is known to be wrong is forgotten, the source goes on."""
@@ -209,7 +233,11 @@ class Ingest:
         for source in list(self._backlogged):
             followed = self._followed[source]
             followed.now = now
-            followed.sequencer.work()
+            try:
+                followed.sequencer.work()
+            except BaseException:
+                self._break_off(followed)
+                raise
             if self._budget is not None:
                 self._budget.settle(followed)
             if not followed.sequencer.backlog:
@@ -346,6 +374,12 @@ class Ingest:
                 self._on_backlog()
         self._note_state(followed)
         return followed.answer(receipt)
+
+    def _break_off(self, followed: Followed) -> None:
+        """What came was taken in part, and nobody knows in which."""
+        followed.break_off()
+        self._states[followed.cache.rank] = "suspect"  # So that no batch is taken any more as if all were well.
+        self._note_state(followed)
 
     def _note_state(self, followed: Followed) -> None:
         rank, state = followed.cache.rank, followed.state()
