@@ -11,7 +11,7 @@ that evicts nothing, or whose evicted blocks nobody asks for, has none.
 """
 
 from collections.abc import Callable, Iterable
-from math import exp
+from math import exp, inf
 from typing import Final
 
 from kvrouter.routing.rank_load import RankLoad
@@ -66,7 +66,9 @@ class Pressure:
 
     def tick(self, ranks: Iterable[tuple[RankLoad, frozenset[str]]], now: float) -> None:
         """Measure all ranks, each with its group: those that serve the same models."""
-        seconds = min(max(now - self.last, 0.0), _TRAFFIC_SECONDS) if self.last >= 0.0 else 0.0
+        since = now - self.last
+        # Neither the first time nor a clock that jumps tells how long it was.
+        seconds = min(since, _TRAFFIC_SECONDS) if 0.0 < since < inf else 0.0
         self.last, self.due = now, now + _TICK_SECONDS
         grouped: dict[frozenset[str], list[RankLoad]] = {}
         for load, group in ranks:

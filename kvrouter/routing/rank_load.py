@@ -6,6 +6,9 @@ reads without asking Python. `load.py` takes the core's where it is present.
 
 __all__ = ["RankLoad", "pairs_of"]
 
+# Of a prompt of three million tokens; a million of those fit into 64 bits.
+_PAIRS_MAX = 1 << 42
+
 
 class RankLoad:
     """Requests, uncached prompt tokens not yet computed, KV blocks in use; and when the rank was chosen last.
@@ -64,5 +67,5 @@ class RankLoad:
 
 
 def pairs_of(prefill_tokens: int, prompt_tokens: int) -> int:
-    """Pairs of a token and one before it, for the last `prefill_tokens` of a prompt."""
-    return prefill_tokens * (2 * prompt_tokens - prefill_tokens) // 2
+    """Pairs of a token and one before it, for the last `prefill_tokens` of a prompt; bounded, so that sums fit."""
+    return min(prefill_tokens * (2 * prompt_tokens - prefill_tokens) // 2, _PAIRS_MAX)
