@@ -233,7 +233,7 @@ def test_the_memory_store_keeps_the_same_contract(run: Run) -> None:
     async def scenario() -> None:
         store: KeyValueStore = open_key_value_store("memory:")
         bucket = store.bucket("b")
-        first = await bucket.create("key", b"1", ttl_seconds=0.2)
+        first = await bucket.create("key", b"1", ttl_seconds=3.0)
         assert isinstance(first, int)
         follower = Follower(store.bucket("b"))
         await follower.until(lambda seen: seen.values == {"key": b"1"})
