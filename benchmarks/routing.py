@@ -12,7 +12,7 @@ import argparse
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -173,7 +173,7 @@ def _arguments() -> argparse.Namespace:
     return arguments
 
 
-def _names(known: Iterable[str]):  # type: ignore[no-untyped-def]
+def _names(known: Iterable[str]) -> Callable[[str], list[str]]:
     allowed = list(known)
 
     def parse(text: str) -> list[str]:

@@ -34,6 +34,8 @@ _TOKENS: Final = range(1000, 60_000)
 _TIMEOUT_SECONDS: Final = 300.0
 # Times nearer to each other than this are no ranking.
 _APART: Final = 1.15
+# Which of two requests comes first decides much under policies that spread: simulated several times, it is a range.
+_SEEDS: Final = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +58,7 @@ def main() -> int:
     trace = chats(arguments.requests or (150 if arguments.quick else 600), arguments.seed)
     report = Report("routing_live", packages=["numpy", "uvloop"])
     report.conditions |= {"requests": len(trace.turns), "engines": ENGINES, "blocks": BLOCKS, "seed": arguments.seed}
-    simulated = {policy: simulated_run(trace, policy, arguments.seed) for policy in policies}
+    simulated = {policy: [simulated_run(trace, policy, seed) for seed in range(_SEEDS)] for policy in policies}
     real = {}
     for policy in policies:
         sys.stderr.write(f"{policy}: {len(trace.turns)} requests through real processes\n")
@@ -113,7 +115,7 @@ async def real_run(trace: Trace, policy: str, seed: int) -> Seen:
             else:
                 await asyncio.sleep(max(0.0, began + turn.arrival - time.monotonic()))
             answer = await client.complete(
-                _tokens(turn, number), model=MODEL, answer_tokens=turn.output_tokens, session=turn.session or ""
+                prompt_tokens(turn, number), model=MODEL, answer_tokens=turn.output_tokens, session=turn.session or ""
             )
             ended[number].set()
             return answer
@@ -124,35 +126,41 @@ async def real_run(trace: Trace, policy: str, seed: int) -> Seen:
     return _seen(hits, [answer.first_token_seconds for answer in answers])
 
 
-def add_rows(report: Report, simulated: dict[str, Seen], real: dict[str, Seen]) -> None:
+def add_rows(report: Report, simulated: dict[str, list[Seen]], real: dict[str, Seen]) -> None:
     """Add what both found for each policy, and how far they agree."""
     points = []
-    for policy, ours in simulated.items():
-        theirs = real[policy]
-        points.append(100 * abs(ours.hit_share - theirs.hit_share))
+    for policy, runs in simulated.items():
+        points.append(100 * abs(_mean(runs, "hit_share") - real[policy].hit_share))
         for name, unit in (("hit_share", "share"), ("ttft_mean", "s"), ("ttft_p90", "s")):
+            ours, theirs = _mean(runs, name), float(getattr(real[policy], name))
             report.row(
                 f"{policy}-{name.replace('_', '-')}",
                 unit,
-                getattr(ours, name),
-                getattr(theirs, name),
+                ours,
+                theirs,
                 "real processes",
-                ratio=getattr(ours, name) / getattr(theirs, name) if getattr(theirs, name) else None,
+                ratio=ours / theirs if theirs else None,
+                simulated_from=min(getattr(run, name) for run in runs),
+                simulated_to=max(getattr(run, name) for run in runs),
             )
-    apart, agreed = _rankings(simulated, real)
+    apart, agreed = _rankings({policy: _mean(runs, "ttft_mean") for policy, runs in simulated.items()}, real)
     report.row("hit-share-largest-difference", "points", max(points), reason="3 is the bound that is meant")
     report.row("pairs-ranked-alike", "pairs", agreed, reason=f"of {apart} that really differ in mean TTFT")
 
 
-def _rankings(simulated: dict[str, Seen], real: dict[str, Seen]) -> tuple[int, int]:
+def _rankings(simulated: dict[str, float], real: dict[str, Seen]) -> tuple[int, int]:
     """Return how many pairs of policies really differ in mean TTFT, and how many of them the simulation has alike."""
     apart = agreed = 0
     for one, other in combinations(real, 2):
         ratio = real[one].ttft_mean / real[other].ttft_mean
         if max(ratio, 1 / ratio) >= _APART:
             apart += 1
-            agreed += (simulated[one].ttft_mean < simulated[other].ttft_mean) == (ratio < 1)
+            agreed += (simulated[one] < simulated[other]) == (ratio < 1)
     return apart, agreed
+
+
+def _mean(runs: Sequence[Seen], name: str) -> float:
+    return sum(float(getattr(run, name)) for run in runs) / len(runs)
 
 
 def _seen(hit_share: float, ttft: Sequence[float]) -> Seen:
@@ -173,7 +181,7 @@ def _without_answer(turn: Turn) -> Turn:
     )
 
 
-def _tokens(turn: Turn, number: int) -> list[int]:
+def prompt_tokens(turn: Turn, number: int) -> list[int]:
     """Return tokens for a prompt: the same ones for the same key, and some of its own for the partial block."""
     tokens: list[int] = []
     for key in turn.keys.tolist():

@@ -16,7 +16,8 @@ from kvrouter.errors import SettingsError
 from kvrouter.replay.calibrate import Calibration, calibrate
 from kvrouter.replay.comparison import Estimate, compare
 from kvrouter.replay.findings import CapacityPoint, Findings, TraceFindings, facts_of
-from kvrouter.replay.plan import plan_workers
+from kvrouter.replay.fleet_simulation import check_fits
+from kvrouter.replay.plan import PlanRow, plan_workers
 from kvrouter.replay.progress import Progress
 from kvrouter.replay.questions import Questions, read_questions
 from kvrouter.replay.report import as_html
@@ -63,6 +64,8 @@ class _Work:
 
     def findings(self) -> Findings:
         asked, began = self._asked, time.monotonic()
+        for source in asked.sources:
+            check_fits(source.trace(asked.seeds[0]), asked.fleet.rates)  # better now than in the middle
         compared = [] if asked.plan else self._play("comparing", self._comparisons(asked.rate_scale, curves=True))
         over_rates = self._play("over rates", [
             run for scale in asked.curve for run in self._comparisons(asked.rate_scale * scale, curves=False)
@@ -99,7 +102,7 @@ class _Work:
             plan=self._plan(position) if asked.plan else (),
         )
 
-    def _plan(self, position: int):  # type: ignore[no-untyped-def]
+    def _plan(self, position: int) -> list[PlanRow]:
         asked = self._asked
         return plan_workers(
             Run(

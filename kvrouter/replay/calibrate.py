@@ -192,13 +192,13 @@ class _Measuring:
         return median(each.token_seconds for each in answers)
 
     def _ask(self, length: int, answer_tokens: int) -> Timed:
+        """Send a prompt of about `length` tokens; how many it has, the answer tells."""
         self._requests += 1
-        words = (
-            "".join(self._random.choices(_SYLLABLES, k=2)) for _ in range(max(1, int(length * self._words_per_token)))
+        count = max(1, int(length * self._words_per_token))
+        answer = self._client.complete(
+            " ".join("".join(self._random.choices(_SYLLABLES, k=2)) for _ in range(count)), answer_tokens
         )
-        answer = self._client.complete(" ".join(words), answer_tokens)
-        # The next prompts are nearer to the length that was meant.
-        self._words_per_token *= max(0.2, min(5.0, length / max(1, answer.prompt_tokens)))
+        self._words_per_token = count / max(1, answer.prompt_tokens)  # the next ones are nearer to what was meant
         return answer
 
 

@@ -22,7 +22,7 @@ from kvrouter.replay.trace import Trace, Turn, resampled
 from kvrouter.replay.worker import Running, Worker
 from kvrouter.routing import Policy, Router, RoutingSettings
 
-__all__ = ["FleetOptions", "simulate"]
+__all__ = ["FleetOptions", "check_fits", "simulate"]
 
 _EXPIRE_SECONDS: Final = 1.0
 _PROGRESS_TURNS: Final = 256
@@ -69,7 +69,24 @@ def simulate(
     Raises:
         SettingsError: the trace has a request that no worker can ever hold.
     """
+    check_fits(trace, options.rates)
     return _Simulation(resampled(trace, seed), policy, options, seed, progress).run()
+
+
+def check_fits(trace: Trace, rates: EngineRates) -> None:
+    """Check that a worker can hold each request.
+
+    Raises:
+        SettingsError: one is longer than a worker's whole cache, and would wait for ever.
+    """
+    worker = Worker(rates, block_tokens=trace.block_tokens)
+    for number, turn in enumerate(trace.turns):
+        if not worker.fits(turn.input_tokens, turn.output_tokens):
+            room = worker.cache.pool.blocks * trace.block_tokens
+            needed = turn.input_tokens + turn.output_tokens
+            raise SettingsError(
+                f"request {number} of {trace.name} needs {needed} tokens of KV cache; a worker has {room}"
+            )
 
 
 class _Place:
@@ -111,7 +128,6 @@ class _Simulation:
         ]
         self._places = [self._place(number) for number in range(options.workers)]
         self._by_name = {place.name: number for number, place in enumerate(self._places)}
-        self._check_sizes()
 
     def run(self) -> Outcome:
         """Move time until every turn has ended."""
@@ -197,16 +213,6 @@ class _Simulation:
             )
             place.feeds.append(feed)
         return place
-
-    def _check_sizes(self) -> None:
-        worker = self._places[0].worker
-        for number, turn in enumerate(self._turns):
-            if not worker.fits(turn.input_tokens, turn.output_tokens):
-                room = worker.cache.pool.blocks * self._trace.block_tokens
-                needed = turn.input_tokens + turn.output_tokens
-                raise SettingsError(
-                    f"request {number} of {self._trace.name} needs {needed} tokens of KV cache; a worker has {room}"
-                )
 
     def _wake(self, place: _Place, now: float) -> None:
         """Let a worker see what has just been given to it."""

@@ -1,0 +1,102 @@
+"""The grid of the routing benchmark, and what its rows say of wins and losses."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.report import Report
+from benchmarks.routing import add_rows, measure, verdict
+from benchmarks.routing_grid import LOADS, Cell, Grid
+from tests.replay.test_comparison import MEASURES
+
+
+def grid(folder: Path, **changes: object) -> Grid:
+    """A grid of two cells over made-up chats."""
+    given = {
+        "kinds": ["multi-turn"],
+        "workers": [2],
+        "caches": [100_000],
+        "loads": ["light", "heavy"],
+        "requests": 50,
+        "made_up_share": 0.05,
+        **changes,
+    }
+    return Grid(folder, **given)  # type: ignore[arg-type]
+
+
+def figures(*means: float) -> dict[int, object]:
+    """Measures of one policy by seed."""
+    return {seed: replace(MEASURES, ttft_mean=mean) for seed, mean in enumerate(means)}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "said"),
+    [
+        ((1.0, 2.0, 3.0), (1.5, 2.5, 3.5), "best"),
+        ((1.5, 2.5, 3.5), (1.0, 2.0, 3.0), "lost"),
+        ((1.0, 2.0, 3.0), (1.0, 2.0, 3.0), "best"),
+        ((1.1, 2.0, 3.0), (1.0, 2.1, 2.9), "tied"),
+        ((1.0, 2.0, 3.0), (1.1, 1.9, 3.1), "tied"),
+        ((1.0,), (1.1,), "best"),
+        ((1.1,), (1.0,), "lost"),
+    ],
+)
+def test_differences_decide_seed_by_seed(ours: tuple[float, ...], theirs: tuple[float, ...], said: str) -> None:
+    """A steady difference is a win or a loss, one that may be chance is a tie."""
+    assert verdict(figures(*ours), figures(*theirs), "ttft_mean") == said  # type: ignore[arg-type]
+
+
+def test_recorded_traces_are_part_of_the_grid(tmp_path: Path) -> None:
+    """Each with all numbers of workers; without a folder there are only made-up ones."""
+    line = {"timestamp": 0, "input_length": 600, "output_length": 5, "hash_ids": [1, 2]}
+    lines = [json.dumps(line | {"timestamp": 100 * number}) for number in range(80)]
+    (tmp_path / "chats_trace.jsonl").write_text("\n".join(lines))
+
+    found = grid(tmp_path, workers=[2, 4], caches=[100_000, 200_000])
+
+    assert [cell.name for cell in found.cells if cell.trace == "chats"] == [
+        f"chats-{workers}w-{cache}k-{load}" for workers in (2, 4) for cache in (100, 200) for load in ("light", "heavy")
+    ]
+    assert [source.name for source in found.sources] == ["chats", "multi-turn", "multi-turn"]
+    assert len(found.sources[0].trace(0).turns) == 50
+    assert len(grid(tmp_path / "absent").sources) == 1
+
+
+def test_a_level_of_load_is_a_level_of_work(tmp_path: Path) -> None:
+    """Heavy is denser than light by what the levels say."""
+    light, heavy = grid(tmp_path / "absent").cells
+
+    assert heavy.rate_scale / light.rate_scale == pytest.approx(LOADS["heavy"] / LOADS["light"])
+    assert (light.fleet.workers, light.fleet.rates.cache_tokens) == (2, 100_000)
+
+
+def test_every_cell_is_reported_and_they_are_summed_up(tmp_path: Path) -> None:
+    """Two cells, three policies, two seeds."""
+    small = grid(tmp_path / "absent")
+    report = Report("routing")
+    policies = ["kv", "least-loaded", "random"]
+
+    add_rows(report, small.cells, measure(small, policies, [1, 2], 1))
+
+    *rows, share, worst = report.document()["rows"]  # type: ignore[misc]
+    assert [row["name"] for row in rows] == [cell.name for cell in small.cells]  # type: ignore[index]
+    for row in rows:
+        assert row["peer_name"] in policies[1:]  # type: ignore[index]
+        assert {row["mean"], row["p99"]} <= {"best", "tied", "lost"}  # type: ignore[index]
+        assert list(row["policies"]) == policies  # type: ignore[index]
+    assert share["name"] == "share-of-cells-best-or-tied"
+    assert 0 <= share["ours"] <= 1
+    assert worst["name"] == "worst-cell-mean-ttft-ratio"
+    assert worst["ours"] >= 1
+
+
+def test_cells_are_named_by_their_conditions() -> None:
+    """So that a row can be found again."""
+    cell = Cell(source=0, trace="agents", workers=8, cache_tokens=1_000_000, load="medium", rate_scale=1.0)
+
+    assert cell.name == "agents-8w-1000k-medium"
+    assert {run.seed for run in cell.runs(["kv"], [1, 2])} == {1, 2}
