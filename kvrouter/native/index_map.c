@@ -39,12 +39,10 @@ void kvr_map_close(struct kvr_map *map) { (void)map; }
 #define LOAD(at) __atomic_load_n(at, __ATOMIC_RELAXED)
 #define LOAD_FIRST(at) __atomic_load_n(at, __ATOMIC_ACQUIRE)
 #define FENCE() __atomic_thread_fence(__ATOMIC_ACQUIRE)
-/* What these read may be written meanwhile, on purpose: the thread sanitizer shall watch everything else. */
-#if defined(__clang__) || defined(__GNUC__)
+/* What these functions read may be written meanwhile, on purpose: the thread sanitizer shall watch everything else. */
+#if defined(__SANITIZE_THREAD__) && !defined(KVR_WATCH_ALL_READS)
 #define RACY __attribute__((no_sanitize("thread"), noinline))
-#endif
-#ifndef __SANITIZE_THREAD__
-#undef RACY
+#else
 #define RACY
 #endif
 

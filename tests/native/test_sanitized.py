@@ -36,6 +36,7 @@ SUITES = {
         "--ignore=tests/native/test_installing.py",
         "--ignore=tests/native/test_presence.py",
         "--ignore=tests/native/test_sanitized.py",
+        "--ignore=tests/native/test_shared_threads.py",
         "--ignore=tests/native/test_threads.py",
         "--ignore=tests/native/test_wheels.py",
         "tests/prompts/test_remembered_pieces.py",
