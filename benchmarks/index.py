@@ -22,6 +22,7 @@ from typing import Any
 
 from benchmarks.index_depths import DEPTHS, KINDS, deep_changes, deep_queries
 from benchmarks.index_floor import measure_floor, measure_walk
+from benchmarks.index_mapped import report_mapped
 from benchmarks.index_workload import BLOCK_SIZE, Change, Fleet, Request, load_trace, synthetic_trace
 from benchmarks.peers import PeerEnvironment, add_peers_option
 from benchmarks.report import Report, argument_parser
@@ -219,6 +220,7 @@ def _report(report: Report, results: dict[str, Result], resident: int, peers: Pe
     row("bytes-per-pair-with-aliases", "bytes", bytes_per_pair, "resident_bytes", scale=1 / resident)
     if native_core.present:
         _report_floor(report, int(results["reference"]["distinct"]))
+        report_mapped(report, int(results["reference"]["distinct"]))
     _report_hashing(report, peers)
 
 
