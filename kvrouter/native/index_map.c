@@ -97,7 +97,8 @@ const char *kvr_map_open(struct kvr_map *map, int file)
         return "it cannot be mapped";
     const char *wrong = check_header(map->shared);
     uint64_t length = wrong == NULL ? LOAD_FIRST(&map->shared->length) : 0;
-    if (wrong == NULL && (length > (uint64_t)status.st_size || length > map->shared->capacity))
+    /* The file may have grown since it was looked at; it never becomes shorter. */
+    if (wrong == NULL && (fstat(file, &status) || length > (uint64_t)status.st_size || length > map->shared->capacity))
         wrong = "it is shorter than it says";
     if (wrong == NULL) {
         map->capacity = map->shared->capacity;

@@ -111,6 +111,16 @@ def test_a_killed_reader_disturbs_nobody(sides: Sides) -> None:
     assert writer.poll() is None
 
 
+def test_an_index_can_be_mapped_at_any_moment(sides: Sides) -> None:
+    """Also while its file grows, again and again."""
+    writer = sides.write()
+
+    for _ in range(3000):
+        MappedIndex(sides.path).close()
+
+    assert writer.poll() is None
+
+
 def test_what_a_writer_leaves_frozen_is_whole(sides: Sides) -> None:
     """After its last round one rank holds all of each prompt, and the other one nothing."""
     writer = sides.write(rounds=6)
