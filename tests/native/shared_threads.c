@@ -61,7 +61,7 @@ static void hand_over(int prompt, int turn, uint32_t tier, uint64_t *state)
     uint32_t to = (uint32_t)(2 * prompt + turn % 2), from = (uint32_t)(2 * prompt + (turn + 1) % 2);
     uint32_t guest = 100 + (uint32_t)(draw(state) % 4);
     size_t length = length_of(prompt);
-    must(kvr_index_store_chain(&shared_index, to, NULL, prompts[prompt], length, tier));
+    must(kvr_index_store_chain(&shared_index, to, NULL, prompts[prompt], length, tier, NULL));
     must(kvr_index_store(&shared_index, guest, prompts[prompt], draw(state) % (length + 1), tier));
     must(kvr_index_remove(&shared_index, from, prompts[prompt], length, tier));
     if (draw(state) % 3 == 0)
@@ -156,9 +156,9 @@ int main(int count, char **arguments)
         for (int at = 0; at < LONGEST; at++)
             prompts[prompt][at] = draw(&state);
         must(kvr_index_store_chain(&shared_index, HALF, NULL, prompts[prompt], length_of(prompt) / 2,
-                                   tier));
+                                   tier, NULL));
         must(kvr_index_store_chain(&shared_index, (uint32_t)(2 * prompt), NULL, prompts[prompt], length_of(prompt),
-                                   tier));
+                                   tier, NULL));
     }
     memset(readers, 0, sizeof readers);
     for (int at = 0; at < READERS; at++) {
