@@ -15,10 +15,12 @@
 /* Candidates that are noted in a decision; of more, the chosen one and those that have some of the prompt. */
 #define NOTED_MAX 64
 
-/* A candidate: position, requests, tokens, blocks, tokens promised, confirmed and credited, and what it costs. */
+/* A candidate: position, requests, those that wait, tokens, blocks, tokens promised, confirmed and credited; what it
+ * costs, and what was known of the rank. */
 struct row {
-    long long numbers[7];
+    long long numbers[8];
     struct kvr_cost cost;
+    double known[5];
 };
 
 /* How long predictions hold; see `kvrouter/routing/knowledge.py`. */
@@ -150,9 +152,11 @@ static void note_row(const struct weigher *weigher, const struct prompt *prompt,
 {
     const struct kvr_load *load = kvr_load_of(PyTuple_GetItem(loads, position));
     long long promised = kvr_credit(&weigher->promised, load->rank);
-    *row = (struct row){.numbers = {position, load->active_requests, load->prefill_tokens, load->decode_blocks, promised,
+    *row = (struct row){.numbers = {position, load->active_requests, load->waiting, load->prefill_tokens, load->decode_blocks, promised,
                                     confirmed_tokens(weigher, prompt, load->rank), promised},
-                        .cost = kvr_cost_of(load, (double)promised, (double)prompt->tokens, &weigher->weights, now)};
+                        .cost = kvr_cost_of(load, (double)promised, (double)prompt->tokens, &weigher->weights, now),
+                        .known = {load->token_seconds, load->pair_seconds, load->first_seconds, load->urgency,
+                                  load->miss_price}};
 }
 
 /* The candidates as they are now, for whoever asks why. */

@@ -17,14 +17,15 @@ __all__ = ["NOTED_MAX", "Candidate", "Decision", "note_candidates"]
 
 NOTED_MAX = 64
 """Candidates noted per decision; in larger fleets only some. The native core has the same number."""
-_ROW = Struct("=7q4d")
+_ROW = Struct("=8q9d")
 
 
 class Candidate:
     """One rank as it looked when the decision was made.
 
     `cost` is its predicted time to first token in seconds; of that `wait_seconds` are for what the rank had to do
-    before, and `prefill_seconds` for the prompt. `price` is the cost and what others lose; `kv` compares that.
+    before, and `prefill_seconds` for the prompt. `price` is the cost and what others lose; `kv` compares that. The rest
+    is what it was worked out from: what the rank was busy with, and what was learnt of it (`RankLoad`).
     """
 
     __slots__ = (
@@ -32,20 +33,27 @@ class Candidate:
         "confirmed_tokens",
         "cost",
         "decode_blocks",
+        "first_seconds",
+        "miss_price",
         "overlap_tokens",
+        "pair_seconds",
         "prefill_seconds",
         "prefill_tokens",
         "price",
         "rank",
+        "token_seconds",
+        "urgency",
         "wait_seconds",
+        "waiting",
         "worker_id",
     )
 
     def __init__(self, target: FleetRank, row: tuple[Any, ...]) -> None:
         self.worker_id, self.rank = target.source
-        self.active_requests, self.prefill_tokens, self.decode_blocks = row[1:4]
-        self.overlap_tokens, self.confirmed_tokens = row[4:6]
-        self.wait_seconds, self.prefill_seconds, self.cost, self.price = row[7:]
+        self.active_requests, self.waiting, self.prefill_tokens, self.decode_blocks = row[1:5]
+        self.overlap_tokens, self.confirmed_tokens = row[5:7]
+        self.wait_seconds, self.prefill_seconds, self.cost, self.price = row[8:12]
+        self.token_seconds, self.pair_seconds, self.first_seconds, self.urgency, self.miss_price = row[12:]
 
 
 def note_candidates(
@@ -53,9 +61,9 @@ def note_candidates(
 ) -> bytes:
     """Note the candidates as they are now: most are never looked at, so this is all that is kept of them.
 
-    A row of signed 64-bit integers for each: position, active requests, prefill tokens and decode blocks of the load,
-    tokens that are promised, confirmed and credited; then the fields of its `Cost`, as doubles. Of more than
-    `NOTED_MAX`, the `chosen` one and those that have some of the prompt.
+    A row of signed 64-bit integers for each: position, active and waiting requests, prefill tokens and decode blocks
+    of the load, tokens that are promised, confirmed and credited; then, as doubles, the fields of its `Cost` and what
+    was known of the rank. Of more than `NOTED_MAX`, the `chosen` one and those that have some of the prompt.
     """
     positions: Iterable[int] = range(len(candidates))
     if len(candidates) > NOTED_MAX:
@@ -68,7 +76,20 @@ def note_candidates(
         number, load = target.dense_rank, target.load
         known = [each.get(number, 0) for each in (overlaps.promised, overlaps.confirmed, overlaps.credited)]
         cost = model.cost(load, known[2], tokens, now)
-        rows += _ROW.pack(position, load.active_requests, load.prefill_tokens, load.decode_blocks, *known, *cost)
+        rows += _ROW.pack(
+            position,
+            load.active_requests,
+            load.waiting,
+            load.prefill_tokens,
+            load.decode_blocks,
+            *known,
+            *cost,
+            load.token_seconds,
+            load.pair_seconds,
+            load.first_seconds,
+            load.urgency,
+            load.miss_price,
+        )
     return bytes(rows)
 
 
@@ -89,6 +110,9 @@ class Decision(msgspec.Struct, eq=False, gc=False):
         policy: name of the policy that chose.
         reason: one word of that policy.
         id: under which id it was booked; None before.
+        first_token_seconds: how long its first token took, from the booking on; None before, and where nobody said.
+        cached_tokens: prompt tokens that the engine had not to compute, if it says so.
+        completed: whether it was answered to its end; None before.
     """
 
     target: FleetRank
@@ -105,6 +129,9 @@ class Decision(msgspec.Struct, eq=False, gc=False):
     _candidates: Candidates
     _rows: bytes
     id: Hashable = None
+    first_token_seconds: float | None = None
+    cached_tokens: int | None = None
+    completed: bool | None = None
 
     def __repr__(self) -> str:
         return (

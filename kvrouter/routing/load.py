@@ -6,7 +6,7 @@ booking with a lease ends by itself if nobody shows progress. Time is an argumen
 
 from collections.abc import Hashable, Sequence
 from heapq import heapify, heappop, heappush
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -20,7 +20,15 @@ if TYPE_CHECKING or not native_core.present:
 else:
     RankLoad = native_core.native.RankLoad
 
-__all__ = ["Booking", "LoadBook", "RankLoad"]
+__all__ = ["Booking", "LoadBook", "Outcome", "RankLoad"]
+
+
+class Outcome(Protocol):
+    """What became of a request, as far as it is known yet."""
+
+    first_token_seconds: float | None
+    cached_tokens: int | None
+    completed: bool | None
 
 
 class Booking(msgspec.Struct, eq=False, gc=False):
@@ -36,6 +44,7 @@ class Booking(msgspec.Struct, eq=False, gc=False):
         prefill_tokens: its own ones, until its first token.
         prefill_pairs: the same in pairs.
         is_waiting: whether its first token has not come yet.
+        outcome: where to note what became of it.
     """
 
     load: RankLoad
@@ -49,6 +58,7 @@ class Booking(msgspec.Struct, eq=False, gc=False):
     own: int  # blocks that count for this booking alone
     counted: int  # what the rank's load holds for them
     is_waiting: bool = True
+    outcome: Outcome | None = None
     weight: float = 1.0  # share of them that still counts
     hashes: Sequence[int] = ()
     lease: float | None = None
@@ -104,8 +114,8 @@ class LoadBook:
         prompt_tokens: int = 0,
         lease_seconds: float | None = None,
         hashes: Sequence[int] = (),
-    ) -> None:
-        """Book a request on a rank.
+    ) -> Booking:
+        """Book a request on a rank, and return what was booked.
 
         Args:
             booking_id: any hashable value; must be new.
@@ -152,6 +162,7 @@ class LoadBook:
             booking.lease, booking.deadline = lease_seconds, now + lease_seconds
             self._leased += 1  # breaks ties, so that ids and bookings are never compared
             heappush(self._leases, (booking.deadline, self._leased, booking_id, booking))
+        return booking
 
     def check_room(self) -> None:
         """Raise OverloadedError if `reservations_max` bookings are held."""
@@ -169,10 +180,9 @@ class LoadBook:
             booking.deadline = now + booking.lease
         return True
 
-    def waiting(self, booking_id: Hashable) -> Booking | None:
-        """A booking whose first token has not come yet; None if there is none."""
-        booking = self._bookings.get(booking_id)
-        return booking if booking is not None and booking.is_waiting else None
+    def get(self, booking_id: Hashable) -> Booking | None:
+        """A booking; None if there is none."""
+        return self._bookings.get(booking_id)
 
     def output_block(self, booking_id: Hashable, decay: float | None = None, *, now: float | None = None) -> bool:
         """The answer filled one more block; renews the lease if the time is given. False if the id is unknown.

@@ -273,7 +273,7 @@ class Router:
             return decision
         self._turns += 1
         decision = self._decision(candidates, prompt, block_size, found)
-        self.book.reserve(
+        booking = self.book.reserve(
             id,
             decision.target.dense_rank,
             prefill_tokens=decision.prefill_tokens,
@@ -281,6 +281,7 @@ class Router:
             now=now,
             prompt_tokens=tokens,
         )
+        booking.outcome = decision
         if now >= self.learning.due:
             self.learning.advance(now)
         decision.id, decision.prompt = id, None
@@ -299,7 +300,7 @@ class Router:
         if self.fleet.ranks[rank] is not target:
             raise NoWorkerError(f"worker {target.worker_id!r} left before the request was booked")
         block_size = decision.block_size
-        self.book.reserve(
+        booking = self.book.reserve(
             id,
             rank,
             prefill_tokens=decision.prefill_tokens,
@@ -309,6 +310,7 @@ class Router:
             lease_seconds=lease_seconds,
             hashes=prompt.hash_list(block_size) if self._shares_blocks and prompt is not None else (),
         )
+        booking.outcome = decision
         self.learning.advance(now)
         decision.id = id
         decision.prompt = None  # whoever keeps decisions must not keep prompts
@@ -328,9 +330,13 @@ class Router:
 
         How long it took teaches how fast the rank is.
         """
-        booking = self.book.waiting(id)
-        if booking is not None:
+        booking = self.book.get(id)
+        if booking is None:
+            return False
+        if booking.is_waiting:
             self.learning.first_token(booking, now)
+            if booking.outcome is not None:
+                booking.outcome.first_token_seconds = now - booking.booked_at
         return self.book.prefill_complete(id, now=now)
 
     def finished(
@@ -338,14 +344,17 @@ class Router:
         id: Hashable,  # noqa: A002 - as for `commit`
         *,
         now: float,
-        cached_tokens: int | None = None,  # noqa: ARG002
-        completed: bool = True,  # noqa: ARG002
+        cached_tokens: int | None = None,
+        completed: bool = True,
     ) -> bool:
         """A booked request ended: its booking is freed. False if the id is unknown.
 
         `cached_tokens` are those that the engine says it had not to compute, and `completed` is false where the
         request failed or was given up.
         """
+        booking = self.book.get(id)
+        if booking is not None and booking.outcome is not None:
+            booking.outcome.cached_tokens, booking.outcome.completed = cached_tokens, completed
         return self.book.free(id, now=now)
 
     def predict(

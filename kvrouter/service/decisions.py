@@ -69,6 +69,9 @@ def _stage(decision: Decision) -> dict[str, Any]:
         "confirmed_tokens": decision.confirmed_tokens,
         "prefill_tokens": decision.prefill_tokens,
         "blocks": decision.blocks,
+        "first_token_seconds": decision.first_token_seconds,
+        "cached_tokens": decision.cached_tokens,
+        "completed": decision.completed,
         "candidates": [_candidate(each) for each in decision.candidates],
     }
 

@@ -469,3 +469,16 @@ def test_the_least_time_to_a_first_token_is_predicted() -> None:
     assert 0 < idle < router.predict(Prompt(prompt_of(1, 2)), now=0.0)
     assert router.predict(None, now=0.0) > 0
     assert len(router.book) == 1
+
+
+def test_a_decision_knows_what_became_of_it() -> None:
+    """How long the first token took, and what the engine had cached; nothing where nobody told."""
+    router = fleet("a")
+    told, silent = (router.route(prompt_of(number, tokens=400), now=1.0) for number in range(2))
+
+    router.first_token(told.id, now=1.5)
+    router.finished(told.id, now=2.0, cached_tokens=16, completed=True)
+    router.finished(silent.id, now=2.5, completed=False)
+
+    assert (told.first_token_seconds, told.cached_tokens, told.completed) == (0.5, 16, True)
+    assert (silent.first_token_seconds, silent.cached_tokens, silent.completed) == (None, None, False)

@@ -37,7 +37,7 @@ class Ranks:
         each = self.first_seconds / queue + tokens * self.real[rank] + tokens**2 / 2 * self.pair_seconds
         for number in range(queue):
             self.now += each * self.random.uniform(1 - noise, 1 + noise)
-            booking = self.book.waiting((rank, number))
+            booking = self.book.get((rank, number))
             assert booking is not None
             self.speeds.first_token(booking, self.now)
             self.book.prefill_complete((rank, number), now=self.now)
@@ -139,7 +139,7 @@ def test_nothing_that_is_told_leads_out_of_bounds(told: list[tuple[int, int, flo
         speeds.adopt(load, group)
     for number, (rank, tokens, booked, first, learnt) in enumerate(told):
         book.reserve(number, rank, prefill_tokens=tokens, blocks=0, now=booked)
-        booking = book.waiting(number)
+        booking = book.get(number)
         assert booking is not None
         speeds.first_token(booking, first)
         book.prefill_complete(number, now=first)
@@ -160,7 +160,7 @@ def test_a_large_fleet_is_learnt_in_parts() -> None:
             ranks.book.reserve(rank, rank, prefill_tokens=1000, blocks=0, now=ranks.now)
         ranks.now += 2.0
         for rank in range(150):
-            booking = ranks.book.waiting(rank)
+            booking = ranks.book.get(rank)
             assert booking is not None
             ranks.speeds.first_token(booking, ranks.now)
             ranks.book.free(rank, now=ranks.now)
