@@ -3,8 +3,9 @@
 
 /* Looked at one by one: most prompts that are nowhere end with their first block. */
 #define FIRST_BLOCKS 8
-/* Asked for together where a walk goes block by block. */
+/* Asked for together where a walk goes block by block; and how far ahead, where it has done so for a stretch. */
 #define STEP_BLOCKS 8
+#define STEADY_BLOCKS 32
 /* Stretches whose last blocks are asked for together. Three such windows are under way at a time: the slots of one are
  * asked for, those of another are looked at and their stretches asked for, and the third is passed. */
 #define WINDOW_MAX 32
@@ -63,17 +64,20 @@ static int keep(const struct match *match, uint64_t *alive, uint32_t number, siz
 
 /* -- the walk ----------------------------------------------------------------------------------------------------- */
 
+struct probe {
+    uint64_t key;
+    struct kvr_slot *slot;
+};
+
 /* What the walk along a prompt knows so far. */
 struct walk {
     const struct match *match;
     uint64_t *alive;
     uint32_t named; /* by the slot of the last block */
     uint64_t mark;  /* of that set */
-};
-
-struct probe {
-    uint64_t key;
-    const struct kvr_slot *slot;
+    size_t stepped; /* The last blocks before this one were passed one by one. */
+    size_t asked;   /* before this one blocks were asked for, as far as they are still ahead */
+    struct probe probes[2 * STEADY_BLOCKS];
 };
 
 /* Ask for the slot of a block; -1 if its hash cannot be read. */
@@ -92,10 +96,8 @@ KVR_INLINE int ask(const struct match *match, size_t position, struct probe *pro
 /* The slot of a block, or NULL where it has none. */
 KVR_INLINE const struct kvr_slot *look(const struct probe *probe)
 {
-    const struct kvr_slot *slot = probe->slot;
-    while (slot->key < probe->key)
-        slot++;
-    return slot->key == probe->key && slot->value != 0 ? slot : NULL;
+    const struct kvr_slot *slot = kvr_slot_seek(probe->slot, probe->key);
+    return kvr_slot_has(slot, probe->key) ? slot : NULL;
 }
 
 /* From `depth` on, blocks have slots that name this set. 1 if some ranks go on, 0 if none does. */
@@ -115,21 +117,32 @@ static int meet(struct walk *walk, uint32_t named, size_t depth)
     return 1;
 }
 
+/* Ask for blocks before `stop`; -1 if a hash cannot be read. */
+static int ask_until(struct walk *walk, size_t stop)
+{
+    for (; walk->asked < stop; walk->asked++)
+        if (ask(walk->match, walk->asked, &walk->probes[walk->asked % (2 * STEADY_BLOCKS)]))
+            return -1;
+    return 0;
+}
+
 /* Block by block. 1 if some ranks go on, 0 if none does, -1 if a hash cannot be read. */
 static int step(struct walk *walk, size_t from, size_t stop)
 {
-    struct probe probes[2 * STEP_BLOCKS];
-    size_t asked = from;
+    size_t total = walk->match->keys->count;
+    int is_steady = from > 0 && walk->stepped == from && from % KVR_STRETCH_BLOCKS == 0;
+    walk->asked = walk->asked < from ? from : walk->asked;
     for (size_t at = from; at < stop; at++) {
         /* Those that are looked at, and as many ahead: what ends soon shall not have cost much. */
         size_t most = at - (at - from) % STEP_BLOCKS + (at > from ? 2 : 1) * STEP_BLOCKS;
-        for (; asked < most && asked < stop; asked++)
-            if (ask(walk->match, asked, &probes[asked % (2 * STEP_BLOCKS)]))
-                return -1;
-        const struct kvr_slot *slot = look(&probes[at % (2 * STEP_BLOCKS)]);
+        most = is_steady ? at + STEADY_BLOCKS : most < stop ? most : stop;
+        if (ask_until(walk, most < total ? most : total))
+            return -1;
+        const struct kvr_slot *slot = look(&walk->probes[at % (2 * STEADY_BLOCKS)]);
         if (!meet(walk, slot ? slot->value : 0, at))
             return 0;
     }
+    walk->stepped = stop;
     return 1;
 }
 
@@ -253,7 +266,12 @@ int kvr_match_exact(const struct kvr_index *index, const struct kvr_keys *keys, 
     uint64_t alive[KVR_RANK_WORDS_MAX];
     overlap->words = match.words;
     memset(overlap->ranks, 0, match.words * sizeof *overlap->ranks);
-    struct walk walk = {&match, alive, UINT32_MAX, 0};
+    struct walk walk;
+    walk.match = &match;
+    walk.alive = alive;
+    walk.named = UINT32_MAX;
+    walk.mark = 0;
+    walk.stepped = walk.asked = 0;
     return walk_along(&walk) < 0 ? -1 : 0;
 }
 
