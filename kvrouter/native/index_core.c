@@ -1,6 +1,7 @@
 /* Storing, removing and clearing; `index_core.h` says of what. */
 #include "index_core.h"
 #include "index_memory.h"
+#include "index_row.h"
 
 /* Slots looked at for stale ones: per changed block, and at once when a rank was cleared (about 0.1 ms). */
 #define SWEPT_PER_BLOCK 2
@@ -137,49 +138,6 @@ void kvr_index_sweep(struct kvr_index *index)
 
 /* -- changes ------------------------------------------------------------------------------------------------------ */
 
-/* Hashes that are changed one after the other. Their slots are asked for some time before their turn; in half of that
- * time the line behind where it will be touched, and in half of what is left the one behind that. */
-struct row {
-    const struct kvr_index *index;
-    const uint64_t *hashes;
-    size_t count;
-    uint64_t keys[ASKED_BLOCKS]; /* of those that have been asked for */
-};
-
-KVR_INLINE void ask(struct row *row, size_t at)
-{
-    uint64_t key = kvr_index_key(row->index, row->hashes[at]);
-    row->keys[at % ASKED_BLOCKS] = key;
-    kvr_index_prefetch_key(row->index, key);
-}
-
-KVR_INLINE void ask_behind(struct row *row, size_t at, int second)
-{
-    kvr_index_prefetch_behind(row->index, row->keys[at % ASKED_BLOCKS], second);
-}
-
-static void open_row(struct row *row, const struct kvr_index *index, const uint64_t *hashes, size_t count)
-{
-    row->index = index;
-    row->hashes = hashes;
-    row->count = count;
-    for (size_t at = 0; at < count && at < ASKED_BLOCKS; at++)
-        ask(row, at);
-}
-
-/* The scattered hash whose turn it is. */
-KVR_INLINE uint64_t next_key(struct row *row, size_t at)
-{
-    uint64_t key = row->keys[at % ASKED_BLOCKS];
-    if (at + ASKED_BLOCKS < row->count)
-        ask(row, at + ASKED_BLOCKS);
-    if (at + ASKED_BLOCKS / 2 < row->count)
-        ask_behind(row, at + ASKED_BLOCKS / 2, 0);
-    if (at + ASKED_BLOCKS / 4 < row->count)
-        ask_behind(row, at + ASKED_BLOCKS / 4, 1);
-    return key;
-}
-
 /* A change that is made to blocks of one set. Neighbouring blocks mostly have one, so it is looked for once, and what
  * is counted is counted at its end. */
 struct change {
@@ -307,14 +265,14 @@ KVR_INLINE kvr_link follow(struct kvr_index *index, struct kvr_slot *slot, kvr_l
 }
 
 /* The blocks of a row, each of which follows the one before it if `is_chain`, the first one that at `previous`. */
-static int store_row(struct kvr_index *index, struct row *row, struct change *change, int is_chain, kvr_link previous,
+static int store_row(struct kvr_index *index, struct kvr_row *row, struct change *change, int is_chain, kvr_link previous,
                      uint8_t *held)
 {
     int is_bounded = index->budget.bytes_max != 0;
     size_t *blocks = &index->tiers[change->tier].blocks[change->rank];
     kvr_link link = KVR_LOOSE_BLOCK;
     for (size_t at = 0; at < row->count; at++) {
-        uint64_t key = next_key(row, at);
+        uint64_t key = kvr_row_next(row, at);
         struct kvr_slot *slot = kvr_table_seek(&index->table, key);
         int is_there = kvr_slot_has(slot, key);
         uint32_t named = is_there ? slot->value : 0;
@@ -347,11 +305,11 @@ static int store_row(struct kvr_index *index, struct row *row, struct change *ch
 static int store(struct kvr_index *index, uint32_t rank, int is_chain, const uint64_t *parent, const uint64_t *hashes,
                  size_t count, uint32_t tier, uint8_t *held)
 {
-    struct row row;
+    struct kvr_row row;
     struct change change = {rank, tier, UINT32_MAX, 0, 0, 0, 0, 0};
     if (parent != NULL)
         kvr_index_prefetch(index, *parent);
-    open_row(&row, index, hashes, count);
+    kvr_row_open(&row, index, hashes, count);
     if (index->sets.stale)
         sweep(index, count * SWEPT_PER_BLOCK + 1);
     kvr_index_relieve(index);
@@ -388,17 +346,17 @@ void kvr_index_note_chain(struct kvr_index *index, const uint64_t *parent, const
 
 int kvr_index_remove(struct kvr_index *index, uint32_t rank, const uint64_t *hashes, size_t count, uint32_t tier)
 {
-    struct row row;
+    struct kvr_row row;
     struct change change = {rank, tier, 0, 0, 0, 0, 0, 0};
     int failed = 0;
-    open_row(&row, index, hashes, count);
+    kvr_row_open(&row, index, hashes, count);
     if (index->sets.stale)
         sweep(index, count * SWEPT_PER_BLOCK + 1);
     if (kvr_index_blocks(index, rank, tier) == 0)
         return 0;
     size_t *blocks = &index->tiers[tier].blocks[rank];
     for (size_t at = 0; at < count && !failed; at++) {
-        uint64_t key = next_key(&row, at);
+        uint64_t key = kvr_row_next(&row, at);
         struct kvr_slot *slot = kvr_table_seek(&index->table, key);
         if (!kvr_slot_has(slot, key))
             continue;

@@ -12,61 +12,6 @@
 /* What became of an event. */
 enum { APPLIED = KVR_APPLIED, FAILED = KVR_FAILED, LEFT = KVR_LEFT };
 
-/* -- what the reference's dictionaries say ------------------------------------------------------------------------ */
-
-static PyObject *make_integer(uint64_t value)
-{
-    return PyLong_FromUnsignedLongLong(value);
-}
-
-/* The value of a hash in a dictionary, borrowed; NULL if there is none or, with an exception set, if it failed. */
-static PyObject *look_up(PyObject *dictionary, uint64_t hash)
-{
-    PyObject *key = make_integer(hash);
-    PyObject *found = key ? PyDict_GetItemWithError(dictionary, key) : NULL;
-    Py_XDECREF(key);
-    return found;
-}
-
-/* Whether stores wait for one of the hashes. */
-static int has_orphans(const struct kvr_table_object *table, const uint64_t *hashes, size_t count)
-{
-    if (PyDict_Size(table->orphans) == 0)
-        return 0;
-    for (size_t at = 0; at < count; at++) {
-        if (look_up(table->orphans, hashes[at]) != NULL)
-            return 1;
-        if (PyErr_Occurred())
-            return -1;
-    }
-    return 0;
-}
-
-/* The namespace that children of `parent` inherit, borrowed or NULL, and its seed. */
-static int inherit(const struct kvr_table_object *table, const struct kvr_event *event, PyObject **namespace,
-                   uint64_t *seed)
-{
-    *namespace = NULL;
-    *seed = KVR_HASH_SEED;
-    if (!event->has_parent || PyDict_Size(table->namespaces) == 0)
-        return APPLIED;
-    *namespace = look_up(table->namespaces, event->parent);
-    if (*namespace == NULL)
-        return PyErr_Occurred() ? FAILED : APPLIED;
-    PyObject *known = PyDict_GetItemWithError(table->seeds, *namespace);
-    if (known == NULL)
-        return PyErr_Occurred() ? FAILED : LEFT;
-    return kvr_read_uint64(known, seed) ? FAILED : APPLIED;
-}
-
-static int note_namespace(const struct kvr_table_object *table, uint64_t hash, PyObject *namespace)
-{
-    PyObject *key = make_integer(hash);
-    int failed = key == NULL || PyDict_SetItem(table->namespaces, key, namespace);
-    Py_XDECREF(key);
-    return failed ? FAILED : APPLIED;
-}
-
 /* -- layout ------------------------------------------------------------------------------------------------------- */
 
 static const struct kvr_group *find_group(const struct kvr_table_object *table, uint32_t group)
@@ -117,7 +62,7 @@ static int chain(const struct kvr_table_object *table, const struct kvr_event *e
             return LEFT;
         parent->hash = kvr_row_key(row);
     }
-    int inherited = inherit(table, event, namespace, &seed);
+    int inherited = kvr_inherit(table, event, namespace, &seed);
     if (inherited != APPLIED)
         return inherited;
     size_t stride = 4 * (size_t)event->block_size;
@@ -145,7 +90,7 @@ static int learn_each(struct kvr_table_object *table, const uint64_t *hashes, co
             continue;
         if (kvr_rank_learn(rank, hashes[at], keys[at]))
             return FAILED;
-        if (namespace != NULL && note_namespace(table, hashes[at], namespace))
+        if (namespace != NULL && kvr_note_namespace(table, hashes[at], namespace))
             return FAILED;
     }
     return APPLIED;
@@ -158,7 +103,7 @@ static int can_learn(const struct kvr_table_object *table, const struct kvr_even
         (new < event->hash_count && PyDict_Size(table->inner) != 0))
         return 0;
     const uint64_t *hashes = table->batch->hashes + event->hashes;
-    return has_orphans(table, hashes, event->hash_count) == 0;
+    return kvr_has_orphans(table, hashes, event->hash_count) == 0;
 }
 
 /* Offloaded copies are described without salt and items: hashes would get the meaning of other blocks. */

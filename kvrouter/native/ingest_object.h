@@ -55,6 +55,13 @@ void kvr_abandon(struct kvr_table_object *table);
 /* What became of an event or a batch. */
 enum { KVR_APPLIED = 0, KVR_FAILED = -1, KVR_LEFT = 1 };
 
+/* In `ingest_namespaces.c`. Whether stores wait for one of the hashes; -1 with an exception set. */
+int kvr_has_orphans(const struct kvr_table_object *table, const uint64_t *hashes, size_t count);
+/* The namespace that children of an event's parent inherit, borrowed or NULL, and its seed. */
+int kvr_inherit(const struct kvr_table_object *table, const struct kvr_event *event, PyObject **namespace,
+                uint64_t *seed);
+int kvr_note_namespace(const struct kvr_table_object *table, uint64_t hash, PyObject *namespace);
+
 /* Read a payload, and find out whether it can be applied under the layout that is known; what is left to the reference
  * has not been begun. */
 int kvr_begin(struct kvr_table_object *table, const struct kvr_payload *payload);
