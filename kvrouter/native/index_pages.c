@@ -66,6 +66,17 @@ static uint32_t find_run(struct kvr_chunk *chunk, uint32_t count)
     return 0;
 }
 
+/* The length of the free run that these pages are in. */
+static uint32_t run_around(const struct kvr_chunk *chunk, uint32_t first, uint32_t count)
+{
+    uint32_t stop = first + count;
+    while (first > 1 && !is_taken(chunk, first - 1))
+        first--;
+    while (stop < KVR_CHUNK_PAGES && !is_taken(chunk, stop))
+        stop++;
+    return stop - first;
+}
+
 /* -- chunks ------------------------------------------------------------------------------------------------------- */
 
 static void number_chunk(struct kvr_pages *pages, uint32_t number)
@@ -179,10 +190,12 @@ void kvr_pages_give(struct kvr_pages *pages, size_t *account, void *memory, size
     uint32_t number, count = pages_of(size);
     memcpy(&number, base, sizeof number);
     struct kvr_chunk *chunk = &pages->chunks[number];
-    mark(chunk, (uint32_t)((size_t)((uint8_t *)memory - base) / KVR_PAGE_BYTES), count);
+    uint32_t first = (uint32_t)((size_t)((uint8_t *)memory - base) / KVR_PAGE_BYTES);
+    mark(chunk, first, count);
     chunk->used -= count;
     *account -= count * KVR_PAGE_BYTES;
-    chunk->longest = KVR_CHUNK_PAGES - 1;
+    uint32_t length = run_around(chunk, first, count);
+    chunk->longest = length > chunk->longest ? length : chunk->longest;
     if (chunk->used == 0)
         drop_chunk(pages, number);
 }
