@@ -2,7 +2,10 @@
 
 import asyncio
 import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvicorn
@@ -78,6 +81,20 @@ async def test_refusals_reach_a_tls_client() -> None:
         assert answer.status == 400
 
 
+@asynccontextmanager
+async def serving(application: Any, http: str) -> AsyncIterator[int]:
+    """A uvicorn server, and its port. One that is left open, as by a test that fails, holds up the end of its loop."""
+    config = uvicorn.Config(application, port=0, http=http, log_level="error", lifespan="off")
+    server = uvicorn.Server(config)
+    config.load()
+    server.lifespan = config.lifespan_class(config)
+    await server.startup()
+    try:
+        yield server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        await server.shutdown()
+
+
 @pytest.mark.parametrize("http", ["h11", "httptools"])
 async def test_a_real_asgi_server_behind(http: str) -> None:
     """What vLLM and SGLang run on: whole and streamed answers, reuse, and its notice of a client that left."""
@@ -93,13 +110,11 @@ async def test_a_real_asgi_server_behind(http: str) -> None:
             gone.set()
         await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})  # type: ignore[operator]
 
-    config = uvicorn.Config(application, port=0, http=http, log_level="error", lifespan="off")
-    uvicorn_server = uvicorn.Server(config)
-    config.load()
-    uvicorn_server.lifespan = config.lifespan_class(config)
-    await uvicorn_server.startup()
-    port = uvicorn_server.servers[0].sockets[0].getsockname()[1]
-    async with proxying(Endpoint("127.0.0.1", port)) as (server, fleet), connected(server) as client:
+    async with (
+        serving(application, http) as port,
+        proxying(Endpoint("127.0.0.1", port)) as (server, fleet),
+        connected(server) as client,
+    ):
         for _ in range(3):
             answer = await client.ask(post())
             assert (answer.body, answer.whole) == (b"data: 1\n\ndata: [DONE]\n\n", True)
@@ -109,4 +124,3 @@ async def test_a_real_asgi_server_behind(http: str) -> None:
         await asyncio.wait_for(gone.wait(), 60)
 
         await until(lambda: fleet.outcomes == ["ok", "ok", "ok", "client_gone"])
-    await uvicorn_server.shutdown()

@@ -28,6 +28,8 @@ class InProcess:
     def __init__(self, **sections: Any) -> None:
         self.clock = Clock()
         self.service = Service(Settings(**sections), clock=self.clock)
+        for listener in self.service.admin._sockets or ():
+            listener.close()
         self._sequences: dict[Source, int] = {}
 
     def add(self, healthy: bool = True, **fields: Any) -> Worker:
