@@ -8,9 +8,11 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
+from kvrouter.errors import KvrouterError
 from kvrouter.replay.bounds import Bounds, bounds_of
 from kvrouter.replay.curves import Curves, curves_of
 from kvrouter.replay.fleet_simulation import FleetOptions, simulate
@@ -153,6 +155,9 @@ def play_all(
                     tick(shares[:-1])
                 for future in done:
                     yield future.result()
+        except BrokenProcessPool:
+            message = "a process that simulated was ended from outside; if memory is short, use fewer with --processes"
+            raise KvrouterError(message) from None
         finally:
             shares[len(runs)] = 1.0
             pool.shutdown(wait=True, cancel_futures=True)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.replay.serving import engine_process
@@ -185,3 +189,49 @@ def test_a_report_that_cannot_be_written_is_said(tmp_path: Path) -> None:
 
     assert answer.returncode == 2
     assert "--html: cannot write absent/report.html" in answer.stderr
+
+
+LONG = ("--synthetic", "uniform:requests=2000", "--seeds", "50", "--processes", "2", "--policies", "kv")
+
+
+@contextmanager
+def long_replay() -> Iterator[tuple[subprocess.Popen[str], psutil.Process]]:
+    """Start more work than anybody waits for; gives the command and one process that simulates for it."""
+    command = [sys.executable, "-m", "kvrouter", "replay", *LONG]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process, _simulating(process.pid)
+        finally:
+            process.kill()
+
+
+def _simulating(pid: int) -> psutil.Process:
+    """Wait for a child that has begun to simulate: it takes processor time."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while time.monotonic() < deadline:
+        for child in psutil.Process(pid).children():
+            if "spawn_main" in " ".join(child.cmdline()) and child.cpu_times().user > 0.5:
+                return child
+        time.sleep(0.05)
+    raise AssertionError("nobody simulates")
+
+
+def test_an_interrupt_ends_it_and_its_processes() -> None:
+    """Exit code 130 and nothing said, long before all is done."""
+    with long_replay() as (process, child):
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=DEADLINE_SECONDS)
+
+        assert (process.returncode, out, err) == (130, "", "")
+        assert not child.is_running()
+
+
+def test_a_process_that_is_ended_from_outside_is_said() -> None:
+    """As the system does when memory is short."""
+    with long_replay() as (process, child):
+        child.kill()
+        out, err = process.communicate(timeout=DEADLINE_SECONDS)
+
+    assert (process.returncode, out) == (1, "")
+    assert "if memory is short, use fewer with --processes" in err
+    assert err.count("\n") == 1
