@@ -330,6 +330,10 @@ class Ingest:
         """
         return self._lookup.usable_tokens(prompt, tiers)
 
+    def tiers(self) -> Collection[str]:
+        """The tiers in which some rank has or had blocks."""
+        return self._lookup.index.tiers()
+
     def tier_blocks(self, prompt: Prompt) -> dict[int, TierOverlap]:
         """Per dense rank the leading blocks of `prompt` by tier; ranks without any are absent."""
         return self._lookup.tier_blocks(prompt)

@@ -44,8 +44,12 @@ class CacheTruth(Protocol):
         """Forget a source and everything it holds."""
         ...
 
-    def usable_tokens(self, prompt: Prompt) -> dict[int, int]:
-        """Per dense rank the leading prompt tokens that its engine can use from its cache; zero is absent."""
+    def usable_tokens(self, prompt: Prompt, tiers: Collection[str] = ("gpu",)) -> dict[int, int]:
+        """Per dense rank the leading prompt tokens that its engine can use from these tiers; zero is absent."""
+        ...
+
+    def tiers(self) -> Collection[str]:
+        """The tiers in which anything is known to have been."""
         ...
 
     def block_size(self, rank: int) -> int | None:
@@ -60,8 +64,8 @@ class CacheTruth(Protocol):
 class Overlaps(msgspec.Struct, eq=False, frozen=True, gc=False):
     """Leading tokens of one prompt that dense ranks have cached; ranks that have none are absent.
 
-    `confirmed` is what events say, `promised` the longer of that and what is predicted, and `credited` the part of
-    the promise that is believed when ranks are compared.
+    `confirmed` is what events say of the GPU, `promised` the longer of that and what is predicted, and `credited` what
+    counts when ranks are compared: the part of the promise that is believed, and what is saved by loading from below.
     """
 
     confirmed: dict[int, int]
@@ -75,7 +79,7 @@ NO_OVERLAPS = Overlaps(_NOTHING, _NOTHING, _NOTHING)
 class Knowledge:
     """Joins the truth with predictions, for every way of hashing in use."""
 
-    __slots__ = ("_confirmed", "_settings", "_truth", "bytewise", "exact")
+    __slots__ = ("_confirmed", "_settings", "_truth", "bytewise", "exact", "lower_tiers")
 
     def __init__(self, truth: CacheTruth, settings: RoutingSettings) -> None:
         self._truth = truth
@@ -85,6 +89,8 @@ class Knowledge:
         """By block size, what is predicted in hashes of which events speak too (`Prompt.exact`)."""
         self.bytewise: dict[int, PredictedBlocks] = {}
         """By block size, what is predicted in others."""
+        self.lower_tiers: tuple[str, ...] = ()
+        """Tiers below the GPU that are in use, from above; renewed by `expire`."""
 
     def __len__(self) -> int:
         """Pairs of a block and a rank that is predicted to hold it; of long prompts only landmarks count."""
@@ -99,12 +105,13 @@ class Knowledge:
             predictions.expire(now)
             if prompt.block_size is None or prompt.block_size == block_size:
                 promised = predictions.promised(promised, prompt.hash_bytes(block_size), block_size, prompt.tokens)
-        if not promised:
-            return NO_OVERLAPS
+        credited = promised
         doubtful = self._truth.doubtful
-        if not confirmed or not doubtful or confirmed.keys().isdisjoint(doubtful):
-            return Overlaps(confirmed, promised, promised)
-        return Overlaps(confirmed, promised, self._credited(confirmed, promised))
+        if confirmed and doubtful and not confirmed.keys().isdisjoint(doubtful):
+            credited = self._credited(confirmed, promised)
+        if self.lower_tiers and is_exact:
+            credited = self._with_lower_tiers(prompt, promised, credited)
+        return Overlaps(confirmed, promised, credited) if credited else NO_OVERLAPS
 
     def only_predictions(self, block_size: int) -> PredictedBlocks | None:
         """The predictions for prompts of tokens, if there are none for other sizes of blocks."""
@@ -142,7 +149,10 @@ class Knowledge:
         predictions.predict(rank, prompt.hash_bytes(block_size), block_size, confirmed, promised, deadline, fresh)
 
     def expire(self, now: float) -> None:
-        """End the predictions whose time is over."""
+        """End the predictions whose time is over, and see which tiers there are."""
+        known = self._truth.tiers()
+        if len(known) > 1:
+            self.lower_tiers = tuple(tier for tier in self._settings.tier_costs if tier in known)
         for predictions in self._all():
             predictions.expire(now)
 
@@ -161,6 +171,20 @@ class Knowledge:
                 blocks_max=self._settings.predicted_blocks_max, total_max=self._settings.predicted_total_max
             )
         return predictions
+
+    def _with_lower_tiers(self, prompt: Prompt, promised: dict[int, int], credited: dict[int, int]) -> dict[int, int]:
+        """What continues the prefix below the GPU is loaded: faster than computing it, and not for nothing."""
+        credited, reached = dict(credited), dict(promised)
+        tiers = ["gpu"]
+        for tier in self.lower_tiers:
+            tiers.append(tier)
+            saved = 1.0 - self._settings.tier_costs[tier]
+            for rank, tokens in self._confirmed(prompt, tiers).items():
+                more = tokens - reached.get(rank, 0)
+                if more > 0:
+                    credited[rank] = credited.get(rank, 0) + round(more * saved)
+                    reached[rank] = tokens
+        return credited
 
     def _credited(self, confirmed: dict[int, int], promised: dict[int, int]) -> dict[int, int]:
         """What a source in doubt confirmed counts only in part."""

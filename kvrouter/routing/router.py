@@ -387,7 +387,12 @@ class Router:
     def _single_predictions(self, prompt: Prompt) -> PredictedBlocks | None:
         """The predictions that the native core can weigh; None where things are not as simple as they mostly are."""
         block_size = self._lookup.only_block_size
-        if not block_size or not prompt.exact or (prompt.block_size is not None and prompt.block_size != block_size):
+        if (
+            not block_size
+            or not prompt.exact
+            or self.knowledge.lower_tiers
+            or (prompt.block_size is not None and prompt.block_size != block_size)
+        ):
             return None
         known = self.knowledge.exact
         predictions = known.get(block_size)
@@ -436,16 +441,16 @@ class Router:
             candidates = worth_their_extra(candidates, self._model, now)
         target, reason = chooser.choose(candidates, Request(prompt, tokens, overlaps.credited, session, now))
         number = target.dense_rank
-        promised = overlaps.promised.get(number, 0)
+        promised, credit = overlaps.promised.get(number, 0), overlaps.credited.get(number, 0)
         return Decision(
             target,
             prompt,
             tokens,
             promised,
             overlaps.confirmed.get(number, 0),
-            tokens - promised,
+            tokens - max(promised, credit),
             self.knowledge.block_size(number, prompt),
-            self._model.cost(target.load, overlaps.credited.get(number, 0), tokens, now).first_token,
+            self._model.cost(target.load, credit, tokens, now).first_token,
             chooser.name,
             reason,
             candidates,

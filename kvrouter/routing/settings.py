@@ -11,6 +11,10 @@ def _credits() -> Mapping[str, float]:
     return MappingProxyType({"live": 1.0, "predicted": 1.0, "replaying": 0.5, "suspect": 0.5})
 
 
+def _tier_costs() -> Mapping[str, float]:
+    return MappingProxyType({"cpu": 0.1, "disk": 0.4})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoutingSettings:
     """How a worker is chosen.
@@ -31,6 +35,7 @@ class RoutingSettings:
         later_max: at most so many later requests are counted that wait for a prompt.
         affinity: a chosen rank with at least this share of the best overlap is called `affinity` and not `escape`.
         source_credits: by state of a rank's event source, the share of its confirmed overlap that is believed.
+        tier_costs: by tier below the GPU, what loading a token from there costs as a share of computing it.
         block_size: tokens per block of ranks whose block size nobody has told yet.
         predicted_seconds_live: how long a routed prompt counts as cached on a rank whose events would confirm it,
             beyond a generous estimate of its time to first token.
@@ -53,6 +58,7 @@ class RoutingSettings:
     later_max: float = 8.0
     affinity: float = 0.8
     source_credits: Mapping[str, float] = field(default_factory=_credits)
+    tier_costs: Mapping[str, float] = field(default_factory=_tier_costs)
     block_size: int = 16
     predicted_seconds_live: float = 5.0
     predicted_seconds_unconfirmed: float = 600.0

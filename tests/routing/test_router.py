@@ -482,3 +482,41 @@ def test_a_decision_knows_what_became_of_it() -> None:
 
     assert (told.first_token_seconds, told.cached_tokens, told.completed) == (0.5, 16, True)
     assert (silent.first_token_seconds, silent.cached_tokens, silent.completed) == (None, None, False)
+
+
+def offloaded(router: Router, worker: int, tokens: list[int], tier: str) -> None:
+    """Let a rank have blocks of a prompt below its GPU."""
+    router.ingest.lookup.index.store(worker, Prompt(tokens).hashes(16), tier)
+    router.expire(0.0)
+
+
+@pytest.mark.parametrize(("tier", "loading"), [("cpu", 0.1), ("disk", 0.4)])
+def test_what_is_below_the_gpu_is_loaded_faster_than_computed(tier: str, loading: float) -> None:
+    """It attracts, less than what is on the GPU does, and is not promised."""
+    router = fleet("a", "b", "c")
+    stored(router, "a", prompt_of(1, tokens=400))
+    offloaded(router, 1, prompt_of(1, 2, tokens=400), tier)
+
+    decision = router.decide(Prompt(prompt_of(1, 2, 3, tokens=400)), now=0.0)
+
+    seconds = {each.worker_id: each.prefill_seconds for each in decision.candidates}
+    assert decision.worker_id == "b"
+    assert (decision.overlap_tokens, decision.confirmed_tokens) == (0, 0)
+    assert decision.prefill_tokens == pytest.approx(400 + 800 * loading, abs=1)
+    assert seconds["b"] < seconds["a"] < seconds["c"]
+    stored(router, "c", prompt_of(1, 2, tokens=400))
+    assert router.decide(Prompt(prompt_of(1, 2, 3, tokens=400)), now=0.0).worker_id == "c"
+
+
+def test_a_prefix_goes_on_below_the_gpu() -> None:
+    """Blocks on the GPU, then in memory, then on disk: each part has its own price."""
+    router = fleet("a")
+    prompt = prompt_of(1, 2, 3, 4, tokens=400)
+    stored(router, "a", prompt[:400])
+    offloaded(router, 0, prompt[:800], "cpu")
+    offloaded(router, 0, prompt[:1200], "disk")
+
+    decision = router.decide(Prompt(prompt), now=0.0)
+
+    assert decision.overlap_tokens == 400
+    assert decision.prefill_tokens == pytest.approx(400 + 400 * 0.1 + 400 * 0.4, abs=1)

@@ -97,7 +97,7 @@ def test_a_large_fleet_notes_the_same_candidates() -> None:
     assert len(decisions[0].candidates) == 64
 
 
-def test_blocks_in_other_places_do_not_count() -> None:
+def test_blocks_in_places_that_nobody_knows_do_not_count() -> None:
     """Only what is on the GPU is confirmed, however many places there are."""
     said = []
     for router in both():
