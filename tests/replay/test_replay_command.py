@@ -191,7 +191,7 @@ def test_a_report_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     assert "--html: cannot write absent/report.html" in answer.stderr
 
 
-LONG = ("--synthetic", "uniform:requests=2000", "--seeds", "50", "--processes", "2", "--policies", "kv")
+LONG = ("--synthetic", "uniform:requests=2000", "--seeds", "1000", "--processes", "2", "--policies", "kv")
 
 
 @contextmanager
