@@ -23,7 +23,7 @@ from tests.faults.real_routers import Claims, EventRouter, InProcessRouter, Rout
 
 __all__ = ["RealSchedule"]
 
-HEAL_SECONDS = 45.0
+HEAL_SECONDS = 120.0
 WORK_SHARE = 0.7
 _POLL_SECONDS = 0.02
 _MARKER_SECONDS = 0.3
