@@ -24,7 +24,7 @@ class ClientStream(Duplex):
         self._accepted = self._started = False
         self._outbound.ended = not many_in
         self._unlisten = context.listen(self._context_changed)
-        self._when_closed: Callable[[], None] | None = None
+        self._when_closed: list[Callable[[], None]] = []
         self._pump: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         if context.deadline is not None:
@@ -74,7 +74,7 @@ class ClientStream(Duplex):
         if self._forgotten:
             act()
         else:
-            self._when_closed = act
+            self._when_closed.append(act)
 
     def pump(self, items: AsyncIterator[bytes]) -> None:
         """Send the request's further items in the background, then the end; what they raise kills the work."""

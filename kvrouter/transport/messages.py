@@ -164,8 +164,10 @@ class DecodedRequest(msgspec.Struct, frozen=True):
     request: Request
 
 
-def decode_request(data: bytes | memoryview, *, bytes_max: int = MESSAGE_BYTES_MAX) -> DecodedRequest:
-    """Read a request.
+def decode_request(
+    data: bytes | memoryview, *, bytes_max: int = MESSAGE_BYTES_MAX, endpoint: str = ""
+) -> DecodedRequest:
+    """Read a request; one that names no endpoint is for `endpoint`.
 
     Raises:
         WireError: it is no two-part message with a control header as specified; the text names the field.
@@ -178,7 +180,7 @@ def decode_request(data: bytes | memoryview, *, bytes_max: int = MESSAGE_BYTES_M
     check_headers(control.headers)
     remaining = None if control.deadline_ms is None else control.deadline_ms / 1000
     request = Request(
-        endpoint=control.endpoint,
+        endpoint=control.endpoint or endpoint,
         body=body,
         codec=control.payload_codec,
         many_in=control.request_type == "many_in",

@@ -31,7 +31,7 @@ from tests.transport.worker import WorkerProcess
 
 __all__ = ["Plane", "RequestPlaneContract", "eventually", "run"]
 
-_DEADLINE_SECONDS = 60.0
+_DEADLINE_SECONDS = 100.0
 
 
 @dataclass
@@ -72,6 +72,8 @@ class RequestPlaneContract:
     """Every transport passes these. A class says what it can do."""
 
     bidirectional = True
+    notices_silence = True
+    """Whether a peer that is silent is noticed by the transport itself; else deadlines are for that."""
     nobody: type[TransportError] = UnreachableError
     """What is raised where nobody is at an address."""
     message_bytes_max = 32 << 20
@@ -110,7 +112,7 @@ class RequestPlaneContract:
 
     # -- answers -----------------------------------------------------------------------------------------------------
 
-    @pytest.mark.parametrize("body", [b"", b"x", bytes(70_000), bytes(1 << 20)])
+    @pytest.mark.parametrize("body", [b"", b"x", bytes(70_000), bytes(1_000_000)])
     def test_one_request_has_one_answer(self, body: bytes) -> None:
         """A-113: what goes in comes out, whatever its length."""
 
@@ -381,8 +383,10 @@ class RequestPlaneContract:
                 stream = await client.request(worker.address, Request(endpoint="hang", body=b"x"), Context())
                 assert await anext(stream) == b"x"
                 worker.signal(signal.SIGSTOP)
-                with pytest.raises(DisconnectedError):
-                    await anext(stream)
+                if self.notices_silence:
+                    with pytest.raises(DisconnectedError):
+                        await anext(stream)
+                await stream.aclose()
                 worker.signal(signal.SIGCONT)
                 await client.aclose()
 
