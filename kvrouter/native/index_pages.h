@@ -1,8 +1,7 @@
 /* Memory for the segments of tables: runs of pages in large chunks.
  *
  * Segments come and go in many sizes of some dozen kilobytes, and are read at random. In large chunks the system can back
- * them with huge pages, so that a read at random does not first have to look for where its page is; that is half of what
- * such a read takes. Small and very large blocks are Python's.
+ * them with huge pages, so that a read at random does not first have to look for where its page is. Small and very large blocks are Python's.
  */
 #ifndef KVR_INDEX_PAGES_H
 #define KVR_INDEX_PAGES_H
