@@ -106,6 +106,8 @@ class CallHomeSocket(asyncio.Protocol):
         """Wait while the socket takes no more."""
         if self._out:
             self._flush()  # a sender that never waits would never let the turn end
+        if self._closing:
+            await asyncio.sleep(0)  # nor would it ever hear that the connection is lost
         while self._full:
             await self._room.wait()
 
