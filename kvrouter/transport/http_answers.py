@@ -37,8 +37,8 @@ class HttpAnswer:
         """Why the handler failed before its first item."""
         self.final: bytes | None = None
         """How the answer ended, once it has: empty, or the error."""
-        self.is_taken = False
-        """Whether somebody fetches it now."""
+        self.is_taken = self.was_taken = False
+        """Whether somebody fetches it now, or ever did."""
         self.timer: asyncio.TimerHandle | None = None
         self.kept_max = kept_max
         self._items: deque[bytes] = deque()
@@ -178,7 +178,7 @@ class HttpAnswers:
             raise HttpRefusedError(409, f"answer {subject} is fetched by somebody already")
         if not answer.has(position):
             raise HttpRefusedError(410, f"answer {subject} is not kept from item {position} on")
-        answer.is_taken = True
+        answer.is_taken = answer.was_taken = True
         _cancel(answer)
         return answer
 
@@ -218,7 +218,7 @@ class HttpAnswers:
         answer.timer = asyncio.get_running_loop().call_later(seconds, self._expire, answer)
 
     def _expire(self, answer: HttpAnswer) -> None:
-        self.expired += 1
+        self.expired += not answer.was_taken
         self.drop(answer)
 
 

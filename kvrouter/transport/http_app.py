@@ -23,7 +23,7 @@ from kvrouter.errors import DeadlineError, RefusedError, TransportError, WireErr
 from kvrouter.transport.duplex import StreamLimits
 from kvrouter.transport.endpoints import Endpoints
 from kvrouter.transport.http_answers import HttpAnswer, HttpAnswers
-from kvrouter.transport.http_bodies import ClientGoneError, Receive, RequestBody, Way, endpoint_of, way_of
+from kvrouter.transport.http_bodies import Assembling, ClientGoneError, Receive, RequestBody, Way, endpoint_of, way_of
 from kvrouter.transport.http_errors import HttpRefusedError, error_body, status_of
 from kvrouter.transport.http_formats import CONTENT_TYPES, Format, accepted_format, answer_writer
 from kvrouter.transport.messages import DecodedRequest, encode_error
@@ -56,7 +56,11 @@ class HttpAppOptions:
     beat_seconds: float = 15.0
     attach_seconds: float = 10.0
     resume_seconds: float = 0.0
+    body_seconds: float = 60.0
+    """How long a request may take to arrive."""
     message_bytes_max: int = MESSAGE_BYTES_MAX
+    assembling_bytes_max: int = 4 * MESSAGE_BYTES_MAX
+    """Bound of all requests that have not arrived wholly."""
 
 
 @dataclass(slots=True)
@@ -101,6 +105,7 @@ class HttpApp:
             attach_seconds=self.options.attach_seconds, resume_seconds=self.options.resume_seconds
         )
         self._authorise, self._accept = authorise, accept
+        self._assembling = Assembling(self.options.assembling_bytes_max)
         self._open = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -189,8 +194,12 @@ class HttpApp:
         if length.isdigit() and int(length) > self.options.message_bytes_max:
             raise HttpRefusedError(413, f"a request exceeds {self.options.message_bytes_max} bytes")
         content_type = headers.get(b"content-type", b"").decode("latin-1")
-        body = RequestBody(receive, content_type, bytes_max=self.options.message_bytes_max)
-        message, decoded = await body.request()
+        body = RequestBody(receive, content_type, self._assembling, bytes_max=self.options.message_bytes_max)
+        try:
+            async with asyncio.timeout(self.options.body_seconds):
+                message, decoded = await body.request()
+        except TimeoutError:
+            raise HttpRefusedError(408, f"the request was not whole within {self.options.body_seconds:g} s") from None
         decoded = _with_http(decoded, endpoint_of(tail, self.endpoints.names()), headers)
         way = way_of(message)
         self.counters.requests += 1
@@ -276,6 +285,7 @@ class HttpApp:
         headers = [*_answer_headers(consumer.kind), *consumer.extra]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         sender = _Sender(answer, consumer)
+        await asyncio.sleep(0)  # what the handler has at once goes with the first piece
         first = sender.writer.beat()  # servers hold headers back until something of the body is there
         while not (consumer.is_gone or answer.is_cut):
             data, is_last = sender.next()

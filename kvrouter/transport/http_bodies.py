@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from kvrouter.errors import WireError
+from kvrouter.errors import RefusedError, WireError
 from kvrouter.transport.http_answers import HttpAnswer
 from kvrouter.transport.http_errors import HttpRefusedError
 from kvrouter.transport.messages import DecodedRequest, decode_request
@@ -14,7 +14,7 @@ from kvrouter.transport.n_part import CONTENT_TYPE as N_PART_TYPE
 from kvrouter.transport.n_part import decode_n_part, to_two_part
 from kvrouter.transport.two_part import PREFIX_BYTES, TwoPartReader, decode_two_part, encode_two_part
 
-__all__ = ["ClientGoneError", "RequestBody", "Way", "endpoint_of", "way_of"]
+__all__ = ["Assembling", "ClientGoneError", "RequestBody", "Way", "endpoint_of", "way_of"]
 
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
@@ -26,6 +26,29 @@ _DOTTED = re.compile(r"namespace\.[^.]+\.component\.[^.]+\.endpoint\.([^.]+)(?:\
 
 class ClientGoneError(Exception):
     """The client has gone before its request was whole."""
+
+
+class Assembling:
+    """How many bytes of requests that are not whole a worker holds, and may."""
+
+    __slots__ = ("_bytes", "_bytes_max")
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes, self._bytes_max = 0, bytes_max
+
+    def __len__(self) -> int:
+        return self._bytes
+
+    def add(self, count: int) -> None:
+        """So many came; raises RefusedError (`RESOURCE_EXHAUSTED`) if that is too much."""
+        self._bytes += count
+        if self._bytes > self._bytes_max:
+            message = f"{self._bytes_max} bytes of requests are incomplete"
+            raise RefusedError(message, code="RESOURCE_EXHAUSTED", retry_after_seconds=1.0)
+
+    def release(self, count: int) -> None:
+        """So many were made use of, or dropped."""
+        self._bytes -= count
 
 
 class Way(msgspec.Struct):
@@ -82,8 +105,8 @@ def endpoint_of(tail: str, known: Collection[str]) -> str:
 class RequestBody:
     """The body of one request, as ASGI brings it."""
 
-    def __init__(self, receive: Receive, content_type: str, *, bytes_max: int) -> None:
-        self._receive, self._bytes_max = receive, bytes_max
+    def __init__(self, receive: Receive, content_type: str, assembling: Assembling, *, bytes_max: int) -> None:
+        self._receive, self._bytes_max, self._assembling = receive, bytes_max, assembling
         kind = content_type.partition(";")[0].strip().lower()
         if kind not in ("", _TWO_PART_TYPE, N_PART_TYPE):
             raise HttpRefusedError(415, f"a request is of type {_TWO_PART_TYPE} (two-part codec) or {N_PART_TYPE}")
@@ -97,9 +120,13 @@ class RequestBody:
 
         Raises:
             HttpRefusedError: it is too long (413), or none (400).
+            RefusedError: too much of other requests is held that are not whole.
             ClientGoneError: the client is.
         """
-        length = await self._whole()
+        try:
+            length = await self._whole()
+        finally:
+            self._assembling.release(len(self._buffer))
         message = bytes(memoryview(self._buffer)[:length])
         self._rest = bytes(memoryview(self._buffer)[length:])
         self._buffer = bytearray()
@@ -146,7 +173,9 @@ class RequestBody:
     async def _whole(self) -> int:
         """Read until the first message is whole; returns its length. More may have come behind it."""
         while not self._ended:
-            self._buffer += await self._more()
+            data = await self._more()
+            self._buffer += data
+            self._assembling.add(len(data))
             length = self._length()
             if length > _LENGTH_PLAUSIBLE:
                 raise _refusal(WireError(f"its prefix tells of {length} bytes"))

@@ -210,7 +210,7 @@ class HttpRequestClient:
             raise DeadlineError(f"request {context.id} got no connection to {address} within its deadline") from None
         call.stream = ClientStream(call, context, _LIMITS, many_in=request.many_in)
         try:
-            async with asyncio.timeout(self._acknowledge_seconds):
+            async with asyncio.timeout(self._acknowledge_seconds), asyncio.timeout_at(context.deadline):
                 if self._answers == "inline":
                     self._send(connection.open("POST", path, headers, call), call, encoded, many_in=request.many_in)
                     await call.stream.accepted()
@@ -218,6 +218,8 @@ class HttpRequestClient:
                     await self._request_attached(call, origin, path, headers, encoded)
         except TimeoutError:
             await call.stream.aclose()
+            if context.deadline is not None and asyncio.get_running_loop().time() >= context.deadline:
+                raise DeadlineError(f"request {context.id} was not taken within its deadline") from None
             message = f"{address} has not taken the request within {self._acknowledge_seconds:g} seconds"
             raise UnreachableError(message) from None
         except BaseException:

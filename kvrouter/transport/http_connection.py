@@ -157,7 +157,15 @@ class HttpConnection(asyncio.Protocol):
 
     def __init__(self, *, authority: str, scheme: str, heartbeat: Heartbeat, on_freed: Callable[[], None]) -> None:
         self._authority, self._scheme = authority, scheme
-        config = h2.config.H2Configuration(client_side=True, header_encoding="utf-8", validate_outbound_headers=False)
+        # What is sent is well-formed, and little of what comes is looked at: no need to check each header thrice.
+        config = h2.config.H2Configuration(
+            client_side=True,
+            header_encoding="latin-1",  # decodes whatever a peer sends
+            validate_outbound_headers=False,
+            normalize_outbound_headers=False,
+            validate_inbound_headers=False,
+            normalize_inbound_headers=False,
+        )
         self._h2 = h2.connection.H2Connection(config)
         self._heartbeat, self._on_freed = heartbeat, on_freed
         self._loop = asyncio.get_running_loop()

@@ -185,6 +185,8 @@ class HttpOrigins:
         def freed() -> None:
             if connection is not None and connection.close_reason is not None and connection in peer.connections:
                 peer.connections.remove(connection)
+                if not peer.connections and (peer.connecting is None or peer.connecting.done()):
+                    self._peers.pop(origin, None)
             peer.freed.wake()
 
         def make() -> HttpConnection:
