@@ -128,6 +128,9 @@ class ClientStream(Duplex):
             self._pump.cancel()
         if self._timer is not None:
             self._timer.cancel()
+        acts, self._when_closed = self._when_closed, []
+        for act in acts:
+            act()
 
 
 def _killed(context: Context) -> TransportError:

@@ -76,6 +76,11 @@ class Duplex:
         self._forgotten = False
         self.items_in = 0
 
+    @property
+    def error(self) -> TransportError | None:
+        """Why the stream failed; None while it has not."""
+        return self._inbound.error
+
     # -- what the transport tells -------------------------------------------------------------------------------------
 
     def on_data(self, piece: bytes, *, more: bool = False) -> None:

@@ -191,6 +191,37 @@ def test_an_answer_that_had_not_begun_is_asked_for_again() -> None:
     run(scenario())
 
 
+def test_a_request_that_is_over_counts_no_more() -> None:
+    """A-129: least-connections looks at what is open now, not at what ever was."""
+
+    async def scenario() -> None:
+        store, release = MemoryKeyValueStore(), asyncio.Event()
+
+        async def busy(request: Request, context: Context) -> AsyncIterator[bytes]:
+            await release.wait()
+            yield b"busy"
+
+        handlers: dict[str, Handler] = {"echo": busy}
+        async with (
+            serve("demo/backend", handlers, store=store),
+            worker(store, "free"),
+            fleet(store, mode="least-connections") as (client, _),
+        ):
+            await eventually(lambda: len(client.directory.instances()) == 2)
+            first = [await client.request(ECHO) for _ in range(2)]  # one at each
+            await eventually(lambda: any(len(stream._inbound) for stream in first))
+            ended: list[str] = []
+            for stream in first:
+                stream.when_closed(lambda: ended.append("stream"))
+            await eventually(lambda: ended)
+            assert [await ask(client) for _ in range(4)] == ["free"] * 4
+            release.set()
+            assert {(await stream.collect())[0] for stream in first} == {b"busy", b"free"}
+            assert len(ended) == 2
+
+    run(scenario())
+
+
 def test_nobody_there_is_told_at_once_or_waited_for() -> None:
     """A-135: "No instances found", resolved by a registration."""
 
