@@ -307,9 +307,10 @@ class HttpApp:
         """Wait until the handler has begun; its failure becomes the response, and then this is False."""
         loop = asyncio.get_running_loop()
         while not (answer.is_begun or answer.failure is not None or answer.is_over or consumer.is_gone):
-            if not await _changed(answer, deadline - loop.time()):
+            if loop.time() >= deadline:
                 answer.kill()
                 raise DeadlineError("the answer did not begin in time")
+            await _changed(answer, deadline - loop.time())
         if answer.failure is not None:
             await _reply(consumer.send, status_of(answer.failure), error_body(answer.failure))
         return answer.is_begun and not consumer.is_gone
