@@ -379,7 +379,7 @@ class RequestPlaneContract:
 
         async def scenario() -> None:
             async with self.worker() as worker:
-                client = self.client(heartbeat_seconds=0.5)
+                client = self.client(heartbeat_seconds=1.0)
                 stream = await client.request(worker.address, Request(endpoint="hang", body=b"x"), Context())
                 assert await anext(stream) == b"x"
                 worker.signal(signal.SIGSTOP)
