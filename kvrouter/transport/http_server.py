@@ -17,6 +17,7 @@ from kvrouter.errors import MissingExtraError
 from kvrouter.transport.endpoints import Endpoints
 from kvrouter.transport.http_app import HttpApp, HttpAppOptions
 from kvrouter.transport.http_settings import HttpTls
+from kvrouter.transport.tcp_connection import Heartbeat
 
 try:
     from granian.constants import HTTPModes, Interfaces
@@ -34,8 +35,6 @@ _BACKLOG = 1024
 _STREAMS_MAX = 1000
 _HELD_REQUESTS_MAX = 1 << 14
 _FLUSH_SECONDS = 5.0
-_PING_MILLISECONDS = 30_000
-_PING_SECONDS = 10
 
 
 class HttpRequestServer:
@@ -43,7 +42,8 @@ class HttpRequestServer:
 
     `advertise` is the host that goes into the address; needed where `host` is a wildcard. With `response_port` answers
     that are fetched by a request of their own are served on a port of their own too. Further arguments are as for
-    `HttpApp`. The certificate's key is PKCS #8.
+    `HttpApp`. A client over HTTP/2 that is silent for `interval_seconds` of the heartbeat is asked for a sign of life,
+    and lost if none comes within `timeout_seconds`, whole ones. The key of a certificate is PKCS #8.
     """
 
     def __init__(
@@ -59,6 +59,7 @@ class HttpRequestServer:
         authorise: Callable[[str | None], bool] | None = None,
         accept: Callable[[bytes], None] | None = None,
         tls: HttpTls | None = None,
+        heartbeat: Heartbeat | None = None,
     ) -> None:
         self.endpoints = endpoints
         self._host, self._port, self._advertise = host, port, advertise
@@ -66,6 +67,7 @@ class HttpRequestServer:
         self._options = options if options is not None else HttpAppOptions()
         self._authorise, self._accept = authorise, accept
         self._tls = tls if tls is not None else HttpTls()
+        self._heartbeat = heartbeat if heartbeat is not None else Heartbeat(interval_seconds=30, timeout_seconds=10)
         self._origin = ""
         self._app: HttpApp | None = None
         self._servers: list[tuple[_Granian, asyncio.Task[None]]] = []
@@ -99,7 +101,7 @@ class HttpRequestServer:
             options = replace(options, response_origin=self._origin_of(sockets[1]))
         self._app = HttpApp(self.endpoints, options, authorise=self._authorise, accept=self._accept)
         for each in sockets:
-            server = _Granian(self._app, each, self._tls)
+            server = _Granian(self._app, each, self._tls, self._heartbeat)
             task = asyncio.create_task(server.serve(), name=f"http {self._origin}")
             self._servers.append((server, task))
             await server.began(task)
@@ -128,7 +130,7 @@ class HttpRequestServer:
 class _Granian(Server):
     """granian in this event loop, on a socket that is bound already."""
 
-    def __init__(self, app: HttpApp, listening: socket.socket, tls: HttpTls) -> None:
+    def __init__(self, app: HttpApp, listening: socket.socket, tls: HttpTls, heartbeat: Heartbeat) -> None:
         super().__init__(
             app,
             interface=Interfaces.ASGINL,
@@ -139,8 +141,8 @@ class _Granian(Server):
             http2_settings=HTTP2Settings(
                 max_concurrent_streams=_STREAMS_MAX,
                 max_frame_size=1 << 20,
-                keep_alive_interval=_PING_MILLISECONDS,
-                keep_alive_timeout=_PING_SECONDS,
+                keep_alive_interval=max(1, int(heartbeat.interval_seconds * 1000)),
+                keep_alive_timeout=max(1, int(heartbeat.timeout_seconds)),
             ),
             log_enabled=False,
             ssl_cert=_path(tls.cert_path),
