@@ -29,9 +29,12 @@ from kvrouter.transport.http_formats import CONTENT_TYPES, Format, accepted_form
 from kvrouter.transport.messages import DecodedRequest, encode_error
 from kvrouter.transport.two_part import MESSAGE_BYTES_MAX
 
-__all__ = ["HttpApp", "HttpAppOptions", "HttpCounters"]
+__all__ = ["Application", "HttpApp", "HttpAppOptions", "HttpCounters"]
 
 Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Application: TypeAlias = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+"""What an ASGI server calls."""
+
 _Headers: TypeAlias = dict[bytes, bytes]
 
 ROOT_ALIAS = "/v1/dynamo"

@@ -15,7 +15,7 @@ from typing import Any
 
 from kvrouter.errors import MissingExtraError
 from kvrouter.transport.endpoints import Endpoints
-from kvrouter.transport.http_app import HttpApp, HttpAppOptions
+from kvrouter.transport.http_app import Application, HttpApp, HttpAppOptions
 from kvrouter.transport.http_settings import HttpTls
 from kvrouter.transport.tcp_connection import Heartbeat
 
@@ -41,9 +41,10 @@ class HttpRequestServer:
     """The server of the request plane over HTTP/2. With port 0 the system chooses one.
 
     `advertise` is the host that goes into the address; needed where `host` is a wildcard. With `response_port` answers
-    that are fetched by a request of their own are served on a port of their own too. Further arguments are as for
-    `HttpApp`. A client over HTTP/2 that is silent for `interval_seconds` of the heartbeat is asked for a sign of life,
-    and lost if none comes within `timeout_seconds`, whole ones. The key of a certificate is PKCS #8.
+    that are fetched by a request of their own are served on a port of their own too. A client over HTTP/2 that is
+    silent for `interval_seconds` of the heartbeat is asked for a sign of life, and lost if none comes within its
+    `timeout_seconds`, whole ones. `wrap` puts another application around this one, `InstrumentedApp` for instance.
+    `options`, `authorise` and `accept` are those of `HttpApp`. The key of a certificate is PKCS #8.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class HttpRequestServer:
         accept: Callable[[bytes], None] | None = None,
         tls: HttpTls | None = None,
         heartbeat: Heartbeat | None = None,
+        wrap: Callable[[Application], Application] | None = None,
     ) -> None:
         self.endpoints = endpoints
         self._host, self._port, self._advertise = host, port, advertise
@@ -68,6 +70,7 @@ class HttpRequestServer:
         self._authorise, self._accept = authorise, accept
         self._tls = tls if tls is not None else HttpTls()
         self._heartbeat = heartbeat if heartbeat is not None else Heartbeat(interval_seconds=30, timeout_seconds=10)
+        self._wrap = wrap
         self._origin = ""
         self._app: HttpApp | None = None
         self._servers: list[tuple[_Granian, asyncio.Task[None]]] = []
@@ -100,8 +103,9 @@ class HttpRequestServer:
         if len(sockets) > 1:
             options = replace(options, response_origin=self._origin_of(sockets[1]))
         self._app = HttpApp(self.endpoints, options, authorise=self._authorise, accept=self._accept)
+        served = self._app if self._wrap is None else self._wrap(self._app)
         for each in sockets:
-            server = _Granian(self._app, each, self._tls, self._heartbeat)
+            server = _Granian(served, each, self._tls, self._heartbeat)
             task = asyncio.create_task(server.serve(), name=f"http {self._origin}")
             self._servers.append((server, task))
             await server.began(task)
@@ -130,7 +134,7 @@ class HttpRequestServer:
 class _Granian(Server):
     """granian in this event loop, on a socket that is bound already."""
 
-    def __init__(self, app: HttpApp, listening: socket.socket, tls: HttpTls, heartbeat: Heartbeat) -> None:
+    def __init__(self, app: Application, listening: socket.socket, tls: HttpTls, heartbeat: Heartbeat) -> None:
         super().__init__(
             app,
             interface=Interfaces.ASGINL,

@@ -10,8 +10,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from kvrouter.errors import RefusedError
+from kvrouter.transport.asgi_metrics import HttpMetrics, InstrumentedApp
 from kvrouter.transport.context import Context
 from kvrouter.transport.endpoints import Endpoints
 from kvrouter.transport.http_app import HttpApp, HttpAppOptions
@@ -566,6 +568,23 @@ def test_ways_that_a_worker_does_not_have_are_refused() -> None:
         assert (await served.ask("POST", "/v1/rpc/echo", many)).status == 400
 
     scene(scenario)
+
+
+def test_requests_are_counted_under_the_names_of_dashboards() -> None:
+    """A-132, A-142, A-143, A-144: by what is put around the application."""
+    registry = CollectorRegistry()
+    metrics = HttpMetrics(registry)
+
+    async def scenario(served: Worker) -> None:
+        assert (await served.ask("POST", "/v1/rpc/echo", message(), Accept=SSE)).status == 200
+        assert (await served.ask("POST", "/v1/rpc/echo", b"junk")).status == 400
+
+    scene(scenario, wrap=lambda app: InstrumentedApp(app, metrics, routes=["/v1/rpc"]))
+    for code in ("200", "400"):
+        labels = {"method": "POST", "route": "/v1/rpc", "code": code}
+        assert registry.get_sample_value("http_requests_total", labels) == 1
+    assert registry.get_sample_value("http_inflight_requests") == 0
+    assert registry.get_sample_value("http_request_bytes_total", {"route": "/v1/rpc"}) == len(message()) + 4
 
 
 def test_a_taken_port_is_an_error_at_the_start() -> None:
