@@ -178,6 +178,7 @@ class RankLoad:
     decode_blocks: int
     turn: int
     prefill_pairs: int
+    block_size: int
     waiting: int
     token_seconds: float
     pair_seconds: float

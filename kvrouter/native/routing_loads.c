@@ -27,6 +27,7 @@ static PyObject *new(PyTypeObject *type, PyObject *arguments, PyObject *names)
     struct kvr_load *load = kvr_load_of(self);
     load->rank = rank;
     load->turn = load->arrivals = 0;
+    load->block_size = 16;
     load->active_requests = requests;
     load->prefill_tokens = tokens;
     load->decode_blocks = blocks;
@@ -138,7 +139,7 @@ Py_ssize_t kvr_count_loads(PyTypeObject *type, PyObject *loads)
 
 int kvr_read_weights(PyObject *tuple, struct kvr_weights *weights)
 {
-    double *fields[] = {&weights->request_tokens, &weights->block_tokens, &weights->step_tokens, &weights->work_price,
+    double *fields[] = {&weights->request_tokens, &weights->context_tokens, &weights->step_tokens, &weights->work_price,
                         &weights->decode_price,   &weights->later_max,    &weights->affinity};
     if (!PyTuple_Check(tuple) || PyTuple_Size(tuple) != 7) {
         PyErr_SetString(PyExc_TypeError, "the weights of a choice are a tuple of 7 numbers");
@@ -210,7 +211,8 @@ struct kvr_cost kvr_cost_of(const struct kvr_load *load, double credit, double t
     cost.prefill = fresh * load->token_seconds + fresh * (2.0 * tokens - fresh) * 0.5 * load->pair_seconds;
     cost.first_token =
         load->first_seconds + cost.wait + cost.prefill +
-        (active * weights->request_tokens + (double)load->decode_blocks * weights->block_tokens) * load->token_seconds;
+        (active * weights->request_tokens + (double)load->decode_blocks * (double)load->block_size * weights->context_tokens) *
+            load->token_seconds;
     double step = (double)load->prefill_tokens + fresh;
     double mates = step > weights->step_tokens ? waiting * weights->step_tokens / step : waiting;
     double later = load->urgency * (cost.wait + cost.prefill * 0.5);
@@ -289,6 +291,7 @@ static PyMethodDef methods[] = {
 static PyMemberDef members[] = {
     {"rank", T_UINT, offsetof(struct kvr_load, rank), READONLY, NULL},
     {"turn", T_LONGLONG, offsetof(struct kvr_load, turn), 0, NULL},
+    {"block_size", T_LONGLONG, offsetof(struct kvr_load, block_size), 0, NULL},
     {"arrivals", T_LONGLONG, offsetof(struct kvr_load, arrivals), READONLY, NULL},
     {"active_requests", T_LONGLONG, offsetof(struct kvr_load, active_requests), 0, NULL},
     {"prefill_tokens", T_LONGLONG, offsetof(struct kvr_load, prefill_tokens), 0, NULL},

@@ -11,6 +11,7 @@ struct kvr_load {
     uint32_t rank; /* dense; below KVR_RANKS_MAX */
     long long turn;
     long long arrivals;
+    long long block_size;
     long long active_requests;
     long long prefill_tokens;
     long long decode_blocks;
@@ -34,7 +35,7 @@ Py_ssize_t kvr_count_loads(PyTypeObject *type, PyObject *loads);
 
 /* How a choice is made; see `kvrouter.routing.cost`. */
 struct kvr_weights {
-    double request_tokens, block_tokens, step_tokens;
+    double request_tokens, context_tokens, step_tokens;
     double work_price, decode_price, later_max;
     double affinity;
 };

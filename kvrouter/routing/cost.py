@@ -36,10 +36,10 @@ class Cost(NamedTuple):
 class CostModel:
     """Turns what is to be done on a rank into seconds. The native core does the same in the same order."""
 
-    __slots__ = ("block_tokens", "decode_price", "later_max", "request_tokens", "step_tokens", "work_price")
+    __slots__ = ("context_tokens", "decode_price", "later_max", "request_tokens", "step_tokens", "work_price")
 
     def __init__(self, settings: RoutingSettings) -> None:
-        self.request_tokens, self.block_tokens = settings.request_tokens, settings.block_tokens
+        self.request_tokens, self.context_tokens = settings.request_tokens, settings.context_tokens
         self.step_tokens = float(settings.step_tokens)
         self.work_price, self.decode_price = settings.work_price, settings.decode_price
         self.later_max = settings.later_max
@@ -57,9 +57,8 @@ class CostModel:
 
     def running(self, load: RankLoad) -> float:
         """Seconds by which what already runs on a rank delays a prompt."""
-        return (
-            load.active_requests * self.request_tokens + load.decode_blocks * self.block_tokens
-        ) * load.token_seconds
+        context = load.decode_blocks * load.block_size * self.context_tokens
+        return (load.active_requests * self.request_tokens + context) * load.token_seconds
 
     def cost(self, load: RankLoad, credit: int, tokens: int, now: float) -> Cost:
         """What a prompt of `tokens` costs, of which the rank is believed to have `credit` cached."""
@@ -78,5 +77,5 @@ class CostModel:
     @property
     def weights(self) -> tuple[float, ...]:
         """The same knobs for the native core."""
-        load = self.request_tokens, self.block_tokens, self.step_tokens
+        load = self.request_tokens, self.context_tokens, self.step_tokens
         return *load, self.work_price, self.decode_price, self.later_max

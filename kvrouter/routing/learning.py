@@ -4,22 +4,28 @@ Both end up in the loads of the ranks, where a choice reads them. Once a second 
 wake up for it, whoever tells the time to a router calls `advance`, which mostly does nothing.
 """
 
+from collections.abc import Callable
+
 from kvrouter.routing.fleet import Fleet, FleetWorker
 from kvrouter.routing.load import Booking
 from kvrouter.routing.pressure import Evictions, Pressure
 from kvrouter.routing.settings import RoutingSettings
 from kvrouter.routing.speeds import Speeds
 
-__all__ = ["Learning"]
+__all__ = ["BlockSize", "Learning"]
+
+BlockSize = Callable[[int], int | None]
+"""Tokens per block of a dense rank; None until known."""
 
 
 class Learning:
     """Speeds and pressure of one fleet."""
 
-    __slots__ = ("_fleet", "due", "last", "pressure", "speeds")
+    __slots__ = ("_block_size", "_fleet", "_usual_block_size", "due", "last", "pressure", "speeds")
 
-    def __init__(self, fleet: Fleet, settings: RoutingSettings, evictions: Evictions) -> None:
+    def __init__(self, fleet: Fleet, settings: RoutingSettings, *, evictions: Evictions, block_size: BlockSize) -> None:
         self._fleet = fleet
+        self._block_size, self._usual_block_size = block_size, settings.block_size
         self.speeds = Speeds(settings)
         self.pressure = Pressure(evictions)
         self.last = self.due = float("-inf")
@@ -44,6 +50,8 @@ class Learning:
         """Learn, if it is time to."""
         if self.last <= now < self.due:
             return
+        for load in (rank.load for worker in self._fleet.workers() for rank in worker.ranks):
+            load.block_size = self._block_size(load.rank) or self._usual_block_size
         ranks = [(rank.load, worker.models) for worker in self._fleet.workers() for rank in worker.ranks]
         self.pressure.tick(ranks, now)
         self.speeds.learn(ranks, now)

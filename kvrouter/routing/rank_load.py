@@ -14,7 +14,8 @@ class RankLoad:
     """Requests, uncached prompt tokens not yet computed, KV blocks in use; and when the rank was chosen last.
 
     `rank` is its dense number. `turn` is the number of the decision that chose it last: ties go to the one that waited
-    longest. `arrivals` counts the requests that ever came. Loads are equal if they are equally busy.
+    longest. `block_size` is in tokens. `arrivals` counts the requests that ever came. Loads are equal if they are
+    equally busy.
 
     `waiting` of the requests have no first token yet. Their prompts take time for each token, and for each pair of a
     token and one before it: `prefill_tokens` and `prefill_pairs`. The front one, `head_...`, is in work since
@@ -23,8 +24,8 @@ class RankLoad:
     """
 
     __slots__ = (
-        "active_requests", "arrivals", "decode_blocks", "first_seconds", "head_pairs", "head_since", "head_tokens",
-        "miss_price", "pair_seconds", "prefill_pairs", "prefill_tokens", "rank", "token_seconds", "turn",
+        "active_requests", "arrivals", "block_size", "decode_blocks", "first_seconds", "head_pairs", "head_since",
+        "head_tokens", "miss_price", "pair_seconds", "prefill_pairs", "prefill_tokens", "rank", "token_seconds", "turn",
         "urgency", "waiting",
     )  # fmt: skip
 
@@ -35,6 +36,7 @@ class RankLoad:
         self.prefill_tokens = prefill_tokens
         self.decode_blocks = decode_blocks
         self.rank = rank
+        self.block_size = 16
         self.prefill_pairs = self.waiting = self.turn = self.arrivals = 0
         self.head_tokens = self.head_pairs = 0
         self.head_since = 0.0

@@ -76,7 +76,9 @@ class Router:
         self.book = LoadBook(reservations_max=self.settings.reservations_max)
         self.fleet = Fleet()
         self.knowledge = Knowledge(self.ingest, self.settings)
-        self.learning = Learning(self.fleet, self.settings, self.ingest.evictions)
+        self.learning = Learning(
+            self.fleet, self.settings, evictions=self.ingest.evictions, block_size=self.ingest.block_size
+        )
         self._model = CostModel(self.settings)
         self._seed = seed
         self._policies: dict[str, Policy] = {}

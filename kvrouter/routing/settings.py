@@ -27,7 +27,7 @@ class RoutingSettings:
         attention_tokens: so far into a prompt a token is believed to cost twice as much as at its beginning, until it
             is known; 0: never.
         request_tokens: each request already running on a rank delays a prompt as computing so many tokens does.
-        block_tokens: the same for each KV block that running requests occupy there.
+        context_tokens: the same for each prompt token of theirs: their KV blocks are room that others do not have.
         step_tokens: prompt tokens that an engine computes in one step; all prompts of a step end together.
         work_price: what each second of prefill costs beside the time of those who wait for it: computing twice what is
             cached elsewhere is never free.
@@ -51,9 +51,9 @@ class RoutingSettings:
     prefill_tokens_per_second: float = 8000.0
     attention_tokens: float = 65_536.0
     request_tokens: float = 160.0
-    block_tokens: float = 0.1
+    context_tokens: float = 0.01
     step_tokens: int = 8192
-    work_price: float = 0.25
+    work_price: float = 0.2
     decode_price: float = 0.02
     later_max: float = 8.0
     affinity: float = 0.8

@@ -70,7 +70,7 @@ def test_on_an_idle_fleet_only_the_own_time_counts_and_a_little_for_the_work() -
     """No one else waits."""
     cost = MODEL.cost(rank(), 0, 1000, 0.0)
 
-    assert cost.price == pytest.approx(1.0 + 0.25 * 1.0)
+    assert cost.price == pytest.approx(1.0 + 0.2 * 1.0)
 
 
 def test_who_shares_a_batch_is_delayed() -> None:
@@ -149,7 +149,7 @@ def test_a_decision_can_be_added_up_by_hand() -> None:
     pair = speed / knobs.attention_tokens
     assert first.wait_seconds == pytest.approx(1600 * speed + 1600**2 / 2 * pair - 0.1)
     assert first.prefill_seconds == pytest.approx(4000 * speed + 4000 * 6000 * pair)
-    running = (1 * knobs.request_tokens + 100 * knobs.block_tokens) * speed
+    running = (1 * knobs.request_tokens + 100 * 16 * knobs.context_tokens) * speed
     assert first.cost == pytest.approx(first.wait_seconds + first.prefill_seconds + running)
     assert first.price == pytest.approx(first.cost + first.prefill_seconds * (knobs.work_price + 1))
     assert other.cost == pytest.approx(8000 * speed + 8000**2 / 2 * pair)
