@@ -10,7 +10,9 @@ try:
     import nats
     from nats.aio.client import Client
     from nats.aio.msg import Msg
+    from nats.aio.subscription import Subscription
     from nats.errors import Error as NatsError
+    from nats.errors import MaxPayloadError
     from nats.errors import TimeoutError as NatsTimeoutError
     from nats.js import JetStreamContext, api, errors
     from nats.nuid import NUID
@@ -20,18 +22,22 @@ except ImportError as error:
     raise MissingExtraError("a store on NATS", "nats") from error
 
 __all__ = [
+    "ANSWER_SECONDS",
+    "Client",
     "JetStreamContext",
+    "MaxPayloadError",
     "Msg",
     "NatsConnection",
     "NatsError",
     "NatsTimeoutError",
     "PushSubscription",
+    "Subscription",
     "api",
     "errors",
 ]
 
 _CONNECT_SECONDS = 5.0
-_ANSWER_SECONDS = 5.0
+ANSWER_SECONDS = 5.0
 _CLOSE_SECONDS = 2.0
 
 
@@ -51,11 +57,17 @@ class NatsConnection:
     @contextlib.asynccontextmanager
     async def jetstream(self) -> AsyncIterator[JetStreamContext]:
         """Give a JetStream context; what fails inside is a `StoreError`, unless it was handled."""
+        async with self.connected() as client:
+            yield client.jetstream(timeout=ANSWER_SECONDS)
+
+    @contextlib.asynccontextmanager
+    async def connected(self) -> AsyncIterator[Client]:
+        """Give the connection itself; errors as of `jetstream`."""
         try:
             async with self._opening:
                 if self._client is None or self._client.is_closed:
                     self._client = await self._connect()
-            yield self._client.jetstream(timeout=_ANSWER_SECONDS)
+            yield self._client
         except (NatsError, OSError, TimeoutError) as error:
             raise StoreError(f"NATS: {type(error).__name__}: {error}", reason="unavailable") from error
 
