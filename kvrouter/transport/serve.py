@@ -24,6 +24,7 @@ from kvrouter.transport.server_stream import Handler
 
 __all__ = ["ServedWorker", "make_server", "serve"]
 
+_CALL_HOME = TransportEndpoint(transport_id="tcp", address="", metadata={"mode": "call_home"})
 _CAPABILITIES: dict[str, bool | int] = {"streaming": True, "persistent_connections": True, "bidirectional": True}
 
 
@@ -41,6 +42,7 @@ class ServedWorker:
         instance_id: int,
         zone: str | None,
         drain_seconds: float,
+        response_transport: TransportEndpoint | None = None,
     ) -> None:
         self.endpoints, self.instance_id = endpoints, instance_id
         self._namespace, _, self._component = name.partition("/")
@@ -48,7 +50,7 @@ class ServedWorker:
             raise TransportError(f"{name!r} must be written NAMESPACE/COMPONENT", code="INVALID_ARGUMENT")
         self._handlers, self._servers = handlers, servers
         self._discovery = Discovery(store)
-        self._zone, self._drain_seconds = zone, drain_seconds
+        self._zone, self._drain_seconds, self._response_transport = zone, drain_seconds, response_transport
         self.registrations: list[Registration] = []
 
     @property
@@ -92,6 +94,7 @@ class ServedWorker:
                 TransportEndpoint(transport_id=transport_id, address=server.address, capabilities=_CAPABILITIES)
                 for transport_id, server in self._servers.items()
             ),
+            response_transport=self._response_transport,
             zone=self._zone,
         )
 
@@ -105,6 +108,7 @@ def serve(
     host: str = "127.0.0.1",
     advertise: str | None = None,
     nats_server: str | None = None,
+    answers_home: bool = False,
     zone: str | None = None,
     streams_max: int = 4096,
     drain_seconds: float = 30.0,
@@ -115,10 +119,11 @@ def serve(
         name: namespace and component, `demo/backend`.
         handlers: what answers, by endpoint.
         store: where discovery is kept, a store or its URL.
-        transports: ways in, the preferred one first: tcp, zmq, nats.
+        transports: ways in, the preferred one first: tcp, http, zmq, nats, grpc.
         host: address to bind.
         advertise: host that others reach it by; needed where `host` is a wildcard.
         nats_server: URL of the NATS server, where `nats` is a way in.
+        answers_home: whether answers go home over TCP connections that this worker dials; with `nats` only.
         zone: where this worker stands.
         streams_max: requests worked on at a time.
         drain_seconds: how long what runs may take to finish at the end.
@@ -128,16 +133,19 @@ def serve(
     """
     endpoints = Endpoints(streams_max=streams_max)
     instance_id = secrets.randbits(53)
-    servers = {
-        each: make_server(
-            each, endpoints, host=host, advertise=advertise, nats_server=nats_server, subject=f"{name}-{instance_id:x}"
-        )
-        for each in transports
-    }
+    subject = f"{name}-{instance_id:x}".replace("/", ".")
+    if answers_home:
+        servers = _calling_home(endpoints, transports, nats_server, subject)
+    else:
+        servers = {
+            each: make_server(each, endpoints, host=host, advertise=advertise, nats_server=nats_server, subject=subject)
+            for each in transports
+        }
     kept = open_key_value_store(store) if isinstance(store, str) else store
     return ServedWorker(
         name, handlers, servers,
         endpoints=endpoints, store=kept, instance_id=instance_id, zone=zone, drain_seconds=drain_seconds,
+        response_transport=_CALL_HOME if answers_home else None,
     )  # fmt: skip
 
 
@@ -166,4 +174,24 @@ def make_server(
             if nats_server is None:
                 raise TransportError("nats needs nats_server, the URL of a NATS server", code="INVALID_ARGUMENT")
             return NatsRequestServer(endpoints, server=nats_server, subject=subject.replace("/", "."))
-    raise TransportError(f"transport {transport_id!r} is unknown; known: tcp, zmq, nats", code="INVALID_ARGUMENT")
+        case "grpc":
+            from kvrouter.transport.grpc_server import GrpcRequestServer  # noqa: PLC0415 - as above
+
+            return GrpcRequestServer(endpoints, host=host, advertise=advertise)
+        case "http":
+            from kvrouter.transport.http_server import HttpRequestServer  # noqa: PLC0415 - as above
+
+            return HttpRequestServer(endpoints, host=host, advertise=advertise)
+    known = "tcp, http, zmq, nats, grpc"
+    raise TransportError(f"transport {transport_id!r} is unknown; known: {known}", code="INVALID_ARGUMENT")
+
+
+def _calling_home(
+    endpoints: Endpoints, transports: Sequence[str], nats_server: str | None, subject: str
+) -> dict[str, RequestServer]:
+    if tuple(transports) != ("nats",) or nats_server is None:
+        raise TransportError("answers go home with nats only, which needs nats_server", code="INVALID_ARGUMENT")
+    from kvrouter.transport.callhome_worker import CallHomeWorker  # noqa: PLC0415 - only what is asked for
+    from kvrouter.transport.nats_acks import NatsAckServer  # noqa: PLC0415 - as above
+
+    return {"nats": NatsAckServer(CallHomeWorker(endpoints), server=nats_server, subject=subject)}

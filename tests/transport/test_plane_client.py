@@ -7,11 +7,14 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from kvrouter.discovery import Directory, Discovery, Instance, TransportEndpoint
+from kvrouter.discovery import Directory, Discovery, Instance, TransportEndpoint, encode_instance
 from kvrouter.errors import DisconnectedError, NoInstancesError, RefusedError, TransportError
 from kvrouter.store.memory_keys import MemoryKeyValueStore
+from kvrouter.transport.callhome_client import CallHomeClient
+from kvrouter.transport.callhome_listener import CallHomeListener
 from kvrouter.transport.context import Context
 from kvrouter.transport.messages import Request
+from kvrouter.transport.nats_acks import NatsAckSender
 from kvrouter.transport.nats_client import NatsRequestClient
 from kvrouter.transport.plane_client import PlaneClient
 from kvrouter.transport.planes import RequestClient
@@ -218,6 +221,30 @@ def test_a_request_that_is_over_counts_no_more() -> None:
             release.set()
             assert {(await stream.collect())[0] for stream in first} == {b"busy", b"free"}
             assert len(ended) == 2
+
+    run(scenario())
+
+
+def test_a_worker_that_calls_home_says_so_in_its_record(nats: NatsServer) -> None:
+    """A-201, A-221: requests over NATS, answers over TCP; other transports have answers of their own."""
+
+    async def scenario() -> None:
+        store, client = MemoryKeyValueStore(), CallHomeClient(NatsAckSender(nats.url), CallHomeListener())
+        registry, directory = TransportRegistry(), Directory(Discovery(store), "demo", "backend", "echo")
+        registry.register(Registered(transport_id="nats", client=client))
+        async with worker(store, "a", "nats", nats_server=nats.url, answers_home=True):
+            await directory.start()
+            [instance] = directory.instances()
+            assert instance.response_transport is not None
+            assert instance.response_transport.metadata == {"mode": "call_home"}
+            assert b'"nats_tcp"' in encode_instance(instance)
+            assert await ask(PlaneClient(directory, registry)) == "a"
+            await directory.close()
+        await client.aclose()
+        with pytest.raises(TransportError, match="with nats only"):
+            worker(store, "b", "tcp", answers_home=True)
+        with pytest.raises(TransportError, match="known: tcp, http, zmq, nats, grpc"):
+            worker(store, "c", "pigeon")
 
     run(scenario())
 
