@@ -11,6 +11,12 @@
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030B0000
 
+/* <Python.h> brings fewer of these along from version to version; whoever includes this page can rely on them. */
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
 #if !defined(KVR_WITHOUT_PYTHON_H) && defined(__has_include)
 #if __has_include(<Python.h>)
 #include <Python.h>
@@ -20,11 +26,6 @@
 #endif
 
 #ifndef KVR_HAS_PYTHON_H
-
-#include <stddef.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
 
 #ifdef _WIN32
 #define KVR_IMPORT __declspec(dllimport)
