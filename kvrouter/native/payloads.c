@@ -2,6 +2,8 @@
 #include "payloads.h"
 #include "module.h"
 
+#include <string.h>
+
 struct payloads_object {
     PyObject_HEAD
     Py_ssize_t count;

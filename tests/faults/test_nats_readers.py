@@ -155,6 +155,7 @@ def test_a_batch_that_is_published_twice_is_applied_once(endpoint: str, server: 
             with working(endpoint) as worker:
                 worker.work(20)
                 await scene.heals(worker)
+                before = scene.state().duplicates  # A snapshot that came first makes some of what the stream has.
                 jetstream = connected.jetstream()
                 for place in range(1, 42):
                     message = await jetstream.get_msg(STREAM, place)
@@ -164,7 +165,7 @@ def test_a_batch_that_is_published_twice_is_applied_once(endpoint: str, server: 
                 await scene.heals(worker)
                 state = scene.state()
 
-        assert (state.duplicates, state.restarts, state.gaps) == (41, 0, 0)
+        assert (state.duplicates - before, state.restarts, state.gaps) == (41, 0, 0)
 
     run(scenario())
 
