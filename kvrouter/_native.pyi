@@ -185,6 +185,7 @@ class RankLoad:
     first_seconds: float
     urgency: float
     miss_price: float
+    belief: float
     @property
     def rank(self) -> int: ...
     @property
@@ -221,7 +222,7 @@ class Weigher:
         doubtful: Collection[int],
         now: float,
         /,
-    ) -> tuple[int, int, int, int, float, bytes] | None: ...
+    ) -> tuple[int, int, int, int, int, float, bytes] | None: ...
     def place(
         self,
         loads: tuple[object, ...],
@@ -233,7 +234,7 @@ class Weigher:
         now: float,
         turn: int,
         /,
-    ) -> tuple[int, int, int, int, float, bytes] | None: ...
+    ) -> tuple[int, int, int, int, int, float, bytes] | None: ...
 
 class Payloads(Sequence[bytes]):
     """Batches that came in a row, in one piece of memory; each is made a bytes object when somebody looks at it."""

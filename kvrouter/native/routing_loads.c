@@ -35,6 +35,7 @@ static PyObject *new(PyTypeObject *type, PyObject *arguments, PyObject *names)
     load->head_since = load->first_seconds = load->urgency = load->miss_price = 0.0;
     load->token_seconds = 1.0 / 8000.0;
     load->pair_seconds = 0.0;
+    load->belief = 1.0;
     return self;
 }
 
@@ -306,6 +307,7 @@ static PyMemberDef members[] = {
     {"first_seconds", T_DOUBLE, offsetof(struct kvr_load, first_seconds), 0, NULL},
     {"urgency", T_DOUBLE, offsetof(struct kvr_load, urgency), 0, NULL},
     {"miss_price", T_DOUBLE, offsetof(struct kvr_load, miss_price), 0, NULL},
+    {"belief", T_DOUBLE, offsetof(struct kvr_load, belief), 0, NULL},
     {NULL, 0, 0, 0, NULL},
 };
 

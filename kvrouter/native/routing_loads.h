@@ -23,6 +23,7 @@ struct kvr_load {
     /* What the router has learnt of the rank. */
     double token_seconds, pair_seconds, first_seconds;
     double urgency, miss_price;
+    double belief; /* share of what it promises to have cached that is believed */
 };
 
 KVR_INLINE struct kvr_load *kvr_load_of(PyObject *object)
@@ -62,6 +63,12 @@ struct kvr_credits {
 KVR_INLINE long long kvr_credit(const struct kvr_credits *credits, uint32_t rank)
 {
     return credits->ranks[rank / 64] >> rank % 64 & 1 ? credits->tokens[rank] : 0;
+}
+
+/* The part of so many tokens that is believed; see `Knowledge.overlaps`. */
+KVR_INLINE long long kvr_believed(long long tokens, double belief)
+{
+    return belief > 0.0 ? belief < 1.0 ? (long long)((double)tokens * belief) : tokens : 0;
 }
 
 enum kvr_reason { KVR_REASON_LOAD, KVR_REASON_AFFINITY, KVR_REASON_ESCAPE };

@@ -39,7 +39,8 @@ struct weigher {
     /* What would be too large for the stack. */
     struct kvr_overlap confirmed, predicted;
     struct kvr_known known[KVR_RANKS_MAX];
-    struct kvr_credits promised;
+    struct kvr_credits promised, doubted;
+    const struct kvr_credits *credited; /* the former, or the latter where not all is believed */
 };
 
 struct prompt {
@@ -137,6 +138,22 @@ static int find_promised(struct weigher *weigher, const struct prompt *prompt, c
     return 0;
 }
 
+/* What is believed of what is promised: all of it, where nobody is known to break promises. */
+static void find_credited(struct weigher *weigher, PyObject *loads, Py_ssize_t count)
+{
+    int is_all = 1;
+    for (Py_ssize_t at = 0; at < count; at++)
+        is_all &= kvr_load_of(PyTuple_GetItem(loads, at))->belief == 1.0;
+    weigher->credited = is_all ? &weigher->promised : &weigher->doubted;
+    if (is_all)
+        return;
+    memcpy(weigher->doubted.ranks, weigher->promised.ranks, sizeof weigher->doubted.ranks);
+    for (Py_ssize_t at = 0; at < count; at++) {
+        const struct kvr_load *load = kvr_load_of(PyTuple_GetItem(loads, at));
+        weigher->doubted.tokens[load->rank] = kvr_believed(kvr_credit(&weigher->promised, load->rank), load->belief);
+    }
+}
+
 static long long confirmed_tokens(const struct weigher *weigher, const struct prompt *prompt, uint32_t rank)
 {
     const struct kvr_overlap *confirmed = &weigher->confirmed;
@@ -151,10 +168,10 @@ static void note_row(const struct weigher *weigher, const struct prompt *prompt,
                      double now, struct row *row)
 {
     const struct kvr_load *load = kvr_load_of(PyTuple_GetItem(loads, position));
-    long long promised = kvr_credit(&weigher->promised, load->rank);
+    long long promised = kvr_credit(&weigher->promised, load->rank), credited = kvr_credit(weigher->credited, load->rank);
     *row = (struct row){.numbers = {position, load->active_requests, load->waiting, load->prefill_tokens, load->decode_blocks, promised,
-                                    confirmed_tokens(weigher, prompt, load->rank), promised},
-                        .cost = kvr_cost_of(load, (double)promised, (double)prompt->tokens, &weigher->weights, now),
+                                    confirmed_tokens(weigher, prompt, load->rank), credited},
+                        .cost = kvr_cost_of(load, (double)credited, (double)prompt->tokens, &weigher->weights, now),
                         .known = {load->token_seconds, load->pair_seconds, load->first_seconds, load->urgency,
                                   load->miss_price}};
 }
@@ -186,11 +203,12 @@ static PyObject *answer(const struct weigher *weigher, const struct prompt *prom
                          PyLong_FromLong(reason),
                          PyLong_FromLongLong(kvr_credit(&weigher->promised, chosen->load->rank)),
                          PyLong_FromLongLong(confirmed_tokens(weigher, prompt, chosen->load->rank)),
+                         PyLong_FromLongLong(kvr_credit(weigher->credited, chosen->load->rank)),
                          PyFloat_FromDouble(chosen->cost.first_token),
                          rows};
     PyObject *result = NULL;
-    if (parts[0] && parts[1] && parts[2] && parts[3] && parts[4])
-        result = PyTuple_Pack(6, parts[0], parts[1], parts[2], parts[3], parts[4], parts[5]);
+    if (parts[0] && parts[1] && parts[2] && parts[3] && parts[4] && parts[5])
+        result = PyTuple_Pack(7, parts[0], parts[1], parts[2], parts[3], parts[4], parts[5], parts[6]);
     for (size_t at = 0; at < sizeof parts / sizeof *parts; at++)
         Py_XDECREF(parts[at]);
     return result;
@@ -268,9 +286,10 @@ static PyObject *decide(struct weigher *weigher, PyObject *const *arguments, PyO
     kvr_predictions_expire(predictions, now);
     if (find_promised(weigher, &prompt, predictions))
         return NULL;
+    find_credited(weigher, arguments[0], count);
     struct kvr_choice chosen;
     enum kvr_reason reason =
-        kvr_choose(arguments[0], count, &weigher->promised, (double)prompt.tokens, &weigher->weights, now, &chosen);
+        kvr_choose(arguments[0], count, weigher->credited, (double)prompt.tokens, &weigher->weights, now, &chosen);
     PyObject *result = answer(weigher, &prompt, arguments[0], count, &chosen, reason, now);
     if (turn != NULL && result != NULL) {
         kvr_load_of(PyTuple_GetItem(arguments[0], chosen.position))->turn = number;
@@ -283,7 +302,7 @@ static PyObject *decide(struct weigher *weigher, PyObject *const *arguments, PyO
 }
 
 /* weigh(loads, predictions, hashes, block_size, tokens, doubtful, now)
- * -> position, reason, tokens promised and confirmed, cost, rows; None where a rank in doubt has some of the prompt */
+ * -> position, reason, tokens promised, confirmed and credited, cost, rows; None where a rank in doubt has some of the prompt */
 static PyObject *weigh(PyObject *self, PyObject *const *arguments, Py_ssize_t given)
 {
     if (given == 7)

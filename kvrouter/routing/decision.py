@@ -24,14 +24,16 @@ class Candidate:
     """One rank as it looked when the decision was made.
 
     `cost` is its predicted time to first token in seconds; of that `wait_seconds` are for what the rank had to do
-    before, and `prefill_seconds` for the prompt. `price` is the cost and what others lose; `kv` compares that. The rest
-    is what it was worked out from: what the rank was busy with, and what was learnt of it (`RankLoad`).
+    before, and `prefill_seconds` for what is not credited of the prompt. `price` is the cost and what others lose; `kv`
+    compares that. The rest is what it was worked out from: what the rank was busy with, and what was learnt of it
+    (`RankLoad`).
     """
 
     __slots__ = (
         "active_requests",
         "confirmed_tokens",
         "cost",
+        "credited_tokens",
         "decode_blocks",
         "first_seconds",
         "miss_price",
@@ -51,7 +53,7 @@ class Candidate:
     def __init__(self, target: FleetRank, row: tuple[Any, ...]) -> None:
         self.worker_id, self.rank = target.source
         self.active_requests, self.waiting, self.prefill_tokens, self.decode_blocks = row[1:5]
-        self.overlap_tokens, self.confirmed_tokens = row[5:7]
+        self.overlap_tokens, self.confirmed_tokens, self.credited_tokens = row[5:8]
         self.wait_seconds, self.prefill_seconds, self.cost, self.price = row[8:12]
         self.token_seconds, self.pair_seconds, self.first_seconds, self.urgency, self.miss_price = row[12:]
 
@@ -104,15 +106,19 @@ class Decision(msgspec.Struct, eq=False, gc=False):
         prompt_tokens: length of the prompt.
         overlap_tokens: leading prompt tokens that the rank is promised to have cached, confirmed or predicted.
         confirmed_tokens: the part of them that its events confirm.
-        prefill_tokens: prompt tokens that it has to compute; a gateway that books may know it better.
+        prefill_tokens: prompt tokens that it will have to compute, as far as its promise is believed; a gateway that
+            books may know it better.
         block_size: tokens per block of the prompt on that rank.
         cost: predicted time to first token in seconds.
         policy: name of the policy that chose.
         reason: one word of that policy.
         id: under which id it was booked; None before.
         first_token_seconds: how long its first token took, from the booking on; None before, and where nobody said.
+        total_seconds: how long it took to its end, however it ended; None before.
         cached_tokens: prompt tokens that the engine had not to compute, if it says so.
+        output_tokens: tokens that it answered, if it says so.
         completed: whether it was answered to its end; None before.
+        status: how it ended, in a word of whoever sent it; None before.
     """
 
     target: FleetRank
@@ -130,8 +136,11 @@ class Decision(msgspec.Struct, eq=False, gc=False):
     _rows: bytes
     id: Hashable = None
     first_token_seconds: float | None = None
+    total_seconds: float | None = None
     cached_tokens: int | None = None
+    output_tokens: int | None = None
     completed: bool | None = None
+    status: str | None = None
 
     def __repr__(self) -> str:
         return (

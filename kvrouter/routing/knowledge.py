@@ -3,7 +3,7 @@
 The truth is `kvrouter.ingest`'s; the predictions are written here, by the router's own decisions.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Protocol
 
@@ -79,10 +79,12 @@ NO_OVERLAPS = Overlaps(_NOTHING, _NOTHING, _NOTHING)
 class Knowledge:
     """Joins the truth with predictions, for every way of hashing in use."""
 
-    __slots__ = ("_confirmed", "_settings", "_truth", "bytewise", "exact", "lower_tiers")
+    __slots__ = ("_beliefs", "_confirmed", "_settings", "_truth", "bytewise", "exact", "lower_tiers")
 
-    def __init__(self, truth: CacheTruth, settings: RoutingSettings) -> None:
+    def __init__(self, truth: CacheTruth, settings: RoutingSettings, beliefs: Mapping[int, float]) -> None:
         self._truth = truth
+        self._beliefs = beliefs
+        """The ranks that are not believed, and which share of what they promise is."""
         self._confirmed = truth.usable_tokens
         self._settings = settings
         self.exact: dict[int, PredictedBlocks] = {}
@@ -111,7 +113,9 @@ class Knowledge:
             credited = self._credited(confirmed, promised)
         if self.lower_tiers and is_exact:
             credited = self._with_lower_tiers(prompt, promised, credited)
-        return Overlaps(confirmed, promised, credited) if credited else NO_OVERLAPS
+        if credited and self._beliefs:
+            credited = self._believed(credited)
+        return Overlaps(confirmed, promised, credited) if promised or credited else NO_OVERLAPS
 
     def only_predictions(self, block_size: int) -> PredictedBlocks | None:
         """The predictions for prompts of tokens, if there are none for other sizes of blocks."""
@@ -196,3 +200,8 @@ class Knowledge:
         for rank, share in doubted.items():
             credited[rank] -= round(confirmed[rank] * (1.0 - share))
         return credited
+
+    def _believed(self, credited: dict[int, int]) -> dict[int, int]:
+        """Of ranks that break promises, what they keep of them."""
+        shares = self._beliefs
+        return {rank: int(tokens * shares.get(rank, 1.0)) for rank, tokens in credited.items()}

@@ -1,11 +1,12 @@
-"""What a router learns as it goes: how fast ranks are (`speeds.py`) and what delay costs others (`pressure.py`).
+"""What a router learns as it goes: speeds of ranks, the price of delay, and how far promises can be believed.
 
-Both end up in the loads of the ranks, where a choice reads them. Once a second is often enough; so that nothing has to
+These are `speeds.py`, `pressure.py` and `audit.py`; all end up in the loads of the ranks, where a choice reads them. Once a second is often enough; so that nothing has to
 wake up for it, whoever tells the time to a router calls `advance`, which mostly does nothing.
 """
 
 from collections.abc import Callable
 
+from kvrouter.routing.audit import Audit
 from kvrouter.routing.fleet import Fleet, FleetWorker
 from kvrouter.routing.load import Booking
 from kvrouter.routing.pressure import Evictions, Pressure
@@ -19,15 +20,16 @@ BlockSize = Callable[[int], int | None]
 
 
 class Learning:
-    """Speeds and pressure of one fleet."""
+    """Speeds, pressure and kept promises of one fleet."""
 
-    __slots__ = ("_block_size", "_fleet", "_usual_block_size", "due", "last", "pressure", "speeds")
+    __slots__ = ("_block_size", "_fleet", "_usual_block_size", "audit", "due", "last", "pressure", "speeds")
 
     def __init__(self, fleet: Fleet, settings: RoutingSettings, *, evictions: Evictions, block_size: BlockSize) -> None:
         self._fleet = fleet
         self._block_size, self._usual_block_size = block_size, settings.block_size
         self.speeds = Speeds(settings)
         self.pressure = Pressure(evictions)
+        self.audit = Audit()
         self.last = self.due = float("-inf")
         """`advance` is to be called when the time is not between these two."""
 
@@ -41,10 +43,19 @@ class Learning:
         for rank in worker.ranks:
             self.speeds.forget(rank.dense_rank)
             self.pressure.forget(rank.dense_rank)
+            self.audit.forget(rank.dense_rank)
 
     def first_token(self, booking: Booking, now: float) -> None:
         """The first token of a booking came, which has not been noted in it yet."""
+        outcome = booking.outcome
+        if outcome is not None and outcome.first_token_seconds is not None:
+            self.audit.first_token(booking.rank, predicted=outcome.cost, observed=outcome.first_token_seconds)
         self.speeds.first_token(booking, now)
+
+    def slowness(self, dense_rank: int) -> float:
+        """How many times longer than all ranks that serve the same models together a rank takes for its work."""
+        target = self._fleet.ranks[dense_rank]
+        return 1.0 if target is None else self.speeds.slowness(dense_rank, self._fleet.worker(target.worker_id).models)
 
     def advance(self, now: float) -> None:
         """Learn, if it is time to."""
@@ -55,4 +66,5 @@ class Learning:
         ranks = [(rank.load, worker.models) for worker in self._fleet.workers() for rank in worker.ranks]
         self.pressure.tick(ranks, now)
         self.speeds.learn(ranks, now)
+        self.audit.advance(now)
         self.last, self.due = now, self.pressure.due

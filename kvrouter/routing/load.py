@@ -24,11 +24,16 @@ __all__ = ["Booking", "LoadBook", "Outcome", "RankLoad"]
 
 
 class Outcome(Protocol):
-    """What became of a request, as far as it is known yet."""
+    """What was promised of a request, and what became of it as far as it is known yet; a `Decision`."""
 
+    cost: float
+    overlap_tokens: int
+    confirmed_tokens: int
     first_token_seconds: float | None
+    total_seconds: float | None
     cached_tokens: int | None
     completed: bool | None
+    status: str | None
 
 
 class Booking(msgspec.Struct, eq=False, gc=False):
@@ -228,6 +233,8 @@ class LoadBook:
             if booking.deadline > now:  # renewed since
                 heappush(self._leases, (booking.deadline, serial, booking_id, booking))
                 continue
+            if booking.outcome is not None:
+                booking.outcome.status = "expired"
             self.free(booking_id, now=now)
             expired.append(booking_id)
         self.expired_total += len(expired)

@@ -20,11 +20,13 @@ class RankLoad:
     `waiting` of the requests have no first token yet. Their prompts take time for each token, and for each pair of a
     token and one before it: `prefill_tokens` and `prefill_pairs`. The front one, `head_...`, is in work since
     `head_since`. The rest is what the router has learnt and `cost.py` multiplies with it: `token_seconds`,
-    `pair_seconds` and `first_seconds`, the price of delay `urgency`, and `miss_price`.
+    `pair_seconds` and `first_seconds`, the price of delay `urgency`, and `miss_price`. Of the tokens that it promises
+    to have cached, `belief` is the share that is believed (`audit.py`).
     """
 
     __slots__ = (
-        "active_requests", "arrivals", "block_size", "decode_blocks", "first_seconds", "head_pairs", "head_since",
+        "active_requests", "arrivals", "belief", "block_size", "decode_blocks", "first_seconds", "head_pairs",
+        "head_since",
         "head_tokens", "miss_price", "pair_seconds", "prefill_pairs", "prefill_tokens", "rank", "token_seconds", "turn",
         "urgency", "waiting",
     )  # fmt: skip
@@ -42,6 +44,7 @@ class RankLoad:
         self.head_since = 0.0
         self.token_seconds = 1.0 / 8000.0
         self.pair_seconds = self.first_seconds = self.urgency = self.miss_price = 0.0
+        self.belief = 1.0
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RankLoad) and self._fields() == other._fields()

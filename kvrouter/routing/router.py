@@ -75,10 +75,10 @@ class Router:
         self.ingest = ingest if ingest is not None else Ingest(index if index is not None else PrefixIndex())
         self.book = LoadBook(reservations_max=self.settings.reservations_max)
         self.fleet = Fleet()
-        self.knowledge = Knowledge(self.ingest, self.settings)
         self.learning = Learning(
             self.fleet, self.settings, evictions=self.ingest.evictions, block_size=self.ingest.block_size
         )
+        self.knowledge = Knowledge(self.ingest, self.settings, self.learning.audit.beliefs)
         self._model = CostModel(self.settings)
         self._seed = seed
         self._policies: dict[str, Policy] = {}
@@ -327,18 +327,19 @@ class Router:
                 now=now,
             )
 
-    def first_token(self, id: Hashable, *, now: float) -> bool:  # noqa: A002 - as for `commit`
+    def first_token(self, id: Hashable, *, now: float, learns: bool = True) -> bool:  # noqa: A002 - as for `commit`
         """The first token of a booked request came: its prefill load ends. False if the id is unknown.
 
-        How long it took teaches how fast the rank is.
+        How long it took teaches how fast the rank is, unless `learns` says that others took part of the time.
         """
         booking = self.book.get(id)
         if booking is None:
             return False
         if booking.is_waiting:
-            self.learning.first_token(booking, now)
             if booking.outcome is not None:
                 booking.outcome.first_token_seconds = now - booking.booked_at
+            if learns:
+                self.learning.first_token(booking, now)
         return self.book.prefill_complete(id, now=now)
 
     def finished(
@@ -348,15 +349,24 @@ class Router:
         now: float,
         cached_tokens: int | None = None,
         completed: bool = True,
+        learns: bool = True,
     ) -> bool:
         """A booked request ended: its booking is freed. False if the id is unknown.
 
         `cached_tokens` are those that the engine says it had not to compute, and `completed` is false where the
-        request failed or was given up.
+        request failed or was given up. What was cached shows whether the rank keeps its promises, unless `learns` says
+        that others did part of the work.
         """
         booking = self.book.get(id)
         if booking is not None and booking.outcome is not None:
-            booking.outcome.cached_tokens, booking.outcome.completed = cached_tokens, completed
+            outcome = booking.outcome
+            outcome.total_seconds = now - booking.booked_at
+            outcome.cached_tokens, outcome.completed = cached_tokens, completed
+            if learns and completed and cached_tokens is not None:
+                promised = outcome.confirmed_tokens
+                if not promised and self.ingest.is_trusted(booking.rank) == "predicted":
+                    promised = outcome.overlap_tokens  # where no events come, all promises are predictions
+                self.learning.audit.answered(booking.load, promised=promised, cached=cached_tokens, now=now)
         return self.book.free(id, now=now)
 
     def predict(
@@ -412,16 +422,20 @@ class Router:
         return None if found is None else self._decision(candidates, prompt, block_size, found)
 
     def _decision(
-        self, candidates: Candidates, prompt: Prompt, block_size: int, found: tuple[int, int, int, int, float, bytes]
+        self,
+        candidates: Candidates,
+        prompt: Prompt,
+        block_size: int,
+        found: tuple[int, int, int, int, int, float, bytes],
     ) -> Decision:
-        position, reason, promised, confirmed, cost, rows = found
+        position, reason, promised, confirmed, credited, cost, rows = found
         return Decision(
             candidates[position],
             prompt,
             prompt.tokens,
             promised,
             confirmed,
-            prompt.tokens - promised,
+            prompt.tokens - credited,
             block_size,
             cost,
             KvPolicy.name,
@@ -443,16 +457,16 @@ class Router:
             candidates = worth_their_extra(candidates, self._model, now)
         target, reason = chooser.choose(candidates, Request(prompt, tokens, overlaps.credited, session, now))
         number = target.dense_rank
-        promised, credit = overlaps.promised.get(number, 0), overlaps.credited.get(number, 0)
+        credited = overlaps.credited.get(number, 0)
         return Decision(
             target,
             prompt,
             tokens,
-            promised,
+            overlaps.promised.get(number, 0),
             overlaps.confirmed.get(number, 0),
-            tokens - max(promised, credit),
+            tokens - credited,
             self.knowledge.block_size(number, prompt),
-            self._model.cost(target.load, credit, tokens, now).first_token,
+            self._model.cost(target.load, credited, tokens, now).first_token,
             chooser.name,
             reason,
             candidates,

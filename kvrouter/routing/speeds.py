@@ -28,6 +28,11 @@ _OBSERVE_SECONDS: Final = 0.02
 # Of what was known, what is left after each new observation, and after a time in which nothing was said.
 _KEPT: Final = 0.98
 _FADE_SECONDS: Final = 300.0
+# A rank that is off in the same direction for some time, and by so much, is not what it was: what was known of it is
+# left sooner. The time is in observations.
+_SURPRISED: Final = 0.3
+_SURPRISED_KEPT: Final = 0.8
+_SURPRISE_OBSERVATIONS: Final = 8
 # How many observations the belief in others, and that in the priors, is worth.
 _GROUP_WORTH: Final = 1.0
 _PRIOR_WORTH: Final = 0.2
@@ -49,7 +54,7 @@ class Speed:
     The unit of `first` is a second.
     """
 
-    __slots__ = ("_due", "_faded_at", "_new", "error", "first", "observed", "pair", "sums", "token")
+    __slots__ = ("_bias", "_due", "_faded_at", "_new", "error", "first", "observed", "pair", "sums", "token")
 
     def __init__(self) -> None:
         self.first, self.token, self.pair = 0.0, 1.0, 1.0
@@ -59,6 +64,7 @@ class Speed:
         # Sums of products: of first, token and pair with each other, and with the seconds.
         self.sums = [0.0] * 9
         self._new = 0
+        self._bias = 0.0  # Of the last observations, the mean error with its sign.
         self._due = self._faded_at = float("-inf")
 
     def observe(self, token_seconds: float, pair_seconds: float, seconds: float) -> None:
@@ -70,7 +76,9 @@ class Speed:
             one * one, one * two, one * three, two * two, two * three, three * three,
             one * result, two * result, three * result,
         )  # fmt: skip
-        self.sums = [_KEPT * old + more for old, more in zip(self.sums, new, strict=True)]
+        self._bias += ((seconds - expected) * scale - self._bias) / _SURPRISE_OBSERVATIONS
+        kept = _KEPT if abs(self._bias) < _SURPRISED else _SURPRISED_KEPT
+        self.sums = [kept * old + more for old, more in zip(self.sums, new, strict=True)]
         self.error += (abs(seconds - expected) * scale - self.error) / min(self.observed + 1, 50)
         self.observed += 1
         self._new += 1
@@ -84,10 +92,13 @@ class Speed:
 
     def is_like(self, group: "Speed") -> bool:
         """Whether the work that was seen here takes about as long as the group would need for it."""
-        one, first, second = self.sums[0], self.sums[1], self.sums[2]
-        mine = self.first * one + self.token * first + self.pair * second
-        theirs = group.first * one + group.token * first + group.pair * second
+        mine, theirs = self._work(self), self._work(group)
         return abs(mine - theirs) <= _LIKE * theirs
+
+    def times(self, group: "Speed") -> float:
+        """How many times longer than the group this takes for the work that was seen here; 1 while nothing was."""
+        mine, theirs = self._work(self), self._work(group)
+        return mine / theirs if theirs > 0.0 else 1.0
 
     def learn(self, belief: tuple[float, float, float], worth: float, now: float) -> None:
         """Solve for the three numbers, where little is known near `belief`."""
@@ -116,6 +127,11 @@ class Speed:
         self._new, self._faded_at = 1, now
         self.observed = sum(each.observed for each in members)
         self.learn((0.0, 1.0, 1.0), _PRIOR_WORTH, now)
+
+    def _work(self, speed: "Speed") -> float:
+        """How long the work that was seen here takes at a speed; in no unit."""
+        one, first, second = self.sums[0], self.sums[1], self.sums[2]
+        return speed.first * one + speed.token * first + speed.pair * second
 
     @property
     def factors(self) -> tuple[float, float, float]:
@@ -178,6 +194,11 @@ class Speeds:
                 self._write(known if speed.is_like(known) else speed, load)
         for gone in self._groups.keys() - {group for _, group in ranks}:
             del self._groups[gone]
+
+    def slowness(self, rank: int, group: frozenset[str]) -> float:
+        """How many times longer than the ranks of its group together this one takes for what it had to do."""
+        known = self._groups.get(group)
+        return 1.0 if known is None else self.speed(rank).times(known)
 
     def rates(self, rank: int) -> Mapping[str, float]:
         """What was seen of a rank, in seconds, and how well it was predicted."""

@@ -29,6 +29,7 @@ from kvrouter.routing.sessions import SessionTable
 from kvrouter.service.admin_sessions import add_session_routes
 from kvrouter.service.admission import Admission
 from kvrouter.service.admission_view import admission_record
+from kvrouter.service.audit_metrics import audit_record
 from kvrouter.service.auth import Authenticator, refuse_foreign_page
 from kvrouter.service.decisions import DecisionRing
 from kvrouter.service.load_reports import LoadReports
@@ -124,6 +125,7 @@ class WorkerRecords:
             "active_requests": load.active_requests,
             "prefill_tokens": load.prefill_tokens,
             "decode_blocks": load.decode_blocks,
+            "audit": audit_record(self._router, dense_rank),
         }
 
 

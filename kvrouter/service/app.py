@@ -15,6 +15,7 @@ from kvrouter.events import Source
 from kvrouter.index import PrefixIndex
 from kvrouter.ingest import Ingest, IngestLimits
 from kvrouter.routing import Router, RoutingSettings
+from kvrouter.routing.audit import Verdict
 from kvrouter.routing.constraints import Constraints
 from kvrouter.routing.disaggregation import SplitPlanner
 from kvrouter.routing.sessions import PIN_SECONDS, SessionTable
@@ -35,7 +36,7 @@ from kvrouter.service.logs import log_event
 from kvrouter.service.metrics import Metrics, MetricsSources
 from kvrouter.service.placement import PlacementReader
 from kvrouter.service.probes import ProbeRoutes
-from kvrouter.service.promises import PromiseAudit, PromiseKeeper
+from kvrouter.service.promises import PromiseKeeper
 from kvrouter.service.prompts import PrefixCache, PromptResolver, RequestReader, model_paths
 from kvrouter.service.proxy import Endpoint, ProxyLimits, ProxyServer, UpstreamPool
 from kvrouter.service.questions import WorkerQuestions
@@ -99,7 +100,8 @@ class Service:
         self.router.fleet.defaults = _default_constraints(settings.placement)
         self.placement = PlacementReader(self.router.fleet.defaults)
         self.sessions = _session_table(settings.placement, self.router.fleet.defaults)
-        self.promises = PromiseKeeper(PromiseAudit(), self.ingest, resync=self.subscriber.resync)
+        self.promises = PromiseKeeper(self.ingest, resync=self.subscriber.resync)
+        self.router.learning.audit.told = self._judged
         self.event_watch = EventWatch(self.registry)
         self.views = FleetViews(self.registry)
         self.decisions = DecisionRing(settings.routing.decisions_kept)
@@ -166,7 +168,6 @@ class Service:
             authenticator=self.authenticator,
             decisions=self.decisions,
             traffic=self.traffic,
-            promises=self.promises,
             placement=self.placement,
             sessions=self.sessions,
             splits=self.splits,
@@ -278,6 +279,7 @@ class Service:
         if self.sessions is not None:
             for gone in self.sessions.by_worker().keys() - self.registry.workers.keys():
                 self.sessions.drop_worker(gone)
+        self.promises.retain(self.registry.workers)
         self.registry.forget_dead(self.sources.connected())
         view = self.views.current()
         self.resolver.set_adapters(view.parents)
@@ -289,6 +291,12 @@ class Service:
         if self.admission is not None:
             self.admission.fleet_changed()
 
+    def _judged(self, dense_rank: int, verdict: Verdict, now: float) -> None:
+        """What a rank says it has cached was compared with what it had."""
+        target = self.router.fleet.ranks[dense_rank]
+        if target is not None:
+            self.promises.judged(target.source, verdict, now)
+
     def _forget_blocks(self, worker: Worker) -> None:
         """The worker's process is dead, and its cache with it."""
         now = self.clock()
@@ -296,6 +304,7 @@ class Service:
             source = Source(worker.spec.worker_id, worker.spec.first_rank + position)
             self.ingest.reset(source, now=now, reason="the worker is dead")
             self.router.knowledge.forget(dense_rank)
+            self.router.learning.audit.begin_anew(dense_rank)
 
     async def _purge_streams(self, covered: Positions) -> None:
         endpoints = [endpoint for worker in self.registry for endpoint in worker.spec.events.values()]

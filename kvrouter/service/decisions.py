@@ -1,4 +1,4 @@
-"""The last decisions, for `GET /decisions` and `GET /decisions/{id}`: where a request went, and why.
+"""The last decisions, for `GET /decisions` and `GET /decisions/{id}`: where a request went, why, and how it ended.
 
 A ring of fixed size. Recording costs one append; entries are looked for, and put into words, only when somebody asks.
 Neither prompts nor token ids are in it.
@@ -69,10 +69,22 @@ def _stage(decision: Decision) -> dict[str, Any]:
         "confirmed_tokens": decision.confirmed_tokens,
         "prefill_tokens": decision.prefill_tokens,
         "blocks": decision.blocks,
-        "first_token_seconds": decision.first_token_seconds,
-        "cached_tokens": decision.cached_tokens,
-        "completed": decision.completed,
+        "outcome": _outcome(decision),
         "candidates": [_candidate(each) for each in decision.candidates],
+    }
+
+
+def _outcome(decision: Decision) -> dict[str, Any]:
+    """What became of it. Times count from the decision, as its cost does."""
+    status = decision.status
+    if status is None:
+        status = "running" if decision.completed is None else "ok" if decision.completed else "failed"
+    return {
+        "status": status,
+        "first_token_seconds": decision.first_token_seconds,
+        "total_seconds": decision.total_seconds,
+        "cached_tokens": decision.cached_tokens,
+        "output_tokens": decision.output_tokens,
     }
 
 

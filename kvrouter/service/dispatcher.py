@@ -16,7 +16,6 @@ import msgspec
 
 from kvrouter.blocks import Prompt
 from kvrouter.errors import NoWorkerError, RequestError, RoutingError, UnknownModelError
-from kvrouter.events import Source
 from kvrouter.routing import Decision, Router
 from kvrouter.routing.constraints import Constraints
 from kvrouter.routing.disaggregation import Asked
@@ -28,7 +27,6 @@ from kvrouter.service.decisions import DecisionRing
 from kvrouter.service.disaggregation import SPLIT_PATHS, Prefill, SplitSender
 from kvrouter.service.fleet_view import FleetViews
 from kvrouter.service.placement import SESSION_END, PlacementReader
-from kvrouter.service.promises import PromiseKeeper
 from kvrouter.service.prompts import InferenceBody, PromptResolver, RequestReader
 from kvrouter.service.proxy import Endpoint, Outcome, Reply, Request, Route, Usage
 from kvrouter.service.replies import JSON_HEADERS, json_reply
@@ -59,10 +57,8 @@ class Flight(msgspec.Struct, eq=False, frozen=True, gc=False):
     """One attempt of one request, from the decision to its end."""
 
     worker: Worker
-    source: Source
+    decision: Decision
     booking: int
-    overlap_tokens: int
-    confirmed_tokens: int
     received_at: float
     conversation: Conversation | None = None
     """None where conversations are not followed."""
@@ -84,7 +80,6 @@ class RequestDispatcher:
         authenticator: Authenticator,
         decisions: DecisionRing,
         traffic: TrafficCounters,
-        promises: PromiseKeeper,
         placement: PlacementReader,
         sessions: SessionTable | None,
         splits: SplitSender | None,
@@ -99,8 +94,7 @@ class RequestDispatcher:
         self._reader, self._resolver = reader, resolver
         self._authenticator, self._decisions, self._traffic = authenticator, decisions, traffic
         self._asks_for_keys = not authenticator.is_open
-        self._promises, self._placement = promises, placement
-        self._sessions, self._splits = sessions, splits
+        self._placement, self._sessions, self._splits = placement, sessions, splits
         self._stages = None
         if splits is not None:
             self._stages = SplitStages(self, splits, router=router, registry=registry, clock=clock)
@@ -157,27 +151,31 @@ class RequestDispatcher:
         flight = route.token
         if isinstance(flight, Flight):
             now = self._clock()
-            if flight.prefill is None:
-                self._router.first_token(flight.booking, now=now)
-            else:  # how long others took is nothing to learn from
-                self._router.book.prefill_complete(flight.booking, now=now)
+            # How long others took is nothing to learn from.
+            self._router.first_token(flight.booking, now=now, learns=flight.prefill is None)
             if route.is_inference:
-                self._traffic.ttft_seconds.observe(now - flight.received_at)
+                traffic, decision = self._traffic, flight.decision
+                traffic.ttft_seconds.observe(now - flight.received_at)
+                if decision.cost > 0 and flight.prefill is None and decision.first_token_seconds is not None:
+                    traffic.ttft_ratio.observe(decision.first_token_seconds / decision.cost)
 
     def finished(self, route: Route, outcome: Outcome, usage: Usage | None) -> None:
         """Give back what was booked, and learn from how it ended."""
         flight = route.token
         if not isinstance(flight, Flight):
             return
-        now, worker = self._clock(), flight.worker
+        now, worker, decision = self._clock(), flight.worker, flight.decision
         counters = worker.counters
         worker.active -= 1
+        cached_tokens = None if usage is None else worker.cached_reports.read(usage)
         self._router.finished(
             flight.booking,
             now=now,
-            cached_tokens=None if usage is None else usage.cached_tokens,
-            completed=outcome == "ok" and flight.prefill is None,
+            cached_tokens=cached_tokens,
+            completed=outcome == "ok",
+            learns=flight.prefill is None,
         )
+        decision.status = outcome
         if flight.conversation is not None:
             self._end_of_request(flight.conversation, now)
         counters.outcomes[outcome] = counters.outcomes.get(outcome, 0) + 1
@@ -191,14 +189,13 @@ class RequestDispatcher:
         if flight.prefill is not None and self._splits is not None and self._stages is not None:
             self._splits.ended(self._stages, flight.prefill, outcome)
         if usage is not None and usage.prompt_tokens:
+            decision.output_tokens = usage.completion_tokens
+            promised, cached = decision.overlap_tokens, cached_tokens or 0
             counters.usage_reports += 1
             counters.usage_prompt_tokens += usage.prompt_tokens
-            counters.usage_promised_tokens += flight.overlap_tokens
-            counters.usage_cached_tokens += usage.cached_tokens or 0
-            if usage.cached_tokens is not None and flight.confirmed_tokens:
-                self._promises.answered(
-                    flight.source, promised=flight.confirmed_tokens, cached=usage.cached_tokens, now=now
-                )
+            counters.usage_promised_tokens += promised
+            counters.usage_cached_tokens += cached
+            counters.usage_error_tokens += abs(promised - cached)
 
     # -- choosing ------------------------------------------------------------------------------------------------------
 
@@ -322,24 +319,13 @@ class RequestDispatcher:
         prefill: Prefill | None,
     ) -> Route:
         """The way of what is booked."""
-        source = decision.target.source
-        worker_id, rank = source
+        worker_id, rank = decision.target.source
         worker = self._registry.workers[worker_id]
         worker.active += 1
         worker.counters.requests += 1
         assert worker.endpoint is not None
-        overlap_tokens = decision.overlap_tokens
-        flight = Flight(
-            worker,
-            source,
-            booking,
-            overlap_tokens,
-            decision.confirmed_tokens,
-            request.received_at,
-            conversation,
-            prefill,
-        )
-        route = Route(worker.endpoint, worker_id, overlap_tokens, worker.rank_headers[rank], flight)
+        flight = Flight(worker, decision, booking, request.received_at, conversation, prefill)
+        route = Route(worker.endpoint, worker_id, decision.overlap_tokens, worker.rank_headers[rank], flight)
         if worker.rank_members is not None:
             route.body = with_members(request.body, worker.rank_members[rank])
         return route

@@ -18,6 +18,7 @@ from kvrouter.routing import RankLoad, Router
 from kvrouter.routing.sessions import SessionTable
 from kvrouter.service.admission import Admission
 from kvrouter.service.admission_view import admission_metrics
+from kvrouter.service.audit_metrics import audit_metrics
 from kvrouter.service.disaggregation import SplitSender
 from kvrouter.service.event_metrics import plane_metrics, source_metrics
 from kvrouter.service.load_reports import LoadReports
@@ -82,6 +83,7 @@ class _Collector(Collector):
         yield from admission_metrics(self._from.admission, now=self._from.clock())
         yield from self._workers()
         yield from self._loads()
+        yield from audit_metrics(self._from.router, self._from.registry, self._from.traffic)
         yield from source_metrics(self._from.sources.rows())
         yield from plane_metrics(self._from.loads, self._from.keeper)
         yield from placement_metrics(self._from.splits, self._from.sessions)
@@ -166,6 +168,7 @@ class _Collector(Collector):
             ("usage_prompt_tokens", "Prompt tokens of those answers."),
             ("usage_promised_tokens", "Cached tokens that routing had promised for them."),
             ("usage_cached_tokens", "Cached tokens that the worker reported for them."),
+            ("usage_error_tokens", "Differences of both, answer by answer, all taken as positive."),
         ):
             rows = [((name,), float(getattr(worker.counters, name_of_counter))) for name, worker in workers]
             yield counter(f"worker_{name_of_counter}", text, ("worker",), rows)

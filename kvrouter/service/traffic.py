@@ -8,6 +8,7 @@ from bisect import bisect_left
 __all__ = ["Histogram", "TrafficCounters"]
 
 SECONDS_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+RATIO_BOUNDS = (0.1, 0.25, 0.5, 0.67, 0.8, 0.9, 1.0, 1.11, 1.25, 1.5, 2.0, 4.0, 10.0)
 
 
 class Histogram:
@@ -49,6 +50,7 @@ class TrafficCounters:
         "reservations_expired",
         "routed",
         "selections",
+        "ttft_ratio",
         "ttft_seconds",
     )
 
@@ -61,4 +63,6 @@ class TrafficCounters:
         self.selections: dict[str, int] = {}
         """Calls of the selection API by route."""
         self.ttft_seconds = Histogram(SECONDS_BOUNDS)
+        self.ttft_ratio = Histogram(RATIO_BOUNDS)
+        """Times to first token, as multiples of what was predicted."""
         self.request_seconds = Histogram(SECONDS_BOUNDS)

@@ -7,6 +7,7 @@ import ssl
 from typing import Any
 from urllib.parse import urlsplit
 
+from kvrouter.service.promises import CachedReports
 from kvrouter.service.proxy import Endpoint
 from kvrouter.service.worker_spec import WorkerSpec
 
@@ -26,6 +27,7 @@ class WorkerCounters:
         "outcomes",
         "requests",
         "usage_cached_tokens",
+        "usage_error_tokens",
         "usage_promised_tokens",
         "usage_prompt_tokens",
         "usage_reports",
@@ -36,6 +38,7 @@ class WorkerCounters:
         self.outcomes: dict[str, int] = {}
         # What engines said that requests cost, beside what was promised for those same requests.
         self.usage_reports = self.usage_prompt_tokens = self.usage_promised_tokens = self.usage_cached_tokens = 0
+        self.usage_error_tokens = 0
 
 
 class Worker:
@@ -44,6 +47,7 @@ class Worker:
     __slots__ = (
         "_default_authorization",
         "active",
+        "cached_reports",
         "cards",
         "checked_at",
         "counters",
@@ -114,6 +118,7 @@ class Worker:
         self.ejected_until = 0.0
         self.was_ready = False
         self.forgotten = False
+        self.cached_reports = CachedReports()
 
     def reasons(self) -> list[str]:
         """Say in words why new requests do not go here; empty means that they do."""

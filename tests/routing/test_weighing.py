@@ -23,6 +23,7 @@ STEPS = st.one_of(
     st.tuples(st.just("place"), PARTS, st.sampled_from([20, 64, 700])),
     st.tuples(st.just("store"), st.integers(0, 3), PARTS, st.sampled_from([20, 64, 700])),
     st.tuples(st.just("lose"), st.integers(0, 3)),
+    st.tuples(st.just("answers"), st.integers(0, 3), st.sampled_from([0, 100, 333, 999])),
     st.tuples(st.just("pass"), st.sampled_from([0.5, 3.0, 20.0, 700.0])),
     st.tuples(st.just("free"), st.integers(0, 30)),
     st.tuples(st.just("exclude"), PARTS, st.integers(0, 3)),
@@ -70,6 +71,10 @@ def test_every_history_leads_to_the_same_decisions(steps: list[Any]) -> None:
                     stored(router, name, prompt_of(*parts, tokens=tokens), sequence=sequences[name], now=now)
                 case "lose", worker:
                     router.ingest.disconnected(Source(WORKERS[worker], 0), now=now)
+                case "answers", worker, cached:
+                    load = router.book.load(worker)
+                    for _ in range(16):
+                        router.learning.audit.answered(load, promised=1000, cached=cached, now=now)
                 case "free", number:
                     router.book.free(number)
                 case "pass", _:

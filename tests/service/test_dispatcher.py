@@ -250,17 +250,20 @@ def test_an_engine_that_does_not_have_what_it_announced_is_doubted(service: InPr
     worker = service.service.registry.find("a")
     service.store(worker, BODY["prompt"])
     dense = worker.ranks[0]
-    states = []
+    audit = service.service.router.learning.audit
+    states, beliefs = [], []
 
     for cached in (None, 0, 48):
-        for _ in range(16):
+        before = worker.counters.usage_reports
+        while worker.counters.usage_reports < before + 16:  # some go to the other one while this one is not believed
             route = _route(service)
-            assert route.worker_id == "a"
             service.service.dispatcher.finished(route, "ok", Usage(64, 4, cached))
         states.append(service.service.ingest.is_trusted(dense))
+        beliefs.append(service.service.router.book.load(dense).belief)
 
     assert states == ["live", "suspect", "live"]
-    assert service.service.promises.audit.broken_total == 1
+    assert beliefs == [1.0, 0.0, 1.0]
+    assert (audit.rank(dense).demotions, audit.rank(dense).promotions) == (1, 1)
 
 
 @pytest.mark.parametrize("body", [BODY, {**BODY, "prompt": "text"}, {"model": "m", "messages": []}])
