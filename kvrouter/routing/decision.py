@@ -31,6 +31,7 @@ class Candidate:
 
     __slots__ = (
         "active_requests",
+        "block_size",
         "confirmed_tokens",
         "cost",
         "credited_tokens",
@@ -52,6 +53,7 @@ class Candidate:
 
     def __init__(self, target: FleetRank, row: tuple[Any, ...]) -> None:
         self.worker_id, self.rank = target.source
+        self.block_size = target.load.block_size
         self.active_requests, self.waiting, self.prefill_tokens, self.decode_blocks = row[1:5]
         self.overlap_tokens, self.confirmed_tokens, self.credited_tokens = row[5:8]
         self.wait_seconds, self.prefill_seconds, self.cost, self.price = row[8:12]

@@ -26,9 +26,8 @@ class RankLoad:
 
     __slots__ = (
         "active_requests", "arrivals", "belief", "block_size", "decode_blocks", "first_seconds", "head_pairs",
-        "head_since",
-        "head_tokens", "miss_price", "pair_seconds", "prefill_pairs", "prefill_tokens", "rank", "token_seconds", "turn",
-        "urgency", "waiting",
+        "head_since", "head_tokens", "miss_price", "pair_seconds", "prefill_pairs", "prefill_tokens", "rank",
+        "token_seconds", "turn", "urgency", "waiting",
     )  # fmt: skip
 
     def __init__(

@@ -146,7 +146,12 @@ def test_times_to_first_token_are_summed_up_beside_their_predictions() -> None:
     audit.first_token(0, predicted=2.0, observed=0.5)
 
     noted = audit.rank(0)
-    assert (noted.first_tokens, noted.predicted_seconds, noted.observed_seconds, noted.error_seconds) == (2, 3, 3.5, 3.5)
+    assert (noted.first_tokens, noted.predicted_seconds, noted.observed_seconds, noted.error_seconds) == (
+        2,
+        3,
+        3.5,
+        3.5,
+    )
 
 
 # -- in a router -------------------------------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ def test_workers_that_are_gone_are_forgotten() -> None:
 
 
 def test_an_engine_that_tells_hits_says_none_by_saying_nothing() -> None:
-    """vLLM leaves the field out of answers without hits; without its flag it always does."""
+    """Like vLLM, which leaves the field out of answers without hits, and without its flag out of all."""
     reports = CachedReports()
 
     before = reports.read(Usage(100, 5, None))
