@@ -248,7 +248,7 @@ def test_readiness_tells_what_is_missing(service: InProcess) -> None:
 def test_an_engine_that_does_not_have_what_it_announced_is_doubted(service: InProcess) -> None:
     """And believed again when it does; answers that do not say what was cached prove nothing."""
     worker = service.service.registry.find("a")
-    service.store(worker, BODY["prompt"])
+    service.store(worker, list(range(64)))
     dense = worker.ranks[0]
     audit = service.service.router.learning.audit
     states, beliefs = [], []
