@@ -1,8 +1,8 @@
 """What a router learns as it goes: speeds of ranks, the price of delay, and how far promises can be believed.
 
-These are `speeds.py`, `pressure.py` and `audit.py`; all end up in the loads of the ranks, where a choice reads them. Once
-a second is often enough; so that nothing has to wake up for it, whoever tells the time to a router calls `advance`,
-which mostly does nothing.
+These are `speeds.py`, `pressure.py` and `audit.py`; all end up in the loads of the ranks, where a choice reads them.
+Once a second is often enough; so that nothing has to wake up for it, whoever tells the time to a router calls
+`advance`, which mostly does nothing.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,6 @@
 """What a prompt costs a rank, and others: in seconds, and the same in Python and in the native core."""
 
 from math import inf, nan
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -155,20 +154,3 @@ def test_a_decision_can_be_added_up_by_hand() -> None:
     assert other.cost == pytest.approx(8000 * speed + 8000**2 / 2 * pair)
     assert other.price == pytest.approx(other.cost * (1 + knobs.work_price))
     assert decision.cost == min((first, other), key=lambda each: each.price).cost
-
-
-def test_the_worked_example_of_the_documentation_is_right() -> None:
-    """Its numbers are those of a real decision."""
-    page = (Path(__file__).parents[2] / "docs" / "routing.md").read_text(encoding="utf-8")
-    router = fleet("a", "b")
-    stored(router, "a", prompt_of(1, tokens=4096))
-    router.book.reserve("x", 0, prefill_tokens=1600, blocks=100, prompt_tokens=1600, now=0.0)
-    for number in range(2):
-        router.book.load(number).urgency = 0.4
-
-    candidates = router.decide(Prompt(prompt_of(1, 2, tokens=4096)), now=0.1).candidates
-
-    for name in ("overlap_tokens", "prefill_tokens", "wait_seconds", "prefill_seconds", "cost", "price"):
-        row = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
-        told = [float(cell) for cell in row.split("|")[2:4]]
-        assert [getattr(each, name) for each in candidates] == pytest.approx(told, abs=1e-4)
