@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections import deque
+from typing import cast
 
 from kvrouter.errors import DisconnectedError, RefusedError, UnreachableError, WireError
 from kvrouter.transport.callhome_worker import CallHomeWorker
@@ -30,8 +31,7 @@ class _Replies(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The socket is connected."""
-        assert isinstance(transport, asyncio.Transport)
-        self.transport, self.is_open = transport, True
+        self.transport, self.is_open = cast("asyncio.Transport", transport), True
 
     def data_received(self, data: bytes) -> None:
         """Replies have arrived."""
@@ -164,9 +164,8 @@ class _Requests(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The socket is connected."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        self._server.opened(transport)
+        self._transport = cast("asyncio.Transport", transport)
+        self._server.opened(self._transport)
 
     def data_received(self, data: bytes) -> None:
         """Requests have arrived; each is replied to at once."""
