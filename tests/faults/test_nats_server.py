@@ -146,6 +146,7 @@ def test_a_server_that_stands_still_is_waited_for(endpoint: str, server: NatsSer
             with working(endpoint, request_seconds=0.2) as worker:
                 worker.work(20)
                 await scene.heals(worker)
+                before = scene.state().duplicates  # A snapshot that came first makes some of what the stream has.
                 with server.paused():
                     worker.work(20, first=20)
                     await until(lambda: worker.count("frames_resent") > 0)
@@ -155,7 +156,7 @@ def test_a_server_that_stands_still_is_waited_for(endpoint: str, server: NatsSer
                 state = scene.state()
 
         assert kept == worker.count("next_sequence")
-        assert (state.duplicates, state.gaps, state.applied_sequence) == (0, 0, kept - 1)
+        assert (state.duplicates - before, state.gaps, state.applied_sequence) == (0, 0, kept - 1)
 
     run(scenario())
 
