@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 from kvrouter.errors import SettingsError
 from kvrouter.transport.http_formats import FORMATS, Format
 
-__all__ = ["HttpPlaneSettings", "HttpTls", "client_tls", "http_plane_settings"]
+__all__ = ["HttpPlaneSettings", "HttpTls", "client_tls", "http_plane_settings", "server_tls"]
 
 ResponsePlane: TypeAlias = Literal["tcp", "http"]
 _PREFIXES = ("KVROUTER_", "DYN_")
@@ -87,6 +87,25 @@ def client_tls(tls: HttpTls) -> ssl.SSLContext:
     except (OSError, ssl.SSLError) as error:
         raise SettingsError(f"TLS of the HTTP plane: {error}") from None
     context.set_alpn_protocols(["h2"])
+    return context
+
+
+def server_tls(tls: HttpTls) -> ssl.SSLContext:
+    """The context of servers: HTTP/2 and HTTP/1.1, and clients with a certificate only where one is asked for.
+
+    Raises:
+        SettingsError: as `client_tls`.
+    """
+    assert tls.cert_path is not None, "no certificate"
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(tls.cert_path, tls.key_path)
+        if tls.client_ca_path is not None:
+            context.load_verify_locations(tls.client_ca_path)
+            context.verify_mode = ssl.CERT_REQUIRED
+    except (OSError, ssl.SSLError) as error:
+        raise SettingsError(f"TLS of the HTTP plane: {error}") from None
+    context.set_alpn_protocols(["h2", "http/1.1"])
     return context
 
 

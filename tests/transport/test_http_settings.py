@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from kvrouter.errors import SettingsError
-from kvrouter.transport.http_settings import HttpPlaneSettings, HttpTls, client_tls, http_plane_settings
+from kvrouter.transport.http_settings import HttpPlaneSettings, HttpTls, client_tls, http_plane_settings, server_tls
 
 
 def test_the_defaults_are_those_of_the_protocol() -> None:
@@ -94,3 +94,5 @@ def test_a_missing_authority_is_an_error(tmp_path: Path) -> None:
     """Not a connection that fails later."""
     with pytest.raises(SettingsError, match="TLS"):
         client_tls(HttpTls(ca_path=str(tmp_path / "missing")))
+    with pytest.raises(SettingsError, match="TLS"):
+        server_tls(HttpTls(cert_path=str(tmp_path / "missing"), key_path=str(tmp_path / "missing")))
