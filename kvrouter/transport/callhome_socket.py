@@ -126,6 +126,17 @@ class CallHomeSocket(asyncio.Protocol):
             if not self._transport.is_closing():
                 self._transport.resume_reading()
 
+    def keep_alive(self, seconds: float) -> None:
+        """Have the kernel ask for a sign of life after so long a silence, then three times in a third of it each."""
+        raw = None if self._transport is None else self._transport.get_extra_info("socket")
+        if raw is None:
+            return
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if hasattr(socket, "TCP_KEEPIDLE"):  # not on every system; the kernel's own times hold there
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, round(seconds)))
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, round(seconds / 3)))
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+
     def idle(self) -> None:
         """Belong to nobody, with nothing waiting."""
         self.sink = None

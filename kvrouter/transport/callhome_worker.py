@@ -56,7 +56,7 @@ class CallHomeWorker:
     def __init__(self, endpoints: Endpoints, *, pool: PoolSettings | None = None) -> None:
         self.endpoints = endpoints
         self.counters = CallHomeCounters()
-        self.pool: ConnectionPool[CallHomeSocket] = ConnectionPool(_dial, pool)
+        self.pool: ConnectionPool[CallHomeSocket] = ConnectionPool(self._dial_pooled, pool)
         self._calls: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
@@ -99,6 +99,11 @@ class CallHomeWorker:
         call = asyncio.create_task(self._call(home, response, upward), name=f"call home {context}")
         self._calls.add(call)
         call.add_done_callback(self._calls.discard)
+
+    async def _dial_pooled(self, address: str) -> CallHomeSocket:
+        socket = await _dial(address)
+        socket.keep_alive(self.pool.settings.keepalive_seconds)
+        return socket
 
     async def _call(self, home: "_Home", response: ConnectionInfo, upward: ConnectionInfo | None) -> None:
         """One answer, from dialling to the last byte."""

@@ -45,6 +45,8 @@ class PoolSettings:
     idle_min: int = 5
     idle_seconds: float = 300.0
     lifetime_seconds: float = 3600.0
+    keepalive_seconds: float = 60.0
+    """How long a connection is silent before the kernel asks whether its peer is there; for who dials."""
 
 
 @dataclass(slots=True)

@@ -1,0 +1,69 @@
+"""Reads variables of the environment that have two prefixes; a value that is none is an error that names its variable.
+
+`KVROUTER_...` is preferred; `DYN_...`, the names of NVIDIA Dynamo, are accepted. Pure: the environment is an argument.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from kvrouter.errors import SettingsError
+
+__all__ = ["PREFIXES", "Variables"]
+
+PREFIXES = ("KVROUTER_", "DYN_")
+_TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
+
+
+class Variables:
+    """Variables by what follows their prefix; an empty one counts as not set."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._environment = environment
+
+    def found(self, name: str) -> tuple[str, str] | None:
+        """The variable's full name and its value."""
+        for prefix in PREFIXES:
+            value = self._environment.get(prefix + name, "").strip()
+            if value:
+                return prefix + name, value
+        return None
+
+    def text(self, name: str, default: str) -> str:
+        """A value as it stands."""
+        found = self.found(name)
+        return default if found is None else found[1]
+
+    def choice(self, name: str, default: str, known: Sequence[str]) -> str:
+        """One of some words, in whatever case."""
+        found = self.found(name)
+        if found is None:
+            return default
+        if found[1].lower() not in known:
+            raise SettingsError(f"{found[0]}={found[1]!r} must be one of {', '.join(known)}")
+        return found[1].lower()
+
+    def flag(self, name: str, *, default: bool) -> bool:
+        """Yes or no."""
+        word = self.choice(name, "", (*_TRUE, *_FALSE))
+        return default if not word else word in _TRUE
+
+    def whole(self, name: str, default: int, *, least: int = 0, most: int = 1 << 31) -> int:
+        """A whole number within bounds, both of which it may be."""
+        found = self.found(name)
+        if found is None:
+            return default
+        if not (found[1].isascii() and found[1].isdigit()) or not least <= int(found[1]) <= most:
+            raise SettingsError(f"{found[0]}={found[1]!r} must be a whole number from {least} to {most}")
+        return int(found[1])
+
+    def seconds(self, name: str, default: float) -> float:
+        """A time above zero."""
+        found = self.found(name)
+        if found is None:
+            return default
+        try:
+            seconds = float(found[1])
+        except ValueError:
+            seconds = 0.0
+        if not 0 < seconds < float("inf"):
+            raise SettingsError(f"{found[0]}={found[1]!r} must be a number of seconds above 0")
+        return seconds
