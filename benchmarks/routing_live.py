@@ -45,6 +45,7 @@ class Seen:
     hit_share: float
     ttft_mean: float
     ttft_p90: float
+    ttft_p99: float
 
 
 def main() -> int:
@@ -84,7 +85,7 @@ def chats(requests: int, seed: int) -> Trace:
     return Trace(name="chats", turns=turns, block_tokens=BLOCK_SIZE)
 
 
-def simulated_run(trace: Trace, policy: str, seed: int) -> Seen:
+def simulated_run(trace: Trace, policy: str, seed: int, *, engines: int = ENGINES, blocks: int = BLOCKS) -> Seen:
     """Play the trace in simulated time, at the speed of the engine processes."""
     engine = EngineOptions()
     rates = EngineRates(
@@ -93,17 +94,17 @@ def simulated_run(trace: Trace, policy: str, seed: int) -> Seen:
         step_seconds=engine.timing.step_seconds,
         decode_seconds=engine.timing.decode_seconds,
         decode_seconds_per_request=engine.timing.decode_seconds_per_request,
-        cache_tokens=BLOCKS * BLOCK_SIZE,
+        cache_tokens=blocks * BLOCK_SIZE,
         running_max=engine.running_max,
         step_tokens_max=engine.step_tokens_max,
     )
-    outcome = simulate(trace, policy, FleetOptions(workers=ENGINES, rates=rates), seed=seed)
+    outcome = simulate(trace, policy, FleetOptions(workers=engines, rates=rates), seed=seed)
     return _seen(outcome.cached_tokens.sum() / outcome.input_tokens.sum(), outcome.ttft.tolist())
 
 
-async def real_run(trace: Trace, policy: str, seed: int) -> Seen:
+async def real_run(trace: Trace, policy: str, seed: int, *, engines: int = ENGINES, blocks: int = BLOCKS) -> Seen:
     """Send the trace through real processes, in real time."""
-    async with running_fleet(engines=ENGINES, blocks=BLOCKS, policy=policy, seed=seed) as fleet:
+    async with running_fleet(engines=engines, blocks=blocks, policy=policy, seed=seed) as fleet:
         client = StreamingClient(fleet.host, fleet.port, timeout_seconds=_TIMEOUT_SECONDS)
         began = time.monotonic()
         ended = [asyncio.Event() for _ in trace.turns]
@@ -131,7 +132,7 @@ def add_rows(report: Report, simulated: dict[str, list[Seen]], real: dict[str, S
     points = []
     for policy, runs in simulated.items():
         points.append(100 * abs(_mean(runs, "hit_share") - real[policy].hit_share))
-        for name, unit in (("hit_share", "share"), ("ttft_mean", "s"), ("ttft_p90", "s")):
+        for name, unit in (("hit_share", "share"), ("ttft_mean", "s"), ("ttft_p90", "s"), ("ttft_p99", "s")):
             ours, theirs = _mean(runs, name), float(getattr(real[policy], name))
             report.row(
                 f"{policy}-{name.replace('_', '-')}",
@@ -164,9 +165,8 @@ def _mean(runs: Sequence[Seen], name: str) -> float:
 
 
 def _seen(hit_share: float, ttft: Sequence[float]) -> Seen:
-    return Seen(
-        hit_share=float(hit_share), ttft_mean=float(np.mean(ttft)), ttft_p90=float(np.percentile(np.asarray(ttft), 90))
-    )
+    p90, p99 = np.percentile(np.asarray(ttft), [90, 99]).tolist()
+    return Seen(hit_share=float(hit_share), ttft_mean=float(np.mean(ttft)), ttft_p90=p90, ttft_p99=p99)
 
 
 def _without_answer(turn: Turn) -> Turn:

@@ -9,7 +9,7 @@ from kvrouter.demo.fleet import BLOCK_SIZE
 
 def seen(hit_share: float, ttft: float) -> Seen:
     """What a policy reached."""
-    return Seen(hit_share=hit_share, ttft_mean=ttft, ttft_p90=2 * ttft)
+    return Seen(hit_share=hit_share, ttft_mean=ttft, ttft_p90=2 * ttft, ttft_p99=3 * ttft)
 
 
 def test_equal_beginnings_are_equal_tokens() -> None:
