@@ -12,7 +12,9 @@ import pytest
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.parser import text_string_to_metric_families
 
+from kvrouter.discovery import Directory, Discovery
 from kvrouter.errors import DeadlineError, HandlerError, RefusedError, UnreachableError, WireError
+from kvrouter.store.memory_keys import MemoryKeyValueStore
 from kvrouter.transport.asgi_metrics import HttpMetrics, InstrumentedApp, Message
 from kvrouter.transport.callhome_client import CallHomeClient
 from kvrouter.transport.callhome_listener import CallHomeListener
@@ -22,10 +24,14 @@ from kvrouter.transport.endpoints import Endpoints
 from kvrouter.transport.http_app import HttpApp, HttpAppOptions
 from kvrouter.transport.messages import Request
 from kvrouter.transport.metrics import InstrumentedClient, PlaneMetrics, PoolMetrics, WorkHandlerMetrics
+from kvrouter.transport.plane_client import PlaneClient
 from kvrouter.transport.pool import PoolSettings
+from kvrouter.transport.registry import Registered, TransportRegistry
+from kvrouter.transport.serve import serve
 from kvrouter.transport.tcp_client import TcpRequestClient
 from kvrouter.transport.tcp_server import TcpRequestServer
 from kvrouter.transport.tcp_v0_acks import TcpV0Sender, TcpV0Server
+from kvrouter.transport.zmq_client import ZmqRequestClient
 from tests.transport.conformance import eventually, run
 from tests.transport.handlers import Handlers
 
@@ -211,6 +217,38 @@ def test_a_pool_and_what_goes_over_it_are_counted(scrapes: Scrapes) -> None:
         assert read["work_handler_errors_total", "response_stream"] == 0
         await client.aclose()
         await server.stop()
+
+    run(scenario())
+
+
+def test_a_second_transport_can_be_tried_by_a_few_clients_first(scrapes: Scrapes) -> None:
+    """A-272, A-273, A-282: one worker, two ways in; who prefers which is the client's, and both are compared."""
+
+    async def echo(request: Request, context: Context) -> AsyncIterator[bytes]:
+        yield bytes(request.body)
+
+    async def scenario() -> None:
+        store, metrics = MemoryKeyValueStore(), PlaneMetrics(scrapes.registry)
+        tcp, zmq = metrics.client(TcpRequestClient(), "tcp"), metrics.client(ZmqRequestClient(), "zmq")
+        directory = Directory(Discovery(store), "demo", "backend", "echo")
+        async with serve("demo/backend", {"echo": echo}, store=store, transports=("tcp", "zmq")):
+            await directory.start()
+            for zmq_priority, requests in ((200, 3), (10, 1)):  # three of the old kind, one that tries the new one
+                registry = TransportRegistry()
+                registry.register(Registered(transport_id="tcp", priority=100, client=tcp))
+                registry.register(Registered(transport_id="zmq", priority=zmq_priority, client=zmq))
+                client = PlaneClient(directory, registry)
+                for _ in range(requests):
+                    assert [item async for item in client.items(Request(endpoint="echo", body=b"x"))] == [b"x"]
+            await directory.close()
+            await tcp.aclose()
+            await zmq.aclose()
+
+        read = await asyncio.to_thread(scrapes.read)
+        for transport, requests in (("tcp", 3), ("zmq", 1)):
+            assert read["transport_requests_total", "request", transport] == requests
+            assert read["transport_request_latency_seconds_count", "request", transport] == requests
+        assert not any(key[0] == "transport_errors_total" for key in read)
 
     run(scenario())
 

@@ -31,6 +31,7 @@ from kvrouter.transport.callhome_wire import (
     item_message,
     prologue_message,
 )
+from kvrouter.transport.endpoints import Endpoints
 from kvrouter.transport.envelope import Envelope, decode_envelope, encode_envelope
 from kvrouter.transport.grpc_messages import METHOD, SERVICE, decode_message, encode_message
 from kvrouter.transport.messages import Kind, Request, decode_error, decode_request, encode_error, encode_request
@@ -38,6 +39,7 @@ from kvrouter.transport.n_part import CONTENT_TYPE, PARTS_MAX, NPart, decode_n_p
 from kvrouter.transport.pool import PoolExhaustedError, PoolSettings
 from kvrouter.transport.refusal_texts import refusal_from_text, refusal_text
 from kvrouter.transport.registry import NoTransportError
+from kvrouter.transport.serve import make_server
 from kvrouter.transport.tcp_connection import Heartbeat
 from kvrouter.transport.tcp_frames import MORE, NO_STREAM, PROTOCOL, VERSION, Hello, HelloAck, head_of
 from kvrouter.transport.tcp_v0 import encode_v0_reply, encode_v0_request
@@ -134,6 +136,15 @@ def test_the_vectors_can_be_read_again() -> None:
     assert decode_control(decode_two_part(shown["sentinel"])) is Control.SENTINEL
     assert ItemReader("json").read(memoryview(decode_two_part(shown["item-json"]).body)) == b'"x"'
     assert tcp_v0.RequestReader().feed(shown["v0-request"]) == [("demo.echo", {}, b"payload")]
+
+
+def test_the_page_says_what_each_transport_is_for() -> None:
+    """A-281: every transport that a worker can be reached by has its row."""
+    ids = {name for row in _rows("Which transport", "transport") for name in re.findall(r"`(\w+)`", row[1])}
+    with pytest.raises(TransportError) as unknown:
+        make_server("pigeon", Endpoints(), host="127.0.0.1")
+
+    assert ids == set(str(unknown.value).partition("known: ")[2].split(", "))
 
 
 def test_the_kinds_of_the_page_are_the_codes() -> None:
