@@ -36,7 +36,7 @@ _MESSAGE_ID = re.compile(r"[!-~]{1,256}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueLimits:
-    """What a queue keeps. All who use a queue name the same; on NATS those count that made it.
+    """What a queue keeps. All who use a queue name the same; where they do not, those may count that made it.
 
     `work` keeps a message until the one worker group has done with it, and takes no more than `messages_max`. `log`
     keeps the last `messages_max` for everybody. Both forget what is older than `age_seconds_max`, None: nothing. A

@@ -83,6 +83,10 @@ class Endpoints:
         task.add_done_callback(self._done)
         return stream
 
+    def forget(self, id: str) -> None:  # noqa: A002 - the field's name
+        """A request has failed and may be taken again, under the same id: its transport repeats requests by itself."""
+        self._seen.pop(id, None)
+
     async def drain(self, seconds: float) -> int:
         """Take nothing more and wait for what runs, at most so long; then cancel the rest and return how many."""
         self.draining = True
