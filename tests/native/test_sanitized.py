@@ -34,6 +34,7 @@ SUITES = {
         "--ignore=tests/native/test_build.py",
         "--ignore=tests/native/test_compile.py",
         "--ignore=tests/native/test_installing.py",
+        "--ignore=tests/native/test_pages.py",
         "--ignore=tests/native/test_presence.py",
         "--ignore=tests/native/test_sanitized.py",
         "--ignore=tests/native/test_shared_threads.py",
