@@ -190,9 +190,14 @@ class NatsMessageQueue:
         async with self._connection.jetstream() as jetstream:
             await self._ensure(jetstream)
             try:
-                await jetstream.consumer_info(self._name, config.durable_name or "")
+                there = (await jetstream.consumer_info(self._name, config.durable_name or "")).config
             except errors.NotFoundError:
                 await self._add_consumer(jetstream, config)
+                return
+            if there.ack_wait != config.ack_wait or (there.inactive_threshold or None) != config.inactive_threshold:
+                # Where it began cannot be changed; the server compares all of that.
+                changed = there.evolve(ack_wait=config.ack_wait, inactive_threshold=config.inactive_threshold)
+                await self._add_consumer(jetstream, changed)
 
     async def _add_consumer(self, jetstream: JetStreamContext, config: api.ConsumerConfig) -> None:
         try:

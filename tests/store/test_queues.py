@@ -188,6 +188,24 @@ def test_what_nobody_acknowledges_comes_again(url: str, run: Run) -> None:
     run(scenario())
 
 
+def test_the_last_member_says_for_how_long_messages_are_held(url: str, run: Run) -> None:
+    """A setting that was changed counts for a group that is there already."""
+
+    async def scenario() -> None:
+        async with open_message_queues(url) as queues:
+            queue = queues.queue("events", LOG)
+            await queue.publish(b"held")
+            first = await queue.broadcast("reader", new_only=True, ack_seconds=LONG_SECONDS)
+            second = await queue.broadcast("reader", ack_seconds=0.5, orphan_seconds=LONG_SECONDS)
+            await queue.publish(b"new")
+            assert texts(await taken(second, 1)) == [b"new"]
+            (again,) = await taken(second, 1)
+            assert (again.message.data, again.deliveries) == (b"new", 2)
+            await first.close()
+
+    run(scenario())
+
+
 def test_an_extended_message_stays_with_its_worker(url: str, run: Run) -> None:
     """However long it works on it, as long as it says so; the other comes again in between."""
 
