@@ -46,7 +46,7 @@ def main() -> int:
     )
     parser.add_argument("--seed", type=int, default=1, help="other times inside the trace's bins of arrival")
     arguments = parser.parse_args()
-    requests = arguments.requests or (200 if arguments.quick else 600)
+    requests = arguments.requests or (100 if arguments.quick else 600)
     report = Report("routing_real", packages=["numpy", "uvloop"])
     if not arguments.trace.is_file():
         report.row("hit-share-largest-difference", "points", None, reason=f"no trace {arguments.trace}; see --trace")
