@@ -18,7 +18,7 @@ from uvicorn.server import ServerState
 
 from kvrouter.errors import MissingExtraError
 from kvrouter.transport.duplex import Wakeups
-from kvrouter.transport.http_app import Application
+from kvrouter.transport.http_app import UNTIL_GONE, Application
 from kvrouter.transport.tcp_connection import Heartbeat
 
 try:
@@ -117,6 +117,11 @@ class _Stream:
         self.is_gone = True
         self._body.clear()
         self.changed.wake()
+
+    async def until_gone(self) -> None:
+        """Wait until the client has gone, whatever of the body is not read; see `http_app.UNTIL_GONE`."""
+        while not self.is_gone:
+            await self.changed.wait()
 
     async def receive(self) -> MutableMapping[str, Any]:
         """ASGI's: the next of the body, then wait for the client's leaving."""
@@ -336,9 +341,9 @@ class AcceptedConnection(asyncio.Protocol):
             return
         stream = self._streams[stream_id] = _Stream(self, stream_id)
         self._running += 1
-        self._served.run(self._run(stream, self._scope(headers)))
+        self._served.run(self._run(stream, self._scope(stream, headers)))
 
-    def _scope(self, headers: list[tuple[bytes, bytes]]) -> dict[str, Any]:
+    def _scope(self, stream: _Stream, headers: list[tuple[bytes, bytes]]) -> dict[str, Any]:
         pseudo = {name: value for name, value in headers if name.startswith(b":")}
         path, _, query = pseudo.get(b":path", b"").partition(b"?")
         plain = [(b"host", pseudo.get(b":authority", b""))]
@@ -352,6 +357,7 @@ class AcceptedConnection(asyncio.Protocol):
             "raw_path": path,
             "query_string": query,
             "root_path": "",
+            "extensions": {UNTIL_GONE: stream.until_gone},
             "headers": plain + [(name, value) for name, value in headers if not name.startswith(b":")],
             "client": self._transport.get_extra_info("peername"),
             "server": self._transport.get_extra_info("sockname"),

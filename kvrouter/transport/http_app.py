@@ -13,6 +13,7 @@ anything is done: 400, 401, 404, 405, 409, 413, 415, and 429 or 503 with `Retry-
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 from typing import Any, TypeAlias
 from uuid import uuid4
@@ -36,8 +37,12 @@ Application: TypeAlias = Callable[[MutableMapping[str, Any], Receive, Send], Awa
 """What an ASGI server calls."""
 
 _Headers: TypeAlias = dict[bytes, bytes]
+_UntilGone: TypeAlias = Callable[[], Awaitable[None]]
 
 ROOT_ALIAS = "/v1/dynamo"
+UNTIL_GONE = "kvrouter.until_gone"
+"""An extension of ASGI: waits until the client has gone, also while its further items are not read. Servers that do not
+have it tell of that when they are."""
 _UNBOUNDED = 1 << 60
 _LIMITS = StreamLimits(peer_window_bytes=_UNBOUNDED, frame_bytes_max=_UNBOUNDED, enforced=False)
 _SENT_BYTES = 64 << 10
@@ -159,7 +164,8 @@ class HttpApp:
                 return
             if tail is not None:
                 _check_method(method, "POST")
-                await self._request(tail, headers, receive, send)
+                until_gone = (scope.get("extensions") or {}).get(UNTIL_GONE)
+                await self._request(tail, headers, receive, send, until_gone)
                 return
         raise HttpRefusedError(404, f"Endpoint not found: nothing is served at {path[:256]!r}")
 
@@ -192,7 +198,9 @@ class HttpApp:
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
-    async def _request(self, tail: str, headers: _Headers, receive: Receive, send: Send) -> None:
+    async def _request(
+        self, tail: str, headers: _Headers, receive: Receive, send: Send, until_gone: _UntilGone | None
+    ) -> None:
         length = headers.get(b"content-length", b"")
         if length.isdigit() and int(length) > self.options.message_bytes_max:
             raise HttpRefusedError(413, f"a request exceeds {self.options.message_bytes_max} bytes")
@@ -211,7 +219,10 @@ class HttpApp:
             answer = self._begin(decoded, way, kept_max=0)
             self.answers.add_inline(answer)
             try:
-                await self._send_inline(answer, body, headers, send, many_in=decoded.request.many_in)
+                hear: Callable[[], Awaitable[None]] = body.until_gone
+                if decoded.request.many_in:
+                    hear = partial(_read_items, body, answer, until_gone)
+                await self._send_inline(answer, hear, headers, send)
             finally:
                 self.answers.drop(answer)
         elif way.transport in ("", "http_response"):
@@ -239,12 +250,10 @@ class HttpApp:
         return answer
 
     async def _send_inline(
-        self, answer: HttpAnswer, body: RequestBody, headers: _Headers, send: Send, *, many_in: bool
+        self, answer: HttpAnswer, hear: Callable[[], Awaitable[None]], headers: _Headers, send: Send
     ) -> None:
         async def listen() -> None:
-            if many_in:
-                await body.items(answer)
-            await body.until_gone()
+            await hear()
             self.counters.lost_clients += not answer.is_over
             answer.kill()
 
@@ -352,6 +361,20 @@ class _Sender:
     def expired(self) -> bytes:
         """The answer took too long."""
         return self.writer.error(encode_error(DeadlineError("the answer took longer than this worker sends one")))
+
+
+async def _read_items(body: RequestBody, answer: HttpAnswer, until_gone: _UntilGone | None) -> None:
+    """Hand on further items until the client has gone."""
+    if until_gone is None:
+        await body.items(answer)
+        await body.until_gone()
+        return
+    reading = asyncio.create_task(body.items(answer), name="http items")
+    try:
+        await until_gone()
+    finally:
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
 
 
 async def _while_listening(listening: Coroutine[Any, Any, None], sending: Coroutine[Any, Any, None]) -> None:

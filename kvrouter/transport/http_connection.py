@@ -284,7 +284,10 @@ class HttpConnection(asyncio.Protocol):
                 self._on_event(event)
         except h2.exceptions.ProtocolError as error:
             self._flush()
-            self.abort(f"the peer broke the protocol of HTTP/2: {type(error).__name__}")
+            # h2 takes nothing after a farewell, also of what had been on its way.
+            has_left = self._h2.state_machine.state is h2.connection.ConnectionState.CLOSED
+            broken = f"the peer broke the protocol of HTTP/2: {type(error).__name__}"
+            self.abort("the peer said goodbye" if has_left else broken)
             return
         if self._due and self._is_open():
             self._h2.increment_flow_control_window(self._due)

@@ -39,7 +39,7 @@ class TestHttpInline(RequestPlaneContract):
             answer_format=self.answer_format,
             acknowledge_seconds=60,
             connect_seconds=30,
-            heartbeat=Heartbeat(interval_seconds=seconds, timeout_seconds=10 * seconds),
+            heartbeat=Heartbeat(interval_seconds=seconds, timeout_seconds=5 * seconds),
         )
 
     def worker(self) -> AbstractAsyncContextManager[WorkerProcess]:
