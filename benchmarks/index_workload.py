@@ -101,6 +101,8 @@ class Fleet:
         self._holders: dict[int, set[int]] = {}
         self._blocks = [0] * ranks
         self._work = [0.0] * ranks
+        # Work is done by all ranks at once: were it forgotten faster than requests come round to each, a few would do.
+        self._kept_work = 1 - 0.64 / ranks
         self._answers = 0
         self._random = random.Random(0)
 
@@ -158,7 +160,7 @@ class Fleet:
 
     def _choose(self, names: Sequence[int]) -> int:
         """The rank that has most of the prefix, weighed against its work of late."""
-        self._work = [0.99 * work for work in self._work]
+        self._work = [self._kept_work * work for work in self._work]
         scores = [-0.25 * work for work in self._work]
         alive: set[int] | None = None
         for depth, name in enumerate(names, 1):

@@ -31,6 +31,15 @@ def test_every_event_follows_from_those_before() -> None:
     assert sum(map(len, held.values())) == fleet.pairs()
 
 
+def test_work_is_spread_over_a_large_fleet() -> None:
+    """Figures for hundreds of ranks are not those of a few that never tire."""
+    fleet = Fleet(ranks=400, blocks_max=2000)
+
+    ranks = {change.rank for request in synthetic_trace(2500) for change in fleet.serve(request)}
+
+    assert len(ranks) > 200
+
+
 def test_a_prompt_is_what_its_events_said() -> None:
     """Questions and events name the same blocks."""
     fleet = Fleet(ranks=1, blocks_max=100_000)
