@@ -25,7 +25,7 @@ from tests.ingest.random_wires import RandomEngine
 OPERATIONS = int(os.environ.get("FUZZ_OPERATIONS", "200000")) // 5
 _HISTORY_OPERATIONS, _LIFE_OPERATIONS, _STREAM_BATCHES = 500_000, 20_000, 40
 
-pytestmark = pytest.mark.timeout(120 + OPERATIONS // 2000)
+pytestmark = pytest.mark.timeout(900 + OPERATIONS // 2000)
 
 
 @pytest.mark.parametrize(
