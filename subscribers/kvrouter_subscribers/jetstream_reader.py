@@ -119,6 +119,7 @@ class StreamReader:
         limits = self._limits
         pause = limits.reconnect_seconds
         while True:
+            _obey()
             connects = self._connects
             try:
                 async with connection(self.endpoint, self._access) as client:
@@ -313,6 +314,7 @@ class StreamReader:
         """Wait for the end of the consumer, and look at the stream while it is silent."""
         messages, silent_since = self._messages, time.monotonic()
         while not puller.failed.is_set():
+            _obey()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_TICK_SECONDS):
                     await puller.failed.wait()
@@ -335,3 +337,14 @@ class StreamReader:
         if self._mode == "broadcast" and self._position and missed > 0 and messages == self._messages:
             self._position = state.first_seq - 1
             self._miss(missed)
+
+
+def _obey() -> None:
+    """End if we were to end: who is cancelled while an answer arrives does not notice it.
+
+    The client library waits with `asyncio.wait_for`, which in Python 3.11 returns the answer then, and nobody cancels
+    a second time.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError

@@ -4,12 +4,14 @@ import asyncio
 import ssl
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from nats.js import JetStreamContext
 
 from kvrouter.errors import MissingExtraError, SettingsError
 from kvrouter.events import Source
@@ -27,7 +29,7 @@ from tests.subscribers.jetstream_scene import (
     put,
     working,
 )
-from tests.subscribers.scene import WORKER, RecordingSink, run, until
+from tests.subscribers.scene import WAIT_SECONDS, WORKER, RecordingSink, run, until
 
 OTHER = Source("other", 0)
 RANK_1 = Source("worker", 1)
@@ -400,6 +402,32 @@ def test_a_removed_source_is_heard_no_more(endpoint: str) -> None:
 
         assert scene.subscriber.status(OTHER) is None
         assert scene.state(OTHER).applied_batches == heard
+
+    run(scenario())
+
+
+def test_an_end_that_comes_with_an_answer_is_not_overlooked(
+    endpoint: str, server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client library swallows a cancellation that comes at that moment; the reader ends all the same."""
+
+    async def scenario() -> None:
+        stream_info = JetStreamContext.stream_info
+
+        async def answered(self: JetStreamContext, *args: Any, **options: Any) -> Any:
+            info = await stream_info(self, *args, **options)
+            if "jetstream-reader" in str(asyncio.current_task()):
+                scene.subscriber._stop.set()
+                with suppress(asyncio.CancelledError):
+                    await asyncio.sleep(WAIT_SECONDS)
+            return info
+
+        with working(endpoint) as worker:
+            await until(worker.delivered)
+            async with following() as scene:
+                monkeypatch.setattr(JetStreamContext, "stream_info", answered)
+                scene.listen(endpoint)
+                await until(lambda: scene.subscriber._running is not None and scene.subscriber._running.done())
 
     run(scenario())
 
