@@ -1,7 +1,7 @@
-"""Where a router keeps what must outlive it: whole objects, and small values with revisions.
+"""Where a router keeps what must outlive it: whole objects, small values with revisions, queues.
 
-`open_object_store` and `open_key_value_store` choose the backend by the scheme of a URL: a local directory, NATS
-JetStream or Redis. A backend's client is loaded with its first use only.
+`open_object_store`, `open_key_value_store` and `open_message_queues` choose the backend by the scheme of a URL: a local
+directory, NATS JetStream or Redis. A backend's client is loaded with its first use only.
 
     async with open_object_store("file:///var/lib/kvrouter") as store:
         info = await store.put("snapshots", "radix-state-17", dump)
@@ -10,6 +10,7 @@ JetStream or Redis. A backend's client is loaded with its first use only.
 from kvrouter.store.key_values import Conflict, Entry, Exists, KeyValueBucket, KeyValueStore, open_key_value_store
 from kvrouter.store.leases import Lease, acquire
 from kvrouter.store.objects import ObjectInfo, ObjectStore, open_object_store
+from kvrouter.store.queues import MessageQueue, MessageQueues, QueueConsumer, QueueLimits, open_message_queues
 
 __all__ = [
     "Conflict",
@@ -18,9 +19,14 @@ __all__ = [
     "KeyValueBucket",
     "KeyValueStore",
     "Lease",
+    "MessageQueue",
+    "MessageQueues",
     "ObjectInfo",
     "ObjectStore",
+    "QueueConsumer",
+    "QueueLimits",
     "acquire",
     "open_key_value_store",
+    "open_message_queues",
     "open_object_store",
 ]

@@ -33,20 +33,27 @@ local function drop_orphans(tag)
 end
 """
 
-# KEYS: stream, message id. ARGV: data, id, milliseconds that the id is known, retention, messages at most, age.
-# Returns the sequence and whether it was known; no sequence: the queue is full.
+# KEYS: stream, sequences by message id, times until which they are known. ARGV: data, id, milliseconds that the id is
+# known, retention, messages at most, age. Returns the sequence and whether it was known; no sequence where it is full.
 PUBLISH: Final = (
     _NOW
     + """
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', whole(now), 'LIMIT', 0, 100)) do
+  redis.call('ZREM', KEYS[3], id)
+  redis.call('HDEL', KEYS[2], id)
+end
 if ARGV[2] ~= '' then
-  local known = redis.call('GET', KEYS[2])
-  if known then return {known, 1} end
+  local known = redis.call('HGET', KEYS[2], ARGV[2])
+  if known and tonumber(redis.call('ZSCORE', KEYS[3], ARGV[2]) or '0') > now then return {known, 1} end
 end
 trim(ARGV[6])
 local full = redis.call('XLEN', KEYS[1]) >= tonumber(ARGV[5])
 if full and ARGV[4] == 'work' then return {'', 0} end
 local sequence = redis.call('XADD', KEYS[1], 'MAXLEN', '=', ARGV[5], '*', 'id', ARGV[2], 'data', ARGV[1])
-if ARGV[2] ~= '' and tonumber(ARGV[3]) > 0 then redis.call('SET', KEYS[2], sequence, 'PX', ARGV[3]) end
+if ARGV[2] ~= '' and tonumber(ARGV[3]) > 0 then
+  redis.call('HSET', KEYS[2], ARGV[2], sequence)
+  redis.call('ZADD', KEYS[3], whole(now + ARGV[3]), ARGV[2])
+end
 return {sequence, 0}
 """
 )

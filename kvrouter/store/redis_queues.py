@@ -42,16 +42,17 @@ class RedisMessageQueue:
         self.redis = queues.redis
         self.tag = f"{{{queues.prefix}:{check_bucket(name)}}}:queue"
         self.stream, self.groups = f"{self.tag}:stream", f"{self.tag}:groups"
+        self._ids = f"{self.tag}:ids", f"{self.tag}:known"
         self.age_ms = _milliseconds(limits.age_seconds_max)
 
     async def publish(self, data: bytes, *, message_id: str | None = None) -> Published:
         """Append a message; see `MessageQueue`."""
         check_message(data, self.limits)
-        known = f"{self.tag}:id:{check_message_id(message_id) or ''}"
+        check_message_id(message_id)
         limits = self.limits
         seconds = _milliseconds(limits.duplicate_seconds)
         arguments = (data, message_id or "", seconds, limits.retention, limits.messages_max, self.age_ms)
-        sequence, duplicate = await self.run(PUBLISH, (self.stream, known), *arguments)
+        sequence, duplicate = await self.run(PUBLISH, (self.stream, *self._ids), *arguments)
         if not sequence:
             raise StoreError(f"the queue holds {limits.messages_max} messages, as many as it may", reason="full")
         return Published(sequence.decode(), duplicate=bool(duplicate))
@@ -106,10 +107,10 @@ class RedisMessageQueue:
         return bool(await self.run(FORGET, (self.stream, self.groups, self.due(check_bucket(name))), name))
 
     async def delete(self) -> None:
-        """Remove the queue; see `MessageQueue`. Message ids are forgotten when their time is over."""
+        """Remove the queue; see `MessageQueue`."""
         due = [self.due(info.name) for info in await self.consumers()]
         with redis_errors():
-            await self.redis.command("DEL", self.stream, self.groups, *due)
+            await self.redis.command("DEL", self.stream, self.groups, *self._ids, *due)
 
     def due(self, name: str) -> str:
         """The key that holds when a group's messages are delivered again."""
