@@ -51,9 +51,9 @@ class GrpcExchange:
         self.finish()
 
 
-async def flushed(writing: "asyncio.Task[None]") -> None:
-    """Give a writer a moment to write what waits, then end it."""
-    await asyncio.wait((writing,), timeout=_FLUSH_SECONDS)
+async def flushed(writing: "asyncio.Task[None]", *, seconds: float | None = None) -> None:
+    """Give a writer a moment, or `seconds`, to write what waits, then end it."""
+    await asyncio.wait((writing,), timeout=_FLUSH_SECONDS if seconds is None else seconds)
     writing.cancel()
     await asyncio.gather(writing, return_exceptions=True)
 

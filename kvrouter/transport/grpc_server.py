@@ -18,6 +18,8 @@ except ImportError as error:
 __all__ = ["GrpcRequestServer"]
 
 _CLOSE_SECONDS = 1.0
+_REST_SECONDS = 60.0
+"""How long what waits to be written may take, once all is said; a client that is gone ends it at once."""
 
 
 class GrpcRequestServer:
@@ -82,7 +84,7 @@ class GrpcRequestServer:
             if not exchange.over.is_set():
                 exchange.mux.lost("the client has ended its call")
                 exchange.finish()
-            await flushed(writing)
+            await flushed(writing, seconds=_REST_SECONDS)
         finally:
             exchange.mux.lost("the call was cancelled")
             for task in (writing, reading, over):

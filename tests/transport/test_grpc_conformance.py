@@ -9,12 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvrouter.errors import WireError
+from kvrouter.transport import grpc_exchange
+from kvrouter.transport.context import Context
 from kvrouter.transport.endpoints import Endpoints
 from kvrouter.transport.grpc_client import GrpcRequestClient
 from kvrouter.transport.grpc_messages import decode_message, encode_message
 from kvrouter.transport.grpc_server import GrpcRequestServer
+from kvrouter.transport.messages import Request
 from kvrouter.transport.n_part import NPart
-from tests.transport.conformance import RequestPlaneContract
+from tests.transport.conformance import RequestPlaneContract, run
+from tests.transport.handlers import Handlers
 from tests.transport.planes.grpc_calls import make_server
 from tests.transport.worker import WorkerProcess, started_worker
 
@@ -73,3 +77,21 @@ def test_what_is_cut_is_refused(data: bytes) -> None:
     """Empty, short, of a wire type that is no more, without an end."""
     with pytest.raises(WireError):
         decode_message(data)
+
+
+def test_an_answer_is_not_cut_off_because_writing_it_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its handler has ended long before its last item is on the wire; what is hurried are calls that nobody hears."""
+    monkeypatch.setattr(grpc_exchange, "_FLUSH_SECONDS", 0.0)
+
+    async def scenario() -> None:
+        endpoints = Endpoints()
+        Handlers().register(endpoints)
+        server, client = make_server(endpoints), GrpcRequestClient()
+        await server.start()
+        request = Request(endpoint="count", body=b"2000")
+        async with await client.request(server.address, request, Context()) as stream:
+            assert len(await stream.collect()) == 2000
+        await client.aclose()
+        await server.stop()
+
+    run(scenario())
