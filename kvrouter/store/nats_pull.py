@@ -74,6 +74,9 @@ class NatsConsumer:
             try:
                 async with self._connection.connected():
                     await subscription.unsubscribe()
+                left = [_delivery(message) for message in self._arrived]
+                self._arrived.clear()
+                await self.give_back(*left)  # They came too late for the call that asked for them.
             except StoreError:
                 return  # The server forgets it with the connection.
 
