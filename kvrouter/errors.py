@@ -48,6 +48,7 @@ __all__ = [
     "SnapshotError",
     "StaleIndexError",
     "StoreError",
+    "TransportError",
     "UnknownModelError",
     "UnmetConstraintError",
     "WireError",
