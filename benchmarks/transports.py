@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=None, help="measurements of each figure (default: 5; quick: 3)")
     parser.add_argument("--transport", choices=_OURS, action="append", help="default: all of them")
     options = parser.parse_args(arguments)
-    report = Report("transports", packages=("pyzmq", "uvloop", "msgspec", "nats-py", "grpcio", "granian", "h2"))
+    report = Report("transports", packages=("pyzmq", "uvloop", "msgspec", "nats-py", "grpcio", "h2"))
     samples, missing = event_loop.run(_measure_all(options))
     _report(report, samples, missing, options.transport or _OURS)
     report.emit(options.json)
