@@ -169,7 +169,7 @@ async def test_a_rank_without_room_is_passed_over() -> None:
     fleet.add("a", ranks=2)
     fleet.add("b")
 
-    ranks = {fleet.sent().token.source for _ in range(3)}  # type: ignore[attr-defined]
+    ranks = {fleet.sent().token.decision.source for _ in range(3)}  # type: ignore[attr-defined]
 
     assert len(ranks) == 3
     fleet.waiting()

@@ -314,7 +314,7 @@ def test_other_urls_are_refused_without_their_password(url: str) -> None:
 @pytest.mark.parametrize("kind", ["nats", "redis"])
 def test_a_store_survives_its_server(kind: str, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed, it is unavailable; back with its data, it is as it was; back without, everything is missing."""
-    monkeypatch.setattr("kvrouter.store.nats_connection._ANSWER_SECONDS", 0.5)  # What a dead socket swallows.
+    monkeypatch.setattr("kvrouter.store.nats_connection.ANSWER_SECONDS", 2.0)  # What a dead socket swallows.
 
     async def scenario() -> None:
         server: NatsServer | RedisServer
