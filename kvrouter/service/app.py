@@ -66,116 +66,17 @@ class Service:
     ) -> None:
         self.settings, self.clock = settings, clock
         limits = _proxy_limits(settings.limits, route_headers=settings.server.route_headers)
-        index = PrefixIndex(bytes_max=settings.index.bytes_max)
-        self.index = index
-        self.backlog_due = asyncio.Event()
-        limits_of_ingest = IngestLimits(block_size=settings.tokens.block_size)
-        self.ingest = Ingest(index, limits=limits_of_ingest, on_backlog=self.backlog_due.set)
-        self.router = _router(settings, self.ingest)
-        self.keeper = open_state_keeper(
-            settings.events,
-            self.ingest,
-            positions=lambda: stream_positions(self.subscriber),
-            saved=self._purge_streams,
-            clock=clock,
-        )
-        self.subscriber = event_subscriber(
-            self.ingest,
-            settings.events,
-            token_of=lambda source: self.registry.find(source.worker_id).spec.api_key,
-            positions=lambda: self.keeper.positions if self.keeper is not None else {},
-            on_load=lambda report: self.loads.take(report),  # noqa: PLW0108 - it is made below
-            clock=clock,
-        )
-        self.registry = WorkerRegistry(
-            routing=self.router,
-            events=RestoringIntake(self.subscriber, self.keeper),
-            forget_blocks=self._forget_blocks,
-            changed=self._fleet_changed,
-            failures=settings.health.failures,
-            successes=settings.health.successes,
-            # With keys of our own, a client's token is ours: workers get theirs from `api_key=` or none.
-            default_authorization=b"" if settings.auth.api_keys else None,
-        )
-        self.router.fleet.defaults = _default_constraints(settings.placement)
-        self.placement = PlacementReader(self.router.fleet.defaults)
-        self.sessions = _session_table(settings.placement, self.router.fleet.defaults)
-        self.promises = PromiseKeeper(self.ingest, resync=self.subscriber.resync)
-        self.router.learning.audit.told = self._judged
-        self.event_watch = EventWatch(self.registry)
-        self.views = FleetViews(self.registry)
-        self.decisions = DecisionRing(settings.routing.decisions_kept)
-        self.traffic = TrafficCounters()
-        self.authenticator = Authenticator(api_keys=settings.auth.api_keys, admin_keys=settings.auth.admin_keys)
+        self._wire_knowledge()
+        self._wire_fleet()
+        self._wire_placement()
         self.pool = UpstreamPool(limits, clock=clock)
         self.splits = self._split_sender()
         self.sources = SourceReport(registry=self.registry, ingest=self.ingest, transport=self.subscriber, clock=clock)
         cache = PrefixCache(settings.tokens.cache_bytes_max)
-        self.questions = WorkerQuestions(self.pool, self.registry, self.views)
-        self.resolver = PromptResolver(
-            cache, ask_worker=self.questions.tokenize if settings.tokens.worker_tokenize else None, clock=clock
-        )
-        self._modes_told: dict[str, str] = {}
-        self.selection = self._selection_routes(index, SelectionReader(cache))
-        self.loads = LoadReports(
-            self.registry,
-            self.questions.get,
-            interval_seconds=settings.events.load_seconds,
-            timeout_seconds=settings.health.timeout_seconds,
-            clock=clock,
-            jitter=random.Random(),
-        )
-        self.admission = make_admission(
-            settings.queue,
-            router=self.router,
-            unproxied=lambda: self.registry.unproxied,
-            place=lambda *asked: self._place(*asked),  # noqa: PLW0108 - it is made below
-            clock=clock,
-        )
-        self.metrics = Metrics(
-            MetricsSources(
-                registry=self.registry,
-                router=self.router,
-                index=index,
-                traffic=self.traffic,
-                sources=self.sources,
-                proxy=lambda: self.proxy.statistics,
-                prompts=self.resolver.counts,
-                reservations=lambda: self.selection.reservations,
-                auth_refused=lambda: self.authenticator.refused,
-                policy=settings.routing.policy,
-                loads=self.loads,
-                keeper=self.keeper,
-                admission=self.admission,
-                clock=clock,
-                splits=self.splits,
-                sessions=self.sessions,
-            )
-        )
-        self.probes = ProbeRoutes(
-            registry=self.registry,
-            router=self.router,
-            views=self.views,
-            prompt_mode=self.resolver.describe,
-            metrics_text=self.metrics.text,
-        )
-        self.dispatcher = self._make_dispatcher(
-            registry=self.registry,
-            router=self.router,
-            reader=RequestReader(cache),
-            resolver=self.resolver,
-            views=self.views,
-            authenticator=self.authenticator,
-            decisions=self.decisions,
-            traffic=self.traffic,
-            placement=self.placement,
-            sessions=self.sessions,
-            splits=self.splits,
-            local=(self.selection, ModelRoutes(self.views), self.probes),
-            admin=Endpoint("localhost", 0, unix_path=admin_socket) if admin_socket else None,
-            uses_sessions=self.router.uses_sessions or self.sessions is not None,
-            clock=clock,
-        )
+        self._wire_prompts(cache)
+        self._wire_load()
+        self._wire_views()
+        self.dispatcher = self._make_dispatcher(RequestReader(cache), admin_socket)
         self.proxy = ProxyServer(self.dispatcher, limits, pool=self.pool, on_error=_report_bug, clock=clock)
         self.health = HealthMonitor(
             self.registry,
@@ -252,6 +153,120 @@ class Service:
                 _report_bug("housekeeping", error)
             await asyncio.sleep(HOUSEKEEPING_SECONDS)
 
+    # -- wiring, in the order in which `__init__` needs it -------------------------------------------------------------
+
+    def _wire_knowledge(self) -> None:
+        """What is known of caches, who decides by it, and how it comes in."""
+        settings = self.settings
+        self.index = PrefixIndex(bytes_max=settings.index.bytes_max)
+        self.backlog_due = asyncio.Event()
+        limits = IngestLimits(block_size=settings.tokens.block_size)
+        self.ingest = Ingest(self.index, limits=limits, on_backlog=self.backlog_due.set)
+        self.router = _router(settings, self.ingest)
+        self.keeper = open_state_keeper(
+            settings.events,
+            self.ingest,
+            positions=lambda: stream_positions(self.subscriber),
+            saved=self._purge_streams,
+            clock=self.clock,
+        )
+        self.subscriber = event_subscriber(
+            self.ingest,
+            settings.events,
+            token_of=lambda source: self.registry.find(source.worker_id).spec.api_key,
+            positions=lambda: self.keeper.positions if self.keeper is not None else {},
+            on_load=lambda report: self.loads.take(report),  # noqa: PLW0108 - it is made below
+            clock=self.clock,
+        )
+
+    def _wire_fleet(self) -> None:
+        """Who serves, and what a request asks of its worker where it says nothing."""
+        settings = self.settings
+        self.registry = WorkerRegistry(
+            routing=self.router,
+            events=RestoringIntake(self.subscriber, self.keeper),
+            forget_blocks=self._forget_blocks,
+            changed=self._fleet_changed,
+            failures=settings.health.failures,
+            successes=settings.health.successes,
+            # With keys of our own, a client's token is ours: workers get theirs from `api_key=` or none.
+            default_authorization=b"" if settings.auth.api_keys else None,
+        )
+        self.router.fleet.defaults = _default_constraints(settings.placement)
+
+    def _wire_placement(self) -> None:
+        """What a decision looks at besides caches and load, and what is kept of it."""
+        settings = self.settings
+        self.placement = PlacementReader(self.router.fleet.defaults)
+        self.sessions = _session_table(settings.placement, self.router.fleet.defaults)
+        self.promises = PromiseKeeper(self.ingest, resync=self.subscriber.resync)
+        self.router.learning.audit.told = self._judged
+        self.event_watch = EventWatch(self.registry)
+        self.views = FleetViews(self.registry)
+        self.decisions = DecisionRing(settings.routing.decisions_kept)
+        self.traffic = TrafficCounters()
+        self.authenticator = Authenticator(api_keys=settings.auth.api_keys, admin_keys=settings.auth.admin_keys)
+
+    def _wire_prompts(self, cache: PrefixCache) -> None:
+        """How a prompt becomes tokens, for what we send on and for who asks only where to send it."""
+        self.questions = WorkerQuestions(self.pool, self.registry, self.views)
+        self.resolver = PromptResolver(
+            cache,
+            ask_worker=self.questions.tokenize if self.settings.tokens.worker_tokenize else None,
+            clock=self.clock,
+        )
+        self._modes_told: dict[str, str] = {}
+        self.selection = self._selection_routes(SelectionReader(cache))
+
+    def _wire_load(self) -> None:
+        """What workers say of their load, and who waits for it to fall."""
+        settings = self.settings
+        self.loads = LoadReports(
+            self.registry,
+            self.questions.get,
+            interval_seconds=settings.events.load_seconds,
+            timeout_seconds=settings.health.timeout_seconds,
+            clock=self.clock,
+            jitter=random.Random(),
+        )
+        self.admission = make_admission(
+            settings.queue,
+            router=self.router,
+            unproxied=lambda: self.registry.unproxied,
+            place=lambda *asked: self._place(*asked),  # noqa: PLW0108 - it is made below
+            clock=self.clock,
+        )
+
+    def _wire_views(self) -> None:
+        """What can be looked at from outside."""
+        self.metrics = Metrics(
+            MetricsSources(
+                registry=self.registry,
+                router=self.router,
+                index=self.index,
+                traffic=self.traffic,
+                sources=self.sources,
+                proxy=lambda: self.proxy.statistics,
+                prompts=self.resolver.counts,
+                reservations=lambda: self.selection.reservations,
+                auth_refused=lambda: self.authenticator.refused,
+                policy=self.settings.routing.policy,
+                loads=self.loads,
+                keeper=self.keeper,
+                admission=self.admission,
+                clock=self.clock,
+                splits=self.splits,
+                sessions=self.sessions,
+            )
+        )
+        self.probes = ProbeRoutes(
+            registry=self.registry,
+            router=self.router,
+            views=self.views,
+            prompt_mode=self.resolver.describe,
+            metrics_text=self.metrics.text,
+        )
+
     def _split_sender(self) -> SplitSender | None:
         settings = self.settings
         if not settings.placement.split:
@@ -266,8 +281,25 @@ class Service:
             randomness=random.Random(),
         )
 
-    def _make_dispatcher(self, **parts: Any) -> RequestDispatcher:
+    def _make_dispatcher(self, reader: RequestReader, admin_socket: str | None) -> RequestDispatcher:
         """Requests wait only where the settings say so; otherwise nothing of it is on their way."""
+        parts: dict[str, Any] = {
+            "registry": self.registry,
+            "router": self.router,
+            "reader": reader,
+            "resolver": self.resolver,
+            "views": self.views,
+            "authenticator": self.authenticator,
+            "decisions": self.decisions,
+            "traffic": self.traffic,
+            "placement": self.placement,
+            "sessions": self.sessions,
+            "splits": self.splits,
+            "local": (self.selection, ModelRoutes(self.views), self.probes),
+            "admin": Endpoint("localhost", 0, unix_path=admin_socket) if admin_socket else None,
+            "uses_sessions": self.router.uses_sessions or self.sessions is not None,
+            "clock": self.clock,
+        }
         if self.admission is None:
             return RequestDispatcher(**parts)
         dispatcher = QueueingDispatcher(admission=self.admission, **parts)
@@ -310,7 +342,7 @@ class Service:
         endpoints = [endpoint for worker in self.registry for endpoint in worker.spec.events.values()]
         await purge_streams(endpoints, covered, messages_max=self.settings.events.stream_messages_max)
 
-    def _selection_routes(self, index: PrefixIndex, reader: SelectionReader) -> SelectionRoutes:
+    def _selection_routes(self, reader: SelectionReader) -> SelectionRoutes:
         choice = SelectionChoice(
             registry=self.registry,
             router=self.router,
@@ -331,7 +363,7 @@ class Service:
         return SelectionRoutes(
             registry=self.registry,
             router=self.router,
-            index=index,
+            index=self.index,
             ingest=self.ingest,
             reader=reader,
             choice=choice,
