@@ -39,7 +39,7 @@ class Expected:
         self._listener, self._codec = listener, codec
         self._items = ItemReader(codec)
         self._answer: CallHomeSocket | None = None
-        self._upward: _Upward | None = _Upward(codec) if many_in else None
+        self._upward: _Upward | None = _Upward() if many_in else None
         self._begun = self._ended = self._reuse = False
         self._pending: list[Control] = []
         self._late: asyncio.TimerHandle | None = None
@@ -165,8 +165,7 @@ class Expected:
 class _Upward:
     """The requester's further items, on a connection of their own; what is sent before the worker came is kept."""
 
-    def __init__(self, codec: Codec) -> None:
-        self._codec = codec
+    def __init__(self) -> None:
         self._socket: CallHomeSocket | None = None
         self._kept: list[bytes] = []
         self._came = asyncio.Event()

@@ -195,8 +195,6 @@ class _Home:
         assert not more, "items are not cut here"
         if kind is Kind.PROLOGUE:
             self._send(prologue_message(decode_error(payload) if payload else None))
-            if payload:
-                self._ended = False
         elif kind is Kind.DATA:
             self._send(item_message(payload, self._codec, bytes_max=MESSAGE_BYTES_MAX))
         elif kind is Kind.END:

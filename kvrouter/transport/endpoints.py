@@ -59,7 +59,11 @@ class Endpoints:
         if not name or name in self._handlers:
             raise ValueError(f"endpoint {name!r} is {'taken' if name else 'no name'}")
         self._handlers[name] = handler
-        return lambda: self._handlers.pop(name, None) and None
+
+        def unregister() -> None:
+            self._handlers.pop(name, None)
+
+        return unregister
 
     def names(self) -> tuple[str, ...]:
         """What is served."""

@@ -10,11 +10,11 @@ from typing import Literal, TypeAlias
 
 from kvrouter.errors import SettingsError
 from kvrouter.transport.http_formats import FORMATS, Format
+from kvrouter.transport.variables import Variables
 
 __all__ = ["HttpPlaneSettings", "HttpTls", "client_tls", "http_plane_settings", "server_tls"]
 
 ResponsePlane: TypeAlias = Literal["tcp", "http"]
-_PREFIXES = ("KVROUTER_", "DYN_")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +57,7 @@ def http_plane_settings(environment: Mapping[str, str]) -> HttpPlaneSettings:
     Raises:
         SettingsError: a value is none; the text names the variable.
     """
-    found = _Found(environment)
+    found = Variables(environment)
     default = HttpPlaneSettings()
     return HttpPlaneSettings(
         rpc_host=found.text("HTTP_RPC_HOST", default.rpc_host),
@@ -109,75 +109,13 @@ def server_tls(tls: HttpTls) -> ssl.SSLContext:
     return context
 
 
-class _Found:
-    """Variables by what follows their prefix."""
-
-    def __init__(self, environment: Mapping[str, str]) -> None:
-        self._environment = environment
-
-    def optional(self, name: str) -> tuple[str, str] | None:
-        """The variable's full name and its value; an empty one is none."""
-        for prefix in _PREFIXES:
-            value = self._environment.get(prefix + name, "").strip()
-            if value:
-                return prefix + name, value
-        return None
-
-    def text(self, name: str, default: str) -> str:
-        """A value as it stands."""
-        found = self.optional(name)
-        return default if found is None else found[1]
-
-    def path(self, name: str, default: str) -> str:
-        """The path of a URL, without a slash at its end."""
-        found = self.optional(name)
-        if found is None:
-            return default
-        if not found[1].startswith("/") or not found[1].rstrip("/"):
-            raise SettingsError(f"{found[0]}={found[1]!r} must be a path that begins with /")
-        return found[1].rstrip("/")
-
-    def port(self, name: str, default: int) -> int:
-        """A number of a port; 0 lets the system choose."""
-        found = self.optional(name)
-        if found is None:
-            return default
-        if not (found[1].isascii() and found[1].isdigit()) or int(found[1]) > 65_535:
-            raise SettingsError(f"{found[0]}={found[1]!r} must be a port, 0 to 65535")
-        return int(found[1])
-
-    def seconds(self, name: str, default: float) -> float:
-        """A time above zero."""
-        found = self.optional(name)
-        if found is None:
-            return default
-        try:
-            seconds = float(found[1])
-        except ValueError:
-            seconds = 0.0
-        if not 0 < seconds < float("inf"):
-            raise SettingsError(f"{found[0]}={found[1]!r} must be a number of seconds above 0")
-        return seconds
-
-    def choice(self, name: str, default: str, known: tuple[str, ...]) -> str:
-        """One of some words, in whatever case."""
-        found = self.optional(name)
-        if found is None:
-            return default
-        if found[1].lower() not in known:
-            raise SettingsError(f"{found[0]}={found[1]!r} must be one of {', '.join(known)}")
-        return found[1].lower()
-
-
 def _format(name: str) -> Format:
     return next(each for each in FORMATS if each == name)
 
 
-def _tls(found: _Found) -> HttpTls:
+def _tls(found: Variables) -> HttpTls:
     names = ("CERT_PATH", "KEY_PATH", "CA_CERT_PATH", "CLIENT_CA_CERT_PATH", "CLIENT_CERT_PATH", "CLIENT_KEY_PATH")
-    cert, key, ca, client_ca, client_cert, client_key = (
-        None if (pair := found.optional(f"HTTP_TLS_{name}")) is None else pair[1] for name in names
-    )
+    cert, key, ca, client_ca, client_cert, client_key = (found.optional(f"HTTP_TLS_{name}") for name in names)
     if (cert is None) != (key is None):
         raise SettingsError("HTTP_TLS_CERT_PATH and HTTP_TLS_KEY_PATH go together")
     if (client_cert is None) != (client_key is None):

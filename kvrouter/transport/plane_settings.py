@@ -22,7 +22,6 @@ ResponsePlane: TypeAlias = Literal["tcp", "http"]
 
 _REQUEST_PLANES: tuple[RequestPlane, ...] = ("tcp", "http", "nats", "zmq", "grpc")
 _RESPONSE_PLANES: tuple[ResponsePlane, ...] = ("tcp", "http")
-_PORT_MAX = 65_535
 _LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
@@ -73,7 +72,7 @@ def plane_settings(environment: Mapping[str, str]) -> PlaneSettings:
         tcp=_tcp(found),
         call_home=CallHomeSettings(
             host=found.text("TCP_RESPONSE_STREAM_HOST", ""),
-            port=found.whole("TCP_RESPONSE_STREAM_PORT", 0, most=_PORT_MAX),
+            port=found.port("TCP_RESPONSE_STREAM_PORT", 0),
         ),
     )
 
@@ -124,7 +123,7 @@ def _tcp(found: Variables) -> TcpPlaneSettings:
     message_bytes = found.whole("TCP_MAX_MESSAGE_SIZE", MESSAGE_BYTES_MAX, least=1 << 10)
     return TcpPlaneSettings(
         host=found.text("TCP_REQUEST_HOST", default.host),
-        port=found.whole("TCP_REQUEST_PORT", default.port, most=_PORT_MAX),
+        port=found.port("TCP_REQUEST_PORT", default.port),
         connections_max=found.whole("TCP_REQUEST_MAX_CONNECTIONS", default.connections_max, least=1),
         heartbeat=heartbeat,
         limits=MuxLimits(message_bytes_max=message_bytes, assembling_bytes_max=4 * message_bytes),

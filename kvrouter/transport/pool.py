@@ -7,7 +7,7 @@ idle times, the bound, who waits for a place, and the counters (docs/planes.md n
 import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from kvrouter.errors import TransportError
@@ -57,7 +57,6 @@ class PoolCounters:
     reused: int = 0
     validation_failures: int = 0
     exhausted: int = 0
-    waited_seconds: list[float] = field(default_factory=list)
 
 
 class _Parked(Generic[P]):

@@ -10,9 +10,8 @@ docs/planes.md has the whole protocol with vectors. Big-endian:
 """
 
 from struct import Struct
-from typing import NamedTuple
 
-__all__ = ["ENDS", "HEAD", "MAY_IGNORE", "MORE", "NO_STREAM", "Hello", "HelloAck", "TcpFrame", "head_of"]
+__all__ = ["ENDS", "HEAD", "MAY_IGNORE", "MORE", "NO_STREAM", "Hello", "HelloAck", "head_of"]
 
 import msgspec
 
@@ -22,15 +21,6 @@ ENDS, MORE, MAY_IGNORE = 1, 2, 128
 
 PROTOCOL = "kvr-mux"
 VERSION = 1
-
-
-class TcpFrame(NamedTuple):
-    """The head of a frame."""
-
-    payload_bytes: int
-    kind: int
-    flags: int
-    stream: bytes
 
 
 class Hello(msgspec.Struct, omit_defaults=True):

@@ -10,6 +10,7 @@ from kvrouter.errors import SettingsError
 __all__ = ["PREFIXES", "Variables"]
 
 PREFIXES = ("KVROUTER_", "DYN_")
+_PORT_MAX = 65_535
 _TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 
 
@@ -40,6 +41,24 @@ class Variables:
         if found[1].lower() not in known:
             raise SettingsError(f"{found[0]}={found[1]!r} must be one of {', '.join(known)}")
         return found[1].lower()
+
+    def optional(self, name: str) -> str | None:
+        """A value as it stands, None if there is none."""
+        found = self.found(name)
+        return None if found is None else found[1]
+
+    def path(self, name: str, default: str) -> str:
+        """The path of a URL, without a slash at its end."""
+        found = self.found(name)
+        if found is None:
+            return default
+        if not found[1].startswith("/") or not found[1].rstrip("/"):
+            raise SettingsError(f"{found[0]}={found[1]!r} must be a path that begins with /")
+        return found[1].rstrip("/")
+
+    def port(self, name: str, default: int) -> int:
+        """A number of a port; 0 lets the system choose."""
+        return self.whole(name, default, most=_PORT_MAX)
 
     def flag(self, name: str, *, default: bool) -> bool:
         """Yes or no."""

@@ -8,7 +8,7 @@ import asyncio
 import json
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +27,7 @@ from kvrouter.transport.endpoints import Endpoints
 from kvrouter.transport.messages import Request
 from kvrouter.transport.planes import RequestClient, RequestServer
 from tests.transport.handlers import Handlers
-from tests.transport.worker import WorkerProcess
+from tests.transport.worker import WorkerProcess, make_server, started_worker
 
 __all__ = ["Plane", "RequestPlaneContract", "eventually", "run"]
 
@@ -71,6 +71,8 @@ async def eventually(condition: Callable[[], object]) -> None:
 class RequestPlaneContract:
     """Every transport passes these. A class says what it can do."""
 
+    transport: str
+    """The module of `planes` that makes its servers."""
     bidirectional = True
     notices_silence = True
     """Whether a peer that is silent is noticed by the transport itself; else deadlines are for that."""
@@ -78,9 +80,20 @@ class RequestPlaneContract:
     """What is raised where nobody is at an address."""
     message_bytes_max = 32 << 20
 
-    def plane(self, endpoints: Endpoints) -> AbstractAsyncContextManager[tuple[RequestServer, RequestClient]]:
+    @asynccontextmanager
+    async def plane(self, endpoints: Endpoints) -> AsyncIterator[tuple[RequestServer, RequestClient]]:
         """A server that has started, and a client."""
-        raise NotImplementedError
+        server, client = make_server(self.transport, endpoints, *self.arguments()), self.client()
+        await server.start()
+        try:
+            yield server, client
+        finally:
+            await client.aclose()
+            await server.stop()
+
+    def arguments(self) -> tuple[str, ...]:
+        """What the server is made with beside its endpoints."""
+        return ()
 
     def client(self, **options: Any) -> RequestClient:
         """A client alone; `heartbeat_seconds` may be given."""
@@ -88,7 +101,7 @@ class RequestPlaneContract:
 
     def worker(self) -> AbstractAsyncContextManager[WorkerProcess]:
         """A worker process with the same handlers."""
-        raise NotImplementedError
+        return started_worker(self.transport, *self.arguments())
 
     def nowhere(self) -> str:
         """An address where nobody listens."""
@@ -148,9 +161,13 @@ class RequestPlaneContract:
         self.scene(scenario)
 
     def test_items_go_both_ways_at_once(self) -> None:
-        """A-212, A-280: each item is answered before the next one is sent."""
-        if not self.bidirectional:
-            return
+        """A-212, A-280: each item is answered before the next one is sent; or it is refused in words."""
+
+        async def refused(plane: Plane) -> None:
+            request = Request(endpoint="upper", many_in=True)
+            with pytest.raises(TransportError, match="further items") as refusal:
+                await plane.client.request(plane.server.address, request, Context())
+            assert refusal.value.code == "UNIMPLEMENTED"
 
         async def scenario(plane: Plane) -> None:
             answers: asyncio.Queue[bytes] = asyncio.Queue()
@@ -167,7 +184,7 @@ class RequestPlaneContract:
                     answers.put_nowait(item)
             assert heard == [b"ONE", b"TWO", b"THREE"]
 
-        self.scene(scenario)
+        self.scene(scenario if self.bidirectional else refused)
 
     def test_context_travels_with_the_request(self) -> None:
         """A-110, A-145: id, trace context, codec and metadata arrive as they were sent."""
@@ -380,13 +397,13 @@ class RequestPlaneContract:
         async def scenario() -> None:
             async with self.worker() as worker:
                 client = self.client(heartbeat_seconds=1.0)
-                stream = await client.request(worker.address, Request(endpoint="hang", body=b"x"), Context())
+                deadline = None if self.notices_silence else asyncio.get_running_loop().time() + 10.0
+                context = Context(deadline=deadline)
+                stream = await client.request(worker.address, Request(endpoint="hang", body=b"x"), context)
                 assert await anext(stream) == b"x"
                 worker.signal(signal.SIGSTOP)
-                if self.notices_silence:
-                    with pytest.raises(DisconnectedError):
-                        await anext(stream)
-                await stream.aclose()
+                with pytest.raises(DisconnectedError if self.notices_silence else DeadlineError):
+                    await anext(stream)
                 worker.signal(signal.SIGCONT)
                 await client.aclose()
 

@@ -1,7 +1,5 @@
 """Answers that go home over TCP pass the suite of the request plane, with a pool and without (A-119, A-201, A-202)."""
 
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -9,42 +7,28 @@ import pytest
 from kvrouter.errors import NoInstancesError
 from kvrouter.transport.callhome_client import CallHomeClient
 from kvrouter.transport.callhome_listener import CallHomeListener
-from kvrouter.transport.endpoints import Endpoints
 from kvrouter.transport.nats_acks import NatsAckSender
-from kvrouter.transport.planes import RequestServer
 from kvrouter.transport.tcp_v0_acks import TcpV0Sender
 from tests.servers import NatsServer
 from tests.transport.conformance import RequestPlaneContract
-from tests.transport.planes.callhome_tcp import make_server
-from tests.transport.worker import WorkerProcess, started_worker
 
 
 class TestTcpRequestsPooled(RequestPlaneContract):
     """Requests over the first TCP framing; connections home are used again."""
 
+    transport = "callhome_tcp"
     pooled = "yes"
     notices_silence = False
 
-    @asynccontextmanager
-    async def plane(self, endpoints: Endpoints) -> AsyncIterator[tuple[RequestServer, CallHomeClient]]:
-        """A worker and a client."""
-        server, client = make_server(endpoints, "", self.pooled), self.client()
-        await server.start()
-        try:
-            yield server, client
-        finally:
-            await client.aclose()
-            await server.stop()
+    def arguments(self) -> tuple[str, ...]:
+        """No NATS server, and whether connections are used again."""
+        return "", self.pooled
 
     def client(self, **options: Any) -> CallHomeClient:
         """A client; there are no heartbeats."""
         return CallHomeClient(
             TcpV0Sender(ack_seconds=30.0), CallHomeListener(reuse=self.pooled == "yes"), call_home_seconds=5.0
         )
-
-    def worker(self) -> AbstractAsyncContextManager[WorkerProcess]:
-        """A worker process."""
-        return started_worker("callhome_tcp", "", self.pooled)
 
     def nowhere(self) -> str:
         """Nobody may listen on port 1 of loopback."""
@@ -68,26 +52,15 @@ class TestNatsRequests(TestTcpRequestsPooled):
     def _server(self, nats: NatsServer) -> None:
         self.server = nats
 
-    @asynccontextmanager
-    async def plane(self, endpoints: Endpoints) -> AsyncIterator[tuple[RequestServer, CallHomeClient]]:
-        """A worker and a client."""
-        server, client = make_server(endpoints, self.server.url), self.client()
-        await server.start()
-        try:
-            yield server, client
-        finally:
-            await client.aclose()
-            await server.stop()
+    def arguments(self) -> tuple[str, ...]:
+        """The NATS server."""
+        return (self.server.url,)
 
     def client(self, **options: Any) -> CallHomeClient:
         """A client; there are no heartbeats."""
         return CallHomeClient(
             NatsAckSender(self.server.url, ack_seconds=30.0), CallHomeListener(), call_home_seconds=5.0
         )
-
-    def worker(self) -> AbstractAsyncContextManager[WorkerProcess]:
-        """A worker process."""
-        return started_worker("callhome_tcp", self.server.url)
 
     def nowhere(self) -> str:
         """A subject that nobody listens on."""

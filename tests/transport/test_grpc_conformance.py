@@ -1,7 +1,6 @@
 """The gRPC transport passes the suite of the request plane (A-381, A-389), and its messages are protobuf's."""
 
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -19,31 +18,16 @@ from kvrouter.transport.messages import Request
 from kvrouter.transport.n_part import NPart
 from tests.transport.conformance import RequestPlaneContract, run
 from tests.transport.handlers import Handlers
-from tests.transport.planes.grpc_calls import make_server
-from tests.transport.worker import WorkerProcess, started_worker
 
 
 class TestGrpc(RequestPlaneContract):
     """Over loopback."""
 
-    @asynccontextmanager
-    async def plane(self, endpoints: Endpoints) -> AsyncIterator[tuple[GrpcRequestServer, GrpcRequestClient]]:
-        """A server on a free port, and a client."""
-        server, client = make_server(endpoints), self.client()
-        await server.start()
-        try:
-            yield server, client
-        finally:
-            await client.aclose()
-            await server.stop()
+    transport = "grpc_calls"
 
     def client(self, **options: Any) -> GrpcRequestClient:
         """A client; its pings are slow unless asked for."""
         return GrpcRequestClient(keepalive_seconds=options.get("heartbeat_seconds", 30.0))
-
-    def worker(self) -> AbstractAsyncContextManager[WorkerProcess]:
-        """A worker process."""
-        return started_worker("grpc_calls")
 
     def nowhere(self) -> str:
         """Nobody may listen on port 1 of loopback."""
@@ -86,7 +70,7 @@ def test_an_answer_is_not_cut_off_because_writing_it_takes_long(monkeypatch: pyt
     async def scenario() -> None:
         endpoints = Endpoints()
         Handlers().register(endpoints)
-        server, client = make_server(endpoints), GrpcRequestClient()
+        server, client = GrpcRequestServer(endpoints), GrpcRequestClient()
         await server.start()
         request = Request(endpoint="count", body=b"2000")
         async with await client.request(server.address, request, Context()) as stream:

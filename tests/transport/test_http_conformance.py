@@ -1,35 +1,19 @@
 """The HTTP/2 transport passes the suite of the request plane, inline and attached (A-101, A-207, A-384, A-389)."""
 
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
-from kvrouter.transport.endpoints import Endpoints
 from kvrouter.transport.http_client import Answers, HttpRequestClient
 from kvrouter.transport.http_formats import Format
-from kvrouter.transport.http_server import HttpRequestServer
 from kvrouter.transport.tcp_connection import Heartbeat
 from tests.transport.conformance import RequestPlaneContract
-from tests.transport.planes.http2 import make_server
-from tests.transport.worker import WorkerProcess, started_worker
 
 
 class TestHttpInline(RequestPlaneContract):
     """The answer is the response to the request, in two-part messages."""
 
+    transport = "http2"
     answers: Answers = "inline"
     answer_format: Format = "binary"
-
-    @asynccontextmanager
-    async def plane(self, endpoints: Endpoints) -> AsyncIterator[tuple[HttpRequestServer, HttpRequestClient]]:
-        """A server on a free port, and a client."""
-        server, client = make_server(endpoints), self.client()
-        await server.start()
-        try:
-            yield server, client
-        finally:
-            await client.aclose()
-            await server.stop()
 
     def client(self, **options: Any) -> HttpRequestClient:
         """A client; its pings are slow unless asked for."""
@@ -41,10 +25,6 @@ class TestHttpInline(RequestPlaneContract):
             connect_seconds=30,
             heartbeat=Heartbeat(interval_seconds=seconds, timeout_seconds=5 * seconds),
         )
-
-    def worker(self) -> AbstractAsyncContextManager[WorkerProcess]:
-        """A worker process."""
-        return started_worker("http2")
 
     def nowhere(self) -> str:
         """Nobody may listen on port 1 of loopback."""

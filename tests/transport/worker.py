@@ -11,11 +11,13 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import cast
 
 from kvrouter.transport.endpoints import Endpoints
+from kvrouter.transport.planes import RequestServer
 from tests.transport.handlers import Handlers
 
-__all__ = ["WorkerProcess", "started_worker"]
+__all__ = ["WorkerProcess", "make_server", "started_worker"]
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -52,10 +54,16 @@ async def started_worker(transport: str, *arguments: str) -> AsyncIterator[Worke
         await process.communicate()
 
 
+def make_server(transport: str, endpoints: Endpoints, *arguments: str) -> RequestServer:
+    """The server of a transport, not started yet: what `make_server` of its module in `planes` makes."""
+    module = importlib.import_module(f"tests.transport.planes.{transport}")
+    return cast("RequestServer", module.make_server(endpoints, *arguments))
+
+
 async def _serve(transport: str, *arguments: str) -> None:
     endpoints = Endpoints()
     Handlers().register(endpoints)
-    server = importlib.import_module(f"tests.transport.planes.{transport}").make_server(endpoints, *arguments)
+    server = make_server(transport, endpoints, *arguments)
     await server.start()
     print(server.address, flush=True)
     await asyncio.Event().wait()
