@@ -10,7 +10,8 @@ from kvrouter.routing.load import LoadBook, RankLoad
 from kvrouter.routing.pipeline import Pipeline, free_blocks, free_queue, overlap_share, softmax
 from kvrouter.routing.policies import ENTRY_POINTS, POLICIES, make_policy
 from kvrouter.routing.policy import Choice, Policy, Request
-from kvrouter.routing.router import PotentialLoad, Router
+from kvrouter.routing.potential import PotentialLoad
+from kvrouter.routing.router import Router
 from kvrouter.routing.settings import RoutingSettings
 
 __all__ = [

@@ -9,7 +9,7 @@
 """
 
 from collections.abc import Collection, Hashable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from msgspec import structs
 
@@ -28,7 +28,6 @@ from kvrouter.routing.knowledge import (
     PATIENCE,
     REFRESH_SHARE,
     Knowledge,
-    Overlaps,
     PredictedBlocks,
 )
 from kvrouter.routing.kv import NATIVE_REASONS, KvPolicy, NativeKvPolicy
@@ -36,24 +35,14 @@ from kvrouter.routing.learning import Learning
 from kvrouter.routing.load import LoadBook
 from kvrouter.routing.policies import make_policy
 from kvrouter.routing.policy import Policy, Request
+from kvrouter.routing.potential import PotentialLoad, potential_loads
 from kvrouter.routing.queue_room import RankRoom
 from kvrouter.routing.settings import RoutingSettings
 
 if TYPE_CHECKING:
     from kvrouter.native_core import native
 
-__all__ = ["PotentialLoad", "Router"]
-
-
-class PotentialLoad(NamedTuple):
-    """What a rank would carry if a prompt came to it now."""
-
-    worker_id: str
-    rank: int
-    dense_rank: int
-    prefill_tokens: int
-    decode_blocks: int
-    active_requests: int
+__all__ = ["Router"]
 
 
 class Router:
@@ -393,8 +382,7 @@ class Router:
 
     def potential_loads(self, prompt: Prompt | None, *, model: str | None = None, now: float) -> list[PotentialLoad]:
         """What each routable rank that serves `model` would carry with this prompt; raises as `decide` does."""
-        overlaps = NO_OVERLAPS if prompt is None else self.knowledge.overlaps(prompt, now)
-        return [self._potential(each, prompt, overlaps) for each in self.fleet.candidates(model)]
+        return potential_loads(self.fleet.candidates(model), prompt, book=self.book, knowledge=self.knowledge, now=now)
 
     def _single_predictions(self, prompt: Prompt) -> PredictedBlocks | None:
         """The predictions that the native core can weigh; None where things are not as simple as they mostly are."""
@@ -480,23 +468,6 @@ class Router:
         if found is None:
             found = self._policies[policy] = make_policy(policy, self.settings, seed=self._seed)
         return found
-
-    def _potential(self, each: FleetRank, prompt: Prompt | None, overlaps: Overlaps) -> PotentialLoad:
-        prefill_tokens = blocks = 0
-        if prompt is not None:
-            block_size = self.knowledge.block_size(each.dense_rank, prompt)
-            prefill_tokens = prompt.tokens - overlaps.promised.get(each.dense_rank, 0)
-            blocks = -(-prompt.tokens // block_size)
-            blocks -= self.book.active_prefix(each.dense_rank, prompt.hash_list(block_size))
-        load = each.load
-        return PotentialLoad(
-            each.worker_id,
-            each.rank,
-            each.dense_rank,
-            load.prefill_tokens + prefill_tokens,
-            load.decode_blocks + blocks,
-            load.active_requests,
-        )
 
 
 def _with_room(candidates: Candidates, room: RankRoom) -> Candidates:
