@@ -22,7 +22,7 @@ from xxhash import xxh3_64_intdigest
 
 from kvrouter.errors import SnapshotError, WireError
 from kvrouter.events import TIERS, BlockStored, Event, EventBatch, Source, decode_batch, encode_batch
-from kvrouter.ingest.sequencer import Cursor
+from kvrouter.ingest.cursor import Cursor
 
 __all__ = [
     "SavedCache",

@@ -13,37 +13,18 @@ A snapshot is the publisher's whole state after one of its batches: the cursor j
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 from kvrouter.events import peek_timestamp
+from kvrouter.ingest.cursor import Cursor, Feed
 from kvrouter.ingest.fingerprints import CLOCK_STEP_SECONDS, REACH, Fingerprints
 from kvrouter.ingest.limits import IngestLimits
 from kvrouter.ingest.receipts import Outcome, Receipt
-from kvrouter.ingest.waiting import Batch, DigestRows, Waiting
+from kvrouter.ingest.waiting import Batch, Waiting
 
-__all__ = ["Cursor", "Feed", "Sequencer"]
+__all__ = ["Sequencer"]
 
 _LIVES_LEFT_MAX: Final = 64
-
-
-class Feed(Protocol):
-    """What the ordered batches are for."""
-
-    def apply(self, payload: bytes) -> bool:
-        """Apply the next batch; returns whether it could be understood."""
-        ...
-
-    def forget(self, *, restarted: bool) -> None:
-        """Drop what earlier batches said: they are lost or come again, or another life has begun."""
-        ...
-
-    def miss(self) -> None:
-        """Batches are lost for good, so that not all is known that the publisher holds."""
-        ...
-
-    def compare(self, digest: DigestRows) -> None:
-        """Compare what is known after the last applied batch with what the publisher says that it holds."""
-        ...
 
 
 @dataclass(slots=True)
@@ -54,19 +35,6 @@ class _Replay:
     unverified: bool = False
     attempts: int = 1
     began: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cursor:
-    """Where a sequencer stood; what waited and was asked for is not part of it, and comes again."""
-
-    expected: int
-    incarnation: int
-    life: int | None
-    left: tuple[tuple[int, int], ...]
-    given_up_below: int
-    fingerprints: bytes
-    covered_at: float | None
 
 
 class Sequencer:
