@@ -5,6 +5,7 @@ Pure: no sockets, no clocks. A subscriber hands over what arrives and does what 
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Final
 
@@ -134,12 +135,9 @@ class Ingest:
                 if understood and (self._budget is None or not self._budget.settle(followed)):
                     return _APPLIED
                 return self._answer(followed, _APPLIED if understood else _QUARANTINED)
-        try:
+        with self._whole(followed):
             batch = Batch(payload, digest)
             receipt = followed.sequencer.receive(sequence, batch, replayed=replayed, incarnation=incarnation)
-        except BaseException:
-            self._break_off(followed)
-            raise
         return self._answer(followed, receipt)
 
     def receive_run(self, source: Source, first: int, payloads: Sequence[bytes], *, now: float) -> tuple[int, Receipt]:
@@ -169,11 +167,8 @@ class Ingest:
         if followed is None:
             return _UNKNOWN_SOURCE
         followed.now = now
-        try:
+        with self._whole(followed):
             receipt = followed.sequencer.replay_finished(complete=complete)
-        except BaseException:
-            self._break_off(followed)
-            raise
         return self._answer(followed, receipt)
 
     def snapshot(
@@ -191,11 +186,8 @@ class Ingest:
         followed.now = now
         if self._budget is not None:  # It shall not make room for itself.
             self._budget.confirm(followed.cache.rank)
-        try:
+        with self._whole(followed):
             receipt = followed.snapshot(batches, sequence=sequence, incarnation=incarnation)
-        except BaseException:
-            self._break_off(followed)
-            raise
         return self._answer(followed, receipt)
 
     def snapshot_failed(self, source: Source, *, now: float) -> None:
@@ -233,11 +225,8 @@ class Ingest:
         for source in list(self._backlogged):
             followed = self._followed[source]
             followed.now = now
-            try:
+            with self._whole(followed):
                 followed.sequencer.work()
-            except BaseException:
-                self._break_off(followed)
-                raise
             if self._budget is not None:
                 self._budget.settle(followed)
             if not followed.sequencer.backlog:
@@ -378,6 +367,15 @@ class Ingest:
                 self._on_backlog()
         self._note_state(followed)
         return followed.answer(receipt)
+
+    @contextmanager
+    def _whole(self, followed: Followed) -> Iterator[None]:
+        """What is done here is done wholly or breaks the source off. Where nearly all batches pass, it is spelt out."""
+        try:
+            yield
+        except BaseException:
+            self._break_off(followed)
+            raise
 
     def _break_off(self, followed: Followed) -> None:
         """What came was taken in part, and nobody knows in which."""

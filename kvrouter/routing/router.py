@@ -247,22 +247,14 @@ class Router:
         if len(self.book) >= self.book.reservations_max:
             self.book.check_room()
         block_size, tokens = self._lookup.only_block_size, prompt.tokens
-        found = self._weigher.place(
-            candidates.loads,
-            known,
-            prompt.hash_bytes(block_size),
-            block_size,
-            tokens,
-            self.ingest.doubtful,
-            now,
-            self._turns + 1,
-        )
+        hashes, doubtful, turn = prompt.hash_bytes(block_size), self.ingest.doubtful, self._turns + 1
+        found = self._weigher.place(candidates.loads, known, hashes, block_size, tokens, doubtful, now, turn)
         if found is None:
             decision = self._compare(candidates, prompt, session, self._policy, now)
             self._take_turn(decision)
             self.commit(decision, id=id, now=now)
             return decision
-        self._turns += 1
+        self._turns = turn
         decision = self._decision(candidates, prompt, block_size, found)
         booking = self.book.reserve(
             id,
