@@ -267,7 +267,7 @@ def test_a_purge_while_nobody_reads_is_noticed_by_who_comes_back(endpoint: str, 
             with working(endpoint) as worker:
                 worker.work(20)
                 await scene.heals(worker)
-                position = scene.stream().position
+                await until(lambda: scene.stream().position == 41)  # A snapshot may have come first.
                 server.kill()
                 await until(lambda: not scene.status().connected)
                 with standing_still(server) as connected:
@@ -278,7 +278,7 @@ def test_a_purge_while_nobody_reads_is_noticed_by_who_comes_back(endpoint: str, 
                 await scene.heals(worker)
                 state, stream = scene.state(), scene.stream()
 
-        assert stream.missed == stream.position - position == 40
+        assert stream.missed == 40
         assert state.restarts == 0
         assert scene.status().snapshots >= 1
 
@@ -294,6 +294,7 @@ def test_a_router_that_was_away_too_long_notices_it(endpoint: str, server: NatsS
                 before.listen(endpoint)
                 worker.work(20)
                 await before.heals(worker)
+                await until(lambda: before.stream().position == 41)  # A snapshot may have come first.
                 positions = before.subscriber.positions()
             worker.work(20, first=20)
             await until(worker.delivered)

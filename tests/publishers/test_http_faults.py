@@ -169,7 +169,8 @@ def test_a_client_that_takes_no_answer_is_cut_off() -> None:
         lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         lazy.connect(("127.0.0.1", port(publisher)))
         with lazy:
-            lazy.sendall(b"GET /kv_events?after=-1 HTTP/1.1\r\nHost: here\r\n\r\n")
+            # Ten answers of some megabytes: more than any kernel keeps for a client.
+            lazy.sendall(10 * b"GET /kv_events?after=-1 HTTP/1.1\r\nHost: here\r\n\r\n")
             assert still_serves(publisher)
             wait_for(lambda: publisher.statistics()["clients_stalled"] == 1)
 
