@@ -20,7 +20,13 @@ __all__ = ["main"]
 _ROUTER_PARTS = {"fastapi", "httptools", "jinja2", "msgspec", "numpy", "prometheus_client", "rich", "tokenizers"}
 _ROUTER_PARTS |= {"uvicorn", "uvloop", "xxhash"}
 # In the order in which somebody new would want them.
-_COMMANDS = ("kvrouter.demo", "kvrouter.service.serve", "kvrouter.replay.command", "kvrouter.events_cli")
+_COMMANDS = (
+    "kvrouter.demo",
+    "kvrouter.service.serve",
+    "kvrouter.replay.command",
+    "kvrouter.events_cli",
+    "kvrouter.doctor",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

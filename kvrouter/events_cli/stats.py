@@ -9,17 +9,13 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from http.client import HTTPException
 from typing import Any, NamedTuple
-from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
 
+from kvrouter.asking import add_router_arguments, ask_router, router_address
 from kvrouter.errors import KvrouterError, SettingsError
 
 __all__ = ["Rates", "add_parser", "run"]
 
-_ANSWER_BYTES_MAX = 64 << 20
-_TIMEOUT_SECONDS = 10.0
 _LOSSES = ("gaps", "gaps_lost", "duplicates", "restarts", "quarantined", "orphans", "unresolved")
 _COLUMNS = (
     ("worker", "worker_id"),
@@ -42,17 +38,7 @@ def add_parser(commands: Any) -> None:
         help="show the event sources of a running router: state, lag, losses, rate",
         description="Ask a running router about its event sources and show one line for each.",
     )
-    stats.add_argument(
-        "--url",
-        default="http://127.0.0.1:8080",
-        help="the router, or its admin port if it has one of its own (default: %(default)s)",
-    )
-    stats.add_argument(
-        "--api-key",
-        default=os.environ.get("KVROUTER_API_KEY"),
-        metavar="KEY",
-        help="an admin key of the router (default: KVROUTER_API_KEY)",
-    )
+    add_router_arguments(stats)
     stats.add_argument(
         "--seconds", type=float, default=1.0, metavar="S", help="time over which rates are taken (default: %(default)s)"
     )
@@ -68,11 +54,9 @@ def run(arguments: argparse.Namespace) -> int:
         SettingsError: the URL is not one of HTTP, or the seconds are not positive.
         KvrouterError: the router did not answer, or refused.
     """
-    if not arguments.url.startswith(("http://", "https://")):
-        raise SettingsError(f"--url {arguments.url!r} must begin with http:// or https://")
+    address = router_address(arguments.url) + "/sources"
     if not 0 < arguments.seconds <= 3600:
         raise SettingsError(f"--seconds {arguments.seconds:g} must be above 0 and at most 3600")
-    address = arguments.url.rstrip("/") + "/sources"
     rates = Rates()
     rates.rows(_ask(address, arguments.api_key), now=time.monotonic())
     while True:
@@ -122,18 +106,7 @@ class Rates:
 
 
 def _ask(address: str, api_key: str | None) -> list[dict[str, Any]]:
-    headers = {"Accept": "application/json", **({"Authorization": f"Bearer {api_key}"} if api_key else {})}
-    try:
-        with urlopen(Request(address, headers=headers), timeout=_TIMEOUT_SECONDS) as answer:  # noqa: S310 - checked above
-            rows = json.loads(answer.read(_ANSWER_BYTES_MAX))
-    except HTTPError as error:
-        hint = "; give an admin key with --api-key" if error.code in (401, 403) else ""
-        raise KvrouterError(f"{address} answered {error.code} {error.reason}{hint}") from None
-    except (URLError, OSError, HTTPException) as error:
-        reason = getattr(error, "reason", None) or error
-        raise KvrouterError(f"{address} does not answer ({reason}); is the router running there?") from None
-    except ValueError:
-        raise KvrouterError(f"{address} does not answer with JSON; is it a kvrouter?") from None
+    rows = ask_router(address, api_key)
     if not isinstance(rows, list) or not all(isinstance(row, dict) and "state" in row for row in rows):
         raise KvrouterError(f"{address} does not answer with sources; is it a kvrouter?")
     return rows
