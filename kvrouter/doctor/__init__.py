@@ -19,7 +19,7 @@ def add_parser(subparsers: Any) -> None:
     doctor = subparsers.add_parser(
         "doctor",
         help="say in words what is wrong with a running deployment",
-        description="Asks a running router about itself, its workers and their events; says what is wrong and what to do.",
+        description="Asks a running router about itself, its workers and their events, and says what to do.",
         epilog="Exit codes: 0 nothing to mend, 1 something is wrong or the router does not answer, 2 wrong call.",
     )
     add_router_arguments(doctor)

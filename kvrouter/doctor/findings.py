@@ -19,7 +19,7 @@ _LAG_MAX: Final = 1_000
 
 
 class Severity(StrEnum):
-    """`error`: requests fail or the router is blind. `warning`: it knows less than it could. `note`: nothing to mend."""
+    """`error`: requests fail or the router is blind. `warning`: it knows too little. `note`: nothing to mend."""
 
     ERROR = "error"
     WARNING = "warning"

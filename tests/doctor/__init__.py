@@ -1,0 +1,1 @@
+"""What `kvrouter doctor` finds."""
