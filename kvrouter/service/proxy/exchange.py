@@ -19,13 +19,15 @@ from .plane import DataPlane
 from .relay import Client, Relay
 from .replies import UpstreamError, error_reply
 from .request_head import RequestHead
-from .upstream import UpstreamConnection
+from .upstream import Upstream
 
 __all__ = ["Exchange", "ReplyingClient"]
 
 _JOINED_BYTES_MAX: Final = 16_384
 """Up to here copying a body costs less than sending it as a piece of its own."""
 _IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
+_NOT_TAKEN: Final = frozenset({"connect_failed", "saturated"})
+"""How attempts end that a worker has not begun to work on, so that any request may go elsewhere."""
 
 
 class ReplyingClient(Client, Protocol):
@@ -108,19 +110,19 @@ class Exchange(Relay):
             self._upstream = None
             self._task = self._plane.spawn(self._connect(route))
             return
-        self._attempt_failed(route, error, repeat=lost)
+        self._attempt_failed(route, error, repeat=lost or (silent and error.outcome in _NOT_TAKEN))
 
     def _attempt(self, route: Route) -> None:
         self._route = route
         self._attempts += 1
         self._plane.statistics.attempts += 1
-        upstream = self._plane.pool.take(route.endpoint) if self._repeatable(route) else None
-        if upstream is None:
+        kept = self._plane.pool.take(route.endpoint) if self._repeatable(route) else None
+        if kept is None:
             self._task = self._plane.spawn(self._connect(route))
         else:
-            self._send(route, upstream)
+            self._send(route, kept)
 
-    def _send(self, route: Route, upstream: UpstreamConnection) -> None:
+    def _send(self, route: Route, upstream: Upstream) -> None:
         request, plane = self._request, self._plane
         assert self._silent  # nothing is tried again after a byte was answered
         self._upstream, upstream.consumer = upstream, self
@@ -174,7 +176,7 @@ class Exchange(Relay):
     def _attempt_failed(self, route: Route, error: UpstreamError, *, repeat: bool) -> None:
         blamed = _blamed(route)
         who = f"worker {blamed}" if blamed else "the service behind this path"
-        self._failure = UpstreamError(f"{who}: {error}", outcome=error.outcome)
+        self._failure = error.about(who)
         self._excluded = {*self._excluded, blamed}
         self._settled(error.outcome, None)
         if repeat and self._attempts < self._plane.limits.attempts_max:

@@ -11,7 +11,7 @@ from .messages import Endpoint
 from .pool import UpstreamPool
 from .replies import UpstreamError
 from .response_head import LengthBody, ResponseHead, ResponseHeads, UntilCloseBody
-from .upstream import UpstreamConnection
+from .upstream import Upstream
 
 __all__ = ["Response", "fetch"]
 
@@ -49,10 +49,10 @@ async def fetch(
     head = _render(endpoint, method, path, headers, body)
     try:
         async with asyncio.timeout(timeout_seconds):
-            upstream = pool.take(endpoint)
-            if upstream is not None:
+            kept = pool.take(endpoint)
+            if kept is not None:
                 try:
-                    return await _ask(upstream, method, head, body, max_bytes)
+                    return await _ask(kept, method, head, body, max_bytes)
                 except UpstreamError as error:
                     if error.outcome != "upstream_lost":
                         raise
@@ -62,7 +62,7 @@ async def fetch(
         raise UpstreamError(f"no whole answer within {timeout_seconds:g} s", outcome="timeout") from error
 
 
-async def _ask(upstream: UpstreamConnection, method: str, head: bytes, body: bytes, max_bytes: int) -> Response:
+async def _ask(upstream: Upstream, method: str, head: bytes, body: bytes, max_bytes: int) -> Response:
     question = _Question(upstream, method, max_bytes)
     upstream.consumer = question
     upstream.send(head + body)
@@ -89,7 +89,7 @@ def _render(endpoint: Endpoint, method: str, path: str, headers: Sequence[tuple[
 class _Question:
     """Collects one answer."""
 
-    def __init__(self, upstream: UpstreamConnection, method: str, max_bytes: int) -> None:
+    def __init__(self, upstream: Upstream, method: str, max_bytes: int) -> None:
         self._upstream, self._method, self._max_bytes = upstream, method, max_bytes
         self._buffer = b""
         self._pieces: list[bytes] = []
@@ -109,6 +109,8 @@ class _Question:
     def response_ended(self, error: Exception | None) -> None:
         if isinstance(self._framing, UntilCloseBody) and error is None:
             self._finish(reusable=False)
+        elif isinstance(error, UpstreamError):
+            self._fail(error)
         else:
             self._fail(UpstreamError("the connection was closed before the answer ended", outcome="upstream_lost"))
 

@@ -9,6 +9,8 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from .upstream import Upstream
+
 __all__ = ["Companion", "Dispatcher", "Endpoint", "Outcome", "Reply", "Request", "Route", "Usage"]
 
 Outcome = Literal[
@@ -31,6 +33,7 @@ class Endpoint:
         host_header: value of the Host header; empty: made from host and port.
         path_prefix: put before every path, without a final slash: the path of the worker's base URL.
         authorization: value of Authorization for the worker; None keeps the client's, empty removes it.
+        open: makes a way to the worker for one exchange, if it is not reached by connections of the pool.
     """
 
     __slots__ = (
@@ -38,6 +41,7 @@ class Endpoint:
         "authorization_line",
         "host",
         "host_header",
+        "open",
         "path_prefix",
         "port",
         "tls",
@@ -54,7 +58,9 @@ class Endpoint:
         host_header: bytes = b"",
         path_prefix: bytes = b"",
         authorization: bytes | None = None,
+        open: Callable[[], Upstream] | None = None,  # noqa: A002 - the field's name
     ) -> None:
+        self.open = open
         self.host, self.port, self.tls, self.unix_path = host, port, tls, unix_path
         self.path_prefix, self.authorization = path_prefix, authorization
         self.authorization_line = b"authorization: %b\r\n" % authorization if authorization else authorization

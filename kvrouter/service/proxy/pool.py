@@ -12,7 +12,7 @@ from collections.abc import Callable
 from .limits import ProxyLimits
 from .messages import Endpoint
 from .replies import UpstreamError
-from .upstream import UpstreamConnection
+from .upstream import Upstream, UpstreamConnection
 
 __all__ = ["UpstreamPool"]
 
@@ -29,12 +29,14 @@ class UpstreamPool:
         pool = self._endpoints.get(endpoint)
         return None if pool is None else pool.take()
 
-    async def connect(self, endpoint: Endpoint, *, reserved: bool = False) -> UpstreamConnection:
+    async def connect(self, endpoint: Endpoint, *, reserved: bool = False) -> Upstream:
         """Return a new connection, or one given back while all were in use; `reserved` ignores that bound.
 
         Raises:
             UpstreamError: no connection in time; outcome `connect_failed` or `saturated`.
         """
+        if endpoint.open is not None:
+            return endpoint.open()
         pool = self._endpoints.get(endpoint)
         if pool is None:
             pool = self._endpoints[endpoint] = _EndpointPool(self._limits, self._clock)

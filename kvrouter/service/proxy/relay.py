@@ -17,7 +17,7 @@ from .plane import DataPlane
 from .replies import UpstreamError, error_object
 from .request_head import RequestHead
 from .response_head import LengthBody, ResponseHead, UntilCloseBody
-from .upstream import UpstreamConnection
+from .upstream import Upstream
 from .usage import TAIL_BYTES, Tail, find_usage, without_framing
 
 __all__ = ["Client", "Relay"]
@@ -73,7 +73,7 @@ class Relay:
         self._plane, self._client, self._head, self._request = plane, client, head, request
         self._route: Route | None = None
         """The attempt that `Dispatcher.finished` has not been told of yet."""
-        self._upstream: UpstreamConnection | None = None
+        self._upstream: Upstream | None = None
         """Where the route leads, from when the request was sent."""
         self._silent = True
         """Not one byte of an answer is here."""
@@ -112,6 +112,8 @@ class Relay:
         """Learn that the worker closed the connection."""
         if isinstance(self._body, UntilCloseBody) and error is None:
             self._complete(surplus=False)
+        elif isinstance(error, UpstreamError):
+            self._fail(error)
         else:
             when = "before" if self._silent else "in the middle of"
             self._fail(UpstreamError(f"the worker closed the connection {when} its answer", outcome="upstream_lost"))

@@ -31,9 +31,19 @@ _STATUS_LINES: Final = {
 class UpstreamError(KvrouterError):
     """A worker did not give a whole, well-formed answer; `outcome` says how it failed."""
 
-    def __init__(self, message: str, *, outcome: Outcome) -> None:
+    def __init__(
+        self, message: str, *, outcome: Outcome, status: int | None = None, retry_after_seconds: int = 1
+    ) -> None:
         super().__init__(message)
         self.outcome: Outcome = outcome
+        self.status, self.retry_after_seconds = status, retry_after_seconds
+        """Status of the reply, None for that of the outcome."""
+
+    def about(self, who: str) -> "UpstreamError":
+        """Return the same, with who it is about."""
+        return UpstreamError(
+            f"{who}: {self}", outcome=self.outcome, status=self.status, retry_after_seconds=self.retry_after_seconds
+        )
 
 
 _UPSTREAM: Final[dict[str, tuple[int, str]]] = {
@@ -43,13 +53,15 @@ _UPSTREAM: Final[dict[str, tuple[int, str]]] = {
     "bad_response": (502, "worker_bad_response"),
     "timeout": (504, "worker_timeout"),
 }
+_COME_AGAIN: Final = frozenset({502, 503, 529})
+"""Statuses that say to try again later; 529 is what some front ends answer for 503."""
 
 
 def error_reply(error: KvrouterError) -> Reply:
     """Return the reply for an error: its status, and the body that OpenAI clients understand."""
     status, described = _describe(error)
     headers = [_JSON]
-    if status in (502, 503) or isinstance(error, ShedError):
+    if status in _COME_AGAIN or isinstance(error, ShedError):
         headers.append((b"retry-after", b"%d" % getattr(error, "retry_after_seconds", 1)))
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
@@ -87,7 +99,7 @@ def _describe(error: KvrouterError) -> tuple[int, dict[str, str | None]]:
             return error.status, _shape(error.message, error.kind, error.code, error.param)
         case UpstreamError():
             status, code = _UPSTREAM[error.outcome]
-            return status, _shape(str(error), "server_error", code)
+            return error.status or status, _shape(str(error), "server_error", code)
         case UnknownModelError():
             return 404, _shape(str(error), "invalid_request_error", "model_not_found", "model")
         case UnmetConstraintError():

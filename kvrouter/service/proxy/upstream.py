@@ -1,12 +1,13 @@
 """One connection to a worker: carries one exchange at a time, and goes back to its pool in between.
 
-It knows nothing of HTTP; its consumer does.
+It knows nothing of HTTP; its consumer does. `Upstream` is what exchanges need of it, so that workers may be reached by
+other means than a socket.
 """
 
 import asyncio
 from typing import Protocol, cast
 
-__all__ = ["ConnectionHome", "ResponseConsumer", "UpstreamConnection"]
+__all__ = ["ConnectionHome", "ResponseConsumer", "Upstream", "UpstreamConnection"]
 
 
 class ResponseConsumer(Protocol):
@@ -18,6 +19,37 @@ class ResponseConsumer(Protocol):
 
     def response_ended(self, error: Exception | None) -> None:
         """Learn that the connection is gone: closed by the worker (None) or broken."""
+        ...
+
+
+class Upstream(Protocol):
+    """A way to a worker for one exchange at a time. It takes a request and tells `consumer` the answer, in HTTP/1.1."""
+
+    consumer: ResponseConsumer | None
+
+    @property
+    def used(self) -> bool:
+        """It has carried a whole exchange before, so the worker may have closed it meanwhile."""
+        ...
+
+    def send(self, head: bytes, body: bytes = b"") -> None:
+        """Send a request; a short body had better be part of `head`."""
+        ...
+
+    def pause(self) -> None:
+        """Take no more of the answer for now."""
+        ...
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        ...
+
+    def release(self, *, reusable: bool) -> None:
+        """The answer was taken; `reusable`: wholly, and nothing else came."""
+        ...
+
+    def abort(self) -> None:
+        """Give up what is under way; the worker learns of it. The consumer is told nothing more."""
         ...
 
 
