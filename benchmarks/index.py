@@ -3,8 +3,9 @@
 The same stream goes to each implementation, alone in its process on one and the same core: ours in C, ours in Python
 (`-reference`), and Dynamo's `RadixTree`, the first and the last in turn, several times; figures are medians of these
 rounds. Their answers to the same prompts are compared. Nobody's encoding is timed; Dynamo's reading of its JSON is,
-because there is no other way into it from Python. Which fleet and trace: `index_workload`; what is timed and how:
-`index_side`.
+because there is no other way into it from Python. Where engines' bytes are applied, Dynamo reads and hashes the same
+bytes; beside that stands what it takes where somebody else has done so (`-beside-ready-hashes`). Which fleet and trace:
+`index_workload`; what is timed and how: `index_side`.
 """
 
 import json
@@ -33,6 +34,8 @@ __all__ = ["main"]
 
 _SIDE = Path(__file__).with_name("index_side.py")
 _DYNAMO = "dynamo RadixTree"
+_DYNAMO_FROM_BYTES = "msgpack + dynamo compute_block_hash_for_seq + RadixTree"
+_DYNAMO_READY = "dynamo RadixTree, given ready hashes"
 _PACKAGE = "ai-dynamo-runtime"
 _HASH_DYNAMO = """
 import json, statistics, sys, time
@@ -47,7 +50,7 @@ print(statistics.median(times))
 """
 
 # They are measured in turn, each so many times; the others once.
-_RIVALS = ("dynamo", "native", "ingest")
+_RIVALS = ("dynamo", "native", "ingest", "dynamo-from-bytes")
 _ROUNDS = 3
 
 Result = dict[str, Any]
@@ -124,12 +127,20 @@ def _run_sides(folder: Path, peers: PeerEnvironment) -> dict[str, Result]:
         sides["native"] = Path(sys.executable)
     if _PACKAGE in peers.versions:
         sides["dynamo"] = peers.python
+        if _reads_msgpack(peers.python):
+            sides["dynamo-from-bytes"] = peers.python
     rounds: dict[str, list[Result]] = {kind: [] for kind in sides}
     for number in range(_ROUNDS):
         for kind in (*_RIVALS, *sides) if number == 0 else _RIVALS:
             if kind in sides and len(rounds[kind]) <= number:
                 rounds[kind].append(_run_side(kind, sides[kind], folder))
     return {kind: _median_of(results) for kind, results in rounds.items()}
+
+
+def _reads_msgpack(python: Path) -> bool:
+    found = "any(map(importlib.util.find_spec, ('msgspec', 'msgpack')))"
+    command = [str(python), "-c", f"import importlib.util, sys; sys.exit(not {found})"]
+    return subprocess.run(command, check=False, timeout=60).returncode == 0
 
 
 def _run_side(kind: str, python: Path, folder: Path) -> Result:
@@ -212,16 +223,40 @@ def _report(report: Report, results: dict[str, Result], resident: int, peers: Pe
             row(f"match-{name}-p99{suffix}", "us", result["deep"][f"array-{name}"][1], "deep", of=f"list-{name}", at=1)
         for name, figure in result["forms"].items():
             row(f"{name}{suffix}", "us", figure)
-    ingest = results["ingest"]
-    row("apply-engine-bytes", "blocks/s", ingest["blocks_per_second"], "blocks_per_second")
-    row("apply-engine-bytes-cpu", "blocks/s", ingest["blocks_per_cpu_second"], "blocks_per_cpu_second")
-    row("apply-engine-bytes-singly", "blocks/s", results["ingest-singly"]["blocks_per_second"], "blocks_per_second")
-    bytes_per_pair = ingest["resident_bytes"] / ingest["pairs"]
-    row("bytes-per-pair-with-aliases", "bytes", bytes_per_pair, "resident_bytes", scale=1 / resident)
+    _report_ingest(report, results, resident, peers)
     if native_core.present:
         _report_floor(report, int(results["reference"]["distinct"]))
         report_mapped(report, int(results["reference"]["distinct"]))
     _report_hashing(report, peers)
+
+
+def _report_ingest(report: Report, results: dict[str, Result], resident: int, peers: PeerEnvironment) -> None:
+    """Engines' bytes, aliases included: beside the same work, and beside less of it."""
+    ingest, singly = results["ingest"], results["ingest-singly"]
+    same, less = results.get("dynamo-from-bytes"), results.get("dynamo")
+    absent = peers.missing(_PACKAGE)
+    unread = absent if less is None else "neither msgspec nor msgpack is installed beside ai-dynamo-runtime"
+    blocks, processor = "blocks_per_second", "blocks_per_cpu_second"
+    for name, ours, key, theirs, peer, reason in (
+        ("apply-engine-bytes", ingest, blocks, same, _DYNAMO_FROM_BYTES, unread),
+        ("apply-engine-bytes-cpu", ingest, processor, same, _DYNAMO_FROM_BYTES, unread),
+        ("apply-engine-bytes-singly", singly, blocks, same, _DYNAMO_FROM_BYTES, unread),
+        ("apply-engine-bytes-beside-ready-hashes", ingest, blocks, less, _DYNAMO_READY, absent),
+        ("apply-engine-bytes-beside-ready-hashes-cpu", ingest, processor, less, _DYNAMO_READY, absent),
+        ("apply-engine-bytes-singly-beside-ready-hashes", singly, blocks, less, _DYNAMO_READY, absent),
+    ):
+        found = None if theirs is None else theirs[key]
+        report.row(name, "blocks/s", ours[key], found, peer, reason=None if theirs else reason)
+    bytes_per_pair = ingest["resident_bytes"] / ingest["pairs"]
+    report.row(
+        "bytes-per-pair-with-aliases",
+        "bytes",
+        bytes_per_pair,
+        None if less is None else less["resident_bytes"] / resident,
+        _DYNAMO,
+        reason=None if less else absent,
+        less_is_better=True,
+    )
 
 
 def _report_floor(report: Report, blocks: int) -> None:

@@ -14,6 +14,7 @@ import sys
 import zlib
 from array import array
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter, perf_counter_ns, process_time_ns
 from typing import Any
@@ -21,10 +22,13 @@ from typing import Any
 _PASSES = 3
 # As many batches as a subscriber hands over at once, where so many of one source wait.
 _RUN_BATCHES = 64
+_CHECKED_EVENTS = 64
 
 
 class _Ours:
     """One of our implementations."""
+
+    matches = True
 
     def __init__(self, kind: str) -> None:
         import numpy as np  # noqa: PLC0415 - see the module
@@ -100,6 +104,8 @@ class _Ours:
 class _Dynamo:
     """Dynamo's radix tree."""
 
+    matches = True
+
     def __init__(self, _kind: str) -> None:
         from dynamo._core import RadixTree  # noqa: PLC0415
 
@@ -128,8 +134,62 @@ class _Dynamo:
         return {}
 
 
+class _DynamoFromBytes(_Dynamo):
+    """Dynamo's radix tree where it is given what engines send, as our ingest is: read, hashed, then applied.
+
+    The tree takes an event as JSON only. That is written beforehand, and its writing is not counted.
+    """
+
+    matches = False
+
+    def __init__(self, kind: str) -> None:
+        from dynamo._core import compute_block_hash_for_seq  # noqa: PLC0415
+
+        self._hash, self._read = compute_block_hash_for_seq, _find_decoder()
+        self._to_check = _CHECKED_EVENTS
+        super().__init__(kind)
+
+    def prepare(self, event: Any) -> Any:
+        (rank, _, payload, _), (_, _, ready, _) = event
+        if self._to_check:
+            self._to_check -= 1
+            self._check(payload, ready)
+        return 0, (rank, payload, ready)
+
+    def _check(self, payload: bytes, ready: bytes) -> None:
+        """What is hashed has to be what the JSON says."""
+        stored = json.loads(ready)["data"].get("stored")
+        for event in self._read(payload)[1]:
+            if stored and self._hash(event["token_ids"], event["block_size"]) != [
+                block["tokens_hash"] for block in stored["blocks"]
+            ]:
+                raise SystemExit("the tokens of an event do not have the hashes that its JSON says")
+
+    def calls(self) -> tuple[Callable[..., object], ...]:
+        return (self._receive,)
+
+    def _receive(self, rank: int, payload: bytes, ready: bytes) -> None:
+        for event in self._read(payload)[1]:
+            if event["type"] == "BlockStored":
+                self._hash(event["token_ids"], event["block_size"])
+        self.index.apply_event(rank, ready)
+
+
+def _find_decoder() -> Callable[[bytes], Any]:
+    """What reads msgpack for the peer: the fastest that is installed there."""
+    try:
+        import msgspec  # noqa: PLC0415
+    except ImportError:
+        import msgpack  # noqa: PLC0415
+
+        return msgpack.unpackb  # type: ignore[no-any-return]
+    return msgspec.msgpack.Decoder().decode
+
+
 class _Ingest:
     """Our whole path from engine bytes to the index, aliases included."""
+
+    matches = False
 
     def __init__(self, _kind: str) -> None:
         from kvrouter.index import PrefixIndex  # noqa: PLC0415
@@ -166,12 +226,6 @@ class _Ingest:
             self._next[rank] = 0
         return source, self._next[rank]
 
-    def queries(self, hashes: bytes, local: bytes) -> dict[str, Any]:  # noqa: ARG002
-        return {}
-
-    def extras(self, query: Any) -> dict[str, float]:  # noqa: ARG002
-        return {}
-
     def pairs(self) -> int:
         """Blocks held, summed over the ranks."""
         return sum(self._index.blocks(rank) for rank in self._next)
@@ -203,8 +257,22 @@ class _IngestRuns(_Ingest):
         self._next[rank] = number + taken
 
 
-_SIDES = {"native": _Ours, "reference": _Ours, "dynamo": _Dynamo, "ingest": _IngestRuns, "ingest-singly": _Ingest}
-_FILES = {"native": "hashes", "reference": "hashes", "dynamo": "dynamo", "ingest": "vllm", "ingest-singly": "vllm"}
+_SIDES = {
+    "native": _Ours,
+    "reference": _Ours,
+    "dynamo": _Dynamo,
+    "dynamo-from-bytes": _DynamoFromBytes,
+    "ingest": _IngestRuns,
+    "ingest-singly": _Ingest,
+}
+_FILES = {
+    "native": ["hashes"],
+    "reference": ["hashes"],
+    "dynamo": ["dynamo"],
+    "dynamo-from-bytes": ["vllm", "dynamo"],
+    "ingest": ["vllm"],
+    "ingest-singly": ["vllm"],
+}
 
 
 def main() -> None:
@@ -213,12 +281,7 @@ def main() -> None:
     if len(sys.argv) > 3 and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {int(sys.argv[3])})
     side: Any = _SIDES[kind](kind)
-    events, counts = [], []
-    with (folder / _FILES[kind]).open("rb") as stream:
-        while (batch := marshal.load(stream)) is not None:
-            events += [side.prepare(event) for event in batch]
-            counts += [event[3] for event in batch]
-        later = marshal.load(stream) if not kind.startswith("ingest") else []
+    events, counts, later = _read_events(side, kind, folder)
     if hasattr(side, "join"):
         events, counts = side.join(events, counts)
     gc.collect()
@@ -226,10 +289,10 @@ def main() -> None:
     gc.disable()
     result = _measure_applying(side, events, counts)
     events.clear()
-    with (folder / "queries").open("rb") as stream:
-        queries = [side.queries(*query) for query in marshal.load(stream)]
-        deep = [(name, side.queries(*query)) for name, *query in marshal.load(stream)]
-    if queries and queries[0]:
+    if side.matches:
+        with (folder / "queries").open("rb") as stream:
+            queries = [side.queries(*query) for query in marshal.load(stream)]
+            deep = [(name, side.queries(*query)) for name, *query in marshal.load(stream)]
         result |= _measure_matching(side, queries)
         result |= side.size()  # Of what the trace left, before the prompts of fixed depths join it.
         calls = side.calls()
@@ -239,6 +302,20 @@ def main() -> None:
         deepest = max((next(iter(query.values())) for query in queries), key=len)
         result |= side.extras(deepest)
     sys.stdout.write(json.dumps(result))
+
+
+def _read_events(side: Any, kind: str, folder: Path) -> tuple[list[Any], list[int], list[Any]]:
+    """The events as a side takes them, how many blocks each is about, and what joins the index for other questions."""
+    events: list[Any] = []
+    counts: list[int] = []
+    with ExitStack() as files:
+        streams = [files.enter_context((folder / name).open("rb")) for name in _FILES[kind]]
+        while (batch := marshal.load(streams[0])) is not None:
+            forms = zip(batch, *map(marshal.load, streams[1:]), strict=True)
+            events += [side.prepare(event[0] if len(event) == 1 else event) for event in forms]
+            counts += [event[3] for event in batch]
+        later = marshal.load(streams[0]) if side.matches else []
+    return events, counts, later
 
 
 def _measure_applying(side: Any, events: list[Any], counts: list[int]) -> dict[str, float]:

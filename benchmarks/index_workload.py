@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from xxhash import xxh3_64_intdigest
 
 from kvrouter.blocks import chain_hashes, hash_seed, token_bytes
 from kvrouter.events import BlockRemoved, BlockStored, Event, EventBatch, encode_batch
@@ -86,8 +87,11 @@ class _Chunk:
         random_tokens = np.random.default_rng(name)
         self.parent = int(parent.hashes[-1]) if parent is not None else None
         self.tokens = random_tokens.integers(0, _VOCABULARY, size=blocks * BLOCK_SIZE, dtype=np.uint32)
-        self.local = random_tokens.integers(0, 2**64, size=blocks, dtype=np.uint64)
-        chained = chain_hashes(self.parent, token_bytes(self.tokens), BLOCK_SIZE, _SEED)
+        words = token_bytes(self.tokens)
+        width = len(words) // blocks
+        alone = [xxh3_64_intdigest(words[at : at + width], _SEED) for at in range(0, len(words), width)]
+        self.local = np.array(alone, dtype=np.uint64)
+        chained = chain_hashes(self.parent, words, BLOCK_SIZE, _SEED)
         self.hashes = np.array(chained, dtype=np.uint64)
 
 

@@ -6,7 +6,8 @@ import sys
 import venv
 from pathlib import Path
 
-from benchmarks.index_workload import Fleet, load_trace, synthetic_trace
+from benchmarks.index_workload import BLOCK_SIZE, Fleet, load_trace, synthetic_trace
+from kvrouter.blocks import HASH_SEED, chain_hashes
 
 
 def test_every_event_follows_from_those_before() -> None:
@@ -50,6 +51,17 @@ def test_a_prompt_is_what_its_events_said() -> None:
 
     assert hashes.tolist() == stored[: len(hashes)]
     assert len(local) == len(hashes)
+
+
+def test_local_hashes_are_those_of_the_tokens() -> None:
+    """What the peer hashes from engines' bytes is what it was told beforehand."""
+    fleet = Fleet(ranks=1, blocks_max=100_000)
+    (change, *_) = (each for each in fleet.serve(synthetic_trace(1)[0]) if len(each.tokens))
+
+    first = change.tokens[:BLOCK_SIZE].astype("<u4").tobytes()
+
+    assert len(change.tokens) == BLOCK_SIZE * len(change.local)
+    assert int(change.local[0]) == chain_hashes(None, first, BLOCK_SIZE, HASH_SEED)[0]
 
 
 def test_copies_of_a_trace_share_nothing(tmp_path: Path) -> None:
