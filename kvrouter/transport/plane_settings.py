@@ -63,7 +63,8 @@ def plane_settings(environment: Mapping[str, str]) -> PlaneSettings:
     """
     found = Variables(environment)
     like_seed = found.choice("COMPAT", "kvrouter", ("kvrouter", "seed")) == "seed"
-    request = found.choice("REQUEST_PLANE", "nats" if like_seed else "tcp", _REQUEST_PLANES)
+    request = found.choice("REQUEST_PLANE", "nats" if like_seed else "tcp", (*_REQUEST_PLANES, "http2"))
+    request = "http" if request == "http2" else request
     response = found.choice("RESPONSE_PLANE", "tcp", _RESPONSE_PLANES)
     return PlaneSettings(
         request_plane=next(each for each in _REQUEST_PLANES if each == request),

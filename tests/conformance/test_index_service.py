@@ -246,7 +246,7 @@ def test_a_removal_from_one_group_is_none_from_the_others(new_worker: NewWorker)
 
 
 def test_a_batch_that_comes_twice_counts_once(new_worker: NewWorker) -> None:
-    """One copy was stored, so one removal takes it away."""
+    """A-304: one copy was stored, so one removal takes it away."""
     worker, chain, other = new_worker(), Chain(24, 3), Chain(25, 1)
     worker.engine.publish(chain.stored(), times=2)
     worker.comes_to_hold(chain.tokens, gpu=3)

@@ -13,7 +13,7 @@ FLEET = [instance(number) for number in range(1, 5)]
 
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_spreads_requests_that_end_at_once(mode: str) -> None:
-    """None starves, and the same seed chooses the same."""
+    """A-124, A-148: none starves, and the same seed chooses the same."""
     chooser, twin = make_chooser(mode, seed=1), make_chooser(mode.replace("-", "_"), seed=1)
 
     chosen = Counter(chooser.choose(FLEET).instance_id for _ in range(400))
@@ -32,7 +32,7 @@ def test_round_robin_goes_in_turn_also_when_the_fleet_changes() -> None:
 
 @pytest.mark.parametrize("mode", ["least-connections", "power-of-two"])
 def test_busy_instances_are_avoided(mode: str) -> None:
-    """Requests that last are counted until they end."""
+    """A-153: requests that last are counted until they end."""
     chooser = make_chooser(mode, seed=2)
     for each in FLEET[:3] * 50:
         chooser.begin(each)

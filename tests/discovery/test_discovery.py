@@ -47,7 +47,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str,
 
 
 def test_workers_come_and_go(place: tuple[str, Server | None]) -> None:
-    """Who registers is found, who closes is gone, of other endpoints nothing is seen."""
+    """A-121, A-235: who registers is found, who closes is gone, of other endpoints nothing is seen."""
 
     async def scenario() -> None:
         async with (
@@ -70,7 +70,7 @@ def test_workers_come_and_go(place: tuple[str, Server | None]) -> None:
 
 
 def test_a_worker_that_dies_without_a_word_is_forgotten(place: tuple[str, Server | None]) -> None:
-    """When the lifetime of its record is over; one that lives stays for longer than that."""
+    """A-235: when the lifetime of its record is over; one that lives stays for longer than that."""
 
     async def scenario() -> None:
         async with (

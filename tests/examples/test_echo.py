@@ -1,4 +1,4 @@
-"""The echo example works over every transport, as processes of its own (A-114, A-201, A-207, A-212, A-389)."""
+"""The echo example works over every transport, as processes of its own."""
 
 import os
 import subprocess
@@ -40,7 +40,7 @@ def worker(name: str, *options: str) -> Iterator[None]:
 
 @pytest.mark.parametrize("transport", ["tcp", "http", "zmq", "grpc", "nats", "call-home"])
 def test_two_workers_are_found_and_asked_in_turn(transport: str, nats: NatsServer, tmp_path: Path) -> None:
-    """A-147, A-148: discovery, streamed answers, and each has half of the requests."""
+    """A-114, A-121, A-122, A-123, A-147, A-148, A-389: discovery, streams, and each has half of the requests."""
     options = (transport, "--store", f"file://{tmp_path}/store", "--nats", nats.url)
     with worker("a", *options), worker("b", *options):
         client = subprocess.run(

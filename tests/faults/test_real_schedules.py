@@ -52,7 +52,7 @@ def _prepared() -> None:
 @pytest.mark.filterwarnings("ignore:.*StreamWriter.__del__:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("schedules", _schedules().values(), ids=_schedules())
 def test_the_index_is_the_truth_after_real_faults(schedules: Schedules, tmp_path: Path) -> None:
-    """Processes are killed and held still, brokers forget, networks do everything wrong, and then all is well again."""
+    """A-302, A-308, A-502: processes die or stand still, brokers forget, networks do all wrong; then all is well."""
 
     async def one(name: str, seed: int) -> str:
         folder = tmp_path / f"{name}-{seed}"

@@ -27,7 +27,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.mark.parametrize("start", range(FIRST, FIRST + COUNT, PART))
 def test_the_index_is_the_truth_after_every_schedule_of_faults(start: int, clock: Clock) -> None:
-    """Losses, repetitions, damage, restarts of either side, late and torn snapshots, in any order."""
+    """A-308, A-309: losses, repetitions, damage, restarts of either side, late and torn snapshots, in any order."""
     for seed in range(start, min(start + PART, FIRST + COUNT)):
         clock.now = 1000.0
         try:

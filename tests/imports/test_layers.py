@@ -100,7 +100,7 @@ def upward_imports(module: str, path: Path) -> list[str]:
 
 @pytest.mark.parametrize(("module", "path"), [pytest.param(m, p, id=m) for m, p in modules()])
 def test_a_module_imports_downwards_only(module: str, path: Path) -> None:
-    """A lower layer that knows a higher one could not be used, read or tested without it."""
+    """A-505: a lower layer that knows a higher one could not be used, read or tested without it."""
     assert upward_imports(module, path) == []
 
 

@@ -61,7 +61,7 @@ def run_bare(bare_path: list[str], code: str) -> dict[str, object]:
 
 @pytest.mark.parametrize("module", ["kvrouter", "kvrouter.errors", "kvrouter.events", "kvrouter_publishers"])
 def test_the_light_modules_need_pyzmq_and_msgpack_alone(bare_path: list[str], module: str) -> None:
-    """No numpy, no web framework: nothing whose version an engine pins."""
+    """A-505: no numpy, no web framework: nothing whose version an engine pins."""
     report = run_bare(bare_path, f"import {module}")
 
     assert set(report["third_party"]) <= set(LIGHT)  # type: ignore[call-overload]
@@ -96,7 +96,7 @@ def test_every_public_name_of_the_subscribers_resolves(bare_path: list[str]) -> 
 
 
 def test_a_publisher_really_publishes_in_a_bare_environment(bare_path: list[str], tmp_path: Path) -> None:
-    """Import alone could hide a missing part; a batch that arrives cannot."""
+    """A-504: import alone could hide a missing part; a batch that arrives cannot."""
     code = f"""
 import zmq
 from kvrouter.events import BlockStored, decode_batch

@@ -16,7 +16,7 @@ def rank() -> Rank:
 
 
 def test_the_same_batch_twice_is_applied_once(rank: Rank) -> None:
-    """A second application would count copies that do not exist."""
+    """A-304, A-502: a second application would count copies that do not exist."""
     rank.receive(0, stored([11], tokens(1)))
 
     receipt = rank.receive(0, stored([11], tokens(1)))
@@ -28,7 +28,7 @@ def test_the_same_batch_twice_is_applied_once(rank: Rank) -> None:
 
 
 def test_a_gap_asks_for_what_is_missing_and_holds_back_what_is_not(rank: Rank) -> None:
-    """Later batches wait; the replay fills in; nothing is applied twice or out of order."""
+    """A-304: later batches wait; the replay fills in; nothing is applied twice or out of order."""
     rank.receive(0, stored([11], tokens(1)))
 
     gap = rank.receive(3, removed(12))

@@ -82,7 +82,7 @@ def test_an_engines_stream_begins_with_its_first_step() -> None:
 
 
 def test_frames_are_numbered_and_remembered() -> None:
-    """What was taken can be had again, as long as the ring holds it."""
+    """A-318: what was taken can be had again, as long as the ring holds it."""
     core = _core(buffer_steps=3)
     for number in range(5):
         core.put([stored(number)])

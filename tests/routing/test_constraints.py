@@ -120,7 +120,7 @@ def test_where_all_are_tainted_the_taints_are_named() -> None:
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_what_is_preferred_is_taken_until_it_is_busier_by_its_price(policy: str) -> None:
-    """Zones, soft taints and conversations are prices, whatever the policy: nothing is refused for them."""
+    """A-155: zones, soft taints and conversations are prices, whatever the policy: nothing is refused for them."""
     soft = Traits(taints=(Taint("old", "", soft=True),))
     for traits, constraints in (
         ({"a": Traits(zone="near"), "b": Traits(zone="far")}, Constraints(zone="near", zone_seconds=0.3)),

@@ -24,7 +24,7 @@ def test_a_router_needs_no_arguments() -> None:
 
 
 def test_the_worker_that_holds_the_prompt_gets_it() -> None:
-    """Confirmed blocks attract; the decision says how many tokens they save."""
+    """A-503: confirmed blocks attract; the decision says how many tokens they save."""
     router = fleet("a", "b", "c")
     stored(router, "b", prompt_of(1, 2))
 
@@ -78,7 +78,7 @@ def test_what_everybody_holds_attracts_nobody() -> None:
 
 
 def test_a_long_queue_outweighs_a_long_prefix() -> None:
-    """A worker that would be much later is left although it holds the prompt."""
+    """A-154: a worker that would be much later is left although it holds the prompt."""
     router = fleet("a", "b")
     stored(router, "a", prompt_of(1))
     router.book.reserve("x", 0, prefill_tokens=100_000, blocks=1, now=0.0)
@@ -126,7 +126,7 @@ def test_predictions_continue_what_is_confirmed() -> None:
 
 
 def test_predictions_end_soon_where_events_would_have_confirmed_them() -> None:
-    """On a live rank an unconfirmed guess is gone after seconds, on one without events it stays for minutes."""
+    """A-373: on a live rank an unconfirmed guess is gone after seconds, on one without events it stays for minutes."""
     router = fleet("live", "dark", predicted_seconds_live=5.0, predicted_seconds_unconfirmed=600.0)
     stored(router, "live", prompt_of(9))
     for pinned in (Source("live", 0), Source("dark", 0)):

@@ -61,7 +61,7 @@ def known_tokens(router: Router) -> int:
 
 @pytest.mark.parametrize("transport", ["http", "nats", "redis", "tcp"])
 def test_a_router_behind_a_relay_knows_the_engine(processes: Processes, transport: str) -> None:
-    """What it caches, that it was restarted with nothing, and what it caches then, whatever carries the events."""
+    """A-318: what it caches, that it was restarted with nothing, what it caches then, whatever carries the events."""
     engine = processes.engine()
     with destination(transport, processes) as address:
         options = [engine.ready["events"], address, "--worker", "sim", "--replay", engine.ready["replay"]]

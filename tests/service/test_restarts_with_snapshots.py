@@ -48,7 +48,7 @@ def without_replay(engine: Engine) -> str:
 
 @pytest.mark.parametrize("kind", ["file", "nats", "redis"])
 def test_what_is_known_outlives_the_router(processes: Processes, kind: str) -> None:
-    """The engine says nothing again; the next router has it from the store, and doubts it until it hears more."""
+    """A-320: the engine says nothing again; the next router has it from the store, in doubt until it hears more."""
     engine = processes.engine()
     with store(kind, processes) as url:
         first = processes.router("--worker", without_replay(engine), "--snapshots", url, workers=1)

@@ -34,7 +34,7 @@ def _complete(router: Router, prompt: object = None, **fields: object) -> httpx.
 
 
 def test_a_prompt_comes_back_to_the_worker_that_holds_it(router: Router) -> None:
-    """What is promised in the header is what the engine's usage says."""
+    """A-374, A-503, A-504: what is promised in the header is what the engine's usage says."""
     first = _complete(router)
     again = _complete(router)
 
@@ -212,7 +212,7 @@ def test_several_ranks_are_several_caches(processes: Processes) -> None:
 
 
 def test_metrics_are_well_formed_and_count(router: Router) -> None:
-    """Every family parses, has a proper name, and what happened is in it."""
+    """A-504: every family parses, has a proper name, and what happened is in it."""
     _complete(router)
     _complete(router, model="none")
 

@@ -58,7 +58,7 @@ async def router(url: str, router_id: str = "r1") -> AsyncIterator[StateSnapshot
 
 @in_a_loop
 async def test_what_one_router_saved_another_one_loads(url: str) -> None:
-    """With the positions up to which it has everything."""
+    """A-320: with the positions up to which it has everything."""
     state = bytes(range(256)) * 4096
     async with router(url) as one, router(url, "r2") as two:
         nothing = await two.load()

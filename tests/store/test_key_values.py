@@ -25,7 +25,7 @@ async def gone(bucket: KeyValueBucket, key: str) -> None:
 
 
 def test_a_value_is_created_once_and_changed_by_who_knows_its_revision(keys: Keys, run: Run) -> None:
-    """Every step tells what it found, so that nobody overwrites what he has not seen."""
+    """A-301, A-351, A-352: every step tells what it found, so that nobody overwrites what he has not seen."""
 
     async def scenario() -> None:
         async with open_key_value_store(keys.url) as store, open_key_value_store(keys.url) as other:
@@ -71,7 +71,7 @@ def test_a_deleted_value_is_gone_and_its_revision_never_comes_again(keys: Keys, 
 
 
 def test_of_many_at_once_exactly_one_wins(keys: Keys, run: Run) -> None:
-    """Counting with compare-and-set loses no step, whoever counts."""
+    """A-352: counting with compare-and-set loses no step, whoever counts."""
 
     async def scenario() -> None:
         async with open_key_value_store(keys.url) as store, open_key_value_store(keys.url) as other:

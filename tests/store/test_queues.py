@@ -68,7 +68,7 @@ async def fill(queue: MessageQueue, count: int) -> list[bytes]:
 
 
 def test_messages_come_in_order_and_an_acknowledged_one_is_gone(url: str, run: Run) -> None:
-    """A worker group with a durable pull consumer takes them oldest first (A-314, A-316)."""
+    """A-301, A-314, A-316: a worker group with a durable pull consumer takes them oldest first."""
 
     async def scenario() -> None:
         async with open_message_queues(url) as queues:
@@ -124,7 +124,7 @@ def test_each_message_of_a_group_goes_to_one_member(url: str, run: Run) -> None:
 
 
 def test_each_broadcast_consumer_gets_every_message(url: str, run: Run) -> None:
-    """Also what was published before; `new_only` begins behind that (A-315)."""
+    """A-315, A-371: also what was published before; `new_only` begins behind that."""
 
     async def scenario() -> None:
         async with open_message_queues(url) as queues:

@@ -52,7 +52,7 @@ class Follower:
 
 
 def test_a_watch_tells_what_is_there_then_what_changes(keys: Keys, run: Run) -> None:
-    """Of its prefix only: new, changed, deleted, and new again."""
+    """A-353: of its prefix only: new, changed, deleted, and new again."""
 
     async def scenario() -> None:
         async with open_key_value_store(keys.url) as store, open_key_value_store(keys.url) as other:
@@ -192,7 +192,7 @@ async def persistently(act: Callable[[], object]) -> None:
 
 @pytest.mark.parametrize("keep_data", [True, False])
 def test_a_watch_survives_its_server(server: Server, run: Run, keep_data: bool) -> None:
-    """Killed and started again, with its data or without: what is gone is told, and what is new."""
+    """A-353: killed and started again, with its data or without: what is gone is told, and what is new."""
 
     async def scenario() -> None:
         async with open_key_value_store(url_of(server)) as store:

@@ -22,7 +22,7 @@ CERTIFICATES = Path(__file__).parents[1] / "proxy" / "certificates"
 
 @pytest.mark.parametrize("loop", [asyncio, uvloop], ids=["asyncio", "uvloop"])
 def test_what_was_published_before_and_after_the_connection_arrives_once(loop: object) -> None:
-    """The cursor begins at the publisher's first batch and never jumps."""
+    """A-301, A-501: the cursor begins at the publisher's first batch and never jumps."""
 
     async def scenario() -> None:
         core = ScriptedCore()

@@ -90,7 +90,7 @@ def test_more_consumers_than_one_page_are_all_listed(endpoint: str, server: Nats
 def test_a_purge_keeps_what_anybody_needs(
     endpoint: str, server: NatsServer, applied: int, slow: int, floor: int
 ) -> None:
-    """The floor is the least of what is stored and what each consumer has done; none done is nothing purged."""
+    """A-321: the floor is the least of what is stored and what each consumer has done; none done is nothing purged."""
 
     async def scenario() -> None:
         await fill(server, 50)

@@ -51,7 +51,7 @@ def endpoint(server: NatsServer) -> str:
 
 
 def test_what_is_published_is_in_the_index(endpoint: str) -> None:
-    """Stores and removals, in their order."""
+    """A-301, A-501: stores and removals, in their order."""
 
     async def scenario() -> None:
         with working(endpoint) as worker:
@@ -284,7 +284,7 @@ def test_a_stream_that_is_too_long_is_not_read_again(endpoint: str) -> None:
 
 
 def test_reading_begins_behind_a_stored_position(endpoint: str) -> None:
-    """A router that restored its index reads what came since, once."""
+    """A-319: a router that restored its index reads what came since, once."""
 
     async def scenario() -> None:
         with working(endpoint) as worker:
@@ -308,7 +308,7 @@ def test_reading_begins_behind_a_stored_position(endpoint: str) -> None:
 
 
 def test_messages_are_acknowledged_after_the_sink_has_them(endpoint: str, server: NatsServer) -> None:
-    """What the server believes to be done is done."""
+    """A-319: what the server believes to be done is done."""
 
     async def scenario() -> None:
         async with following(name="router-a") as scene, client(server.url) as connected:

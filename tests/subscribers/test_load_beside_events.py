@@ -50,7 +50,7 @@ def broker_plane(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pla
 
 
 def test_a_publishers_load_reaches_the_router(any_plane: Plane) -> None:
-    """Under the publisher's own name, whatever the report says; and again when it changes."""
+    """A-305: under the publisher's own name, whatever the report says; and again when it changes."""
 
     async def scenario() -> None:
         heard: list[LoadReport] = []

@@ -47,7 +47,7 @@ async def receives(stage: Scene, publisher: ZmqEventPublisher, number: int, sour
 @pytest.mark.parametrize("transport", ["tcp", "ipc"])
 @pytest.mark.parametrize("loop", [asyncio, uvloop], ids=["asyncio", "uvloop"])
 def test_published_blocks_reach_the_index(transport: str, loop: object, tmp_path: Path) -> None:
-    """The whole way, with our own publisher, on both event loops."""
+    """A-301, A-501: the whole way, with our own publisher, on both event loops."""
     live = ANY_TCP if transport == "tcp" else f"ipc://{tmp_path}/live"
     replay = ANY_TCP if transport == "tcp" else f"ipc://{tmp_path}/replay"
 

@@ -298,7 +298,7 @@ def test_garbage_in_a_replay_is_counted_and_the_rest_is_used() -> None:
 
 
 def test_without_a_replay_endpoint_the_sink_learns_so_at_once() -> None:
-    """It then goes on with live events alone."""
+    """A-310: it then goes on with live events alone."""
 
     async def scenario() -> None:
         async with scripted() as engine, scene() as stage:

@@ -69,7 +69,7 @@ async def eventually(condition: Callable[[], object]) -> None:
 
 
 class RequestPlaneContract:
-    """Every transport passes these. A class says what it can do."""
+    """A-107, A-123, A-230, A-301, A-381, A-384: every transport passes these. A class says what it can do."""
 
     transport: str
     """The module of `planes` that makes its servers."""
@@ -135,7 +135,7 @@ class RequestPlaneContract:
         self.scene(scenario)
 
     def test_the_largest_message_passes(self) -> None:
-        """A-201: messages up to the limit of 32 MiB, both ways."""
+        """B.1: messages up to the limit of 32 MiB, both ways."""
         body = bytes(self.message_bytes_max - 4096)
 
         async def scenario(plane: Plane) -> None:
@@ -161,7 +161,7 @@ class RequestPlaneContract:
         self.scene(scenario)
 
     def test_items_go_both_ways_at_once(self) -> None:
-        """A-212, A-280: each item is answered before the next one is sent; or it is refused in words."""
+        """A-151, A-212, A-280: each item is answered before the next one is sent; or it is refused in words."""
 
         async def refused(plane: Plane) -> None:
             request = Request(endpoint="upper", many_in=True)
@@ -225,7 +225,7 @@ class RequestPlaneContract:
         self.scene(scenario)
 
     def test_a_busy_worker_refuses(self) -> None:
-        """A-115: a bound on work at a time; the refusal says that it may be tried elsewhere."""
+        """B.6: a bound on work at a time; the refusal says that it may be tried elsewhere."""
 
         async def scenario(plane: Plane) -> None:
             request = Request(endpoint="hang", body=b"x")

@@ -1,4 +1,4 @@
-"""Answers that go home over TCP pass the suite of the request plane, with a pool and without (A-119, A-201, A-202)."""
+"""Answers that go home over TCP pass the suite of the request plane, with a pool and without."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from tests.transport.conformance import RequestPlaneContract
 
 
 class TestTcpRequestsPooled(RequestPlaneContract):
-    """Requests over the first TCP framing; connections home are used again."""
+    """A-201, A-202: requests over the first TCP framing; connections home are used again."""
 
     transport = "callhome_tcp"
     pooled = "yes"
@@ -36,13 +36,13 @@ class TestTcpRequestsPooled(RequestPlaneContract):
 
 
 class TestTcpRequestsUnpooled(TestTcpRequestsPooled):
-    """A connection home for each answer, as older peers know it."""
+    """A-201: a connection home for each answer, as older peers know it."""
 
     pooled = "no"
 
 
 class TestNatsRequests(TestTcpRequestsPooled):
-    """Requests over NATS, which carries at most 1 MiB."""
+    """A-119, A-201: requests over NATS, which carries at most 1 MiB."""
 
     nobody = NoInstancesError
     message_bytes_max = 1 << 20

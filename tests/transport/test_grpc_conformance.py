@@ -1,4 +1,4 @@
-"""The gRPC transport passes the suite of the request plane (A-381, A-389), and its messages are protobuf's."""
+"""The gRPC transport passes the suite of the request plane; its messages are protobuf's."""
 
 from contextlib import suppress
 from typing import Any
@@ -21,7 +21,7 @@ from tests.transport.handlers import Handlers
 
 
 class TestGrpc(RequestPlaneContract):
-    """Over loopback."""
+    """A-381, A-389: over loopback."""
 
     transport = "grpc_calls"
 

@@ -185,7 +185,7 @@ def test_a_peer_that_does_not_speak_http_2_is_not_reached(greeting: bytes) -> No
 
 
 def test_a_worker_that_does_not_take_the_request_is_given_up() -> None:
-    """A-106: the acknowledgement has a time-out; the stream is cancelled."""
+    """A-106, A-112: the acknowledgement has a time-out; the stream is cancelled."""
 
     async def scenario() -> None:
         async with calling(ignore, acknowledge_seconds=0.2) as (client, address, peers):
@@ -296,7 +296,7 @@ def test_headers_of_any_bytes_are_survived() -> None:
 
 
 def test_a_second_connection_is_made_when_the_first_is_nearly_full() -> None:
-    """A-111, A-128, D-26: at four fifths of the streams that the peer takes."""
+    """A-111, A-128, A-149, D-26: at four fifths of the streams that the peer takes."""
 
     async def scenario() -> None:
         async with calling(begin, streams_max=10) as (client, address, peers):

@@ -1,4 +1,4 @@
-"""The HTTP/2 transport passes the suite of the request plane, inline and attached (A-101, A-207, A-384, A-389)."""
+"""The HTTP/2 transport passes the suite of the request plane, inline and attached."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from tests.transport.conformance import RequestPlaneContract
 
 
 class TestHttpInline(RequestPlaneContract):
-    """The answer is the response to the request, in two-part messages."""
+    """A-101, A-207, A-389: the answer is the response to the request, in two-part messages."""
 
     transport = "http2"
     answers: Answers = "inline"
@@ -32,7 +32,7 @@ class TestHttpInline(RequestPlaneContract):
 
 
 class TestHttpEvents(TestHttpInline):
-    """The answer is a stream of server-sent events; items of no codec in base64."""
+    """A-150: the answer is a stream of server-sent events; items of no codec in base64."""
 
     answer_format: Format = "sse"
 

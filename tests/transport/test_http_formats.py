@@ -87,7 +87,7 @@ def test_errors_come_after_items(kind: Format, codec: Codec) -> None:
 
 
 def test_events_are_those_of_the_specification() -> None:
-    """A-208, A-276, A-278: `data:` with JSON, `event: done` at the end."""
+    """A-150, A-208, A-276, A-278: `data:` with JSON, `event: done` at the end."""
     writer = answer_writer("sse", "json")
 
     written = writer.item(0, b'{"token":"a"}') + writer.beat() + writer.error(ERROR) + writer.end()

@@ -104,7 +104,7 @@ def attached(subject: str) -> dict[str, Any]:
 
 
 def test_the_same_post_is_answered_by_events() -> None:
-    """A-207, A-211, A-278, D-14: 200 and `data:` events, `event: done` at the end, over HTTP/1.1 too."""
+    """A-125, A-150, A-207, A-211, A-278, D-14: 200 and `data:` events, `event: done` at the end, over HTTP/1.1 too."""
 
     async def scenario(served: Worker) -> None:
         reply = await served.ask("POST", "/v1/rpc/echo", message(), Accept=SSE)
@@ -321,7 +321,7 @@ def test_what_follows_a_message_is_refused() -> None:
 def test_requests_are_refused_with_the_status_that_fits(
     method: str, path: str, headers: dict[str, str], status: int
 ) -> None:
-    """B.6, B.9: 404, 405 with Allow, 415."""
+    """A-125, B.6, B.9: 404, 405 with Allow, 415."""
 
     async def scenario(served: Worker) -> None:
         reply = await served.ask(method, path, message(""), **headers)
@@ -535,7 +535,7 @@ def test_an_answer_is_stopped_by_name() -> None:
 
 
 def test_requests_whose_answers_go_home_are_handed_on() -> None:
-    """A-117, A-118, A-119, A-120: the same bytes as over NATS; 202 once they are taken."""
+    """A-117, A-118, A-119, A-120, A-229: the same bytes as over NATS; 202 once they are taken."""
     taken: list[bytes] = []
     info: dict[str, Any] = {"connection_info": {"transport": "tcp_server", "info": "{}"}}
 

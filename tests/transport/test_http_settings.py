@@ -40,7 +40,7 @@ def test_the_defaults_are_those_of_the_protocol() -> None:
     ],
 )
 def test_variables_are_read(prefix: str, name: str, value: str, field: str, read: object) -> None:
-    """A-103, A-104, A-105, A-106, A-209, A-242, A-243, A-244, D-3: under both prefixes."""
+    """A-103, A-104, A-105, A-106, A-112, A-209, A-242, A-243, A-244, D-3: under both prefixes."""
     assert getattr(http_plane_settings({prefix + name: value}), field) == read
 
 

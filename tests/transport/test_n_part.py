@@ -15,7 +15,7 @@ PARTS = st.lists(st.binary(max_size=100), min_size=1, max_size=20)
 
 @given(PARTS, st.booleans(), st.booleans(), st.booleans())
 def test_parts_come_back(parts: list[bytes], control: bool, error: bool, checksum: bool) -> None:
-    """Headers, body parts, control and error signals."""
+    """A-385: headers, body parts, control and error signals."""
     decoded = decode_n_part(encode_n_part(NPart(tuple(parts), control, error), checksum=checksum))
 
     assert [bytes(part) for part in decoded.parts] == parts

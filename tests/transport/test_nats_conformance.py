@@ -1,4 +1,4 @@
-"""The NATS transport passes the suite of the request plane, over a real server (A-372, A-389)."""
+"""The NATS transport passes the suite of the request plane, over a real server."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from tests.transport.conformance import RequestPlaneContract
 
 
 class TestNats(RequestPlaneContract):
-    """Through one server."""
+    """A-372, A-389: through one server."""
 
     transport = "core_nats"
     nobody = NoInstancesError

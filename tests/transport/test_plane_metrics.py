@@ -98,7 +98,7 @@ async def ask(client: InstrumentedClient, address: str, endpoint: str, body: byt
 
 
 def test_requests_and_answers_are_counted_by_transport_and_plane(scrapes: Scrapes) -> None:
-    """A-257, A-258, A-260, A-163: while they run and when they have ended."""
+    """A-163, A-257, A-258, A-260, A-261: while they run and when they have ended."""
 
     async def scenario() -> None:
         async with tcp_plane(scrapes) as (server, client, handlers):
@@ -254,7 +254,7 @@ def test_a_second_transport_can_be_tried_by_a_few_clients_first(scrapes: Scrapes
 
 
 def test_http_requests_are_counted(scrapes: Scrapes) -> None:
-    """A-142 to A-144, A-146: by method, route and status; paths that nobody serves are one label."""
+    """A-142 to A-144, A-146, A-261: by method, route and status; paths that nobody serves are one label."""
 
     async def scenario() -> None:
         app = HttpApp(Endpoints(), HttpAppOptions())

@@ -20,6 +20,7 @@ PAGE = (Path(__file__).resolve().parents[2] / "docs" / "planes.md").read_text(en
 READ: list[tuple[str, str, str, object]] = [
     ("REQUEST_PLANE", "nats", "request_plane", "nats"),
     ("REQUEST_PLANE", " HTTP ", "request_plane", "http"),
+    ("REQUEST_PLANE", "Http2", "request_plane", "http"),
     ("REQUEST_PLANE", "", "request_plane", "tcp"),
     ("RESPONSE_PLANE", "http", "response_plane", "http"),
     ("TCP_REQUEST_HOST", "10.0.0.1", "tcp.host", "10.0.0.1"),
@@ -69,20 +70,20 @@ def _get(settings: object, path: str) -> object:
 @pytest.mark.parametrize("prefix", PREFIXES)
 @pytest.mark.parametrize(("name", "value", "path", "read"), READ)
 def test_variables_are_read(prefix: str, name: str, value: str, path: str, read: object) -> None:
-    """A-205, A-214, A-241, A-243, A-245, A-246: under both prefixes."""
+    """A-102, A-149, A-205, A-214, A-241, A-243, A-245, A-246: under both prefixes."""
     assert _get(plane_settings({prefix + name: value}), path) == read
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
 @pytest.mark.parametrize(("name", "value"), REFUSED)
 def test_what_is_no_value_names_its_variable(prefix: str, name: str, value: str) -> None:
-    """One line that can be acted on."""
+    """A-102: one line that can be acted on."""
     with pytest.raises(SettingsError, match=name):
         plane_settings({prefix + name: value})
 
 
 def test_nothing_set_means_our_own_defaults() -> None:
-    """A-241, A-243, A-245, A-246: multiplexed TCP, and a pool."""
+    """A-152, A-241, A-243, A-245, A-246: multiplexed TCP, and a pool."""
     settings = plane_settings({})
 
     assert settings == PlaneSettings()

@@ -15,7 +15,7 @@ def ids(registry: TransportRegistry) -> list[str]:
 
 
 def test_a_smaller_number_goes_first_and_equals_in_their_order() -> None:
-    """A-226: priorities from 0 to 255."""
+    """A-224, A-226: priorities from 0 to 255."""
     registry = TransportRegistry()
     for name, priority in (("http", 10), ("nats", 20), ("tcp", 0), ("zmq", 10)):
         registry.register(Registered(transport_id=name, priority=priority))

@@ -152,7 +152,7 @@ async def until_empty(bench: Bench) -> None:
 
 
 def test_queued_requests_are_answered_into_the_queue_that_they_name(url: str) -> None:
-    """Whole, with id and headers, whoever sent them when; the queue is empty then (A-156)."""
+    """A-131: whole, with id and headers, whoever sent them when; the queue is empty then (A-156)."""
 
     async def scenario() -> None:
         async with open_message_queues(url) as queues:

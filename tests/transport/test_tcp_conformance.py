@@ -1,4 +1,4 @@
-"""The multiplexed TCP transport passes the suite of the request plane (A-212, A-280, A-372)."""
+"""The multiplexed TCP transport passes the suite of the request plane."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from tests.transport.conformance import RequestPlaneContract
 
 
 class TestTcp(RequestPlaneContract):
-    """Over loopback."""
+    """A-212, A-280, A-372, A-389: over loopback."""
 
     transport = "tcp"
 

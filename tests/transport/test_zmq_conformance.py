@@ -1,4 +1,4 @@
-"""The ZeroMQ transport passes the suite of the request plane (A-381, A-389)."""
+"""The ZeroMQ transport passes the suite of the request plane."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from tests.transport.conformance import RequestPlaneContract
 
 
 class TestZmq(RequestPlaneContract):
-    """Over loopback."""
+    """A-381, A-389: over loopback."""
 
     transport = "zeromq"
 
