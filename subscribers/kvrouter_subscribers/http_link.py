@@ -6,7 +6,6 @@ replaced by a snapshot, is the sink's to judge; the bytes are `http_client`'s.
 """
 
 import asyncio
-import logging
 import random
 import ssl
 import time
@@ -20,11 +19,10 @@ from kvrouter_subscribers.http_channel import HttpChannel, InterruptedPollError,
 from kvrouter_subscribers.http_client import HttpAddress, HttpError, HttpResponse
 from kvrouter_subscribers.http_frames import split_frames
 from kvrouter_subscribers.http_limits import HttpLimits
+from kvrouter_subscribers.sink_edge import SinkEdge
 from kvrouter_subscribers.subscriber import EventSink, Receipt, TransportStatus
 
 __all__ = ["HttpLink"]
-
-_log = logging.getLogger("kvrouter_subscribers")
 
 _NEXT: Final = "kv-next-sequence"
 _OLDEST: Final = "kv-oldest-sequence"
@@ -56,7 +54,7 @@ class HttpLink:
         self.source, self.endpoint = source, endpoint
         self._channel = HttpChannel(HttpAddress.parse(endpoint, token=token), limits, tls)
         self._who: dict[str, object] = {"worker": source.worker_id, "rank": source.rank}
-        self._sink, self._clock, self._limits = sink, clock, limits
+        self._sink, self._clock, self._limits = SinkEdge(source, sink, self._sink_failed), clock, limits
         self._jitter, self._on_load = jitter, on_load
         self._connected = self._ended = False
         self._after = -1
@@ -69,7 +67,7 @@ class HttpLink:
         self._snapshot_pace = _Pace(limits, jitter)
         self._load_due = 0.0
         self._last_error: str | None = None
-        self._messages = self._bytes = self._malformed = self._sink_errors = 0
+        self._messages = self._bytes = self._malformed = 0
         self._connects = self._disconnects = self._replays = self._replays_failed = self._replayed_batches = 0
         self._snapshots = self._snapshots_failed = 0
 
@@ -84,7 +82,7 @@ class HttpLink:
             messages=self._messages,
             bytes=self._bytes,
             malformed=self._malformed,
-            sink_errors=self._sink_errors,
+            sink_errors=self._sink.errors,
             connects=self._connects,
             disconnects=self._disconnects,
             replaying=self._replaying,
@@ -119,7 +117,7 @@ class HttpLink:
                 except (KvrouterError, OSError) as error:
                     self._last_error = f"{self.endpoint}: {error}"
                 except Exception as error:  # noqa: BLE001 - a second edge: a bug must not end the other sources
-                    self._failed(error)
+                    self._sink.failed(error)
                 self._lost()
                 failures = 0 if self._clock() - began > 2 * limits.reconnect_seconds_max else failures + 1
                 pause = min(limits.reconnect_seconds_max, limits.reconnect_seconds * 2 ** min(max(0, failures - 1), 16))
@@ -212,20 +210,15 @@ class HttpLink:
             raise HttpError(f"batch {envelope.sequence} came where one after {self._after} was asked for")
         self._after, self._life = envelope.sequence, envelope.incarnation
         self._replayed_batches += self._replaying
-        try:
-            receipt = self._sink.receive(
-                self.source,
-                envelope.sequence,
-                envelope.payload,
-                now=self._clock(),
-                replayed=self._replaying,
-                incarnation=envelope.incarnation,
-                digest=envelope.digest,
-            )
-        except Exception as error:  # noqa: BLE001 - the supervised edge of event input: counted, logged, visible
-            self._failed(error)
-            return True
-        return self._heed(receipt)
+        receipt = self._sink.receive(
+            envelope.sequence,
+            envelope.payload,
+            now=self._clock(),
+            replayed=self._replaying,
+            incarnation=envelope.incarnation,
+            digest=envelope.digest,
+        )
+        return receipt is None or self._heed(receipt)
 
     def _heed(self, receipt: Receipt) -> bool:
         """Do what a receipt asks for; returns whether to go on from the cursor as it was."""
@@ -244,12 +237,8 @@ class HttpLink:
     def _finish_replay(self) -> bool:
         """Tell the sink that it has all that was missing; returns whether it is content."""
         self._replaying, self._replay_until = False, None
-        try:
-            receipt = self._sink.replay_finished(self.source, now=self._clock(), complete=True)
-        except Exception as error:  # noqa: BLE001 - as in `_deliver`
-            self._failed(error)
-            return True
-        return self._heed(receipt)
+        receipt = self._sink.replay_finished(now=self._clock(), complete=True)
+        return receipt is None or self._heed(receipt)
 
     async def _start_over(self, answer: HttpResponse) -> None:
         """The stream cannot be continued from the cursor: take the whole state, or else all that is kept."""
@@ -294,10 +283,7 @@ class HttpLink:
         self._snapshot_wanted = False
         self._snapshot_attempts = 0
         self._snapshots_failed += 1
-        try:
-            self._sink.snapshot_failed(self.source, now=self._clock())
-        except Exception as error:  # noqa: BLE001 - as in `_deliver`
-            self._failed(error)
+        self._sink.snapshot_failed(now=self._clock())
         return False
 
     def _hand_over(self, answer: HttpResponse) -> bool:
@@ -313,16 +299,13 @@ class HttpLink:
         last = parts[-1]
         self._snapshots += 1
         self._snapshot_wanted, self._snapshot_attempts = False, 0
-        try:
-            receipt = self._sink.snapshot(
-                self.source,
-                [part.payload for part in parts],
-                sequence=last.sequence,
-                incarnation=last.incarnation,
-                now=self._clock(),
-            )
-        except Exception as error:  # noqa: BLE001 - as in `_deliver`
-            self._failed(error)
+        receipt = self._sink.snapshot(
+            [part.payload for part in parts],
+            sequence=last.sequence,
+            incarnation=last.incarnation,
+            now=self._clock(),
+        )
+        if receipt is None:
             return False
         if receipt.outcome in _NOT_TAKEN:
             self._heed(receipt)
@@ -347,25 +330,15 @@ class HttpLink:
                 self._malformed += 1
                 continue
             if report.source == self.source:
-                self._hand_over_load(report)
-
-    def _hand_over_load(self, report: LoadReport) -> None:
-        assert self._on_load is not None
-        try:
-            self._on_load(report)
-        except Exception as error:  # noqa: BLE001 - as in `_deliver`
-            self._failed(error)
+                self._sink.load(report, self._on_load)
 
     def _arrived(self) -> None:
         self._connected = True
         self._connects += 1
         self._replaying, self._replay_until = False, None
-        try:
-            receipt = self._sink.connected(self.source, now=self._clock())
-        except Exception as error:  # noqa: BLE001 - as in `_deliver`
-            self._failed(error)
-            return
-        self._heed(receipt)
+        receipt = self._sink.connected(now=self._clock())
+        if receipt is not None:
+            self._heed(receipt)
 
     def _lost(self) -> None:
         self._channel.drop()
@@ -374,19 +347,13 @@ class HttpLink:
         self._connected = self._replaying = False
         self._replay_until = None
         self._disconnects += 1
-        try:
-            self._sink.disconnected(self.source, now=self._clock())
-        except Exception as error:  # noqa: BLE001 - as in `_deliver`
-            self._failed(error)
+        self._sink.disconnected(now=self._clock())
 
     async def _sleep_until(self, due: float) -> None:
         await asyncio.sleep(max(0.0, due - self._clock()))
 
-    def _failed(self, error: Exception) -> None:
-        self._sink_errors += 1
-        self._last_error = f"{type(error).__name__}: {error}"
-        if self._sink_errors == 1:
-            _log.exception("event_sink_failed", extra={"source": tuple(self.source)})
+    def _sink_failed(self, why: str) -> None:
+        self._last_error = why
 
 
 class _Pace:

@@ -1,15 +1,13 @@
 """One source of a stream: what was handed over of it, what the sink answered, and what is counted about both."""
 
-import logging
 from collections.abc import Callable, Sequence
 
 from kvrouter.events import Envelope, Source
 from kvrouter.events.load import LoadReport
+from kvrouter_subscribers.sink_edge import SinkEdge
 from kvrouter_subscribers.subscriber import EventSink, Receipt, TransportStatus
 
 __all__ = ["FollowedSource"]
-
-_log = logging.getLogger("kvrouter_subscribers")
 
 
 class FollowedSource:
@@ -40,8 +38,7 @@ class FollowedSource:
         self.connects = self.disconnects = 0
         self.messages = self.bytes = self.malformed = self.redelivered = 0
         self._place = 0
-        self._sink_errors = 0
-        self._sink, self._clock = sink, clock
+        self._sink, self._clock = SinkEdge(source, sink, self._sink_failed), clock
 
     @property
     def snapshot_wanted(self) -> bool:
@@ -51,21 +48,14 @@ class FollowedSource:
     def connected(self) -> Receipt | None:
         """Tell the sink that the stream can be read; returns its answer, None if it failed."""
         self.connects += 1
-        try:
-            return self._sink.connected(self.source, now=self._clock())
-        except Exception as error:  # noqa: BLE001 - as in `receive`
-            self._sink_failed(error)
-            return None
+        return self._sink.connected(now=self._clock())
 
     def disconnected(self) -> None:
         """Tell the sink that the stream cannot be read."""
         self.disconnects += 1
         self.catching_up = self.replay_wanted = None
         self.replaying = False
-        try:
-            self._sink.disconnected(self.source, now=self._clock())
-        except Exception as error:  # noqa: BLE001 - as in `receive`
-            self._sink_failed(error)
+        self._sink.disconnected(now=self._clock())
 
     def arrived(self, envelope: Envelope, place: int, *, replayed: bool) -> Receipt | None:
         """Hand over the batch that stands at `place` of the stream; returns the sink's answer, None if it failed."""
@@ -83,54 +73,31 @@ class FollowedSource:
         """Hand over a batch, wherever it was read."""
         self.found += 1
         self.replayed_batches += replayed
-        try:
-            return self._sink.receive(
-                self.source,
-                envelope.sequence,
-                envelope.payload,
-                now=self._clock(),
-                replayed=replayed,
-                incarnation=envelope.incarnation,
-                digest=envelope.digest,
-            )
-        except Exception as error:  # noqa: BLE001 - the supervised edge of event input: counted, logged, visible
-            self._sink_failed(error)
-            return None
+        return self._sink.receive(
+            envelope.sequence,
+            envelope.payload,
+            now=self._clock(),
+            replayed=replayed,
+            incarnation=envelope.incarnation,
+            digest=envelope.digest,
+        )
 
     def replay_finished(self, *, complete: bool) -> Receipt | None:
         """Tell the sink that what it wanted to be repeated is over."""
-        try:
-            return self._sink.replay_finished(self.source, now=self._clock(), complete=complete)
-        except Exception as error:  # noqa: BLE001 - as in `receive`
-            self._sink_failed(error)
-            return None
+        return self._sink.replay_finished(now=self._clock(), complete=complete)
 
     def snapshot(self, batches: Sequence[bytes], first: Envelope) -> Receipt | None:
         """Hand over the source's whole state; `first` is the frame of its first part."""
         self.snapshots += 1
-        try:
-            return self._sink.snapshot(
-                self.source, batches, sequence=first.sequence, incarnation=first.incarnation, now=self._clock()
-            )
-        except Exception as error:  # noqa: BLE001 - as in `receive`
-            self._sink_failed(error)
-            return None
+        return self._sink.snapshot(batches, sequence=first.sequence, incarnation=first.incarnation, now=self._clock())
 
     def snapshot_failed(self) -> None:
         """Tell the sink that its source's state cannot be had now."""
-        try:
-            self._sink.snapshot_failed(self.source, now=self._clock())
-        except Exception as error:  # noqa: BLE001 - as in `receive`
-            self._sink_failed(error)
+        self._sink.snapshot_failed(now=self._clock())
 
     def load_reported(self, report: LoadReport, on_load: Callable[[LoadReport], None]) -> bool:
         """Hand over the source's load report; returns whether it was taken."""
-        try:
-            on_load(report)
-        except Exception as error:  # noqa: BLE001 - as in `receive`
-            self._sink_failed(error)
-            return False
-        return True
+        return self._sink.load(report, on_load)
 
     def reject(self, reason: str) -> None:
         """Count a frame that cannot be an event of this source."""
@@ -148,7 +115,7 @@ class FollowedSource:
             messages=self.messages,
             bytes=self.bytes,
             malformed=self.malformed,
-            sink_errors=self._sink_errors,
+            sink_errors=self._sink.errors,
             connects=self.connects,
             disconnects=self.disconnects,
             replaying=self.replaying or self.catching_up is not None,
@@ -162,8 +129,5 @@ class FollowedSource:
             snapshots_failed=self.snapshots_failed,
         )
 
-    def _sink_failed(self, error: Exception) -> None:
-        self._sink_errors += 1
-        self.last_error = f"{type(error).__name__}: {error}"
-        if self._sink_errors == 1:
-            _log.exception("event_sink_failed", extra={"source": tuple(self.source)})
+    def _sink_failed(self, why: str) -> None:
+        self.last_error = why

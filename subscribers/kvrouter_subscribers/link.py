@@ -3,7 +3,6 @@
 `live_socket` and `live_stream` read it; gaps, duplicates and restarts are the sink's to judge.
 """
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -13,11 +12,10 @@ from kvrouter.events import Source, is_envelope
 from kvrouter.events.envelope_stream import EnvelopeReader, Opened
 from kvrouter.events.frames import parse_live
 from kvrouter.events.load import KV_METRICS_TOPIC, LoadReport, decode_load
+from kvrouter_subscribers.sink_edge import SinkEdge
 from kvrouter_subscribers.subscriber import EventSink, Receipt, RunTaker, TransportStatus
 
 __all__ = ["LOAD_TOPIC", "Link", "ZmqAddress"]
-
-_log = logging.getLogger("kvrouter_subscribers")
 
 LOAD_TOPIC: Final = KV_METRICS_TOPIC.encode()
 _MAPS = frozenset(bytes([mark]) for mark in (*range(0x80, 0x90), 0xDE, 0xDF))
@@ -59,12 +57,12 @@ class Link:
         self.native: bool | None = None
         self.idle_since = 0.0
         self.last_error: str | None = None
-        self._sink, self._clock = sink, clock
+        self._sink, self._clock = SinkEdge(source, sink, self._sink_failed), clock
         self._reader = EnvelopeReader()
         self._on_receipt, self._on_connected, self._on_load = on_receipt, on_connected, on_load
         self._take_run = _run_taker(sink)
         self._peers = 0
-        self._messages = self._bytes = self._malformed = self._sink_errors = 0
+        self._messages = self._bytes = self._malformed = 0
         self._connects = self._disconnects = 0
         self.replays = self.replays_failed = self.replayed_batches = self.probes = self.tail_losses = 0
         self.snapshots = self.snapshots_failed = self.fallbacks = 0
@@ -109,11 +107,9 @@ class Link:
 
     def ask_anew(self) -> None:
         """Have the sink ask for all that it may have missed: the publisher can be asked, at first or again."""
-        now = self.idle_since = self._clock()
-        try:
-            receipt = self._sink.connected(self.source, now=now)
-        except Exception as error:  # noqa: BLE001 - as in `_deliver`
-            self._sink_failed(error)
+        self.idle_since = self._clock()
+        receipt = self._sink.connected(now=self.idle_since)
+        if receipt is None:
             return
         if receipt.replay_from is not None:
             self.next_sequence = receipt.replay_from
@@ -123,11 +119,8 @@ class Link:
         """Tell the sink that a publisher is gone."""
         self._peers = max(0, self._peers - 1)
         self._disconnects += 1
-        try:
-            if not self._peers:
-                self._sink.disconnected(self.source, now=self._clock())
-        except Exception as error:  # noqa: BLE001 - as in `_deliver`
-            self._sink_failed(error)
+        if not self._peers:
+            self._sink.disconnected(now=self._clock())
 
     def take(self, frames: list[bytes]) -> None:
         """Hand over a live message."""
@@ -174,19 +167,12 @@ class Link:
 
     def finish_replay(self, *, complete: bool) -> Receipt | None:
         """Tell the sink that its replay is over; returns its answer, None if it failed."""
-        try:
-            return self._sink.replay_finished(self.source, now=self._clock(), complete=complete)
-        except Exception as error:  # noqa: BLE001 - as in `_deliver`
-            self._sink_failed(error)
-            return None
+        return self._sink.replay_finished(now=self._clock(), complete=complete)
 
     def deliver_snapshot(self, sequence: int, incarnation: int, batches: Sequence[bytes]) -> Receipt | None:
         """Hand over a whole snapshot; returns the sink's answer, None if it failed."""
-        now = self._clock()
-        try:
-            receipt = self._sink.snapshot(self.source, batches, sequence=sequence, incarnation=incarnation, now=now)
-        except Exception as error:  # noqa: BLE001 - as in `_deliver`
-            self._sink_failed(error)
+        receipt = self._sink.snapshot(batches, sequence=sequence, incarnation=incarnation, now=self._clock())
+        if receipt is None:
             return None
         self.next_sequence = sequence + 1 if receipt.outcome == "restarted" else max(self.next_sequence, sequence + 1)
         return receipt
@@ -194,10 +180,7 @@ class Link:
     def give_up_snapshot(self) -> None:
         """Tell the sink that it gets no snapshot."""
         self.snapshots_failed += 1
-        try:
-            self._sink.snapshot_failed(self.source, now=self._clock())
-        except Exception as error:  # noqa: BLE001 - as in `_deliver`
-            self._sink_failed(error)
+        self._sink.snapshot_failed(now=self._clock())
 
     def status(self) -> TransportStatus:
         """Return what is known about the connection."""
@@ -210,7 +193,7 @@ class Link:
             messages=self._messages,
             bytes=self._bytes,
             malformed=self._malformed,
-            sink_errors=self._sink_errors,
+            sink_errors=self._sink.errors,
             connects=self._connects,
             disconnects=self._disconnects,
             replaying=self.replaying,
@@ -259,12 +242,8 @@ class Link:
         except WireError as error:
             self.reject(error)
             return
-        if report.source != self.source:
-            return
-        try:
-            self._on_load(report)
-        except Exception as error:  # noqa: BLE001 - as in `_deliver`
-            self._sink_failed(error)
+        if report.source == self.source:
+            self._sink.load(report, self._on_load)
 
     def _deliver_run(self, take: RunTaker, first: int, payloads: Sequence[bytes]) -> None:
         """Hand over all of a run, however many pieces the sink takes it in."""
@@ -275,8 +254,8 @@ class Link:
             now = self.idle_since = self._clock()
             try:
                 count, receipt = take(self.source, first + taken, rest, now=now)
-            except Exception as error:  # noqa: BLE001 - as in `_deliver`
-                self._sink_failed(error)
+            except Exception as error:  # noqa: BLE001 - as `SinkEdge` does
+                self._sink.failed(error)
                 for sequence, payload in enumerate(rest, first + taken):  # Some may come twice: it knows them.
                     self._deliver(sequence, payload, replayed=False)
                 return
@@ -285,10 +264,7 @@ class Link:
                 self._on_receipt(self, receipt)
 
     def _deliver(self, sequence: int, payload: bytes, *, replayed: bool) -> bool:
-        """Hand one batch to the sink; returns whether it is one.
-
-        A fault of the sink is counted and told; it must not end the stream.
-        """
+        """Hand one batch to the sink; returns whether it is one."""
         now = self.idle_since = self._clock()
         incarnation = digest = None
         if payload[:1] not in _MAPS or not is_envelope(payload):
@@ -301,22 +277,15 @@ class Link:
                 self.reject(error)
                 return False
             payload, incarnation, digest = envelope.payload, envelope.incarnation, envelope.digest
-        try:
-            receipt = self._sink.receive(
-                self.source, sequence, payload, now=now, replayed=replayed, incarnation=incarnation, digest=digest
-            )
-        except Exception as error:  # noqa: BLE001 - the supervised edge of event input: counted, logged, visible
-            self._sink_failed(error)
-            return True
-        if receipt.replay_from is not None or receipt.snapshot_wanted:
+        receipt = self._sink.receive(
+            sequence, payload, now=now, replayed=replayed, incarnation=incarnation, digest=digest
+        )
+        if receipt is not None and (receipt.replay_from is not None or receipt.snapshot_wanted):
             self._on_receipt(self, receipt)
         return True
 
-    def _sink_failed(self, error: Exception) -> None:
-        self._sink_errors += 1
-        self.last_error = f"{type(error).__name__}: {error}"
-        if self._sink_errors == 1:
-            _log.exception("event_sink_failed", extra={"source": tuple(self.source)})
+    def _sink_failed(self, why: str) -> None:
+        self.last_error = why
 
 
 def _run_taker(sink: EventSink) -> RunTaker | None:
