@@ -45,6 +45,13 @@ class ClientStream(Duplex):
         self._outbound.ended = True
         super().on_end()
 
+    def on_error(self, error: TransportError) -> None:
+        """The stream has failed. A worker that gives up at the requester's deadline may say so before our own timer."""
+        deadline = self.context.deadline
+        if error.code == DeadlineError.code and deadline is not None and _now() >= deadline:
+            error = DeadlineError(str(error))
+        super().on_error(error)
+
     def on_prologue(self, failure: bytes | memoryview) -> None:
         """The peer's handler has begun to answer, or has failed before that."""
         if failure:
@@ -131,6 +138,10 @@ class ClientStream(Duplex):
         acts, self._when_closed = self._when_closed, []
         for act in acts:
             act()
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _killed(context: Context) -> TransportError:

@@ -10,7 +10,7 @@ from typing import Self
 
 from kvrouter.errors import DisconnectedError, ProtocolError, RefusedError, TransportError
 from kvrouter.transport.context import Context
-from kvrouter.transport.flow import WINDOW_BYTES, Inbound, Outbound
+from kvrouter.transport.flow import WINDOW_BYTES, CreditError, Inbound, Outbound
 from kvrouter.transport.messages import Kind, Wire, encode_error
 from kvrouter.transport.two_part import MESSAGE_BYTES_MAX
 
@@ -81,12 +81,20 @@ class Duplex:
         """Why the stream failed; None while it has not."""
         return self._inbound.error
 
+    @property
+    def waiting(self) -> int:
+        """Items that can be taken without waiting."""
+        return len(self._inbound)
+
     # -- what the transport tells -------------------------------------------------------------------------------------
 
     def on_data(self, piece: bytes, *, more: bool = False) -> None:
-        """A piece of an item has arrived."""
+        """A piece of an item has arrived. Raises CreditError where the peer had no credit for it."""
         try:
             self._inbound.put(piece, more=more)
+        except CreditError as error:
+            self.reset(error)
+            raise
         except (ProtocolError, RefusedError) as error:
             self.reset(error)
             return

@@ -11,10 +11,14 @@ from collections.abc import Iterator
 from kvrouter.errors import ProtocolError, RefusedError, TransportError
 from kvrouter.transport.two_part import MESSAGE_BYTES_MAX
 
-__all__ = ["PIECE_COST", "WINDOW_BYTES", "Inbound", "Outbound"]
+__all__ = ["PIECE_COST", "WINDOW_BYTES", "CreditError", "Inbound", "Outbound"]
 
 PIECE_COST = 24
 WINDOW_BYTES = 256 << 10
+
+
+class CreditError(ProtocolError):
+    """The sender has no credit for what it sends: it has lost count, of other streams perhaps too."""
 
 
 class Inbound:
@@ -67,7 +71,8 @@ class Inbound:
         """Take in a piece of an item, or with `more` False its last one.
 
         Raises:
-            ProtocolError: the stream had ended, or the sender had no credit for this.
+            ProtocolError: the stream had ended.
+            CreditError: the sender had no credit for this.
             RefusedError: the item is too long; code `RESOURCE_EXHAUSTED`.
         """
         if self.ended:
@@ -75,7 +80,7 @@ class Inbound:
         cost = len(piece) + PIECE_COST
         self._credit -= cost
         if self._credit < 0 and self._enforced:
-            raise ProtocolError(f"data beyond the window of {self._window_bytes} bytes")
+            raise CreditError(f"data beyond the window of {self._window_bytes} bytes")
         if not more and not self._pieces:
             self._items.append((piece, cost))
             return

@@ -5,12 +5,15 @@ import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeAlias
 
-from kvrouter.errors import TransportError
+from kvrouter.errors import DeadlineError, TransportError
 from kvrouter.transport.context import Context
 from kvrouter.transport.duplex import Duplex, StreamLimits
 from kvrouter.transport.messages import Kind, Request, Wire, encode_error
 
 __all__ = ["Handler", "ServerStream"]
+
+_GRACE_SECONDS = 1.0
+"""After a deadline the requester kills its request itself; the worker does where that does not arrive."""
 
 Handler: TypeAlias = Callable[[Request, Context], AsyncIterator[bytes] | Awaitable[AsyncIterator[bytes]]]
 """Answers one request with items: an async generator, or a coroutine that returns an async iterator.
@@ -30,6 +33,7 @@ class ServerStream(Duplex):
         self._request = request
         self._prologue_sent = False
         self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._on_failure = on_failure
         if request.many_in:
             self._request = _with_items(request, self)
@@ -39,6 +43,9 @@ class ServerStream(Duplex):
     def start(self, handler: Handler) -> "asyncio.Task[None]":
         """Run the handler in a task of its own."""
         self._task = asyncio.create_task(self.run(handler), name=f"handler {self.context.id}")
+        if self.context.deadline is not None:
+            at = self.context.deadline + _GRACE_SECONDS
+            self._timer = asyncio.get_running_loop().call_at(at, self._expire)
         return self._task
 
     def on_stop(self) -> None:
@@ -53,9 +60,12 @@ class ServerStream(Duplex):
         """The stream has failed: the handler has nobody to work for."""
         super().on_error(error)
         self._inbound.drop()
-        self.context.kill()
-        if self._task is not None and self._task is not _current_task():
-            self._task.cancel()
+        self._give_up()
+
+    def reset(self, error: TransportError, *, kind: Kind = Kind.RESET) -> None:
+        """End the stream from this side: nobody gets what the handler would still do."""
+        super().reset(error, kind=kind)
+        self._give_up()
 
     async def run(self, handler: Handler) -> None:
         """Answer the request."""
@@ -80,6 +90,20 @@ class ServerStream(Duplex):
             close = getattr(items, "aclose", None)
             if close is not None:
                 await close()
+
+    def _expire(self) -> None:
+        """Nobody waits any more, and nobody has said so."""
+        self._fail(DeadlineError(f"request {self.context.id} took longer than its deadline"))
+        self._give_up()
+
+    def _give_up(self) -> None:
+        self.context.kill()
+        if self._task is not None and self._task is not _current_task():
+            self._task.cancel()
+
+    def _closed(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
 
     def _begin(self) -> None:
         if not self._prologue_sent:

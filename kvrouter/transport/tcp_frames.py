@@ -4,7 +4,7 @@ docs/planes.md has the whole protocol with vectors. Big-endian:
 
 0   u32  length of the payload
 4   u8   kind, see `Kind`
-5   u8   flags: bit 0 END follows in this frame, bit 1 the item goes on in the next DATA, bit 7 may be ignored
+5   u8   flags: bit 0 the request has no further items, bit 1 the item goes on in the next DATA, bit 7 may be ignored
 6   u16  0
 8   16   id of the stream; zeros where the frame is about the connection
 """

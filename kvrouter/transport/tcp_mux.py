@@ -20,13 +20,24 @@ from kvrouter.transport.endpoints import Endpoints
 from kvrouter.transport.flow import WINDOW_BYTES
 from kvrouter.transport.frame_cutter import FrameCutter
 from kvrouter.transport.messages import Kind, decode_error, decode_request, encode_error
-from kvrouter.transport.tcp_frames import HEAD, MAY_IGNORE, MORE, NO_STREAM, PROTOCOL, VERSION, Hello, HelloAck, head_of
+from kvrouter.transport.tcp_frames import (
+    ENDS,
+    HEAD,
+    MAY_IGNORE,
+    MORE,
+    NO_STREAM,
+    PROTOCOL,
+    VERSION,
+    Hello,
+    HelloAck,
+    head_of,
+)
 from kvrouter.transport.two_part import MESSAGE_BYTES_MAX
 
 __all__ = ["MuxLimits", "MuxOutput", "TcpMux"]
 
 _WINDOW_BYTES_MIN = 4096
-GOAWAY_DRAINING, GOAWAY_LIMIT, GOAWAY_PROTOCOL = 1, 2, 3
+GOAWAY_DRAINING, GOAWAY_LIMIT = 1, 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +80,10 @@ class _StreamWire:
         self._mux, self._id = mux, stream_id
 
     def transmit(self, kind: Kind, payload: bytes | memoryview = b"", *, more: bool = False) -> None:
-        self._mux.output.write(HEAD.pack(len(payload), kind, MORE if more else 0, 0, self._id), payload)
+        self.send(kind, payload, MORE if more else 0)
+
+    def send(self, kind: Kind, payload: bytes | memoryview, flags: int) -> None:
+        self._mux.output.write(HEAD.pack(len(payload), kind, flags, 0, self._id), payload)
 
     async def writable(self) -> None:
         await self._mux.output.writable()
@@ -125,8 +139,10 @@ class TcpMux:
         frame_bytes_max = self._stream_limits.frame_bytes_max
         last = max(0, len(request) - 1) // frame_bytes_max * frame_bytes_max
         view = memoryview(request) if last else request
+        flags_of_last = 0 if many_in else ENDS
         for at in range(0, last + 1, frame_bytes_max):
-            wire.transmit(Kind.REQUEST, view[at : at + frame_bytes_max] if last else view, more=at < last)
+            piece = view[at : at + frame_bytes_max] if last else view
+            wire.send(Kind.REQUEST, piece, MORE if at < last else flags_of_last)
         return stream
 
     def ping(self, payload: bytes = bytes(8)) -> None:
@@ -179,7 +195,7 @@ class TcpMux:
         elif not self.is_ready:
             self._on_handshake(kind, frame[HEAD.size :])
         elif kind == Kind.REQUEST:
-            self._on_request(stream_id, frame[HEAD.size :], more=bool(flags & MORE))
+            self._on_request(stream_id, frame[HEAD.size :], flags)
         elif stream_id == NO_STREAM or kind not in _STREAM_KINDS:
             self._on_connection_frame(kind, flags, frame[HEAD.size :])
         # Else it is the rest of a stream that has ended here: its sender does not know that yet.
@@ -191,7 +207,7 @@ class TcpMux:
             self.pongs += 1
         elif kind == Kind.GOAWAY:
             self.goaway = payload[0] if payload else 0
-        else:
+        elif kind != Kind.CONN_ACK:  # Nothing here is sent again, so that how far the peer has come decides nothing.
             self._unknown(kind, flags)
 
     def _unknown(self, kind: int, flags: int) -> None:
@@ -267,11 +283,11 @@ class TcpMux:
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
-    def _on_request(self, stream_id: bytes, payload: memoryview, *, more: bool) -> None:
+    def _on_request(self, stream_id: bytes, payload: memoryview, flags: int) -> None:
         if self._endpoints is None or stream_id == NO_STREAM:
             raise ProtocolError("a request where none is taken")
         try:
-            whole = self._assembly.add(stream_id, payload, more=more)
+            whole = self._assembly.add(stream_id, payload, more=bool(flags & MORE))
             if whole is None:
                 return
             decoded = decode_request(whole, bytes_max=self._limits.message_bytes_max)
@@ -284,6 +300,8 @@ class TcpMux:
         else:
             self.streams[stream_id] = stream
             wire.transmit(Kind.ACK)
+            if flags & ENDS:
+                stream.on_end()
 
     def _refuse(self, stream_id: bytes, error: TransportError) -> None:
         self._assembly.drop(stream_id)

@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvrouter.errors import ProtocolError, RefusedError
+from kvrouter.errors import RefusedError
+from kvrouter.transport import server_stream
 from kvrouter.transport.context import Context
 from kvrouter.transport.endpoints import Endpoints
 from kvrouter.transport.flow import Inbound, Outbound
 from kvrouter.transport.messages import Kind, Request, encode_request
-from kvrouter.transport.tcp_frames import HEAD, MORE, NO_STREAM, Hello, head_of
+from kvrouter.transport.tcp_frames import ENDS, HEAD, MORE, NO_STREAM, Hello, head_of
 from kvrouter.transport.tcp_mux import MuxLimits, TcpMux
 from tests.transport.handlers import Handlers
 
@@ -68,9 +69,9 @@ def accepted(*, greeted: bool = True, **limits: int) -> tuple[TcpMux, Recorder, 
     return mux, output, endpoints
 
 
-def request_bytes(endpoint: str = "echo", body: bytes = b"body", name: str = "r") -> bytes:
+def request_bytes(endpoint: str = "echo", body: bytes = b"body", name: str = "r", *, many_in: bool = False) -> bytes:
     """A request as it goes over the wire."""
-    return encode_request(Request(endpoint=endpoint, body=body), id=name, headers={})
+    return encode_request(Request(endpoint=endpoint, body=body, many_in=many_in), id=name, headers={})
 
 
 async def settled(endpoints: Endpoints) -> None:
@@ -228,11 +229,62 @@ def test_data_for_a_stream_that_has_ended_is_ignored() -> None:
     assert output.reason is None
 
 
-def test_data_beyond_the_window_is_a_fault() -> None:
-    """A sender that takes no notice of credit cannot fill the memory."""
-    inbound = Inbound(window_bytes=1000)
-    with pytest.raises(ProtocolError, match="window"):
-        inbound.put(bytes(2000))
+def test_data_beyond_the_window_ends_the_connection() -> None:
+    """B.7c: a sender that takes no notice of credit cannot fill the memory, and has lost count of more than that."""
+
+    async def scenario() -> None:
+        mux, output, endpoints = accepted(window_bytes=5000)
+        mux.receive(frame(Kind.REQUEST, request_bytes("hang", many_in=True), STREAM))
+        mux.receive(frame(Kind.DATA, bytes(4900), STREAM))
+        mux.receive(frame(Kind.DATA, bytes(100), STREAM) + frame(Kind.PING, bytes(8)))
+        await settled(endpoints)
+        assert output.kinds() == [Kind.ACK, Kind.RESET, Kind.RESET]
+        assert [stream for _, stream, _ in output.frames] == [STREAM, STREAM, NO_STREAM]
+        assert output.reason is not None
+        assert "window of 5000 bytes" in output.reason
+        assert (mux.streams, mux.protocol_errors) == ({}, 1)
+
+    asyncio.run(scenario())
+
+
+def test_a_request_may_say_that_nothing_follows() -> None:
+    """B.7c: bit 0 of its last frame is the end of its items, whether there could have been any or not."""
+
+    async def scenario() -> None:
+        mux, output, endpoints = accepted()
+        mux.receive(frame(Kind.REQUEST, request_bytes("upper", many_in=True), STREAM, ENDS))
+        mux.receive(frame(Kind.REQUEST, request_bytes(name="s"), b"t" * 16, ENDS))
+        await settled(endpoints)
+        assert [kind for kind, stream, _ in output.frames if stream == STREAM] == [Kind.ACK, Kind.PROLOGUE, Kind.END]
+        assert mux.streams == {}
+
+    asyncio.run(scenario())
+
+
+def test_work_that_nobody_waits_for_any_more_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """B.5: a worker keeps the deadline by itself: the kill of a requester that was cut off never comes."""
+    monkeypatch.setattr(server_stream, "_GRACE_SECONDS", 0.0)
+
+    async def scenario() -> None:
+        mux, output, endpoints = accepted()
+        late = encode_request(Request(endpoint="hang"), id="late", headers={}, remaining_seconds=0.001)
+        mux.receive(frame(Kind.REQUEST, late, STREAM))
+        async with asyncio.timeout(60):
+            await settled(endpoints)
+        assert output.kinds() == [Kind.ACK, Kind.PROLOGUE]
+        assert json.loads(output.frames[1][2])["code"] == "DEADLINE_EXCEEDED"
+        assert mux.streams == {}
+
+    asyncio.run(scenario())
+
+
+def test_how_far_a_peer_has_read_is_taken_and_changes_nothing() -> None:
+    """B.7c: CONN_ACK, by whoever keeps what he has sent."""
+    mux, output, _ = accepted()
+
+    mux.receive(frame(Kind.CONN_ACK, bytes(8)))
+
+    assert (output.frames, output.reason, mux.protocol_errors) == ([], None, 0)
 
 
 @given(st.lists(st.integers(0, 5000), max_size=30), st.integers(256, 4096), st.randoms(use_true_random=False))
