@@ -25,6 +25,7 @@ _COMMANDS = (
     "kvrouter.service.serve",
     "kvrouter.replay.command",
     "kvrouter.events_cli",
+    "kvrouter.service.object_server",
     "kvrouter.doctor",
 )
 

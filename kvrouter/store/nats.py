@@ -10,11 +10,11 @@ from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from typing import Self
 
 from kvrouter.errors import StoreError
-from kvrouter.store.names import check_bucket, check_name
+from kvrouter.store.names import check_bucket, check_name, is_bucket
 from kvrouter.store.nats_connection import NatsConnection
-from kvrouter.store.nats_stream import CHUNK_BYTES, ObjectStream, Record
-from kvrouter.store.objects import ObjectInfo
-from kvrouter.store.pieces import Measure, pieces
+from kvrouter.store.nats_stream import CHUNK_BYTES, ObjectStream, Record, stream_names
+from kvrouter.store.objects import ObjectInfo, Reading
+from kvrouter.store.pieces import Measure, damaged, missing, pieces
 
 __all__ = ["NatsObjectStore"]
 
@@ -58,20 +58,41 @@ class NatsObjectStore:
             for _ in range(_READS):
                 record = await stream.record(name)
                 if record is None:
-                    raise StoreError(f"there is no object {bucket}/{name}", reason="missing")
+                    raise missing(bucket, name)
                 if record.revision == last:
                     break  # It was not replaced while we read it: it is damaged.
                 last = record.revision
                 data = await _download(stream, record)
                 if data is not None:
                     return data
-        raise StoreError(f"object {bucket}/{name} is damaged: its digest differs", reason="corrupt")
+        raise damaged(bucket, name)
+
+    @contextlib.asynccontextmanager
+    async def read(self, bucket: str, name: str) -> AsyncIterator[Reading]:
+        """Read an object piece by piece; see `ObjectStore`."""
+        async with self._stream(bucket) as stream:
+            record = await stream.record(check_name(name))
+        if record is None:
+            raise missing(bucket, name)
+        yield Reading(record.info, self._pieces_of(record))
 
     async def stat(self, bucket: str, name: str) -> ObjectInfo | None:
         """Return what is known about an object; see `ObjectStore`."""
         async with self._stream(bucket) as stream:
             record = await stream.record(check_name(name))
         return None if record is None else record.info
+
+    async def create_bucket(self, bucket: str) -> None:
+        """Make an empty bucket; see `ObjectStore`."""
+        async with self._stream(bucket) as stream:
+            await stream.ensure()
+
+    async def buckets(self) -> list[str]:
+        """Return the names of all buckets; see `ObjectStore`."""
+        begins = f"OBJ_{self._prefix}-"
+        async with self._connection.jetstream() as jetstream:
+            names = [name.removeprefix(begins) async for name in stream_names(jetstream) if name.startswith(begins)]
+        return sorted(filter(is_bucket, names))
 
     async def list(self, bucket: str) -> list[str]:
         """Return the names of all objects of a bucket; see `ObjectStore`."""
@@ -114,6 +135,20 @@ class NatsObjectStore:
                 await asyncio.shield(stream.drop(version))
             raise
         return measure
+
+    async def _pieces_of(self, record: Record) -> AsyncIterator[bytes]:
+        info, after, measure = record.info, 0, Measure(bytes_max=record.info.size)
+        for _ in range(info.chunks):
+            async with self._stream(info.bucket) as stream:
+                found = await stream.chunk(record.version, after)
+                if found is None and await stream.record(info.name) != record:
+                    raise StoreError(f"object {info.bucket}/{info.name} was replaced meanwhile", reason="unavailable")
+            if found is None or measure.size + len(found[1]) > info.size:
+                break
+            after, piece = found
+            yield measure.add(piece)
+        if not measure.agrees(info):
+            raise damaged(info.bucket, info.name)
 
 
 async def _download(stream: ObjectStream, record: Record) -> bytes | None:

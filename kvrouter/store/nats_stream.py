@@ -8,7 +8,7 @@ exactly which version it replaced.
 import base64
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from kvrouter.errors import StoreError
 from kvrouter.store.nats_connection import JetStreamContext, api, errors
 from kvrouter.store.objects import ObjectInfo
 
-__all__ = ["CHUNK_BYTES", "ObjectStream", "Record"]
+__all__ = ["CHUNK_BYTES", "ObjectStream", "Record", "stream_names"]
 
 CHUNK_BYTES = 128 << 10
 _COMMITS_MAX = 32
@@ -170,6 +170,15 @@ class ObjectStream:
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             text = f"object {self._bucket}/{name} is damaged: its record cannot be read"
             raise StoreError(text, reason="corrupt") from error
+
+
+async def stream_names(jetstream: JetStreamContext) -> AsyncIterator[str]:
+    """The names of all streams of an account, page by page."""
+    seen = 0
+    while page := await jetstream.streams_info(offset=seen):
+        for information in page:
+            yield information.config.name or ""
+        seen += len(page)
 
 
 def _encoded(info: ObjectInfo, bucket: str, version: str) -> bytes:

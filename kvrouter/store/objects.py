@@ -4,14 +4,15 @@ For whole things that are written once and read rarely: snapshots of an index, m
 change often or that somebody waits for: those are in `key_values`.
 """
 
-from collections.abc import AsyncIterable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import NamedTuple, Protocol, Self
 
 from kvrouter.errors import SettingsError
-from kvrouter.store.addresses import StoreAddress, parse_store_url
+from kvrouter.store.addresses import parse_store_url
 
-__all__ = ["ObjectInfo", "ObjectStore", "open_object_store"]
+__all__ = ["ObjectInfo", "ObjectStore", "Reading", "open_object_store"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,8 +28,15 @@ class ObjectInfo:
     meta: Mapping[str, str] = field(default_factory=dict)
 
 
+class Reading(NamedTuple):
+    """An object that is being read: what is known about it, and its bytes, piece by piece."""
+
+    info: ObjectInfo
+    pieces: AsyncIterator[bytes]
+
+
 class ObjectStore(Protocol):
-    """Keeps objects by name in buckets, which come into being with their first object.
+    """Keeps objects by name in buckets, which come into being with their first object, or with `create_bucket`.
 
     Guarantee: an object is there wholly or not at all. `put` replaces in one step: whoever reads meanwhile, or after
     a crash at any point, gets the old object or the new one. What `get` returns has the digest that `put` computed.
@@ -64,12 +72,31 @@ class ObjectStore(Protocol):
         """
         ...
 
+    def read(self, bucket: str, name: str) -> AbstractAsyncContextManager[Reading]:
+        """Read an object with one piece of it in memory at a time.
+
+        The pieces are the object's only once their iterator has ended by itself: what is damaged shows at the end.
+
+        Raises:
+            StoreError: as `get`, when it is entered or by the iterator; `unavailable` as well where the object was
+                replaced before its end was reached.
+        """
+        ...
+
     async def stat(self, bucket: str, name: str) -> ObjectInfo | None:
         """Return what is known about an object without reading it, None if there is none.
 
         Raises:
             StoreError: `corrupt`: not even this can be read.
         """
+        ...
+
+    async def create_bucket(self, bucket: str) -> None:
+        """Make an empty bucket. One that is there stays as it is."""
+        ...
+
+    async def buckets(self) -> list[str]:
+        """Return the names of all buckets, sorted."""
         ...
 
     async def list(self, bucket: str) -> list[str]:
@@ -96,28 +123,35 @@ class ObjectStore(Protocol):
 def open_object_store(url: str) -> ObjectStore:
     """Return the store that `url` means; nothing is opened or connected yet.
 
-    `file:///directory` or a path; `nats://host:port/PREFIX` (`tls://` with TLS); `redis://host:port/database/PREFIX`
-    (`rediss://` with TLS). Prefixes keep several stores on one server apart. User and password stand before the host.
+    `file:///directory` or a path; `memory:`; `nats://host:port/PREFIX` (`tls://` with TLS);
+    `redis://host:port/database/PREFIX` (`rediss://` with TLS); `http://host:port` (`https://` with TLS), a server of
+    `kvrouter objects`. Prefixes keep several stores on one server apart. User and password stand before the host, the
+    key of an object server as the password.
 
     Raises:
         SettingsError: the URL has none of these forms.
         MissingExtraError: the backend's client is not installed.
     """
     address = parse_store_url(url)
-    if address.kind in ("etcd", "memory"):
-        raise SettingsError(f"{address.kind} keeps small values only, no objects; name a directory, NATS or Redis")
-    return _open(address)
+    match address.kind:
+        case "file":
+            from kvrouter.store.local import LocalObjectStore  # noqa: PLC0415 - only the chosen backend is loaded
 
+            return LocalObjectStore(address.prefix)
+        case "memory":
+            from kvrouter.store.memory_objects import MemoryObjectStore  # noqa: PLC0415 - as above
 
-def _open(address: StoreAddress) -> ObjectStore:
-    if address.kind == "file":
-        from kvrouter.store.local import LocalObjectStore  # noqa: PLC0415 - only the chosen backend is loaded
+            return MemoryObjectStore()
+        case "nats":
+            from kvrouter.store.nats import NatsObjectStore  # noqa: PLC0415 - as above
 
-        return LocalObjectStore(address.prefix)
-    if address.kind == "nats":
-        from kvrouter.store.nats import NatsObjectStore  # noqa: PLC0415 - as above
+            return NatsObjectStore(address.server, prefix=address.prefix)
+        case "redis":
+            from kvrouter.store.redis import RedisObjectStore  # noqa: PLC0415 - as above
 
-        return NatsObjectStore(address.server, prefix=address.prefix)
-    from kvrouter.store.redis import RedisObjectStore  # noqa: PLC0415 - as above
+            return RedisObjectStore(address.server, prefix=address.prefix)
+        case "http":
+            from kvrouter.store.http_objects import HttpObjectStore  # noqa: PLC0415 - as above
 
-    return RedisObjectStore(address.server, prefix=address.prefix)
+            return HttpObjectStore(address.server)
+    raise SettingsError(f"{address.kind} keeps small values only, no objects; name a directory, NATS, Redis or HTTP")

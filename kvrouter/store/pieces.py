@@ -7,7 +7,7 @@ from hashlib import sha256
 from kvrouter.errors import StoreError
 from kvrouter.store.objects import ObjectInfo
 
-__all__ = ["Measure", "pieces"]
+__all__ = ["Measure", "damaged", "missing", "pieces"]
 
 
 class Measure:
@@ -45,6 +45,16 @@ class Measure:
     def agrees(self, info: ObjectInfo) -> bool:
         """Tell whether these are the bytes that `info` describes."""
         return (self.size, self._digest.hexdigest()) == (info.size, info.digest)
+
+
+def missing(bucket: str, name: str) -> StoreError:
+    """The error of an object that is not there."""
+    return StoreError(f"there is no object {bucket}/{name}", reason="missing")
+
+
+def damaged(bucket: str, name: str) -> StoreError:
+    """The error of an object whose bytes are not those that were put."""
+    return StoreError(f"object {bucket}/{name} is damaged: its digest differs", reason="corrupt")
 
 
 async def pieces(data: bytes | AsyncIterable[bytes], *, size: int) -> AsyncIterator[bytes]:

@@ -6,16 +6,17 @@ the other. A hash that is being filled expires unless it is finished; one that w
 are in the middle of it. Keys of a bucket share a hash tag, so that a Redis cluster keeps them together.
 """
 
+import contextlib
 import secrets
-from collections.abc import AsyncIterable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from typing import Self, cast
 
 import msgpack
 
 from kvrouter.errors import StoreError
 from kvrouter.store.names import check_bucket, check_name
-from kvrouter.store.objects import ObjectInfo
-from kvrouter.store.pieces import Measure, pieces
+from kvrouter.store.objects import ObjectInfo, Reading
+from kvrouter.store.pieces import Measure, damaged, missing, pieces
 from kvrouter.store.redis_connection import connect, redis_errors
 
 __all__ = ["RedisObjectStore"]
@@ -53,6 +54,7 @@ class RedisObjectStore:
     def __init__(self, server: str, *, prefix: str, object_bytes_max: int = _OBJECT_BYTES_MAX) -> None:
         self._redis = connect(server)
         self._prefix, self._object_bytes_max = prefix, object_bytes_max
+        self._buckets = f"{{{prefix}:}}buckets"
 
     async def put(
         self,
@@ -72,6 +74,7 @@ class RedisObjectStore:
             keys = (index, chunks + version, chunks)
             if not await self._redis.command("EVAL", _COMMIT, 3, *keys, name, record, _REPLACED_SECONDS):
                 raise StoreError("what was sent had expired before its end", reason="unavailable")
+            await self._redis.command("SADD", self._buckets, bucket)
         return info
 
     async def get(self, bucket: str, name: str) -> bytes:
@@ -83,14 +86,25 @@ class RedisObjectStore:
             with redis_errors():
                 record = cast("bytes | None", await self._redis.command("HGET", index, name))
                 if record is None:
-                    raise StoreError(f"there is no object {bucket}/{name}", reason="missing")
+                    raise missing(bucket, name)
                 if record == last:
                     break  # It did not change while we read it: it is damaged.
                 info, last = _unpacked(record, bucket, name), record
-                data = await self._download(chunks + record[:32].decode("ascii"), info)
+                data = await self._download(chunks + _version(record), info)
             if data is not None:
                 return data
-        raise StoreError(f"object {bucket}/{name} is damaged: its digest differs", reason="corrupt")
+        raise damaged(bucket, name)
+
+    @contextlib.asynccontextmanager
+    async def read(self, bucket: str, name: str) -> AsyncIterator[Reading]:
+        """Read an object piece by piece; see `ObjectStore`. Once it is replaced there is a minute left for the rest."""
+        index, chunks = self._keys(bucket)
+        with redis_errors():
+            record = cast("bytes | None", await self._redis.command("HGET", index, check_name(name)))
+        if record is None:
+            raise missing(bucket, name)
+        info = _unpacked(record, bucket, name)
+        yield Reading(info, self._pieces_of(index, chunks + _version(record), info))
 
     async def stat(self, bucket: str, name: str) -> ObjectInfo | None:
         """Return what is known about an object; see `ObjectStore`."""
@@ -98,6 +112,17 @@ class RedisObjectStore:
         with redis_errors():
             record = cast("bytes | None", await self._redis.command("HGET", index, check_name(name)))
         return None if record is None else _unpacked(record, bucket, name)
+
+    async def create_bucket(self, bucket: str) -> None:
+        """Make an empty bucket; see `ObjectStore`."""
+        with redis_errors():
+            await self._redis.command("SADD", self._buckets, check_bucket(bucket))
+
+    async def buckets(self) -> list[str]:
+        """Return the names of all buckets; see `ObjectStore`."""
+        with redis_errors():
+            names = cast("list[bytes]", await self._redis.command("SMEMBERS", self._buckets))
+        return sorted(name.decode() for name in names)
 
     async def list(self, bucket: str) -> list[str]:
         """Return the names of all objects of a bucket; see `ObjectStore`."""
@@ -115,6 +140,8 @@ class RedisObjectStore:
 
     async def delete_bucket(self, bucket: str) -> None:
         """Remove a bucket with all its objects; see `ObjectStore`. What is being written to it stays."""
+        with redis_errors():
+            await self._redis.command("SREM", self._buckets, check_bucket(bucket))
         for name in await self.list(bucket):
             await self.delete(bucket, name)
 
@@ -147,11 +174,32 @@ class RedisObjectStore:
         """Return what the hash `key` holds, None if it is not what `info` says."""
         data, measure = bytearray(), Measure(bytes_max=info.size)
         for field in range(1, info.chunks + 1):
-            piece = cast("bytes | None", await self._redis.command("HGET", key, field))
+            piece = await self._chunk(key, field)
             if piece is None or measure.size + len(piece) > info.size:
                 return None
             data += measure.add(piece)
         return bytes(data) if measure.agrees(info) else None
+
+    async def _pieces_of(self, index: str, key: str, info: ObjectInfo) -> AsyncIterator[bytes]:
+        measure = Measure(bytes_max=info.size)
+        for field in range(1, info.chunks + 1):
+            with redis_errors():
+                piece = await self._chunk(key, field)
+                replaced = piece is None and _version(await self._redis.command("HGET", index, info.name)) != key[-32:]
+            if replaced:
+                raise StoreError(f"object {info.bucket}/{info.name} was replaced meanwhile", reason="unavailable")
+            if piece is None or measure.size + len(piece) > info.size:
+                break
+            yield measure.add(piece)
+        if not measure.agrees(info):
+            raise damaged(info.bucket, info.name)
+
+    async def _chunk(self, key: str, field: int) -> bytes | None:
+        return cast("bytes | None", await self._redis.command("HGET", key, field))
+
+
+def _version(record: bytes | None) -> str:
+    return "" if record is None else record[:32].decode("ascii", "replace")
 
 
 def _packed(info: ObjectInfo) -> bytes:

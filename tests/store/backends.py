@@ -1,23 +1,54 @@
-"""The three places where a store can keep things, each with a way to damage what it keeps behind the store's back."""
+"""The places where a store can keep things, each with a way to damage what it keeps behind the store's back."""
 
+import asyncio
 import base64
 import json
 import secrets
+import shutil
+import sys
+import time
 from abc import ABC, abstractmethod
 from pathlib import Path
 
 import nats
 from redis.asyncio import Redis
 
-from tests.servers import EtcdServer, NatsServer, RedisServer
+from kvrouter.store import KeyValueStore, ObjectStore, open_key_value_store, open_object_store
+from kvrouter.store.memory_keys import MemoryKeyValueStore
+from kvrouter.store.memory_objects import MemoryObjectStore
+from tests.servers import EtcdServer, NatsServer, RedisServer, Server, greets
 
-__all__ = ["Backend", "EtcdBackend", "LocalBackend", "NatsBackend", "RedisBackend"]
+__all__ = [
+    "Backend",
+    "EtcdBackend",
+    "HttpBackend",
+    "LocalBackend",
+    "MemoryBackend",
+    "NatsBackend",
+    "ObjectServer",
+    "Place",
+    "RedisBackend",
+]
+
+WAIT_SECONDS = 60.0
 
 
-class Backend(ABC):
-    """One place; `url` opens a store on it, as often as one likes."""
+class Place:
+    """One place; `url` means it, and stores are opened on it as often as one likes."""
 
     url: str
+
+    def objects(self) -> ObjectStore:
+        """Another store of objects, as another process would open it."""
+        return open_object_store(self.url)
+
+    def key_values(self) -> KeyValueStore:
+        """Another store of small values."""
+        return open_key_value_store(self.url)
+
+
+class Backend(Place, ABC):
+    """A place for objects."""
 
     @abstractmethod
     async def flip_byte(self, bucket: str, name: str) -> None:
@@ -58,6 +89,61 @@ class LocalBackend(Backend):
     async def leave_behind(self, bucket: str) -> None:
         """Leave what a writer leaves that dies."""
         (self.folder / bucket / ".half-0123").write_bytes(b"half")
+
+
+class ObjectServer(Server):
+    """`kvrouter objects` over a directory."""
+
+    @property
+    def url(self) -> str:
+        return f"http://:key@127.0.0.1:{self.port}"
+
+    def _command(self) -> list[str]:
+        where = ["--port", str(self.port), "--api-key", "key"]
+        return [sys.executable, "-m", "kvrouter", "objects", str(self.data), *where]
+
+    def _answers(self) -> bool:
+        return greets(self.port, b"GET /livez HTTP/1.0\r\n\r\n", b"200 OK")
+
+
+class HttpBackend(LocalBackend):
+    """The directory of an object server, which was emptied."""
+
+    def __init__(self, server: ObjectServer) -> None:
+        self.folder, self.url = server.data, server.url
+        for bucket in self.folder.iterdir():
+            shutil.rmtree(bucket)
+
+    async def leftovers(self, bucket: str) -> int:
+        """The server hears a moment later that a writer has gone."""
+        deadline = time.monotonic() + WAIT_SECONDS
+        while (left := await super().leftovers(bucket)) and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        return left
+
+
+class MemoryBackend(Backend):
+    """The memory of this process: whoever opens it has the same store."""
+
+    def __init__(self) -> None:
+        self._objects, self._key_values = MemoryObjectStore(), MemoryKeyValueStore()
+
+    def objects(self) -> ObjectStore:
+        return self._objects
+
+    def key_values(self) -> KeyValueStore:
+        return self._key_values
+
+    async def flip_byte(self, bucket: str, name: str) -> None:
+        info, content = self._objects._buckets[bucket][name]
+        self._objects._buckets[bucket][name] = info, b"X" + content[1:]
+
+    async def lose_piece(self, bucket: str, name: str) -> None:
+        info, content = self._objects._buckets[bucket][name]
+        self._objects._buckets[bucket][name] = info, content[: len(content) // 2]
+
+    async def leftovers(self, bucket: str) -> int:
+        return 0
 
 
 class NatsBackend(Backend):
@@ -138,7 +224,7 @@ class RedisBackend(Backend):
         return f"{tag}:chunks:{record[:32].decode()}"
 
 
-class EtcdBackend:
+class EtcdBackend(Place):
     """A prefix on an etcd; small values only."""
 
     def __init__(self, server: EtcdServer) -> None:

@@ -8,7 +8,17 @@ from typing import Any
 import pytest
 
 from tests.servers import EtcdServer, NatsServer, RedisServer, etcd_server, nats_server, redis_server
-from tests.store.backends import Backend, EtcdBackend, LocalBackend, NatsBackend, RedisBackend
+from tests.store.backends import (
+    Backend,
+    EtcdBackend,
+    HttpBackend,
+    LocalBackend,
+    MemoryBackend,
+    NatsBackend,
+    ObjectServer,
+    Place,
+    RedisBackend,
+)
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 
@@ -34,25 +44,46 @@ def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
         yield server
 
 
-@pytest.fixture(params=["local", "nats", "redis", "etcd"])
-def keys(request: pytest.FixtureRequest, tmp_path: Path) -> Backend | EtcdBackend:
-    """An empty place to store small values, one for each kind of backend that processes can share."""
+@pytest.fixture(scope="module")
+def object_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectServer]:
+    """An object server for one module."""
+    server = ObjectServer(tmp_path_factory.mktemp("objects"))
+    try:
+        yield server.start()
+    finally:
+        server.kill()
+
+
+@pytest.fixture(params=["memory", "local", "nats", "redis", "etcd"])
+def keys(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """An empty place to store small values, one for each kind of backend."""
     if request.param == "etcd":
         return EtcdBackend(request.getfixturevalue("etcd"))
     return _backend(request, tmp_path)
 
 
-@pytest.fixture(params=["local", "nats", "redis"])
+@pytest.fixture(params=["memory", "local", "nats", "redis", "http"])
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
-    """An empty place to store things, one for each kind of backend."""
+    """An empty place to store objects, one for each kind of backend."""
+    return _backend(request, tmp_path)
+
+
+@pytest.fixture(params=["memory", "local", "nats", "redis"])
+def both(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
+    """An empty place for objects and small values."""
     return _backend(request, tmp_path)
 
 
 def _backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
-    if request.param == "local":
-        return LocalBackend(tmp_path)
-    if request.param == "nats":
-        return NatsBackend(request.getfixturevalue("nats"))
+    match request.param:
+        case "memory":
+            return MemoryBackend()
+        case "local":
+            return LocalBackend(tmp_path)
+        case "nats":
+            return NatsBackend(request.getfixturevalue("nats"))
+        case "http":
+            return HttpBackend(request.getfixturevalue("object_server"))
     return RedisBackend(request.getfixturevalue("redis"))
 
 

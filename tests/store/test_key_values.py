@@ -7,13 +7,12 @@ from pathlib import Path
 import pytest
 
 from kvrouter.errors import StoreError
-from kvrouter.store import Conflict, Entry, Exists, KeyValueBucket, acquire, open_key_value_store, open_object_store
-from tests.store.backends import Backend, EtcdBackend, LocalBackend
+from kvrouter.store import Conflict, Entry, Exists, KeyValueBucket, acquire
+from tests.store.backends import LocalBackend, Place
 from tests.store.conftest import Run
 from tests.store.test_objects import HOSTILE
 
 WAIT_SECONDS = 50.0
-Keys = Backend | EtcdBackend
 
 
 async def gone(bucket: KeyValueBucket, key: str) -> None:
@@ -24,11 +23,11 @@ async def gone(bucket: KeyValueBucket, key: str) -> None:
         await asyncio.sleep(0.02)
 
 
-def test_a_value_is_created_once_and_changed_by_who_knows_its_revision(keys: Keys, run: Run) -> None:
+def test_a_value_is_created_once_and_changed_by_who_knows_its_revision(keys: Place, run: Run) -> None:
     """A-301, A-351, A-352: every step tells what it found, so that nobody overwrites what he has not seen."""
 
     async def scenario() -> None:
-        async with open_key_value_store(keys.url) as store, open_key_value_store(keys.url) as other:
+        async with keys.key_values() as store, keys.key_values() as other:
             bucket, elsewhere = store.bucket("pointers"), other.bucket("pointers")
             assert await bucket.get("snapshot/current") is None
             assert await bucket.update("snapshot/current", b"x", expected=7) == Conflict(None)
@@ -47,11 +46,11 @@ def test_a_value_is_created_once_and_changed_by_who_knows_its_revision(keys: Key
     run(scenario())
 
 
-def test_a_deleted_value_is_gone_and_its_revision_never_comes_again(keys: Keys, run: Run) -> None:
+def test_a_deleted_value_is_gone_and_its_revision_never_comes_again(keys: Place, run: Run) -> None:
     """Who still expects the old revision must not meet a new value under it."""
 
     async def scenario() -> None:
-        async with open_key_value_store(keys.url) as store:
+        async with keys.key_values() as store:
             bucket = store.bucket("pointers")
             first = await bucket.create("key", b"one")
             assert isinstance(first, int)
@@ -70,11 +69,11 @@ def test_a_deleted_value_is_gone_and_its_revision_never_comes_again(keys: Keys, 
     run(scenario())
 
 
-def test_of_many_at_once_exactly_one_wins(keys: Keys, run: Run) -> None:
+def test_of_many_at_once_exactly_one_wins(keys: Place, run: Run) -> None:
     """A-352: counting with compare-and-set loses no step, whoever counts."""
 
     async def scenario() -> None:
-        async with open_key_value_store(keys.url) as store, open_key_value_store(keys.url) as other:
+        async with keys.key_values() as store, keys.key_values() as other:
             buckets = [store.bucket("race"), other.bucket("race")] * 3
             created = await asyncio.gather(*(bucket.create("key", b"0") for bucket in buckets))
             assert sum(isinstance(answer, int) for answer in created) == 1
@@ -96,11 +95,11 @@ def test_of_many_at_once_exactly_one_wins(keys: Keys, run: Run) -> None:
     run(scenario())
 
 
-def test_a_value_with_a_lifetime_expires_unless_it_is_written_again(keys: Keys, run: Run) -> None:
+def test_a_value_with_a_lifetime_expires_unless_it_is_written_again(keys: Place, run: Run) -> None:
     """Each write begins its lifetime anew; afterwards the key is free."""
 
     async def scenario() -> None:
-        async with open_key_value_store(keys.url) as store:
+        async with keys.key_values() as store:
             bucket = store.bucket("leases")
             revision = await bucket.create("key", b"one", ttl_seconds=600.0)
             assert isinstance(revision, int)
@@ -118,11 +117,11 @@ def test_a_value_with_a_lifetime_expires_unless_it_is_written_again(keys: Keys, 
     run(scenario())
 
 
-def test_buckets_and_stores_are_apart(backend: Backend, run: Run) -> None:
+def test_buckets_and_stores_are_apart(both: Place, run: Run) -> None:
     """Equal keys of two buckets are two values; objects of the same URL are none of them."""
 
     async def scenario() -> None:
-        async with open_key_value_store(backend.url) as store, open_object_store(backend.url) as objects:
+        async with both.key_values() as store, both.objects() as objects:
             await store.bucket("one").create("key", b"1")
             await store.bucket("two").create("key", b"2")
             await objects.put("one", "key", b"object")
@@ -135,11 +134,11 @@ def test_buckets_and_stores_are_apart(backend: Backend, run: Run) -> None:
 
 
 @pytest.mark.parametrize("key", HOSTILE, ids=ascii)
-def test_hostile_keys_are_refused(keys: Keys, run: Run, key: str) -> None:
+def test_hostile_keys_are_refused(keys: Place, run: Run, key: str) -> None:
     """As keys and as buckets, by every method."""
 
     async def scenario() -> None:
-        async with open_key_value_store(keys.url) as store:
+        async with keys.key_values() as store:
             bucket = store.bucket("bucket")
             for call in (
                 bucket.get(key),
@@ -156,11 +155,11 @@ def test_hostile_keys_are_refused(keys: Keys, run: Run, key: str) -> None:
     run(scenario())
 
 
-def test_a_value_beyond_the_bound_is_refused(keys: Keys, run: Run) -> None:
+def test_a_value_beyond_the_bound_is_refused(keys: Place, run: Run) -> None:
     """A snapshot does not belong here."""
 
     async def scenario() -> None:
-        async with open_key_value_store(keys.url) as store:
+        async with keys.key_values() as store:
             bucket = store.bucket("bucket")
             assert isinstance(await bucket.create("key", bytes(256 << 10)), int)
             with pytest.raises(StoreError, match="exceeds") as raised:
@@ -171,11 +170,11 @@ def test_a_value_beyond_the_bound_is_refused(keys: Keys, run: Run) -> None:
     run(scenario())
 
 
-def test_a_lock_has_one_holder_at_a_time(keys: Keys, run: Run) -> None:
+def test_a_lock_has_one_holder_at_a_time(keys: Place, run: Run) -> None:
     """The next one gets it when it is released, or when its holder no longer renews it."""
 
     async def scenario() -> None:
-        async with open_key_value_store(keys.url) as store, open_key_value_store(keys.url) as other:
+        async with keys.key_values() as store, keys.key_values() as other:
             bucket, elsewhere = store.bucket("locks"), other.bucket("locks")
             first = await acquire(bucket, "snapshot", holder="router-a", ttl_seconds=30.0)
             assert first is not None
@@ -197,11 +196,11 @@ def test_a_lock_has_one_holder_at_a_time(keys: Keys, run: Run) -> None:
     run(scenario())
 
 
-def test_a_holder_whose_answer_was_lost_still_holds_the_lock(keys: Keys, run: Run) -> None:
+def test_a_holder_whose_answer_was_lost_still_holds_the_lock(keys: Place, run: Run) -> None:
     """Asking again finds its own name there; a renewal that went through unseen is recognised."""
 
     async def scenario() -> None:
-        async with open_key_value_store(keys.url) as store:
+        async with keys.key_values() as store:
             bucket = store.bucket("locks")
             unseen = await acquire(bucket, "snapshot", holder="router-a-life-1")
             lease = await acquire(bucket, "snapshot", holder="router-a-life-1")
@@ -219,7 +218,7 @@ def test_a_damaged_file_is_told(tmp_path: Path, run: Run) -> None:
     backend = LocalBackend(tmp_path)
 
     async def scenario() -> None:
-        async with open_key_value_store(backend.url) as store:
+        async with backend.key_values() as store:
             bucket = store.bucket("bucket")
             await bucket.create("a/key", b"value")
             (backend.folder / "bucket.keys" / "a%key").write_bytes(b"\xc1")

@@ -37,7 +37,7 @@ def test_an_object_comes_back_as_it_went_in(backend: Backend, run: Run, size: in
 
     async def scenario() -> None:
         data = content(size)
-        async with open_object_store(backend.url) as store, open_object_store(backend.url) as other:
+        async with backend.objects() as store, backend.objects() as other:
             info = await store.put("bucket", "name", data, meta={"schema": "1"})
 
             assert await other.get("bucket", "name") == data
@@ -58,7 +58,7 @@ def test_an_object_may_come_in_pieces_of_any_size(backend: Backend, run: Run) ->
             yield data[start:end]
 
     async def scenario() -> None:
-        async with open_object_store(backend.url) as store:
+        async with backend.objects() as store:
             info = await store.put("bucket", "name", stream())
 
             assert info.size == len(data)
@@ -72,7 +72,7 @@ def test_a_reader_sees_the_old_object_or_the_new_one(backend: Backend, run: Run)
     versions = [content(700_000 + 1000 * seed, seed) for seed in range(12)]
 
     async def scenario() -> None:
-        async with open_object_store(backend.url) as writer, open_object_store(backend.url) as reader:
+        async with backend.objects() as writer, backend.objects() as reader:
             await writer.put("bucket", "name", versions[0])
             seen = []
 
@@ -100,7 +100,7 @@ def test_of_two_writers_one_wins_wholly(backend: Backend, run: Run) -> None:
     versions = [content(300_000, seed) for seed in range(6)]
 
     async def scenario() -> None:
-        async with open_object_store(backend.url) as first, open_object_store(backend.url) as second:
+        async with backend.objects() as first, backend.objects() as second:
             for _ in range(3):
                 puts = [
                     store.put("bucket", "name", version)
@@ -122,7 +122,7 @@ def test_a_writer_that_dies_between_pieces_changes_nothing(backend: Backend, run
         raise ConnectionAbortedError("the source is gone")
 
     async def scenario() -> None:
-        async with open_object_store(backend.url) as store:
+        async with backend.objects() as store:
             await store.put("bucket", "name", b"old")
             for name in ("name", "other"):
                 with pytest.raises((ConnectionAbortedError, StoreError)):
@@ -145,7 +145,7 @@ def test_a_writer_that_is_cancelled_changes_nothing(backend: Backend, run: Run) 
         await asyncio.sleep(3600)
 
     async def scenario() -> None:
-        async with open_object_store(backend.url) as store:
+        async with backend.objects() as store:
             await store.put("bucket", "name", b"old")
             putting = asyncio.create_task(store.put("bucket", "name", stalls()))
             await started.wait()
@@ -164,7 +164,7 @@ def test_damaged_bytes_are_never_returned(backend: Backend, run: Run, damage: st
     """Whatever happened to them; and a damaged object can be replaced and removed."""
 
     async def scenario() -> None:
-        async with open_object_store(backend.url) as store:
+        async with backend.objects() as store:
             await store.put("bucket", "name", content(MIB))
             await getattr(backend, damage)("bucket", "name")
 
@@ -184,7 +184,7 @@ def test_what_is_missing_is_told_apart_from_what_is_empty(backend: Backend, run:
     """An empty object is there; a missing one, or a bucket that never was, is not."""
 
     async def scenario() -> None:
-        async with open_object_store(backend.url) as store:
+        async with backend.objects() as store:
             assert await store.stat("bucket", "name") is None
             assert await store.list("bucket") == []
             assert not await store.delete("bucket", "name")
@@ -203,7 +203,7 @@ def test_deleted_objects_are_gone_and_others_stay(backend: Backend, run: Run) ->
     """By name or by bucket; a bucket that was deleted can be used again."""
 
     async def scenario() -> None:
-        async with open_object_store(backend.url) as store:
+        async with backend.objects() as store:
             names = ["a", "a-b", "a/b", "a.b", "b/c/d"]
             for name in names:
                 await store.put("bucket", name, name.encode())
@@ -230,7 +230,7 @@ def test_hostile_names_are_refused(backend: Backend, run: Run, name: str) -> Non
     """By every method, before anything is touched, on every backend alike."""
 
     async def scenario() -> None:
-        async with open_object_store(backend.url) as store:
+        async with backend.objects() as store:
             calls = [
                 store.put("bucket", name, b""),
                 store.get("bucket", name),
@@ -252,7 +252,7 @@ def test_the_longest_names_are_taken(backend: Backend, run: Run) -> None:
     """The bound is one that every backend can hold."""
 
     async def scenario() -> None:
-        async with open_object_store(backend.url) as store:
+        async with backend.objects() as store:
             bucket, name = "b" * 64, "/".join(["n" * 9] * 20)
             await store.put(bucket, name, b"data")
 
@@ -265,7 +265,7 @@ def test_an_object_beyond_the_bound_is_refused(backend: Backend, run: Run) -> No
     """And what was there stays."""
 
     async def scenario() -> None:
-        async with open_object_store(backend.url) as store:
+        async with backend.objects() as store:
             store._object_bytes_max = MIB  # type: ignore[attr-defined]
             await store.put("bucket", "name", content(MIB))
             with pytest.raises(StoreError, match="exceeds") as raised:
@@ -364,7 +364,7 @@ def test_what_dead_writers_left_is_removed_after_a_while(
     backend = LocalBackend(tmp_path) if kind == "local" else NatsBackend(request.getfixturevalue("nats"))
 
     async def scenario() -> None:
-        async with open_object_store(backend.url) as store:
+        async with backend.objects() as store:
             await store.put("bucket", "name", b"data")
             await backend.leave_behind("bucket")
             await store.put("bucket", "name", b"data")

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from kvrouter.errors import SettingsError, StoreError
-from kvrouter.store import Entry, KeyValueBucket, KeyValueStore, open_key_value_store, open_object_store
+from kvrouter.errors import StoreError
+from kvrouter.store import Entry, KeyValueBucket, open_key_value_store
 from kvrouter.store.key_values import Change, Synced
 from kvrouter.store.watching import Followed, KnownKeys, watched
 from tests.servers import EtcdServer, NatsServer, RedisServer, Server, etcd_server, nats_server, redis_server
+from tests.store.backends import Place
 from tests.store.conftest import Run
-from tests.store.test_key_values import Keys
 
 
 class Follower:
@@ -51,11 +51,11 @@ class Follower:
                     self._news.notify_all()
 
 
-def test_a_watch_tells_what_is_there_then_what_changes(keys: Keys, run: Run) -> None:
+def test_a_watch_tells_what_is_there_then_what_changes(keys: Place, run: Run) -> None:
     """A-353: of its prefix only: new, changed, deleted, and new again."""
 
     async def scenario() -> None:
-        async with open_key_value_store(keys.url) as store, open_key_value_store(keys.url) as other:
+        async with keys.key_values() as store, keys.key_values() as other:
             bucket, elsewhere = store.bucket("watched"), other.bucket("watched")
             await bucket.put("workers/a", b"1")
             await bucket.put("others/a", b"1")
@@ -77,11 +77,11 @@ def test_a_watch_tells_what_is_there_then_what_changes(keys: Keys, run: Run) -> 
     run(scenario())
 
 
-def test_a_watch_of_nothing_is_synced_too(keys: Keys, run: Run) -> None:
+def test_a_watch_of_nothing_is_synced_too(keys: Place, run: Run) -> None:
     """A bucket that nobody has made yet has no keys."""
 
     async def scenario() -> None:
-        async with open_key_value_store(keys.url) as store:
+        async with keys.key_values() as store:
             follower = Follower(store.bucket("empty"))
             await follower.until(lambda seen: seen.synced)
             assert follower.values == {}
@@ -92,11 +92,11 @@ def test_a_watch_of_nothing_is_synced_too(keys: Keys, run: Run) -> None:
     run(scenario())
 
 
-def test_a_watch_tells_what_has_expired(keys: Keys, run: Run) -> None:
+def test_a_watch_tells_what_has_expired(keys: Place, run: Run) -> None:
     """Nobody deletes it; it must go all the same."""
 
     async def scenario() -> None:
-        async with open_key_value_store(keys.url) as store:
+        async with keys.key_values() as store:
             bucket = store.bucket("leases")
             await bucket.put("stays", b"x")
             follower = Follower(bucket)
@@ -109,11 +109,11 @@ def test_a_watch_tells_what_has_expired(keys: Keys, run: Run) -> None:
     run(scenario())
 
 
-def test_put_writes_whatever_is_there_and_entries_list_it(keys: Keys, run: Run) -> None:
+def test_put_writes_whatever_is_there_and_entries_list_it(keys: Place, run: Run) -> None:
     """Revisions grow all the same."""
 
     async def scenario() -> None:
-        async with open_key_value_store(keys.url) as store:
+        async with keys.key_values() as store:
             bucket = store.bucket("plain")
             first = await bucket.put("a/one", b"1")
             second = await bucket.put("a/one", b"2")
@@ -129,12 +129,12 @@ def test_put_writes_whatever_is_there_and_entries_list_it(keys: Keys, run: Run) 
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_followers_of_many_writers_end_where_the_bucket_does(keys: Keys, run: Run, seed: int) -> None:
+def test_followers_of_many_writers_end_where_the_bucket_does(keys: Place, run: Run, seed: int) -> None:
     """Whatever the order of puts, creations, deletions and lifetimes."""
 
     async def scenario() -> None:
         choice = random.Random(seed)
-        async with open_key_value_store(keys.url) as store, open_key_value_store(keys.url) as other:
+        async with keys.key_values() as store, keys.key_values() as other:
             buckets = (store.bucket("busy"), other.bucket("busy"))
             followers = [Follower(bucket) for bucket in buckets]
 
@@ -225,26 +225,6 @@ def test_a_watch_outlives_a_frozen_server(server: Server, run: Run) -> None:
             await follower.close()
 
     run(scenario())
-
-
-def test_the_memory_store_keeps_the_same_contract(run: Run) -> None:
-    """For one process: buckets of one name are one."""
-
-    async def scenario() -> None:
-        store: KeyValueStore = open_key_value_store("memory:")
-        bucket = store.bucket("b")
-        first = await bucket.create("key", b"1", ttl_seconds=3.0)
-        assert isinstance(first, int)
-        follower = Follower(store.bucket("b"))
-        await follower.until(lambda seen: seen.values == {"key": b"1"})
-        await follower.until(lambda seen: seen.values == {})
-        assert await bucket.get("key") is None
-        await store.close()
-        await follower.close()
-
-    run(scenario())
-    with pytest.raises(SettingsError, match="small values only"):
-        open_object_store("memory:")
 
 
 def test_only_what_is_new_is_told() -> None:
