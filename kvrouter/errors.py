@@ -23,6 +23,7 @@ KvrouterError
 │   │   └── UnmetConstraintError  none of them is what the request asks for, available or not
 │   └── OverloadedError      a bound on queued work is reached
 │       └── ShedError        a request is turned away before it costs anything; `status` and `code` say why
+├── GatewayError             a request at the HTTP gateway has no result; carries the HTTP answer
 └── RequestError             the client sent something that we refuse; carries the HTTP answer
 """
 
@@ -32,6 +33,7 @@ __all__ = [
     "BusyIndexError",
     "DeadlineError",
     "DisconnectedError",
+    "GatewayError",
     "HandlerError",
     "KvrouterError",
     "MappingError",
@@ -234,6 +236,23 @@ class ShedError(OverloadedError):
     def __init__(self, reason: str, *, status: int, code: str, retry_after_seconds: int = 1) -> None:
         super().__init__(reason, retry_after_seconds=retry_after_seconds)
         self.status, self.code = status, code
+
+
+class GatewayError(KvrouterError):
+    """A request at the gateway has no result: `status` and `code` are what the client is told, with the text."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int,
+        code: str,
+        details: object = None,
+        retry_after_seconds: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message, self.status, self.code, self.details = message, status, code, details
+        self.retry_after_seconds = retry_after_seconds
 
 
 class RequestError(KvrouterError):
