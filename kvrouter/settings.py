@@ -9,11 +9,15 @@ How the three sources are read and merged is in `settings_sources.py`; here is o
 
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
+
+from kvrouter.settings_field import setting as _setting
+from kvrouter.settings_gateway import GatewaySettings
 
 __all__ = [
     "AuthSettings",
     "EventSettings",
+    "GatewaySettings",
     "HealthSettings",
     "IndexSettings",
     "LimitSettings",
@@ -25,43 +29,10 @@ __all__ = [
     "Settings",
     "TokenSettings",
     "section_classes",
+    "sections_of",
 ]
 
 _MIB = 1024 * 1024
-
-
-def _setting(
-    default: object,
-    help_text: str,
-    *,
-    flag: str | None = None,
-    at_least: float | None = None,
-    at_most: float | None = None,
-    choices: tuple[str, ...] = (),
-    or_else: str = "",
-    variable: str | None = None,
-    metavar: str | None = None,
-    name_characters_max: int | None = None,
-) -> Any:
-    """Describe one setting: `flag` and `variable` are its short names beside the derived ones.
-
-    With `or_else`, which says what, other values than the `choices` are taken too; whoever uses them checks them.
-    With `name_characters_max` it is a name that every broker and store can hold: letters, digits, `_` and `-`.
-    """
-    return field(
-        default=default,
-        metadata={
-            "help": help_text,
-            "flag": flag,
-            "at_least": at_least,
-            "at_most": at_most,
-            "choices": choices,
-            "or_else": or_else,
-            "variable": variable,
-            "metavar": metavar,
-            "name_characters_max": name_characters_max,
-        },
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -364,6 +335,7 @@ class Settings:
     tokens: TokenSettings = field(default_factory=TokenSettings)
     health: HealthSettings = field(default_factory=HealthSettings)
     log: LogSettings = field(default_factory=LogSettings)
+    gateway: GatewaySettings = field(default_factory=GatewaySettings)
     workers: tuple[str, ...] = ()
     """Worker specifications, as `--worker` takes them; `kvrouter.service.workers` parses them."""
 
@@ -375,3 +347,10 @@ def section_classes() -> dict[str, type]:
         for each in cast("tuple[Field[object], ...]", fields(Settings))
         if each.default_factory is not MISSING
     }
+
+
+def sections_of(command: str) -> tuple[str, ...]:
+    """Return the sections that `kvrouter serve` or `kvrouter gateway` has flags for; files may hold those of both."""
+    if command == "gateway":
+        return ("gateway", "auth", "log")
+    return tuple(section for section in section_classes() if section != "gateway")

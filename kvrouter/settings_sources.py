@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from kvrouter.errors import SettingsError
-from kvrouter.settings import Settings, section_classes
+from kvrouter.settings import Settings, section_classes, sections_of
 
 __all__ = ["Setting", "add_settings_flags", "all_settings", "load_settings"]
 
@@ -75,18 +75,22 @@ def all_settings() -> Iterator[Setting]:
             yield _describe(section, each, hints[each.name])
 
 
-def add_settings_flags(parser: argparse.ArgumentParser) -> None:
-    """Add `--config`, `--worker` and one flag per setting, grouped by section."""
+def add_settings_flags(parser: argparse.ArgumentParser, command: str = "serve") -> None:
+    """Add `--config` and one flag per setting of a command, grouped by section; to `serve` also `--worker`."""
     parser.add_argument("--config", metavar="FILE", help=f"TOML file with the same keys (or {_CONFIG_VARIABLE})")
-    parser.add_argument(
-        "--worker",
-        action="append",
-        metavar="URL[,events=tcp://HOST:PORT][,ranks=N]…",
-        help="one worker (repeatable); events= also takes http://, nats:// and redis:// addresses; "
-        "also id=, replay=, model=, block_size=, topic=, api_key=",
-    )
+    if command == "serve":
+        parser.add_argument(
+            "--worker",
+            action="append",
+            metavar="URL[,events=tcp://HOST:PORT][,ranks=N]…",
+            help="one worker (repeatable); events= also takes http://, nats:// and redis:// addresses; "
+            "also id=, replay=, model=, block_size=, topic=, api_key=",
+        )
     groups: dict[str, argparse._ArgumentGroup] = {}
+    sections = sections_of(command)
     for setting in all_settings():
+        if setting.section not in sections:
+            continue
         if setting.section not in groups:
             groups[setting.section] = parser.add_argument_group(setting.section)
         _add_flag(groups[setting.section], setting)
