@@ -23,6 +23,7 @@ _ROUTER_PARTS |= {"uvicorn", "uvloop", "xxhash"}
 _COMMANDS = (
     "kvrouter.demo",
     "kvrouter.service.serve",
+    "kvrouter.worker",
     "kvrouter.replay.command",
     "kvrouter.events_cli",
     "kvrouter.service.object_server",

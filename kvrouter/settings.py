@@ -23,6 +23,7 @@ __all__ = [
     "LimitSettings",
     "LogSettings",
     "PlacementSettings",
+    "PlaneSettings",
     "QueueSettings",
     "RoutingSettings",
     "ServerSettings",
@@ -264,6 +265,38 @@ class EventSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlaneSettings:
+    """Workers that are found by discovery and reached over a request plane; see [planes](planes.md)."""
+
+    discovery: str = _setting(
+        "",
+        "where workers' records are kept: a directory, etcd://host:2379, nats://host:4222/PREFIX or "
+        "redis://host:6379/0/PREFIX (default: workers are not looked for)",
+        flag="--discovery",
+        metavar="URL",
+    )
+    namespace: str = _setting("kvrouter", "namespace of the workers", name_characters_max=64)
+    component: str = _setting("backend", "component of the workers", name_characters_max=64)
+    endpoint: str = _setting("generate", "endpoint of the workers", name_characters_max=64)
+    request_plane: str = _setting(
+        "",
+        "what requests travel over where a worker offers several (default: KVROUTER_REQUEST_PLANE, or tcp)",
+        flag="--request-plane",
+        choices=("tcp", "http", "nats", "zmq", "grpc"),
+    )
+    nats_server: str = _setting(
+        "",
+        "NATS server of workers that are reached over NATS (default: NATS_SERVER, or nats://127.0.0.1:4222, with "
+        "--request-plane nats; otherwise none)",
+        flag="--nats-server",
+        metavar="URL",
+    )
+    overload_status: int = _setting(
+        503, "status of the answer where every worker that was asked has too much to do", at_least=400, at_most=599
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class IndexSettings:
     """What is known of the workers' caches."""
 
@@ -331,6 +364,7 @@ class Settings:
     queue: QueueSettings = field(default_factory=QueueSettings)
     placement: PlacementSettings = field(default_factory=PlacementSettings)
     events: EventSettings = field(default_factory=EventSettings)
+    planes: PlaneSettings = field(default_factory=PlaneSettings)
     index: IndexSettings = field(default_factory=IndexSettings)
     tokens: TokenSettings = field(default_factory=TokenSettings)
     health: HealthSettings = field(default_factory=HealthSettings)

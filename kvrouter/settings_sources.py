@@ -10,7 +10,7 @@ import difflib
 import re
 import tomllib
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import Field, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -96,8 +96,10 @@ def add_settings_flags(parser: argparse.ArgumentParser, command: str = "serve") 
         _add_flag(groups[setting.section], setting)
 
 
-def load_settings(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Settings:
-    """Merge the three sources over the defaults.
+def load_settings(
+    arguments: argparse.Namespace, environment: Mapping[str, str], *, elsewhere: Collection[str] = ()
+) -> Settings:
+    """Merge the three sources over the defaults; variables that are read `elsewhere` are left alone.
 
     Raises:
         SettingsError: a key is unknown, a value is malformed or out of bounds, or the file cannot be read.
@@ -106,7 +108,7 @@ def load_settings(arguments: argparse.Namespace, environment: Mapping[str, str])
     values: dict[str, object] = {}
     path = getattr(arguments, "config", None) or environment.get(_CONFIG_VARIABLE)
     workers = _apply_file(Path(path), known, values) if path else ()
-    workers = _apply_environment(environment, known, values) or workers
+    workers = _apply_environment(environment, known, values, elsewhere) or workers
     for key, setting in known.items():
         given = getattr(arguments, _destination(setting), None)
         if given is not None:
@@ -221,7 +223,7 @@ def _workers_of(path: Path, tables: object) -> tuple[str, ...]:
 
 
 def _apply_environment(
-    environment: Mapping[str, str], known: Mapping[str, Setting], values: dict[str, object]
+    environment: Mapping[str, str], known: Mapping[str, Setting], values: dict[str, object], elsewhere: Collection[str]
 ) -> tuple[str, ...]:
     by_variable = {variable: setting for setting in known.values() for variable in setting.variables}
     workers: tuple[str, ...] = ()
@@ -235,8 +237,9 @@ def _apply_environment(
         elif variable == _PURE_VARIABLE:
             if text.strip().lower() not in _TRUE | _FALSE:
                 raise SettingsError(f"{variable}: {text!r} is not {_KINDS[bool]}")
-        elif variable != _CONFIG_VARIABLE and not _SERVICE_LINK.fullmatch(f"{variable}={text}"):
-            raise SettingsError(f"unknown variable {variable}{_nearest(variable, [*by_variable, _WORKERS_VARIABLE])}")
+        elif variable not in {_CONFIG_VARIABLE, *elsewhere} and not _SERVICE_LINK.fullmatch(f"{variable}={text}"):
+            known_ones = [*by_variable, _WORKERS_VARIABLE, *elsewhere]
+            raise SettingsError(f"unknown variable {variable}{_nearest(variable, known_ones)}")
     return workers
 
 

@@ -50,8 +50,8 @@ async def main(given: argparse.Namespace) -> None:
     """Send the same words several times, to one worker after the other."""
     transport = make_client(given.transport, given.nats)
     registry = TransportRegistry()
-    # Requests of call-home travel over NATS, and that is what the workers' records say.
-    transport_id = "nats" if given.transport == "call-home" else given.transport
+    # Requests of call-home travel over NATS, and answers over TCP.
+    transport_id = "nats+tcp" if given.transport == "call-home" else given.transport
     registry.register(Registered(transport_id=transport_id, client=transport))
     discovery = Discovery(open_key_value_store(given.store))
     directory = Directory(discovery, "demo", "backend", "echo")

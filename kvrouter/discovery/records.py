@@ -6,7 +6,7 @@ says the same where there is one, so that older readers find what they know.
 """
 
 import re
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 
@@ -86,6 +86,7 @@ class _Record(msgspec.Struct, frozen=True, omit_defaults=True):
     last_heartbeat: float | None = None
     device_type: str | None = None
     zone: str | None = None
+    worker: dict[str, Any] = {}
 
 
 class Instance(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,6 +106,8 @@ class Instance(msgspec.Struct, frozen=True, kw_only=True):
     health_reason: str | None = None
     device_type: str | None = None
     zone: str | None = None
+    worker: dict[str, Any] = {}
+    """What a router is told of it besides: fields of `POST /workers`, such as where its cache events are."""
 
     @property
     def key(self) -> str:
@@ -156,6 +159,7 @@ def encode_instance(instance: Instance) -> bytes:
         health_reason=instance.health_reason,
         device_type=instance.device_type,
         zone=instance.zone,
+        worker=instance.worker,
     )
     # The type is what older readers look at first; `omit_defaults` would leave it out.
     encoded = msgspec.json.encode({"type": record.type, **msgspec.to_builtins(record)})
@@ -190,6 +194,7 @@ def decode_instance(data: bytes) -> Instance:
         health_reason=record.health_reason,
         device_type=record.device_type,
         zone=record.zone,
+        worker=record.worker,
     )
 
 

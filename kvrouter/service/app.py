@@ -35,6 +35,8 @@ from kvrouter.service.load_reports import LoadReports
 from kvrouter.service.logs import log_event
 from kvrouter.service.metrics import Metrics, MetricsSources
 from kvrouter.service.placement import PlacementReader
+from kvrouter.service.planes.request_planes import RequestPlanes
+from kvrouter.service.planes.ways import PlaneChoices
 from kvrouter.service.probes import ProbeRoutes
 from kvrouter.service.promises import PromiseKeeper
 from kvrouter.service.prompts import PrefixCache, PromptResolver, RequestReader, model_paths
@@ -62,7 +64,12 @@ class Service:
     """All parts of one router process, wired together. Building it opens nothing."""
 
     def __init__(
-        self, settings: Settings, *, admin_socket: str | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        settings: Settings,
+        *,
+        admin_socket: str | None = None,
+        planes: PlaneChoices | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.settings, self.clock = settings, clock
         limits = _proxy_limits(settings.limits, route_headers=settings.server.route_headers)
@@ -76,6 +83,7 @@ class Service:
         self._wire_prompts(cache)
         self._wire_load()
         self._wire_views()
+        self.planes = self._request_planes(planes)
         self.dispatcher = self._make_dispatcher(RequestReader(cache), admin_socket)
         self.proxy = ProxyServer(self.dispatcher, limits, pool=self.pool, on_error=_report_bug, clock=clock)
         self.health = HealthMonitor(
@@ -265,6 +273,21 @@ class Service:
             views=self.views,
             prompt_mode=self.resolver.describe,
             metrics_text=self.metrics.text,
+        )
+
+    def _request_planes(self, choices: PlaneChoices | None) -> RequestPlanes | None:
+        """Workers that discovery finds, if any are looked for."""
+        if choices is None:
+            return None
+        settings = self.settings.planes
+        return RequestPlanes(
+            choices,
+            store=settings.discovery,
+            names=(settings.namespace, settings.component, settings.endpoint),
+            overload_status=settings.overload_status,
+            workers=self.registry,
+            figures=self.metrics.registry,
+            clock=self.clock,
         )
 
     def _split_sender(self) -> SplitSender | None:

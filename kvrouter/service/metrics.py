@@ -61,13 +61,14 @@ class Metrics:
     """The registry and its text."""
 
     def __init__(self, sources: MetricsSources) -> None:
-        self._registry = CollectorRegistry()
-        self._registry.register(_Collector(sources))
-        ProcessCollector(registry=self._registry)
+        self.registry = CollectorRegistry()
+        """For parts that are not always there, and bring families of their own."""
+        self.registry.register(_Collector(sources))
+        ProcessCollector(registry=self.registry)
 
     def text(self) -> bytes:
         """Return the exposition."""
-        return generate_latest(self._registry)
+        return generate_latest(self.registry)
 
 
 class _Collector(Collector):

@@ -24,6 +24,7 @@ from kvrouter.service.auth import refuse_open_bind
 from kvrouter.service.collector import set_survivors_aside
 from kvrouter.service.listening import listen
 from kvrouter.service.logs import configure_logging, log_event
+from kvrouter.service.planes.ways import PlaneChoices
 from kvrouter.service.workers import WorkerSpec, parse_worker_spec
 from kvrouter.settings import Settings
 
@@ -38,8 +39,12 @@ _LAST_SAVE_SECONDS = 5.0
 _log = logging.getLogger("kvrouter.service")
 
 
-async def run_service(settings: Settings) -> int:
+async def run_service(settings: Settings, planes: PlaneChoices | None = None) -> int:
     """Run the router until it is told to stop; returns the exit code.
+
+    Args:
+        settings: what is set.
+        planes: how workers that discovery finds are reached; None where none are looked for.
 
     Raises:
         SettingsError: a worker specification, the address or the certificate cannot be used.
@@ -56,7 +61,7 @@ async def run_service(settings: Settings) -> int:
     with tempfile.TemporaryDirectory(prefix="kvrouter-", dir=_short_folder()) as folder:
         admin_socket = None if settings.server.admin_port else str(Path(folder) / "admin.sock")
         listener = listen(settings.server.host, settings.server.port)
-        service = Service(settings, admin_socket=admin_socket)
+        service = Service(settings, admin_socket=admin_socket, planes=planes)
         service.load_tokenizers()
         try:
             if service.keeper is not None:
@@ -88,6 +93,7 @@ async def _running(
         backlog = tasks.create_task(service.work_off_backlogs(), name="backlog")
         queue = tasks.create_task(service.keep_queue(), name="queue") if service.admission is not None else None
         saving = tasks.create_task(service.keeper.run(), name="snapshots") if service.keeper is not None else None
+        planes = tasks.create_task(service.planes.run(), name="planes") if service.planes is not None else None
         collector = tasks.create_task(set_survivors_aside(), name="collector")
         admin = tasks.create_task(service.admin.run(), name="admin")
         await service.admin.started()
@@ -102,13 +108,15 @@ async def _running(
             policy=service.settings.routing.policy,
             workers=len(service.registry),
         )
-        if not len(service.registry):
+        if not len(service.registry) and service.planes is None:
             log_event(_log, logging.WARNING, "no_workers", hint="give --worker, or register some with POST /workers")
         gc.collect()
         gc.freeze()  # what is here now stays: the collector need not look at it while requests wait
         yield
         # Requests have ended or were cut by `_drain`; what is left only served them.
         await service.proxy.close()
+        if planes is not None:
+            planes.cancel()
         if service.splits is not None:
             await service.splits.close()
         service.admin.stop()
@@ -125,6 +133,8 @@ async def _running(
             service.keeper.finish()
             await _unless(at_once, asyncio.wait({saving}, timeout=_LAST_SAVE_SECONDS))
             saving.cancel()
+        if service.planes is not None:
+            await service.planes.close()
         await service.subscriber.close()
         await subscriber
         service.resolver.close()

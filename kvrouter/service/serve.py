@@ -23,11 +23,14 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT; a second one stops at once."""
-    settings = load_settings(arguments, os.environ)
     # Imported here, so that `kvrouter --help` needs none of the router's dependencies.
     import uvloop  # noqa: PLC0415
 
+    from kvrouter.service.planes.environment import PLANE_VARIABLES, plane_choices  # noqa: PLC0415
     from kvrouter.service.process import run_service  # noqa: PLC0415
 
+    settings = load_settings(arguments, os.environ, elsewhere=PLANE_VARIABLES)
+    planes = plane_choices(settings, os.environ)
+
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(run_service(settings))
+        return runner.run(run_service(settings, planes))

@@ -16,6 +16,7 @@ from urllib.parse import SplitResult, urlsplit
 from kvrouter.errors import RequestError, SettingsError
 from kvrouter.events.endpoints import check_endpoint, check_source, is_wildcard, rank_endpoint
 from kvrouter.routing.constraints import PLAIN, Traits
+from kvrouter.service.proxy import Endpoint
 from kvrouter.service.worker_traits import Engine, read_engine, read_traits
 
 __all__ = ["WorkerSpec", "parse_worker_spec", "worker_spec_from_fields"]
@@ -106,6 +107,8 @@ class WorkerSpec:
     api_key: str | None = field(default=None, repr=False)
     traits: Traits = PLAIN
     engine: Engine = "vllm"
+    reached: Endpoint | None = field(default=None, repr=False)
+    """Where requests go instead of `url`, for workers that are reached otherwise."""
     bootstrap_port: int = BOOTSTRAP_PORT
     """Where an SGLang prefill server meets the decode server of a split request."""
     fields: Mapping[str, object] = field(default_factory=dict, repr=False)

@@ -90,7 +90,9 @@ class Worker:
     def adopt(self, spec: WorkerSpec) -> None:
         """Take a specification with the same ranks; what the process told about itself stays."""
         self.spec = spec
-        self.endpoint = endpoint_of(spec, self._default_authorization) if spec.url else None
+        self.endpoint = spec.reached
+        if spec.url is not None:
+            self.endpoint = endpoint_of(spec, self._default_authorization)
         self.models = spec.models or tuple(dict.fromkeys(card["id"] for card in self.cards))
         self.tell_ranks()
 

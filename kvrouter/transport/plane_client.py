@@ -13,8 +13,9 @@ from kvrouter.discovery.choosing import InstanceChooser, make_chooser
 from kvrouter.errors import NoInstancesError, TransportError
 from kvrouter.transport.client_stream import ClientStream
 from kvrouter.transport.context import Context
+from kvrouter.transport.instance_client import InstanceClient
 from kvrouter.transport.messages import Request
-from kvrouter.transport.registry import Capabilities, NoTransportError, TransportRegistry
+from kvrouter.transport.registry import TransportRegistry
 
 __all__ = ["PlaneClient", "PlaneClientCounters"]
 
@@ -28,7 +29,6 @@ class PlaneClientCounters:
     requests: int = 0
     retries: int = 0
     failures: int = 0
-    fallbacks: int = 0
 
 
 class PlaneClient:
@@ -49,10 +49,15 @@ class PlaneClient:
         seed: int = 0,
     ) -> None:
         self.counters = PlaneClientCounters()
-        self.directory, self._registry = directory, registry
+        self.directory, self._instances = directory, InstanceClient(registry)
         self._chooser: InstanceChooser = make_chooser(mode, seed=seed)
         self._attempts_max, self._wait_seconds = attempts_max, wait_seconds
         directory.listen(self._instance_changed)
+
+    @property
+    def fallbacks(self) -> int:
+        """Times another transport was taken because one had no connection."""
+        return self._instances.fallbacks
 
     async def request(
         self, request: Request, context: Context | None = None, *, instance_id: int | None = None
@@ -128,38 +133,14 @@ class PlaneClient:
         return chosen
 
     async def _ask(self, instance: Instance, request: Request, context: Context) -> ClientStream:
-        """Ask over the first transport that both have; over the next one where there is no connection."""
         self._chooser.begin(instance)
         try:
-            stream = await self._connect(instance, request, context)
+            stream = await self._instances.request(instance, request, context)
         except BaseException:
             self._chooser.end(instance)
             raise
         stream.when_closed(lambda: self._chooser.end(instance))
         return stream
-
-    async def _connect(self, instance: Instance, request: Request, context: Context) -> ClientStream:
-        ways = {each.transport_id: each.address for each in reversed(instance.transports)}
-        needed = Capabilities(streaming=True, bidirectional=request.many_in, max_message_size=len(request.body))
-        failed: list[str] = []
-        last: TransportError | None = None
-        while True:
-            try:
-                chosen = self._registry.select("request", needed, among=ways.keys(), exclude=failed)
-            except NoTransportError:
-                raise last or NoTransportError(
-                    f"instance {instance.instance_id:x} is reached by {', '.join(ways)}, of which none is here"
-                ) from None
-            transport_id = chosen.transport_id
-            try:
-                client = self._registry.client(transport_id)
-                return await client.request(ways[transport_id], request, context)
-            except TransportError as error:
-                if not _may_fall_back(error):
-                    raise
-                self.counters.fallbacks += 1
-                failed.append(transport_id)
-                last = error
 
     def _instance_changed(self, key: str, instance: Instance | None) -> None:
         if instance is None:
@@ -173,8 +154,3 @@ class _Attempts:
     count: int = 0
     tried: set[int] = field(default_factory=set)
     last: TransportError | None = None
-
-
-def _may_fall_back(error: TransportError) -> bool:
-    """Whether another transport may succeed where this one had no connection at all."""
-    return isinstance(error, NoTransportError) or (error.retryable and error.code == "UNAVAILABLE")

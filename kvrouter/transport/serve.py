@@ -12,7 +12,7 @@ import asyncio
 import secrets
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from kvrouter.discovery import Discovery, Instance, Registration, TransportEndpoint
 from kvrouter.errors import TransportError
@@ -43,6 +43,7 @@ class ServedWorker:
         zone: str | None,
         drain_seconds: float,
         response_transport: TransportEndpoint | None = None,
+        worker: Mapping[str, Any] | None = None,
     ) -> None:
         self.endpoints, self.instance_id = endpoints, instance_id
         self._namespace, _, self._component = name.partition("/")
@@ -51,6 +52,7 @@ class ServedWorker:
         self._handlers, self._servers = handlers, servers
         self._discovery = Discovery(store)
         self._zone, self._drain_seconds, self._response_transport = zone, drain_seconds, response_transport
+        self._worker = dict(worker or {})
         self.registrations: list[Registration] = []
 
     @property
@@ -96,6 +98,7 @@ class ServedWorker:
             ),
             response_transport=self._response_transport,
             zone=self._zone,
+            worker=self._worker,
         )
 
 
@@ -110,6 +113,7 @@ def serve(
     nats_server: str | None = None,
     answers_home: bool = False,
     zone: str | None = None,
+    worker: Mapping[str, Any] | None = None,
     streams_max: int = 4096,
     drain_seconds: float = 30.0,
 ) -> ServedWorker:
@@ -125,6 +129,7 @@ def serve(
         nats_server: URL of the NATS server, where `nats` is a way in.
         answers_home: whether answers go home over TCP connections that this worker dials; with `nats` only.
         zone: where this worker stands.
+        worker: what routers are told of it besides, fields of `POST /workers` such as `events`.
         streams_max: requests worked on at a time.
         drain_seconds: how long what runs may take to finish at the end.
 
@@ -145,7 +150,7 @@ def serve(
     return ServedWorker(
         name, handlers, servers,
         endpoints=endpoints, store=kept, instance_id=instance_id, zone=zone, drain_seconds=drain_seconds,
-        response_transport=_CALL_HOME if answers_home else None,
+        response_transport=_CALL_HOME if answers_home else None, worker=worker,
     )  # fmt: skip
 
 

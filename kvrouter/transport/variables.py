@@ -3,11 +3,11 @@
 `KVROUTER_...` is preferred; `DYN_...`, the names of NVIDIA Dynamo, are accepted. Pure: the environment is an argument.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from kvrouter.errors import SettingsError
 
-__all__ = ["PREFIXES", "Variables"]
+__all__ = ["PREFIXES", "Variables", "variables_read"]
 
 PREFIXES = ("KVROUTER_", "DYN_")
 _PORT_MAX = 65_535
@@ -86,3 +86,28 @@ class Variables:
         if not 0 < seconds < float("inf"):
             raise SettingsError(f"{found[0]}={found[1]!r} must be a number of seconds above 0")
         return seconds
+
+
+class _Asked(Mapping[str, str]):
+    """An environment with nothing in it, which notes what is looked for."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+
+    def __getitem__(self, name: str) -> str:
+        self.names.add(name)
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
+def variables_read(*readers: Callable[[Mapping[str, str]], object]) -> frozenset[str]:
+    """The full names of what the readers of an environment look for, whatever they find."""
+    asked = _Asked()
+    for read in readers:
+        read(asked)
+    return frozenset(asked.names)

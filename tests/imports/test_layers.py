@@ -40,6 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kvrouter_subscribers": {"kvrouter.errors", "kvrouter.events", "kvrouter.redis_client", CORE},
     "kvrouter.service": PURE
     | {"kvrouter.settings", "kvrouter.settings_sources", "kvrouter.store", "kvrouter_subscribers"}
+    | {"kvrouter.discovery", "kvrouter.transport"}
     | {"kvrouter.service.proxy", "kvrouter.service.prompts"},
     "kvrouter.service.proxy": {"kvrouter", "kvrouter.errors", CORE},
     "kvrouter.service.prompts": {"kvrouter.errors", "kvrouter.blocks", CORE},

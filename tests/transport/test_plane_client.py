@@ -75,7 +75,7 @@ async def ask(client: PlaneClient) -> str:
 
 
 def test_a_fleet_may_mix_transports(nats: NatsServer) -> None:
-    """A-161: each worker is reached as its record says."""
+    """A-116, A-161, A-231: each worker is reached as its record says."""
 
     async def scenario() -> None:
         store = MemoryKeyValueStore()
@@ -120,7 +120,7 @@ def test_another_transport_is_tried_where_one_has_no_connection() -> None:
             await eventually(lambda: len(client.directory.instances()) == 2)
             async with await client.request(ECHO, instance_id=1) as stream:
                 assert await stream.collect() == [b"a"]
-            assert client.counters.fallbacks == 1
+            assert client.fallbacks == 1
 
     run(scenario())
 
@@ -226,12 +226,12 @@ def test_a_request_that_is_over_counts_no_more() -> None:
 
 
 def test_a_worker_that_calls_home_says_so_in_its_record(nats: NatsServer) -> None:
-    """A-201, A-221: requests over NATS, answers over TCP; other transports have answers of their own."""
+    """A-201, A-221, A-229: requests over NATS, answers over TCP; other transports have answers of their own."""
 
     async def scenario() -> None:
         store, client = MemoryKeyValueStore(), CallHomeClient(NatsAckSender(nats.url), CallHomeListener())
         registry, directory = TransportRegistry(), Directory(Discovery(store), "demo", "backend", "echo")
-        registry.register(Registered(transport_id="nats", client=client))
+        registry.register(Registered(transport_id="nats+tcp", client=client))
         async with worker(store, "a", "nats", nats_server=nats.url, answers_home=True):
             await directory.start()
             [instance] = directory.instances()

@@ -52,6 +52,7 @@ _UPSTREAM: Final[dict[str, tuple[int, str]]] = {
     "upstream_lost": (502, "worker_lost"),
     "bad_response": (502, "worker_bad_response"),
     "timeout": (504, "worker_timeout"),
+    "error_status": (502, "worker_failed"),
 }
 _COME_AGAIN: Final = frozenset({502, 503, 529})
 """Statuses that say to try again later; 529 is what some front ends answer for 503."""
