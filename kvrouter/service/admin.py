@@ -373,6 +373,7 @@ class AdminServer:
         listener: socket.socket | None = None,
         certificate: Path | None = None,
         key: Path | None = None,
+        drain_seconds: int = 5,
     ) -> None:
         config = uvicorn.Config(
             app,
@@ -384,7 +385,7 @@ class AdminServer:
             lifespan="off",
             server_header=False,
             timeout_keep_alive=75,
-            timeout_graceful_shutdown=5,
+            timeout_graceful_shutdown=drain_seconds,
         )
         self._server = _QuietServer(config)
         self._sockets = None if listener is None else [listener]

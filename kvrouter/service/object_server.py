@@ -34,6 +34,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--insecure", action="store_true", help="serve other machines without a key")
     parser.add_argument("--tls-certificate", type=Path, metavar="FILE", help="serve with TLS")
     parser.add_argument("--tls-key", type=Path, metavar="FILE", help="the certificate's key")
+    parser.add_argument(
+        "--drain-seconds", type=int, default=60, metavar="S", help="for what is under way at the end (default: 60)"
+    )
     parser.set_defaults(run=run)
 
 
@@ -77,6 +80,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
             listener=listener,
             certificate=arguments.tls_certificate,
             key=arguments.tls_key,
+            drain_seconds=arguments.drain_seconds,
         )
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -128,7 +128,7 @@ class ObjectApp:
             async with request.watched() as gone:
                 await request.begin(200, [*_described(info), *length, (b"content-type", kind.encode())])
                 try:
-                    async for piece in framed(pieces) if with_digest else pieces:
+                    async for piece in framed(pieces) if with_digest else _last_held(pieces):
                         if gone():
                             return
                         await request.send_piece(piece, more=True)
@@ -210,6 +210,16 @@ class _Request:
         """Answer that this is not what one does here."""
         content = {"error": {"reason": "unsupported", "message": f"only {allowed} here"}}
         await self.answer(405, content, (b"allow", allowed.encode()))
+
+
+async def _last_held(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Keep the last piece back until all are verified: without it, what is damaged is not whole either."""
+    held = b""
+    async for piece in pieces:
+        if held:
+            yield held
+        held = piece
+    yield held
 
 
 def _described(info: ObjectInfo) -> list[tuple[bytes, bytes]]:

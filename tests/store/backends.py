@@ -83,6 +83,12 @@ class LocalBackend(Backend):
         content = self.file(bucket, name).read_bytes()
         self.file(bucket, name).write_bytes(content[: len(content) // 2])
 
+    async def lose_middle(self, bucket: str, name: str) -> None:
+        """Change a byte as late in an object's data as a reader's second piece."""
+        content = bytearray(self.file(bucket, name).read_bytes())
+        content[len(content) // 2] ^= 1
+        self.file(bucket, name).write_bytes(content)
+
     async def leftovers(self, bucket: str) -> int:
         return len(list((self.folder / bucket).glob(".half-*")))
 
