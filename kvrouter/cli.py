@@ -26,6 +26,7 @@ _COMMANDS = (
     "kvrouter.worker",
     "kvrouter.replay.command",
     "kvrouter.events_cli",
+    "kvrouter.gateway.command",
     "kvrouter.service.object_server",
     "kvrouter.doctor",
 )
