@@ -63,7 +63,7 @@ class EventRouter(Protocol):
         """End at once; nothing is written down."""
         ...
 
-    def look(self, line: Line) -> Look | None:
+    async def look(self, line: Line) -> Look | None:
         """What is said of a source now; None if that changes too fast to be seen."""
         ...
 
@@ -145,7 +145,7 @@ class InProcessRouter:
         statuses = self.ingest.status(now=time.monotonic())
         return next(each for each in statuses if (each.worker_id, each.rank) == line.source)
 
-    def look(self, line: Line) -> Look | None:
+    async def look(self, line: Line) -> Look | None:
         """What is said of a source now: the number of copies by tier and engine hash."""
         places = self.ingest.copies(line.source)
         copies = {(tier, each): count for (tier, _), hashes in places.items() for each, count in hashes.items()}
@@ -211,8 +211,7 @@ class RouterProcess:
         for line in self._party.lines:
             fields = {"worker_id": line.source.worker_id, "endpoint": "x", "block_size": SIZE}
             events = {"kv_events_endpoint": line.endpoint, "replay_endpoint": line.replay_endpoint}
-            answer = self._client.post(f"{self._process.url}/workers", json={**fields, **events})
-            answer.raise_for_status()
+            await asyncio.to_thread(self._ask, "POST", "/workers", {**fields, **events})
 
     async def stop(self) -> None:
         """End it with SIGKILL."""
@@ -221,8 +220,11 @@ class RouterProcess:
             self._client.close()
         self._process = None
 
-    def look(self, line: Line) -> Look | None:
+    async def look(self, line: Line) -> Look | None:
         """What is answered about a source: leading blocks by chain and tier."""
+        return await asyncio.to_thread(self._look, line)  # The loop carries the networks of all schedules.
+
+    def _look(self, line: Line) -> Look | None:
         before = self._row(line)
         claims: dict[Any, int] = {}
         for chain in range(CHAINS):

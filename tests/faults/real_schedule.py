@@ -63,7 +63,7 @@ class RealSchedule:
     async def _do(self, action: Action) -> None:
         self.log.append(action.__name__)
         await action()
-        self.check()
+        await self.check()
 
     def _make_router(self) -> tuple[EventRouter, dict[Action, int]]:
         """Who listens, and all that may happen."""
@@ -264,12 +264,12 @@ class RealSchedule:
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
             await asyncio.sleep(min(left, _POLL_SECONDS))
-            self.check()
+            await self.check()
 
-    def check(self) -> None:
+    async def check(self) -> None:
         """A source that is trusted claims what was held after the batch that it applied last."""
         for line in self.party.lines:
-            look = self.router.look(line)
+            look = await self.router.look(line)
             if look is None or look.status.doubt or (look.status.state == "suspect" and not self.party.named):
                 continue
             status, claims, applied = look.status, look.claims, look.status.applied_sequence
@@ -297,7 +297,7 @@ class RealSchedule:
                 await line.work(1)
         truths = [await self._truth(line) for line in self.party.lines]
         deadline, marker = time.monotonic() + HEAL_SECONDS, time.monotonic() + _MARKER_SECONDS
-        while complaint := self._complaint(truths):
+        while complaint := await self._complaint(truths):
             assert time.monotonic() < deadline, f"after {HEAL_SECONDS} s: {complaint}"
             if not self.party.named and time.monotonic() > marker:
                 for line in self.party.lines:
@@ -309,12 +309,12 @@ class RealSchedule:
         for line in self.party.lines:
             await self._check_counts(line)
 
-    def _complaint(self, truths: list[Copies]) -> str:
+    async def _complaint(self, truths: list[Copies]) -> str:
         """What is not yet as it must be."""
         for line, held in zip(self.party.lines, truths, strict=True):
             journal = line.lives[-1]
             journal.read()
-            look, truth = self.router.look(line), self.router.view(held)
+            look, truth = await self.router.look(line), self.router.view(held)
             if look is None:
                 return f"{line.source}: is not at rest"
             status, claims = look
@@ -352,7 +352,7 @@ class RealSchedule:
     async def _check_counts(self, line: Line) -> None:
         """Every loss has a counter, on either side."""
         assert line.publisher is not None
-        while (look := self.router.look(line)) is None:  # A digest came in between.
+        while (look := await self.router.look(line)) is None:  # A digest came in between.
             await asyncio.sleep(_POLL_SECONDS)
         status, journal = look.status, line.lives[-1]
         unheard = self.router.unheard(line, range(journal.last + 1))
