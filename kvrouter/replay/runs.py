@@ -7,9 +7,10 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 from typing import Any, Final, Protocol
 
 from kvrouter.errors import KvrouterError
@@ -147,13 +148,18 @@ def play_all(
     context = multiprocessing.get_context("spawn")
     shares = context.RawArray("d", len(runs) + 1)  # the last one asks all to stop
     with ProcessPoolExecutor(count, context, _begin_process, (tuple(sources), shares)) as pool:
-        waiting: set[Future[RunResult]] = {pool.submit(_play_there, number, run) for number, run in enumerate(runs)}
+        # Not `concurrent.futures.wait`: it holds the locks of all futures, for ever if Ctrl-C comes just then.
+        done: SimpleQueue[Future[RunResult]] = SimpleQueue()
         try:
-            while waiting:
-                done, waiting = wait(waiting, timeout=_TICK_SECONDS, return_when=FIRST_COMPLETED)
+            for number, run in enumerate(runs):
+                pool.submit(_play_there, number, run).add_done_callback(done.put)
+            left = len(runs)
+            while left:
+                future = _next(done)
                 if tick is not None:
                     tick(shares[:-1])
-                for future in done:
+                if future is not None:
+                    left -= 1
                     yield future.result()
         except BrokenProcessPool:
             message = "a process that simulated was ended from outside; if memory is short, use fewer with --processes"
@@ -161,6 +167,14 @@ def play_all(
         finally:
             shares[len(runs)] = 1.0
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _next(done: SimpleQueue[Future[RunResult]]) -> Future[RunResult] | None:
+    """Wait a little for a run to end."""
+    try:
+        return done.get(timeout=_TICK_SECONDS)
+    except Empty:
+        return None
 
 
 def available_processors() -> int:
