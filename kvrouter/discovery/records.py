@@ -224,6 +224,8 @@ def _legacy(first: TransportEndpoint, response: TransportEndpoint | None) -> _Tr
     calls_home = response is not None and response.metadata.get("mode") == "call_home"
     if first.transport_id == "nats" and calls_home:
         return _Transport(nats_tcp=first.address)
+    if first.transport_id == "tcp" and calls_home:
+        return _Transport(tcp=first.address)
     if first.transport_id == "http" and calls_home:
         return _Transport(http=first.address, http_tcp=_HttpTcp(first.address))
     if first.transport_id == "http" and response is not None and response.transport_id == "http":

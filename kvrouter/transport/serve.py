@@ -18,11 +18,13 @@ from kvrouter.discovery import Discovery, Instance, Registration, TransportEndpo
 from kvrouter.errors import TransportError
 from kvrouter.store import open_key_value_store
 from kvrouter.store.key_values import KeyValueStore
+from kvrouter.transport.callhome_worker import CallHomeWorker
 from kvrouter.transport.endpoints import Endpoints
 from kvrouter.transport.planes import RequestServer
 from kvrouter.transport.server_stream import Handler
+from kvrouter.transport.servers import ServerSettings, make_call_home_server, make_server
 
-__all__ = ["ServedWorker", "make_server", "serve"]
+__all__ = ["ServedWorker", "serve"]
 
 _CALL_HOME = TransportEndpoint(transport_id="tcp", address="", metadata={"mode": "call_home"})
 _CAPABILITIES: dict[str, bool | int] = {"streaming": True, "persistent_connections": True, "bidirectional": True}
@@ -44,6 +46,7 @@ class ServedWorker:
         drain_seconds: float,
         response_transport: TransportEndpoint | None = None,
         worker: Mapping[str, Any] | None = None,
+        homes: Sequence[CallHomeWorker] = (),
     ) -> None:
         self.endpoints, self.instance_id = endpoints, instance_id
         self._namespace, _, self._component = name.partition("/")
@@ -53,6 +56,8 @@ class ServedWorker:
         self._discovery = Discovery(store)
         self._zone, self._drain_seconds, self._response_transport = zone, drain_seconds, response_transport
         self._worker = dict(worker or {})
+        self.homes = tuple(homes)
+        """What calls home with answers, for its figures."""
         self.registrations: list[Registration] = []
 
     @property
@@ -116,6 +121,7 @@ def serve(
     worker: Mapping[str, Any] | None = None,
     streams_max: int = 4096,
     drain_seconds: float = 30.0,
+    settings: ServerSettings | None = None,
 ) -> ServedWorker:
     """Serve handlers under `NAMESPACE/COMPONENT`, each as an endpoint of its name.
 
@@ -127,11 +133,13 @@ def serve(
         host: address to bind.
         advertise: host that others reach it by; needed where `host` is a wildcard.
         nats_server: URL of the NATS server, where `nats` is a way in.
-        answers_home: whether answers go home over TCP connections that this worker dials; with `nats` only.
+        answers_home: whether answers go home over TCP connections that this worker dials; with nats, http and tcp,
+            which is then Dynamo's first one.
         zone: where this worker stands.
         worker: what routers are told of it besides, fields of `POST /workers` such as `events`.
         streams_max: requests worked on at a time.
         drain_seconds: how long what runs may take to finish at the end.
+        settings: how servers are made besides; by default they have free ports.
 
     Raises:
         TransportError: the name or a transport is not one; `INVALID_ARGUMENT`.
@@ -139,64 +147,20 @@ def serve(
     endpoints = Endpoints(streams_max=streams_max)
     instance_id = secrets.randbits(53)
     subject = f"{name}-{instance_id:x}".replace("/", ".")
-    if answers_home:
-        servers = _calling_home(endpoints, transports, nats_server, subject)
-    else:
-        servers = {
-            each: make_server(each, endpoints, host=host, advertise=advertise, nats_server=nats_server, subject=subject)
-            for each in transports
-        }
+    options: dict[str, Any] = {
+        "host": host, "advertise": advertise, "nats_server": nats_server, "subject": subject, "settings": settings,
+    }  # fmt: skip
+    servers: dict[str, RequestServer] = {}
+    homes: list[CallHomeWorker] = []
+    for each in transports:
+        if answers_home:
+            servers[each], home = make_call_home_server(each, endpoints, **options)
+            homes.append(home)
+        else:
+            servers[each] = make_server(each, endpoints, **options)
     kept = open_key_value_store(store) if isinstance(store, str) else store
     return ServedWorker(
         name, handlers, servers,
         endpoints=endpoints, store=kept, instance_id=instance_id, zone=zone, drain_seconds=drain_seconds,
-        response_transport=_CALL_HOME if answers_home else None, worker=worker,
+        response_transport=_CALL_HOME if answers_home else None, worker=worker, homes=homes,
     )  # fmt: skip
-
-
-def make_server(
-    transport_id: str,
-    endpoints: Endpoints,
-    *,
-    host: str,
-    advertise: str | None = None,
-    nats_server: str | None = None,
-    subject: str = "",
-) -> RequestServer:
-    """The server of a transport on a free port; raises TransportError for one that is not known."""
-    match transport_id:
-        case "tcp":
-            from kvrouter.transport.tcp_server import TcpRequestServer  # noqa: PLC0415 - only what is asked for
-
-            return TcpRequestServer(endpoints, host=host, advertise=advertise)
-        case "zmq":
-            from kvrouter.transport.zmq_server import ZmqRequestServer  # noqa: PLC0415 - as above
-
-            return ZmqRequestServer(endpoints, endpoint=f"tcp://{host}:*")
-        case "nats":
-            from kvrouter.transport.nats_server import NatsRequestServer  # noqa: PLC0415 - as above
-
-            if nats_server is None:
-                raise TransportError("nats needs nats_server, the URL of a NATS server", code="INVALID_ARGUMENT")
-            return NatsRequestServer(endpoints, server=nats_server, subject=subject.replace("/", "."))
-        case "grpc":
-            from kvrouter.transport.grpc_server import GrpcRequestServer  # noqa: PLC0415 - as above
-
-            return GrpcRequestServer(endpoints, host=host, advertise=advertise)
-        case "http":
-            from kvrouter.transport.http_server import HttpRequestServer  # noqa: PLC0415 - as above
-
-            return HttpRequestServer(endpoints, host=host, advertise=advertise)
-    known = "tcp, http, zmq, nats, grpc"
-    raise TransportError(f"transport {transport_id!r} is unknown; known: {known}", code="INVALID_ARGUMENT")
-
-
-def _calling_home(
-    endpoints: Endpoints, transports: Sequence[str], nats_server: str | None, subject: str
-) -> dict[str, RequestServer]:
-    if tuple(transports) != ("nats",) or nats_server is None:
-        raise TransportError("answers go home with nats only, which needs nats_server", code="INVALID_ARGUMENT")
-    from kvrouter.transport.callhome_worker import CallHomeWorker  # noqa: PLC0415 - only what is asked for
-    from kvrouter.transport.nats_acks import NatsAckServer  # noqa: PLC0415 - as above
-
-    return {"nats": NatsAckServer(CallHomeWorker(endpoints), server=nats_server, subject=subject)}

@@ -39,7 +39,7 @@ from kvrouter.transport.n_part import CONTENT_TYPE, PARTS_MAX, NPart, decode_n_p
 from kvrouter.transport.pool import PoolExhaustedError, PoolSettings
 from kvrouter.transport.refusal_texts import refusal_from_text, refusal_text
 from kvrouter.transport.registry import NoTransportError
-from kvrouter.transport.serve import make_server
+from kvrouter.transport.servers import make_server
 from kvrouter.transport.tcp_connection import Heartbeat
 from kvrouter.transport.tcp_frames import MORE, NO_STREAM, PROTOCOL, VERSION, Hello, HelloAck, head_of
 from kvrouter.transport.tcp_v0 import encode_v0_reply, encode_v0_request
