@@ -9,6 +9,7 @@ of one's own says with `answer_head` what it answers.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from math import ceil
 
 import msgspec
 
@@ -114,4 +115,8 @@ def error_answer(error: TransportError) -> tuple[AnswerHead, bytes]:
     kind = "invalid_request_error" if 400 <= status < 500 else "server_error"
     told = {"message": str(error), "type": kind, "param": None, "code": error.code.lower()}
     body = _encode({"error": told})
-    return AnswerHead(status, {"content-type": JSON, "content-length": str(len(body))}), body
+    headers = {"content-type": JSON, "content-length": str(len(body))}
+    again = getattr(error, "retry_after_seconds", None)
+    if again is not None:
+        headers["retry-after"] = str(ceil(again))
+    return AnswerHead(status, headers), body

@@ -217,7 +217,8 @@ def upstream_error(error: TransportError, *, overload_status: int) -> UpstreamEr
 def _is_answer(error: TransportError) -> bool:
     """Whether the worker has judged the request, so that nobody else need be asked."""
     if isinstance(error, RefusedError):
-        return error.code == "INVALID_ARGUMENT"
+        # Too much of this client is not too much of all: nobody else is asked, and it is told when to come back.
+        return error.code == "INVALID_ARGUMENT" or (error.code == "RESOURCE_EXHAUSTED" and not error.retryable)
     return isinstance(error, HandlerError) and error.code != "RESOURCE_EXHAUSTED"
 
 

@@ -1,0 +1,130 @@
+"""What `kvrouter worker` is told, and the worker that follows from it: engine, transports, figures."""
+
+import argparse
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Final
+
+from prometheus_client import CollectorRegistry, start_http_server
+
+from kvrouter.discovery.metrics import DiscoveryMetrics
+from kvrouter.errors import SettingsError
+from kvrouter.service.worker_spec import parse_worker_spec
+from kvrouter.store import open_key_value_store
+from kvrouter.transport.http_settings import http_plane_settings
+from kvrouter.transport.metrics import PoolMetrics, WorkHandlerMetrics
+from kvrouter.transport.plane_settings import plane_settings
+from kvrouter.transport.serve import ServedWorker, serve
+from kvrouter.transport.servers import ServerSettings
+from kvrouter.transport.variables import Variables
+from kvrouter.worker.engine import engine_handler
+
+__all__ = ["WorkerOptions", "serving", "worker_options"]
+
+_LOOPBACK: Final = "127.0.0.1"
+_NATS_SERVER: Final = "nats://127.0.0.1:4222"
+_NOT_TOLD: Final = frozenset({"url", "api_key"})
+"""Between the worker and its engine only."""
+_CALLING_HOME: Final = frozenset({"tcp", "http", "nats"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerOptions:
+    """Everything about one worker process."""
+
+    engine: str
+    api_key: str | None
+    told: Mapping[str, object]
+    """What its record says of it besides: fields of `POST /workers`."""
+    discovery: str
+    name: str
+    endpoint: str
+    transports: tuple[str, ...]
+    host: str
+    advertise: str | None
+    nats_server: str | None
+    answers_home: bool
+    requests_max: int
+    drain_seconds: float
+    metrics_port: int | None
+    servers: ServerSettings
+
+
+def worker_options(arguments: argparse.Namespace, environment: Mapping[str, str]) -> WorkerOptions:
+    """Read the command line, and the planes' variables where it says nothing.
+
+    Raises:
+        SettingsError: one of them has a value that is none.
+    """
+    spec = parse_worker_spec(arguments.engine)
+    assert spec.url is not None
+    planes, http, found = plane_settings(environment), http_plane_settings(environment), Variables(environment)
+    transports = tuple(dict.fromkeys(arguments.transport or (planes.request_plane,)))
+    answers_home = bool(arguments.answers_home)
+    if answers_home and not _CALLING_HOME.issuperset(transports):
+        raise SettingsError(f"--answers-home: answers call home with {', '.join(sorted(_CALLING_HOME))} only")
+    host_variable = "HTTP_RPC_HOST" if transports[0] == "http" else "TCP_REQUEST_HOST"
+    nats_server = arguments.nats_server or environment.get("NATS_SERVER", "").strip() or _NATS_SERVER
+    return WorkerOptions(
+        engine=spec.url,
+        api_key=spec.api_key,
+        told={name: value for name, value in spec.fields.items() if name not in _NOT_TOLD},
+        discovery=arguments.discovery,
+        name=f"{arguments.namespace}/{arguments.component}",
+        endpoint=arguments.endpoint,
+        transports=transports,
+        host=arguments.host or found.text(host_variable, _LOOPBACK),
+        advertise=arguments.advertise,
+        nats_server=nats_server if "nats" in transports else None,
+        answers_home=answers_home,
+        requests_max=arguments.requests_max,
+        drain_seconds=arguments.drain_seconds,
+        metrics_port=arguments.metrics_port,
+        servers=ServerSettings(
+            tcp=planes.tcp if found.found("TCP_REQUEST_PORT") else replace(planes.tcp, port=0),
+            http=http if found.found("HTTP_RPC_PORT") else replace(http, rpc_port=0),
+            response_port=http.response_port if found.found("HTTP_RESPONSE_PORT") else None,
+            pool=planes.pool,
+        ),
+    )
+
+
+@asynccontextmanager
+async def serving(options: WorkerOptions) -> AsyncIterator[tuple[ServedWorker, int | None]]:
+    """Serve the engine until the end of the block; gives the worker, and the port of its metrics if there is one."""
+    figures = CollectorRegistry()
+    work, pools = WorkHandlerMetrics(figures), PoolMetrics(figures)
+    discovery = DiscoveryMetrics(figures)
+    async with (
+        engine_handler(options.engine, api_key=options.api_key) as handler,
+        serve(
+            options.name,
+            work.handlers({options.endpoint: handler}),
+            store=discovery.store(open_key_value_store(options.discovery)),
+            transports=options.transports,
+            host=options.host,
+            advertise=options.advertise,
+            nats_server=options.nats_server,
+            answers_home=options.answers_home,
+            worker=options.told,
+            streams_max=options.requests_max,
+            drain_seconds=options.drain_seconds,
+            settings=options.servers,
+        ) as worker,
+    ):
+        discovery.registrations.inc(len(worker.registrations))
+        for home in worker.homes:
+            pools.pool(home.pool)
+            work.call_home(home)
+        if options.metrics_port is None:
+            yield worker, None
+            return
+        # prometheus_client's own server, in a thread of its own: a scrape does not wait for answers, nor they for it.
+        server, thread = start_http_server(options.metrics_port, options.host, registry=figures)
+        try:
+            yield worker, server.server_port
+        finally:
+            server.shutdown()
+            server.server_close()
+            thread.join()
