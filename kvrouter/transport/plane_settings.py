@@ -15,13 +15,23 @@ from kvrouter.transport.tcp_mux import MuxLimits
 from kvrouter.transport.two_part import MESSAGE_BYTES_MAX
 from kvrouter.transport.variables import Variables
 
-__all__ = ["CallHomeSettings", "PlaneSettings", "RequestPlane", "TcpPlaneSettings", "log_levels", "plane_settings"]
+__all__ = [
+    "CallHomeSettings",
+    "EventPlane",
+    "PlaneSettings",
+    "RequestPlane",
+    "TcpPlaneSettings",
+    "log_levels",
+    "plane_settings",
+]
 
 RequestPlane: TypeAlias = Literal["tcp", "http", "nats", "zmq", "grpc"]
 ResponsePlane: TypeAlias = Literal["tcp", "http"]
+EventPlane: TypeAlias = Literal["zmq", "http", "nats", "redis"]
 
 _REQUEST_PLANES: tuple[RequestPlane, ...] = ("tcp", "http", "nats", "zmq", "grpc")
 _RESPONSE_PLANES: tuple[ResponsePlane, ...] = ("tcp", "http")
+_EVENT_PLANES: tuple[EventPlane, ...] = ("zmq", "http", "nats", "redis")
 _LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
@@ -50,6 +60,7 @@ class PlaneSettings:
 
     request_plane: RequestPlane = "tcp"
     response_plane: ResponsePlane = "tcp"
+    event_plane: EventPlane = "zmq"
     pool: PoolSettings = field(default_factory=PoolSettings)
     tcp: TcpPlaneSettings = field(default_factory=TcpPlaneSettings)
     call_home: CallHomeSettings = field(default_factory=CallHomeSettings)
@@ -66,9 +77,12 @@ def plane_settings(environment: Mapping[str, str]) -> PlaneSettings:
     request = found.choice("REQUEST_PLANE", "nats" if like_seed else "tcp", (*_REQUEST_PLANES, "http2"))
     request = "http" if request == "http2" else request
     response = found.choice("RESPONSE_PLANE", "tcp", _RESPONSE_PLANES)
+    # The first releases sent events where requests went; here they have a plane of their own, whatever that one is.
+    events = found.choice("EVENT_PLANE", "nats" if like_seed and request == "nats" else "zmq", _EVENT_PLANES)
     return PlaneSettings(
         request_plane=next(each for each in _REQUEST_PLANES if each == request),
         response_plane=next(each for each in _RESPONSE_PLANES if each == response),
+        event_plane=next(each for each in _EVENT_PLANES if each == events),
         pool=_pool(found, enabled=not like_seed),
         tcp=_tcp(found),
         call_home=CallHomeSettings(

@@ -36,6 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kvrouter.discovery": {"kvrouter.errors", "kvrouter.store"},
     "kvrouter.relay": PURE | {"kvrouter_publishers"},
     "kvrouter.events_cli": {"kvrouter.errors", "kvrouter.events", "kvrouter.relay", "kvrouter_subscribers"},
+    "kvrouter.reporting": {"kvrouter", "kvrouter.errors", "kvrouter.events", "kvrouter.service", "kvrouter.transport"},
     "kvrouter_publishers": {"kvrouter.errors", "kvrouter.events", "kvrouter.redis_client"},
     "kvrouter_subscribers": {"kvrouter.errors", "kvrouter.events", "kvrouter.redis_client", CORE},
     "kvrouter.service": PURE

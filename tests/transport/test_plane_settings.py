@@ -23,6 +23,7 @@ READ: list[tuple[str, str, str, object]] = [
     ("REQUEST_PLANE", "Http2", "request_plane", "http"),
     ("REQUEST_PLANE", "", "request_plane", "tcp"),
     ("RESPONSE_PLANE", "http", "response_plane", "http"),
+    ("EVENT_PLANE", "nats", "event_plane", "nats"),
     ("TCP_REQUEST_HOST", "10.0.0.1", "tcp.host", "10.0.0.1"),
     ("TCP_REQUEST_PORT", "0", "tcp.port", 0),
     ("TCP_REQUEST_PORT", "65535", "tcp.port", 65_535),
@@ -46,6 +47,7 @@ REFUSED = [
     ("REQUEST_PLANE", "pigeon"),
     ("RESPONSE_PLANE", "nats"),
     ("COMPAT", "other"),
+    ("EVENT_PLANE", "tcp"),
     ("TCP_REQUEST_PORT", "65536"),
     ("TCP_REQUEST_PORT", "tcp://10.0.0.1:9001"),
     ("TCP_REQUEST_PORT", "-1"),
@@ -102,6 +104,7 @@ def test_the_seeds_defaults_can_be_had() -> None:
 
     assert (like_seed.request_plane, like_seed.response_plane, like_seed.pool.enabled) == ("nats", "tcp", False)
     assert (besides.request_plane, besides.pool.enabled) == ("http", True)
+    assert (like_seed.event_plane, besides.event_plane) == ("nats", "zmq")
 
 
 def test_our_own_prefix_wins() -> None:
