@@ -183,6 +183,17 @@ class HandlerError(TransportError):
 
     code = "INTERNAL"
 
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        retryable: bool | None = None,
+        retry_after_seconds: float | None = None,
+    ) -> None:
+        super().__init__(message, code=code, retryable=retryable)
+        self.retry_after_seconds = retry_after_seconds
+
 
 class ProtocolError(TransportError):
     """The peer broke the protocol; the stream, or where framing is lost the connection, is closed."""

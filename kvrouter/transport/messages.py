@@ -220,4 +220,6 @@ def decode_error(data: bytes | memoryview, *, refused: bool = False) -> Transpor
         )
     if told.code == "UNAVAILABLE" and told.retryable:
         return DisconnectedError(told.message)
-    return HandlerError(told.message, code=told.code, retryable=told.retryable)
+    return HandlerError(
+        told.message, code=told.code, retryable=told.retryable, retry_after_seconds=told.retry_after_seconds
+    )

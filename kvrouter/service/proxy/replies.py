@@ -54,7 +54,7 @@ _UPSTREAM: Final[dict[str, tuple[int, str]]] = {
     "timeout": (504, "worker_timeout"),
     "error_status": (502, "worker_failed"),
 }
-_COME_AGAIN: Final = frozenset({502, 503, 529})
+_COME_AGAIN: Final = frozenset({429, 502, 503, 529})
 """Statuses that say to try again later; 529 is what some front ends answer for 503."""
 
 
