@@ -7,15 +7,19 @@ which people and monitors ask for, is ordinary FastAPI.
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from kvrouter import __version__
 from kvrouter.errors import GatewayError
+from kvrouter.gateway.admin import add_admin_routes
 from kvrouter.gateway.answers import error_answer
 from kvrouter.gateway.composition import Gateway
+from kvrouter.gateway.counters import GatewayCounters
 from kvrouter.gateway.endpoint import send_answer
+from kvrouter.gateway.metrics import exposition
 from kvrouter.gateway.openapi import describe_routes
 
 __all__ = ["GatewayApplication", "build_api"]
@@ -41,6 +45,7 @@ class GatewayApplication:
         try:
             self._guard.check(scope)
         except GatewayError as error:
+            self._gateway.counters.count("refused", str(error.status))
             await send_answer(error_answer(error), (), send)
             return
         match = self._find(scope["path"])
@@ -68,6 +73,8 @@ def build_api(gateway: Gateway) -> FastAPI:
     api = _Api(title="kvrouter gateway", version=__version__, redoc_url=None)
     api.gateway = gateway
     _add_health(api, gateway)
+    _add_metrics(api, gateway)
+    add_admin_routes(api, gateway)
     api.add_exception_handler(HTTPException, _http_error)
     api.add_exception_handler(GatewayError, _known_error)
     return api
@@ -94,6 +101,20 @@ def _add_health(api: FastAPI, gateway: Gateway) -> None:
     async def live() -> dict[str, bool]:
         """Tell that the process answers; touches nothing."""
         return {"alive": True}
+
+
+def _add_metrics(api: FastAPI, gateway: Gateway) -> None:
+    @api.get("/metrics", tags=["gateway"], response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        """Tell Prometheus what was counted, by all processes behind the port."""
+        told = await gateway.siblings.ask()
+        counters, *others = [GatewayCounters.from_json(each["counters"]) for each in told]
+        for other in others:
+            counters.add(other)
+        text = exposition(
+            counters, gateway.cutover.shares(), processes=gateway.siblings.count, processes_read=len(told)
+        )
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 
 async def _known_error(_: Request, error: Exception) -> Response:

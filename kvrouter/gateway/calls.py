@@ -1,8 +1,9 @@
 """One request of a client, read and checked, before it is known who answers it. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 
@@ -22,15 +23,15 @@ class Call:
     route: Route
     method: str
     path: str
+    raw_path: bytes
     query: bytes
+    headers: Sequence[tuple[bytes, bytes]]
     caller: Caller
     request_id: str
     body: bytes
     values: dict[str, Any]
     key: str
     wants_stream: bool
-    fills_stream: bool
-    """Whether streaming is asked for by the header alone."""
 
     @property
     def trace_id(self) -> str:
@@ -41,32 +42,49 @@ class Call:
 def read_call(
     route: Route,
     variables: Mapping[str, str],
+    scope: Mapping[str, Any],
     *,
-    method: str,
-    path: str,
-    query: bytes,
     caller: Caller,
     request_id: str,
     body: bytes,
 ) -> Call:
-    """Read a request.
+    """Read a request; `scope` is ASGI's.
 
     Raises:
         GatewayError: 400, the body is no JSON object, or its key is none.
     """
-    values = _values(body) if method != "GET" else {}
+    values = _values(body)
     key = _key(values.pop("idempotency_key", None), caller.idempotency_key)
     values.pop("meta", None)
     if variables:
         values.update(variables)
+    path: str = scope["path"]
+    return Call(
+        route=route,
+        method=scope["method"],
+        path=path,
+        raw_path=scope.get("raw_path") or quote(path).encode(),
+        query=scope.get("query_string", b""),
+        headers=scope["headers"],
+        caller=caller,
+        request_id=request_id,
+        body=body,
+        values=values,
+        key=key,
+        wants_stream=route.stream is not None and _asks_for_stream(values, caller),
+    )
+
+
+def _asks_for_stream(values: dict[str, Any], caller: Caller) -> bool:
+    """Whether a stream is wanted; if only the header says so, the message is to say so too."""
     params = values.get("params")
-    asked = isinstance(params, dict) and params.get("stream") is True
-    accepts = "text/event-stream" in caller.accept
-    wants_stream = route.stream is not None and (asked or accepts)
-    fills_stream = wants_stream and not asked
-    if fills_stream and (params is None or isinstance(params, dict)):
+    if isinstance(params, dict) and params.get("stream") is True:
+        return True
+    if "text/event-stream" not in caller.accept:
+        return False
+    if params is None or isinstance(params, dict):
         values["params"] = {**(params or {}), "stream": True}
-    return Call(route, method, path, query, caller, request_id, body, values, key, wants_stream, fills_stream)
+    return True
 
 
 def _values(body: bytes) -> dict[str, Any]:

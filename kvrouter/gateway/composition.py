@@ -1,28 +1,49 @@
 """All parts of one gateway process, made and put together from the settings. Opens nothing."""
 
+import logging
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from kvrouter.gateway.bodies import BodyReader
 from kvrouter.gateway.counters import GatewayCounters
+from kvrouter.gateway.cutover import BUCKET, Cutover
 from kvrouter.gateway.descriptors import load_descriptors
-from kvrouter.gateway.endpoint import Endpoint, EndpointLimits, StreamSlots
+from kvrouter.gateway.endpoint import Endpoint, EndpointParts, StreamSlots
 from kvrouter.gateway.guard import Guard
 from kvrouter.gateway.idempotency import AnswerStore
+from kvrouter.gateway.legacy import LegacyClient, LegacyService
 from kvrouter.gateway.nats_link import NatsLink
 from kvrouter.gateway.nats_service import NatsService
 from kvrouter.gateway.nats_settings import nats_servers, nats_tls
+from kvrouter.gateway.quiet_log import QuietLog
 from kvrouter.gateway.route_table import Route, load_routes
+from kvrouter.gateway.shadow import Shadow
+from kvrouter.gateway.siblings import Siblings
 from kvrouter.gateway.translation import Translation
 from kvrouter.settings import Settings
+from kvrouter.store.key_values import open_key_value_store
 
-__all__ = ["Gateway"]
+__all__ = ["Gateway", "Place"]
+
+_log = logging.getLogger("kvrouter.gateway")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Which of several processes this is; `folder` is where they find each other."""
+
+    number: int = 0
+    count: int = 1
+    folder: Path | None = None
 
 
 class Gateway:
     """The parts; `process.py` starts and stops what runs."""
 
-    def __init__(self, settings: Settings, *, credentials: Mapping[str, Any]) -> None:
+    def __init__(self, settings: Settings, *, credentials: Mapping[str, Any], place: Place) -> None:
         """Read the tables and make the parts; `credentials` are options of the NATS client.
 
         Raises:
@@ -38,14 +59,12 @@ class Gateway:
             api_keys=settings.auth.api_keys, admin_keys=settings.auth.admin_keys, insecure=settings.auth.insecure
         )
         self.link = NatsLink(nats_servers(ours.nats_url), options=credentials, tls=nats_tls(ours), told=self._link_said)
-        self.answers = AnswerStore(
-            seconds=ours.idempotency_seconds,
-            answers_max=ours.idempotency_answers_max,
-            bytes_max=ours.idempotency_bytes_max,
-            clock=time.monotonic,
-        )
-        # Rounded up: fewer than were asked for would be refused in a process while another one has room.
-        self._slots = StreamSlots(-(-ours.streams_max // ours.processes), self.counters)
+        self.store = open_key_value_store(ours.store)
+        self.cutover = Cutover(self.table, self.store.bucket(BUCKET))
+        self.siblings = Siblings(place.folder, place.number, place.count, self._told)
+        self.legacy = LegacyClient(sends_authorization=not self.guard.asks_for_keys) if self.cutover.is_needed else None
+        self._parts = self._make_parts(place)
+        self.answers, self.shadow = self._parts.answers, self._parts.shadow
         self.endpoints = {route.name: self._endpoint(route) for route in self.table}
         self.stopping = False
 
@@ -55,28 +74,57 @@ class Gateway:
             return "the gateway stops"
         return None if self.link.is_connected else "NATS cannot be reached"
 
+    def _make_parts(self, place: Place) -> EndpointParts:
+        ours, counters, log = self.settings.gateway, self.counters, QuietLog(_log)
+        return EndpointParts(
+            bodies=BodyReader(bytes_max=ours.body_bytes_max, seconds=ours.body_seconds),
+            answers=AnswerStore(
+                seconds=ours.idempotency_seconds,
+                answers_max=ours.idempotency_answers_max,
+                bytes_max=ours.idempotency_bytes_max,
+                clock=time.monotonic,
+                count=lambda event: counters.count("idempotency", event),
+            ),
+            # Rounded up: fewer than were asked for would be refused in a process while another one has room.
+            slots=StreamSlots(-(-ours.streams_max // place.count), counters),
+            cutover=self.cutover,
+            shadow=Shadow(
+                requests_max=ours.shadow_requests_max,
+                samples_max=ours.shadow_samples_max,
+                count=lambda route, result: counters.count("shadow", route, result),
+                log=log,
+            ),
+            counters=counters,
+            log=log,
+            keep_alive_seconds=ours.keep_alive_seconds,
+            slow_client_seconds=ours.slow_client_seconds,
+        )
+
     def _endpoint(self, route: Route) -> Endpoint:
         ours = self.settings.gateway
-        service = NatsService(
+        timeout = route.timeout_seconds or ours.timeout_seconds
+        nats = NatsService(
             self.translations[route.name],
             self.link,
-            timeout_seconds=route.timeout_seconds or ours.timeout_seconds,
+            timeout_seconds=timeout,
             queue_messages_max=ours.stream_queue_max,
         )
-        return Endpoint(
-            route,
-            service,
-            answers=self.answers,
-            slots=self._slots,
-            counters=self.counters,
-            limits=EndpointLimits(
-                body_bytes_max=ours.body_bytes_max,
-                body_seconds=ours.body_seconds,
-                keep_alive_seconds=ours.keep_alive_seconds,
-                slow_client_seconds=ours.slow_client_seconds,
-            ),
+        legacy = None
+        if self.legacy is not None and route.legacy is not None:
+            legacy = LegacyService(self.legacy, timeout_seconds=timeout)
+        return Endpoint(route, nats, legacy, self._parts)
+
+    def _told(self) -> dict[str, Any]:
+        """What this process says of itself; processes beside it ask for it."""
+        self.counters.gauges.update(
+            idempotency_answers=len(self.answers),
+            idempotency_bytes=self.answers.bytes,
+            cutover_refused=self.cutover.refused,
         )
+        return {"counters": self.counters.as_json(), "samples": self.shadow.samples()}
 
     def _link_said(self, event: str) -> None:
         self.counters.connected = int(event != "disconnected")
         self.counters.count("nats_events", event)
+        level = logging.WARNING if event == "disconnected" else logging.INFO
+        _log.log(level, f"nats_{event}", extra={"fields": {}})

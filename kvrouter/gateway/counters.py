@@ -38,13 +38,15 @@ class LatencyCounts:
 class GatewayCounters:
     """Everything that is counted. Keys are names of routes, HTTP statuses and words of our own, so all are bounded."""
 
-    __slots__ = ("connected", "latency", "streams_active", "totals")
+    __slots__ = ("connected", "gauges", "latency", "streams_active", "totals")
 
     def __init__(self) -> None:
         self.latency: dict[tuple[str, str], LatencyCounts] = {}
         """By route and status, from the request's head to the end of its answer."""
         self.totals: Counter[tuple[str, ...]] = Counter()
         """By a family of `metrics.py` and its labels."""
+        self.gauges: dict[str, float] = {}
+        """Values of now that are read only when somebody asks; they can be added up."""
         self.streams_active = 0
         self.connected = 0
 
@@ -65,6 +67,8 @@ class GatewayCounters:
         for key, counts in other.latency.items():
             self.latency.setdefault(key, LatencyCounts()).add(counts)
         self.totals.update(other.totals)
+        for name, value in other.gauges.items():
+            self.gauges[name] = self.gauges.get(name, 0) + value
         self.streams_active += other.streams_active
         self.connected = min(self.connected, other.connected)
 
@@ -73,6 +77,7 @@ class GatewayCounters:
         return {
             "latency": [[*key, counts.counts, counts.total] for key, counts in self.latency.items()],
             "totals": [[list(key), number] for key, number in self.totals.items()],
+            "gauges": self.gauges,
             "streams_active": self.streams_active,
             "connected": self.connected,
         }
@@ -85,6 +90,7 @@ class GatewayCounters:
             found = counters.latency[route, status] = LatencyCounts()
             found.counts, found.total = counts, total
         counters.totals.update({tuple(key): number for key, number in values["totals"]})
+        counters.gauges = values["gauges"]
         counters.streams_active = values["streams_active"]
         counters.connected = values["connected"]
         return counters

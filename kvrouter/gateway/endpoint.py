@@ -1,49 +1,37 @@
 """One route as an ASGI application: reads a request, has it answered, sends the answer, counts it.
 
-Everything between a socket and a service that is the same for every route. Who answers is `backends.py`'s to choose.
+Everything between a socket and whoever answers that is the same for every route.
 """
 
 import asyncio
 import logging
 import uuid
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
 from kvrouter.errors import GatewayError
 from kvrouter.gateway.answers import Answer, RawHeaders, error_answer
+from kvrouter.gateway.bodies import BodyReader, ClientGoneError
 from kvrouter.gateway.calls import Call, read_call
 from kvrouter.gateway.counters import GatewayCounters
-from kvrouter.gateway.event_stream import SSE_HEADERS, Ending, EventStream
+from kvrouter.gateway.cutover import Cutover
+from kvrouter.gateway.event_stream import SSE_HEADERS, Ending, EventStream, relay
 from kvrouter.gateway.idempotency import AnswerStore, RequestKey, body_digest
+from kvrouter.gateway.legacy import LegacyService
 from kvrouter.gateway.metadata import read_headers
 from kvrouter.gateway.nats_service import NatsService
+from kvrouter.gateway.quiet_log import QuietLog
 from kvrouter.gateway.route_table import Route
-from kvrouter.service.logs import log_event
+from kvrouter.gateway.shadow import Shadow
+from kvrouter.gateway.sides import Side
 
-__all__ = ["Endpoint", "EndpointLimits", "StreamSlots", "send_answer"]
+__all__ = ["Endpoint", "EndpointParts", "StreamSlots", "send_answer"]
 
 STREAM_RETRY_SECONDS = 10
-_HEADER_BYTES_MAX = 64 * 1024
-
-_log = logging.getLogger("kvrouter.gateway")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EndpointLimits:
-    """Bounds on one request."""
-
-    body_bytes_max: int = 10 << 20
-    body_seconds: float = 60.0
-    keep_alive_seconds: float = 10.0
-    slow_client_seconds: float = 5.0
-
-
-class ClientGoneError(Exception):
-    """The client closed its connection within a request's body: nobody is there to answer."""
+_SIDE = b"x-gateway-side"
 
 
 class StreamSlots:
@@ -66,22 +54,28 @@ class StreamSlots:
         self._counters.streams_active -= 1
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointParts:
+    """What all routes share."""
+
+    bodies: BodyReader
+    answers: AnswerStore
+    slots: StreamSlots
+    cutover: Cutover
+    shadow: Shadow
+    counters: GatewayCounters
+    log: QuietLog
+    keep_alive_seconds: float
+    slow_client_seconds: float
+
+
 class Endpoint:
     """Serves one route."""
 
-    def __init__(
-        self,
-        route: Route,
-        service: NatsService,
-        *,
-        answers: AnswerStore,
-        slots: StreamSlots,
-        counters: GatewayCounters,
-        limits: EndpointLimits,
-    ) -> None:
+    def __init__(self, route: Route, nats: NatsService, legacy: LegacyService | None, parts: EndpointParts) -> None:
         self.route = route
-        self._service, self._answers, self._slots = service, answers, slots
-        self._counters, self._limits = counters, limits
+        self._nats, self._legacy = nats, legacy
+        self._parts = parts
 
     async def serve(self, variables: Mapping[str, str], scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -92,152 +86,160 @@ class Endpoint:
             call = await self._read(variables, request_id, scope, receive)
             traced += ((b"x-trace-id", call.trace_id.encode("latin-1", "replace")),)
             if call.wants_stream:
-                ending = await self._stream(call, traced, receive, send)
-                if ending != "disconnected":
-                    self._count(200, began)
-                if ending == "slow_client":
-                    await _cut(scope)
-                return
-            answer = await self._answer(call)
+                answer = await self._stream(call, traced, _Client(scope, receive, send), began)
+                if answer is None:
+                    return
+            else:
+                answer = await self._answer(call)
         except GatewayError as error:
             answer = error_answer(error)
         except ClientGoneError:
-            self._counters.count("disconnects", self.route.name)
+            self._parts.counters.count("disconnects", self.route.name)
             return
-        except Exception:  # noqa: BLE001 - supervised edge: one request's bug must not be another one's
-            _log.exception("gateway_error", extra={"fields": {"route": self.route.name, "request_id": request_id}})
-            bug = GatewayError("the gateway failed to handle this request", status=500, code="INTERNAL")
-            answer = error_answer(bug)
+        except Exception as bug:  # noqa: BLE001 - supervised edge: one request's bug must not be another one's
+            self._parts.log.tell_bug("gateway_bug", self.route.name, bug, request_id=request_id)
+            failed = GatewayError("the gateway failed to handle this request", status=500, code="INTERNAL")
+            answer = error_answer(failed)
         self._count(answer.status, began)
         await send_answer(answer, traced, send)
 
-    # -- one request -------------------------------------------------------------------------------------------------
-
     async def _read(self, variables: Mapping[str, str], request_id: str, scope: Scope, receive: Receive) -> Call:
         method: str = scope["method"]
-        headers = scope["headers"]
         if method not in self.route.methods:
-            raise GatewayError(
-                f"{self.route.path} takes {' and '.join(self.route.methods)}", status=405, code="METHOD_NOT_ALLOWED"
-            )
-        caller = read_headers(headers)
-        body = b"" if method == "GET" else await self._body(headers, receive)
-        return read_call(
-            self.route,
-            variables,
-            method=method,
-            path=scope["path"],
-            query=scope.get("query_string", b""),
-            caller=caller,
-            request_id=request_id,
-            body=body,
-        )
+            allowed = " and ".join(self.route.methods)
+            raise GatewayError(f"{self.route.path} takes {allowed}", status=405, code="METHOD_NOT_ALLOWED")
+        caller = read_headers(scope["headers"])
+        body = b"" if method == "GET" else await self._parts.bodies.read(scope["headers"], receive)
+        return read_call(self.route, variables, scope, caller=caller, request_id=request_id, body=body)
 
-    async def _body(self, headers: list[tuple[bytes, bytes]], receive: Receive) -> bytes:
-        for name, value in headers:
-            if name == b"content-length" and value.isdigit() and int(value) > self._limits.body_bytes_max:
-                raise self._too_large()
-        message = await receive()
-        if message["type"] == "http.request" and not message.get("more_body"):
-            body: bytes = message.get("body", b"")
-            if len(body) > self._limits.body_bytes_max:
-                raise self._too_large()
-            return body
-        try:
-            async with asyncio.timeout(self._limits.body_seconds):
-                return await self._rest_of_body(message, receive)
-        except TimeoutError:
-            raise GatewayError(
-                f"the body did not come within {self._limits.body_seconds:g} s", status=408, code="DEADLINE_EXCEEDED"
-            ) from None
-
-    async def _rest_of_body(self, message: Mapping[str, Any], receive: Receive) -> bytes:
-        pieces = bytearray()
-        while True:
-            if message["type"] == "http.disconnect":
-                raise ClientGoneError
-            pieces += message.get("body", b"")
-            if len(pieces) > self._limits.body_bytes_max:
-                raise self._too_large()
-            if not message.get("more_body"):
-                return bytes(pieces)
-            message = await receive()
-
-    def _too_large(self) -> GatewayError:
-        return GatewayError(
-            f"the body exceeds {self._limits.body_bytes_max} bytes", status=413, code="PAYLOAD_TOO_LARGE"
-        )
+    # -- whole answers -----------------------------------------------------------------------------------------------
 
     async def _answer(self, call: Call) -> Answer:
         if not call.key:
-            return await self._service.answer(call)
+            return await self._ask(call)
 
         async def work() -> Answer:
             try:
-                return await self._service.answer(call)
+                return await self._ask(call)
             except GatewayError as error:
                 return error_answer(error)
 
-        caller = call.caller
-        key = RequestKey(caller.tenant_id, caller.user_id, self.route.name, call.key)
-        return await self._answers.answer(key, body_digest(call.path, call.body), work)
+        key = RequestKey(call.caller.tenant_id, call.caller.user_id, self.route.name, call.key)
+        return await self._parts.answers.answer(key, body_digest(call.path, call.body), work)
+
+    async def _ask(self, call: Call) -> Answer:
+        """Have a call answered by its side, and send a copy to the other one where that is wanted."""
+        if self._legacy is None:
+            return await self._nats.answer(call)
+        side: Side
+        other: Side
+        side, other = (
+            (self._nats, self._legacy) if self._parts.cutover.goes_to_nats(call) else (self._legacy, self._nats)
+        )
+        shadowed = self._parts.cutover.is_shadowed(call)
+        try:
+            answer = await side.answer(call)
+        except GatewayError as error:
+            answer = error_answer(error)
+        if shadowed and answer.status < 500:
+            self._parts.shadow.submit(call, other, primary=side.name, given=answer)
+        return answer._replace(headers=(*answer.headers, (_SIDE, side.name.encode())))
 
     # -- streams -----------------------------------------------------------------------------------------------------
 
-    async def _stream(self, call: Call, traced: RawHeaders, receive: Receive, send: Send) -> Ending:
-        """Send a stream, unless the client goes first."""
-        with self._slots:
-            sending = asyncio.ensure_future(self._send_stream(call, traced, send))
-            leaving = asyncio.ensure_future(_disconnected(receive))
-            try:
-                await asyncio.wait((sending, leaving), return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for task in (sending, leaving):
-                    task.cancel()
-                await asyncio.wait((sending, leaving))
-        ending: Ending = "disconnected" if sending.cancelled() else sending.result()
-        self._counters.count("streams_ended", ending)
-        return ending
+    async def _stream(self, call: Call, traced: RawHeaders, client: "_Client", began: float) -> Answer | None:
+        """Send a stream, unless the client goes first; returns an answer where there is none, but a whole one."""
+        with self._parts.slots:
+            outcome = await client.until_gone(self._send_stream(call, traced, client.send))
+        if isinstance(outcome, Answer):
+            return outcome
+        self._parts.counters.count("streams_ended", outcome)
+        if outcome != "disconnected":
+            self._count(200, began)
+        if outcome == "slow_client":
+            await client.cut()
+        return None
 
-    async def _send_stream(self, call: Call, traced: RawHeaders, send: Send) -> Ending:
-        service, reader = self._service, self._service.translation.chunk
+    def _send_stream(self, call: Call, traced: RawHeaders, send: Send) -> Awaitable[Ending | Answer]:
+        if self._legacy is None:
+            return self._send_chunks(call, traced, send)
+        if self._parts.cutover.goes_to_nats(call):
+            return self._send_chunks(call, (*traced, (_SIDE, b"nats")), send)
+        return self._relay(self._legacy, call, (*traced, (_SIDE, b"legacy")), send)
+
+    async def _send_chunks(self, call: Call, headers: RawHeaders, send: Send) -> Ending:
+        reader = self._nats.translation.chunk
         assert reader is not None, "only routes with a stream type are asked for one"
-        stream = await service.open_stream(call)
+        stream = await self._nats.open_stream(call)
         try:
             events = EventStream(
                 stream,
                 reader,
-                idle_seconds=service.timeout_seconds,
-                keep_alive_seconds=self._limits.keep_alive_seconds,
-                slow_client_seconds=self._limits.slow_client_seconds,
+                idle_seconds=self._nats.timeout_seconds,
+                keep_alive_seconds=self._parts.keep_alive_seconds,
+                slow_client_seconds=self._parts.slow_client_seconds,
             )
             first = await events.first()
-            ending = await events.send(first, send, (*SSE_HEADERS, *traced))
-            if events.error is not None:
-                self._counters.count("errors", self.route.name, str(events.error.status))
+            ending = await events.send(first, send, (*SSE_HEADERS, *headers))
+            self._broke_off(events.error)
             return ending
         finally:
             await stream.aclose()
 
+    async def _relay(self, legacy: LegacyService, call: Call, headers: RawHeaders, send: Send) -> Ending | Answer:
+        async with legacy.stream(call) as stream:
+            if not stream.is_events:
+                return await stream.whole()
+            ending, error = await relay(
+                stream.pieces(),
+                send,
+                (*SSE_HEADERS, *headers),
+                slow_client_seconds=self._parts.slow_client_seconds,
+            )
+            self._broke_off(error)
+            return ending
+
+    def _broke_off(self, error: GatewayError | None) -> None:
+        """A stream ended with an error after its head had been sent."""
+        if error is not None:
+            self._parts.counters.count("errors", self.route.name, str(error.status))
+            self._parts.log.tell(logging.WARNING, "stream_broke_off", self.route.name, code=error.code)
+
     def _count(self, status: int, began: float) -> None:
-        self._counters.observe(self.route.name, status, perf_counter() - began)
+        self._parts.counters.observe(self.route.name, status, perf_counter() - began)
         if status >= 400:
-            self._counters.count("errors", self.route.name, str(status))
+            self._parts.counters.count("errors", self.route.name, str(status))
         if status >= 500:
-            log_event(_log, logging.WARNING, "request_failed", route=self.route.name, status=status)
+            self._parts.log.tell(logging.WARNING, "request_failed", self.route.name, status=status)
 
 
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+class _Client:
+    """The other end of one request."""
 
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._scope, self._receive, self.send = scope, receive, send
 
-async def _cut(scope: Scope) -> None:
-    """Cut the connection, where the server lets us: closing it would wait for a client that reads nothing."""
-    abort = scope.get("kvrouter.abort")
-    if abort is not None:
-        abort()
-        await asyncio.sleep(0)  # The server hears of it before it looks at an answer without an end.
+    async def until_gone(self, sending: Awaitable[Ending | Answer]) -> Ending | Answer:
+        """Do what is to be done for the client, and stop it when the client is gone."""
+        task, leaving = asyncio.ensure_future(sending), asyncio.ensure_future(self._gone())
+        try:
+            await asyncio.wait((task, leaving), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            task.cancel()
+            leaving.cancel()
+            await asyncio.wait((task, leaving))
+        return "disconnected" if task.cancelled() else task.result()
+
+    async def cut(self) -> None:
+        """Cut the connection, where the server lets us: closing would wait for a client that reads nothing."""
+        abort = self._scope.get("kvrouter.abort")
+        if abort is not None:
+            abort()
+            await asyncio.sleep(0)  # The server hears of it before it looks at an answer without an end.
+
+    async def _gone(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
 
 
 async def send_answer(answer: Answer, traced: RawHeaders, send: Send) -> None:

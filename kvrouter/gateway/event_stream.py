@@ -5,6 +5,7 @@ failure after that is an event named `error`, the last one.
 """
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any, Literal, TypeAlias
 
 import msgspec
@@ -16,7 +17,7 @@ from kvrouter.gateway.error_table import error_body, gateway_error
 from kvrouter.gateway.reply_stream import ReplyStream
 from kvrouter.gateway.translation import AnswerReader, Chunk
 
-__all__ = ["SSE_HEADERS", "Ending", "EventStream"]
+__all__ = ["SSE_HEADERS", "Ending", "EventStream", "relay"]
 
 Ending: TypeAlias = Literal["final", "error", "slow_client", "disconnected"]
 
@@ -56,28 +57,28 @@ class EventStream:
 
     async def send(self, first: Chunk, send: Send, headers: RawHeaders) -> Ending:
         """Send everything from the first chunk on; returns how it ended."""
-        ending: Ending = "slow_client"
+        writer = ClientWriter(send, self._slow_client_seconds)
         try:
-            await self._write(send, {"type": "http.response.start", "status": 200, "headers": list(headers)})
-            ending = await self._send_chunks(first, send)
-            await self._write(send, {"type": "http.response.body", "body": b""})
+            await writer.start(headers)
+            ending = await self._send_chunks(first, writer)
+            await writer.end()
         except TimeoutError:
             return "slow_client"
         return ending
 
-    async def _send_chunks(self, chunk: Chunk, send: Send) -> Ending:
+    async def _send_chunks(self, chunk: Chunk, writer: "ClientWriter") -> Ending:
         while True:
-            await self._body(send, b"data: " + _encode(chunk.values) + b"\n\n")
+            await writer.body(b"data: " + _encode(chunk.values) + b"\n\n")
             if chunk.is_final:
                 return "final"
             try:
-                chunk = await self._next(send)
+                chunk = await self._next(writer)
             except GatewayError as error:
                 self.error = error
-                await self._body(send, b"event: error\ndata: " + error_body(error) + b"\n\n")
+                await writer.body(_error_event(error))
                 return "error"
 
-    async def _next(self, send: Send) -> Chunk:
+    async def _next(self, writer: "ClientWriter") -> Chunk:
         """Wait for a chunk; say from time to time that we still do."""
         silent = 0.0
         while True:
@@ -89,16 +90,55 @@ class EventStream:
                 if silent >= self._idle_seconds:
                     late = DeadlineError(f"the service sent nothing for {self._idle_seconds:g} s")
                     raise gateway_error(late) from None
-                await self._body(send, KEEP_ALIVE)
+                await writer.body(KEEP_ALIVE)
             except TransportError as error:
                 raise gateway_error(error) from None
             else:
                 return self._reader.read_chunk(data)
 
-    async def _body(self, send: Send, data: bytes) -> None:
-        await self._write(send, {"type": "http.response.body", "body": data, "more_body": True})
 
-    async def _write(self, send: Send, message: dict[str, Any]) -> None:
-        """Send, unless the client takes nothing for too long. Raises TimeoutError."""
-        async with asyncio.timeout(self._slow_client_seconds):
-            await send(message)
+async def relay(
+    pieces: AsyncIterator[bytes], send: Send, headers: RawHeaders, *, slow_client_seconds: float
+) -> tuple[Ending, GatewayError | None]:
+    """Send a stream of events on as it comes; returns how it ended, and why if it broke off."""
+    writer = ClientWriter(send, slow_client_seconds)
+    error: GatewayError | None = None
+    try:
+        await writer.start(headers)
+        try:
+            async for piece in pieces:
+                await writer.body(piece)
+        except GatewayError as broken:
+            error = broken
+            await writer.body(b"\n\n" + _error_event(broken))
+        await writer.end()
+    except TimeoutError:
+        return "slow_client", error
+    return ("final" if error is None else "error"), error
+
+
+class ClientWriter:
+    """Writes to one client; a TimeoutError says that it takes nothing."""
+
+    def __init__(self, send: Send, slow_client_seconds: float) -> None:
+        self._send, self._seconds = send, slow_client_seconds
+
+    async def start(self, headers: RawHeaders) -> None:
+        """Send the head of the answer."""
+        await self._write({"type": "http.response.start", "status": 200, "headers": list(headers)})
+
+    async def body(self, data: bytes) -> None:
+        """Send a part of the answer."""
+        await self._write({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def end(self) -> None:
+        """Nothing follows."""
+        await self._write({"type": "http.response.body", "body": b""})
+
+    async def _write(self, message: dict[str, Any]) -> None:
+        async with asyncio.timeout(self._seconds):
+            await self._send(message)
+
+
+def _error_event(error: GatewayError) -> bytes:
+    return b"event: error\ndata: " + error_body(error) + b"\n\n"

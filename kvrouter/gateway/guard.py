@@ -22,15 +22,15 @@ class Guard:
     def __init__(self, *, api_keys: tuple[str, ...], admin_keys: tuple[str, ...], insecure: bool) -> None:
         self._api_keys = tuple(key.encode() for key in api_keys)
         self._admin_keys = tuple(key.encode() for key in admin_keys)
-        self._has_keys = bool(api_keys or admin_keys)
-        self._lets_all_in = not self._has_keys and insecure
+        self.asks_for_keys = bool(api_keys or admin_keys)
+        self._lets_all_in = not self.asks_for_keys and insecure
 
     def check(self, scope: Scope) -> None:
         """Let a request pass, or say why not. Raises GatewayError: 401 or 403."""
         if self._lets_all_in:
             return
         path: str = scope["path"]
-        if not self._has_keys:
+        if not self.asks_for_keys:
             _refuse_foreign_page(scope)
         elif path not in _OPEN_PATHS:
             self._check_token(path, scope)

@@ -8,13 +8,12 @@ import asyncio
 import hashlib
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from kvrouter.errors import GatewayError
 from kvrouter.gateway.answers import Answer
 
-__all__ = ["AnswerStore", "IdempotencyCounters", "RequestKey", "body_digest"]
+__all__ = ["AnswerStore", "RequestKey", "body_digest"]
 
 
 class RequestKey(NamedTuple):
@@ -24,17 +23,6 @@ class RequestKey(NamedTuple):
     user_id: str
     route: str
     key: str
-
-
-@dataclass(slots=True)
-class IdempotencyCounters:
-    """How requests with a key ended."""
-
-    kept: int = 0
-    replayed: int = 0
-    joined: int = 0
-    conflicts: int = 0
-    evicted: int = 0
 
 
 class _Kept(NamedTuple):
@@ -56,12 +44,21 @@ def body_digest(path: str, body: bytes) -> bytes:
 class AnswerStore:
     """Answers by key, the oldest given up first. Lives on one event loop."""
 
-    def __init__(self, *, seconds: float, answers_max: int, bytes_max: int, clock: Callable[[], float]) -> None:
-        self._seconds, self._answers_max, self._bytes_max, self._clock = seconds, answers_max, bytes_max, clock
+    def __init__(
+        self,
+        *,
+        seconds: float,
+        answers_max: int,
+        bytes_max: int,
+        clock: Callable[[], float],
+        count: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """`count` is told what became of requests: kept, replayed, joined, conflict; and of answers: evicted."""
+        self._seconds, self._answers_max, self._bytes_max = seconds, answers_max, bytes_max
+        self._clock, self._count = clock, count
         self._kept: OrderedDict[RequestKey, _Kept] = OrderedDict()
         self._running: dict[RequestKey, _Running] = {}
         self.bytes = 0
-        self.counters = IdempotencyCounters()
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -78,13 +75,13 @@ class AnswerStore:
         kept, running = self._kept.get(key), self._running.get(key)
         known = kept or running
         if known is not None and known.digest != digest:
-            self.counters.conflicts += 1
+            self._count("conflict")
             raise GatewayError("this idempotency key was used with another request before", status=409, code="CONFLICT")
         if kept is not None:
-            self.counters.replayed += 1
+            self._count("replayed")
             return kept.answer.replayed()
         if running is not None:
-            self.counters.joined += 1
+            self._count("joined")
             return (await asyncio.shield(running.task)).replayed()
         task = asyncio.ensure_future(self._work(key, digest, work))
         self._running[key] = _Running(digest, task)
@@ -103,10 +100,10 @@ class AnswerStore:
         if answer.is_decision and answer.bytes <= self._bytes_max:
             self._kept[key] = _Kept(digest, answer, self._clock() + self._seconds)
             self.bytes += answer.bytes
-            self.counters.kept += 1
+            self._count("kept")
             while len(self._kept) > self._answers_max or self.bytes > self._bytes_max:
                 self._drop_oldest()
-                self.counters.evicted += 1
+                self._count("evicted")
         return answer
 
     def _forget_old(self) -> None:

@@ -212,6 +212,8 @@ class NatsLink:
             future.set_result(message)
 
     async def _disconnected(self) -> None:
+        if self._client is None:
+            return  # We close.
         self._told("disconnected")
         self._fail("the connection to NATS was lost; the request may have been done")
 

@@ -13,6 +13,7 @@ from kvrouter.gateway.error_table import gateway_error, service_failure
 from kvrouter.gateway.metadata import meta_fields, nats_headers
 from kvrouter.gateway.nats_link import NatsLink
 from kvrouter.gateway.reply_stream import ReplyStream
+from kvrouter.gateway.sides import COPY_HEADER, SideName
 from kvrouter.gateway.translation import Translation
 
 __all__ = ["NatsService"]
@@ -23,19 +24,19 @@ _encode = msgspec.json.Encoder().encode
 class NatsService:
     """Answers the calls of one route."""
 
+    name: SideName = "nats"
+
     def __init__(
         self, translation: Translation, link: NatsLink, *, timeout_seconds: float, queue_messages_max: int
     ) -> None:
         self.translation, self._link = translation, link
         self.timeout_seconds, self._queue_messages_max = timeout_seconds, queue_messages_max
 
-    async def answer(self, call: Call) -> Answer:
-        """Return the service's answer.
-
-        Raises:
-            GatewayError: there is none, or it is an error.
-        """
+    async def answer(self, call: Call, *, is_copy: bool = False) -> Answer:
+        """Return the service's answer; see `Side`."""
         data, headers = self._message(call)
+        if is_copy:
+            headers = {**(headers or {}), COPY_HEADER: "1"}
         try:
             reply = await self._link.request(
                 call.route.subject, data, headers=headers, timeout_seconds=self.timeout_seconds
