@@ -29,10 +29,10 @@ _log = logging.getLogger("kvrouter.reporting")
 
 
 class Broker:
-    """One connection, for all that reports; lives on one event loop."""
+    """One connection, for all that reports of a service; lives on one event loop."""
 
-    def __init__(self, server: str) -> None:
-        self._server = server
+    def __init__(self, server: str, *, service: str) -> None:
+        self._server, self._service = server, service
         self._client: Client | None = None
         self._opening = asyncio.Lock()
 
@@ -97,7 +97,7 @@ class Broker:
 
     async def _connected(self) -> Client:
         async def failed(error: Exception) -> None:
-            log_event(_log, logging.DEBUG, "reporting_connection", error=type(error).__name__)
+            log_event(_log, logging.DEBUG, "reporting_connection", service=self._service, error=type(error).__name__)
 
         try:
             return await nats.connect(

@@ -112,7 +112,7 @@ class Reporting:
         try:
             from kvrouter.reporting.broker import Broker  # noqa: PLC0415 - its client only where it is needed
 
-            return Broker(self._nats_server or "")
+            return Broker(self._nats_server or "", service=self.service)
         except KvrouterError as error:
             log_event(_log, logging.DEBUG, "reporting_not_started", service=self.service, error=str(error))
             return None

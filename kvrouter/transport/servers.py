@@ -1,6 +1,8 @@
 """The server of a transport by its id, for who serves handlers (`serve.py`). Only what is asked for is loaded."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from kvrouter.errors import TransportError
 from kvrouter.transport.callhome_worker import CallHomeWorker
@@ -9,6 +11,9 @@ from kvrouter.transport.http_settings import HttpPlaneSettings
 from kvrouter.transport.plane_settings import TcpPlaneSettings
 from kvrouter.transport.planes import RequestServer
 from kvrouter.transport.pool import PoolSettings
+
+if TYPE_CHECKING:
+    from kvrouter.transport.http_app import Application
 
 __all__ = ["ServerSettings", "make_call_home_server", "make_server"]
 
@@ -25,6 +30,8 @@ class ServerSettings:
     """A port of their own for answers over HTTP that are fetched."""
     pool: PoolSettings = field(default_factory=PoolSettings)
     """Connections of answers that call home."""
+    http_wrap: "Callable[[Application], Application] | None" = None
+    """Puts another application around that of requests over HTTP, such as one with pages of its own."""
 
 
 def make_server(
@@ -141,7 +148,7 @@ def _http_server(
     )
     return HttpRequestServer(
         endpoints, host=host, port=http.rpc_port, advertise=advertise, response_port=settings.response_port,
-        options=options, accept=None if home is None else home.accept, tls=http.tls,
+        options=options, accept=None if home is None else home.accept, tls=http.tls, wrap=settings.http_wrap,
     )  # fmt: skip
 
 
