@@ -15,6 +15,9 @@ KvrouterError
 │   ├── DisconnectedError    the connection was lost before the stream had ended
 │   ├── DeadlineError        it took longer than the caller would wait
 │   ├── RefusedError         the peer will not take this request: unknown endpoint, too busy, draining, no right to
+│   │   ├── UnauthenticatedError   the token is missing, unknown or over
+│   │   ├── PermissionDeniedError  who asks is known, and may not
+│   │   └── RateLimitedError       this client asks too often; `retry_after_seconds` says when it may again
 │   ├── HandlerError         the peer's handler failed
 │   └── ProtocolError        the peer broke the protocol
 ├── RoutingError             no worker can be chosen
@@ -41,7 +44,9 @@ __all__ = [
     "NoInstancesError",
     "NoWorkerError",
     "OverloadedError",
+    "PermissionDeniedError",
     "ProtocolError",
+    "RateLimitedError",
     "RefusedError",
     "RequestError",
     "RoutingError",
@@ -51,6 +56,7 @@ __all__ = [
     "StaleIndexError",
     "StoreError",
     "TransportError",
+    "UnauthenticatedError",
     "UnknownModelError",
     "UnmetConstraintError",
     "WireError",
@@ -176,6 +182,27 @@ class RefusedError(TransportError):
         if retryable is None:
             self.retryable = self.code in ("RESOURCE_EXHAUSTED", "UNAVAILABLE")
         self.retry_after_seconds = retry_after_seconds
+
+
+class UnauthenticatedError(RefusedError):
+    """The peer does not know who asks: the token, or the certificate, is missing, unknown or over."""
+
+    code = "UNAUTHENTICATED"
+
+
+class PermissionDeniedError(RefusedError):
+    """The peer knows who asks, and they may not."""
+
+    code = "PERMISSION_DENIED"
+
+
+class RateLimitedError(RefusedError):
+    """This client asks too often; not to be tried elsewhere, but again after `retry_after_seconds`."""
+
+    code = "RESOURCE_EXHAUSTED"
+
+    def __init__(self, message: str, *, retry_after_seconds: float = 1.0) -> None:
+        super().__init__(message, retryable=False, retry_after_seconds=retry_after_seconds)
 
 
 class HandlerError(TransportError):

@@ -6,6 +6,7 @@ from typing import Protocol
 import msgspec
 
 from kvrouter.errors import DeadlineError, DisconnectedError
+from kvrouter.transport.access import Token, with_token
 from kvrouter.transport.callhome_listener import CallHomeListener, Expected
 from kvrouter.transport.callhome_wire import encode_connection_info
 from kvrouter.transport.client_stream import ClientStream
@@ -37,13 +38,21 @@ class RequestSender(Protocol):
 
 
 class CallHomeClient:
-    """A `RequestClient`: any sender of requests, and a listener for the answers. Closes both when it is closed."""
+    """A `RequestClient`: any sender of requests, and a listener for the answers. Closes both when it is closed.
+
+    `token` goes with every request.
+    """
 
     def __init__(
-        self, sender: RequestSender, listener: CallHomeListener, *, call_home_seconds: float = _CALL_HOME_SECONDS
+        self,
+        sender: RequestSender,
+        listener: CallHomeListener,
+        *,
+        call_home_seconds: float = _CALL_HOME_SECONDS,
+        token: Token | None = None,
     ) -> None:
         self.listener = listener
-        self._sender, self._call_home_seconds = sender, call_home_seconds
+        self._sender, self._call_home_seconds, self._token = sender, call_home_seconds, token
         self._expected: dict[str, set[Expected]] = {}
         self._starting = asyncio.Lock()
         self._started = self._closed = False
@@ -54,7 +63,8 @@ class CallHomeClient:
         remaining = context.remaining_seconds(asyncio.get_running_loop().time())
         if remaining == 0:
             raise DeadlineError(f"the deadline of request {context.id} is over")
-        encoded = encode_request(request, id=context.id, headers=context.headers, remaining_seconds=remaining)
+        headers = with_token(context.headers, self._token)
+        encoded = encode_request(request, id=context.id, headers=headers, remaining_seconds=remaining)
         expected, infos = self.listener.register(context, request.codec, many_in=request.many_in)
         told: dict[str, object] = {"connection_info": encode_connection_info(infos["response"])}
         if request.many_in:

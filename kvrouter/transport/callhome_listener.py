@@ -20,6 +20,7 @@ from kvrouter.transport.client_stream import ClientStream
 from kvrouter.transport.context import Context
 from kvrouter.transport.duplex import StreamLimits
 from kvrouter.transport.messages import Codec, Kind
+from kvrouter.transport.tls import PlaneTls, ServerTls
 from kvrouter.transport.two_part import MESSAGE_BYTES_MAX, TwoPart
 
 __all__ = ["CallHomeListener", "Expected"]
@@ -209,13 +210,23 @@ class _Upward:
 
 
 class CallHomeListener:
-    """Waits for workers. `host` must be one that they reach; with `port` 0 the system chooses one."""
+    """Waits for workers. `host` must be one that they reach; with `port` 0 the system chooses one.
+
+    With a certificate in `tls` they must speak TLS.
+    """
 
     def __init__(
-        self, *, host: str = "127.0.0.1", port: int = 0, advertise: str | None = None, reuse: bool = True
+        self,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        advertise: str | None = None,
+        reuse: bool = True,
+        tls: PlaneTls | None = None,
     ) -> None:
         self.unknown_subjects = self.failed_handshakes = 0
         self._host, self._port, self._advertise, self._reuse = host, port, advertise, reuse
+        self._tls = ServerTls(tls) if tls is not None and tls.serves else None
         self._server: asyncio.Server | None = None
         self._expected: dict[str, Expected] = {}
         self._sockets: set[CallHomeSocket] = set()
@@ -234,8 +245,9 @@ class CallHomeListener:
     async def start(self) -> None:
         """Begin to listen. Raises OSError if the address is taken."""
         loop = asyncio.get_running_loop()
+        tls = {} if self._tls is None else self._tls.options()
         self._server = await loop.create_server(
-            lambda: CallHomeSocket(on_open=self.expect_handshake), self._host, self._port, backlog=1024
+            lambda: CallHomeSocket(on_open=self.expect_handshake), self._host, self._port, backlog=1024, **tls
         )
 
     async def close(self) -> None:

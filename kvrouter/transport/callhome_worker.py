@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import msgspec
 
 from kvrouter.errors import RefusedError, TransportError, UnreachableError, WireError
+from kvrouter.transport.access import Peer
 from kvrouter.transport.callhome_socket import CallHomeSocket
 from kvrouter.transport.callhome_wire import (
     ConnectionInfo,
@@ -25,6 +26,7 @@ from kvrouter.transport.messages import Codec, Kind, decode_error, decode_reques
 from kvrouter.transport.pool import ConnectionPool, PoolSettings
 from kvrouter.transport.server_stream import ServerStream
 from kvrouter.transport.tcp_client import parse_tcp_address
+from kvrouter.transport.tls import ClientTls, PlaneTls
 from kvrouter.transport.two_part import MESSAGE_BYTES_MAX, TwoPart, decode_two_part
 
 __all__ = ["CallHomeCounters", "CallHomeWorker"]
@@ -32,6 +34,7 @@ __all__ = ["CallHomeCounters", "CallHomeWorker"]
 _DIAL_SECONDS = 5.0
 _ACQUIRE_SECONDS = 30.0
 _CLOSE_SECONDS = 10.0
+_SOMEBODY = Peer()
 _UNBOUNDED = 1 << 60
 _LIMITS = StreamLimits(peer_window_bytes=_UNBOUNDED, frame_bytes_max=_UNBOUNDED, enforced=False)
 
@@ -51,12 +54,13 @@ class _Infos(msgspec.Struct):
 
 
 class CallHomeWorker:
-    """Takes requests as two-part messages (`accept`) and answers them over connections that it dials."""
+    """Takes requests as two-part messages (`accept`), and dials home with the answers; `tls` is for dialling."""
 
-    def __init__(self, endpoints: Endpoints, *, pool: PoolSettings | None = None) -> None:
+    def __init__(self, endpoints: Endpoints, *, pool: PoolSettings | None = None, tls: PlaneTls | None = None) -> None:
         self.endpoints = endpoints
         self.counters = CallHomeCounters()
         self.pool: ConnectionPool[CallHomeSocket] = ConnectionPool(self._dial_pooled, pool)
+        self._tls = None if tls is None else ClientTls(tls)
         self._calls: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
@@ -73,10 +77,10 @@ class CallHomeWorker:
         await asyncio.gather(*calls, return_exceptions=True)
         await self.pool.close()
 
-    def accept(self, message: bytes | memoryview, *, endpoint: str = "") -> None:
+    def accept(self, message: bytes | memoryview, *, endpoint: str = "", peer: Peer = _SOMEBODY) -> None:
         """Take a request and begin to work on it; returning acknowledges it.
 
-        `endpoint` is what the way that it came names, for requests that do not name one themselves.
+        `endpoint` is what the way that it came names, for requests that do not name one themselves; `peer` who sent it.
 
         Raises:
             RefusedError: it is not taken; `INVALID_ARGUMENT` where it cannot be read.
@@ -95,15 +99,27 @@ class CallHomeWorker:
             self.counters.malformed += 1
             raise RefusedError(str(error), code="INVALID_ARGUMENT") from None
         home = _Home(decoded.request.codec)
-        home.stream = self.endpoints.open(decoded, home, _LIMITS)
+        home.stream = self.endpoints.open(decoded, home, _LIMITS, peer)
         call = asyncio.create_task(self._call(home, response, upward), name=f"call home {context}")
         self._calls.add(call)
         call.add_done_callback(self._calls.discard)
 
     async def _dial_pooled(self, address: str) -> CallHomeSocket:
-        socket = await _dial(address)
+        socket = await self._dial(address)
         socket.keep_alive(self.pool.settings.keepalive_seconds)
         return socket
+
+    async def _dial(self, address: str) -> CallHomeSocket:
+        host, port = parse_tcp_address(address)
+        tls = {} if self._tls is None else self._tls.options(host)
+        try:
+            async with asyncio.timeout(_DIAL_SECONDS):
+                _, connection = await asyncio.get_running_loop().create_connection(CallHomeSocket, host, port, **tls)
+        except TimeoutError:
+            raise UnreachableError(f"{address}: no connection within {_DIAL_SECONDS:g} seconds") from None
+        except OSError as error:
+            raise UnreachableError(f"{address}: {error}") from None
+        return connection
 
     async def _call(self, home: "_Home", response: ConnectionInfo, upward: ConnectionInfo | None) -> None:
         """One answer, from dialling to the last byte."""
@@ -114,7 +130,7 @@ class CallHomeWorker:
             socket.send(handshake_message(Handshake(response.subject, "response", int(reuse))))
             home.attach(socket)
             if upward is not None:
-                home.attach_upward(await _dial(upward.address), upward.subject)
+                home.attach_upward(await self._dial(upward.address), upward.subject)
             await home.over.wait()
             reusable = reuse and home.is_clean
             if not reusable:
@@ -279,16 +295,3 @@ class _Upward:
         """Before its end, the items are not whole."""
         if not self._ended:
             self._stream.on_lost(reason)
-
-
-async def _dial(address: str) -> CallHomeSocket:
-    host, port = parse_tcp_address(address)
-    loop = asyncio.get_running_loop()
-    try:
-        async with asyncio.timeout(_DIAL_SECONDS):
-            _, connection = await loop.create_connection(CallHomeSocket, host, port)
-    except TimeoutError:
-        raise UnreachableError(f"{address}: no connection within {_DIAL_SECONDS:g} seconds") from None
-    except OSError as error:
-        raise UnreachableError(f"{address}: {error}") from None
-    return connection

@@ -18,10 +18,11 @@ class Context:
     """One request's life. Lives on one event loop; not thread-safe. Every call costs a few attribute accesses.
 
     `headers` travel with the request: `traceparent`, `tracestate`, `x-request-id` and what the caller adds. `deadline`
-    is in the loop's time, seconds; None means that the caller waits for ever.
+    is in the loop's time, seconds; None means that the caller waits for ever. `identity` is at the worker who asks, as
+    its guard has found out; '' where nobody is asked.
     """
 
-    __slots__ = ("_children", "_listeners", "_parent", "deadline", "headers", "id", "killed", "stopped")
+    __slots__ = ("_children", "_listeners", "_parent", "deadline", "headers", "id", "identity", "killed", "stopped")
 
     def __init__(
         self,
@@ -33,6 +34,7 @@ class Context:
         self.id = id if id is not None else str(uuid4())
         self.headers: Mapping[str, str] = headers if headers is not None else {}
         self.deadline = deadline
+        self.identity = ""
         self.stopped = self.killed = False
         self._parent: Context | None = None
         self._children: set[Context] = set()
@@ -60,7 +62,7 @@ class Context:
         Whoever makes a child calls its `close` when its work is over.
         """
         child = Context(id, headers=self.headers, deadline=self.deadline)
-        child.stopped, child.killed = self.stopped, self.killed
+        child.identity, child.stopped, child.killed = self.identity, self.stopped, self.killed
         child._parent = self
         self._children.add(child)
         return child

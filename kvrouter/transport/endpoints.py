@@ -8,7 +8,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kvrouter.errors import RefusedError
+from kvrouter.errors import PermissionDeniedError, RateLimitedError, RefusedError, UnauthenticatedError
+from kvrouter.transport.access import NOBODY, AccessGuard, Identity, Peer, without_token
 from kvrouter.transport.context import Context
 from kvrouter.transport.duplex import StreamLimits
 from kvrouter.transport.messages import DecodedRequest, Wire
@@ -17,6 +18,7 @@ from kvrouter.transport.server_stream import Handler, ServerStream
 __all__ = ["EndpointCounters", "Endpoints"]
 
 _RETRY_AFTER_SECONDS = 1.0
+_SOMEBODY = Peer()
 
 
 @dataclass(slots=True)
@@ -29,6 +31,9 @@ class EndpointCounters:
     refused_busy: int = 0
     refused_draining: int = 0
     refused_repeated: int = 0
+    refused_unauthenticated: int = 0
+    refused_denied: int = 0
+    refused_rate: int = 0
 
 
 class Endpoints:
@@ -36,11 +41,13 @@ class Endpoints:
 
     At most `streams_max` requests are worked on at a time; more are refused, so that a queue stands where it can be
     seen: at the router. A request id is taken once within the last `remembered_max` ones, so that a repeated request
-    is never worked on twice.
+    is never worked on twice. `guard` says who may ask and how often; without one everybody may.
     """
 
-    def __init__(self, *, streams_max: int = 4096, remembered_max: int = 65_536) -> None:
-        self.streams_max = streams_max
+    def __init__(
+        self, *, streams_max: int = 4096, remembered_max: int = 65_536, guard: AccessGuard | None = None
+    ) -> None:
+        self.streams_max, self.guard = streams_max, guard
         self.counters = EndpointCounters()
         self.draining = False
         self._handlers: dict[str, Handler] = {}
@@ -69,16 +76,32 @@ class Endpoints:
         """What is served."""
         return tuple(self._handlers)
 
-    def open(self, decoded: DecodedRequest, wire: Wire, limits: StreamLimits) -> ServerStream:
+    def identify(self, peer: Peer) -> Identity:
+        """Tell who a peer is before it has asked for anything, by what its transport says.
+
+        Raises:
+            UnauthenticatedError, PermissionDeniedError: it may not ask here.
+        """
+        if self.guard is None:
+            return NOBODY
+        try:
+            return self.guard.identify(peer)
+        except RefusedError as error:
+            self._count(error)
+            raise
+
+    def open(self, decoded: DecodedRequest, wire: Wire, limits: StreamLimits, peer: Peer = _SOMEBODY) -> ServerStream:
         """Begin to work on a request; the transport says to the peer that it was accepted before it sends more.
 
         Raises:
             RefusedError: it is not taken; the transport tells the peer why.
         """
+        identity = self._let_in(decoded, peer)
         handler = self._admit(decoded)
         loop = asyncio.get_running_loop()
         deadline = None if decoded.remaining_seconds is None else loop.time() + decoded.remaining_seconds
-        context = Context(decoded.id, headers=decoded.headers, deadline=deadline)
+        context = Context(decoded.id, headers=without_token(decoded.headers), deadline=deadline)
+        context.identity = identity.name
         stream = ServerStream(wire, context, limits, decoded.request, on_failure=self._failed)
         self.counters.requests += 1
         task = stream.start(handler)
@@ -103,6 +126,21 @@ class Endpoints:
             await asyncio.gather(*left, return_exceptions=True)
             return len(left)
         return 0
+
+    def _let_in(self, decoded: DecodedRequest, peer: Peer) -> Identity:
+        if self.guard is None:
+            return NOBODY
+        try:
+            return self.guard.admit(decoded.request.endpoint, decoded.headers, peer)
+        except RefusedError as error:
+            self._count(error)
+            raise
+
+    def _count(self, error: RefusedError) -> None:
+        counters = self.counters
+        counters.refused_unauthenticated += isinstance(error, UnauthenticatedError)
+        counters.refused_denied += isinstance(error, PermissionDeniedError)
+        counters.refused_rate += isinstance(error, RateLimitedError)
 
     def _admit(self, decoded: DecodedRequest) -> Handler:
         handler = self._handlers.get(decoded.request.endpoint)

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from itertools import count
 
 from kvrouter.errors import ProtocolError, RefusedError, TransportError, WireError
+from kvrouter.transport.access import Peer
 from kvrouter.transport.assembly import RequestAssembly
 from kvrouter.transport.client_stream import ClientStream
 from kvrouter.transport.context import Context
@@ -20,6 +21,7 @@ from kvrouter.transport.messages import Kind, decode_request, encode_error
 
 __all__ = ["EnvelopeMux", "new_stream_id"]
 
+_SOMEBODY = Peer()
 _stream_prefix, _stream_numbers = os.urandom(8), count(1)
 
 
@@ -53,7 +55,7 @@ class _StreamWire:
 
 
 class EnvelopeMux:
-    """One side of a channel to one peer. `endpoints` are given on the side that is asked."""
+    """One side of a channel to one peer. `endpoints` are given on the side that is asked, and who the peer is."""
 
     def __init__(
         self,
@@ -63,9 +65,12 @@ class EnvelopeMux:
         endpoints: Endpoints | None = None,
         writable: Callable[[], Awaitable[None]] = _always,
         forgotten: Callable[[bytes], None] = lambda _: None,
+        peer: Peer = _SOMEBODY,
     ) -> None:
         self.send, self.writable = send, writable
-        self._forgotten = forgotten
+        self._forgotten, self._peer = forgotten, peer
+        self.refusal: RefusedError | None = None
+        """Why the last request that was refused was."""
         self.gaps = self.malformed = 0
         self._limits = limits if limits is not None else StreamLimits()
         self._endpoints = endpoints
@@ -98,13 +103,13 @@ class EnvelopeMux:
             wire.transmit(Kind.REQUEST, view[at : at + step], more=at + step < len(request))
         return stream
 
-    def receive(self, envelope: Envelope) -> None:
-        """Take in one envelope; whatever it is, this raises nothing."""
+    def receive(self, envelope: Envelope, peer: Peer | None = None) -> None:
+        """Take in one envelope; whatever it is, this raises nothing. `peer` is who sent it, if there are several."""
         found = self._streams.get(envelope.stream)
         if found is not None:
             self._on_stream(*found, envelope)
         elif envelope.kind is Kind.REQUEST:
-            self._on_request(envelope)
+            self._on_request(envelope, self._peer if peer is None else peer)
         # Else it is the rest of a stream that has ended here: its sender does not know that yet.
 
     def lost(self, reason: str) -> None:
@@ -150,7 +155,7 @@ class EnvelopeMux:
             stream.reset(error)
         self.malformed += not known
 
-    def _on_request(self, envelope: Envelope) -> None:
+    def _on_request(self, envelope: Envelope, peer: Peer) -> None:
         if self._endpoints is None:
             self.malformed += 1
             return
@@ -165,11 +170,12 @@ class EnvelopeMux:
                 self._opening[stream_id] = wire
                 return
             decoded = decode_request(whole, bytes_max=self._limits.item_bytes_max)
-            stream = self._endpoints.open(decoded, wire, self._limits)
+            stream = self._endpoints.open(decoded, wire, self._limits, peer)
         except WireError as error:
             self.malformed += 1
             wire.transmit(Kind.ACK, encode_error(RefusedError(str(error), code="INVALID_ARGUMENT")))
         except RefusedError as error:
+            self.refusal = error
             wire.transmit(Kind.ACK, encode_error(error))
         else:
             self._streams[stream_id] = stream, wire

@@ -12,12 +12,15 @@ from kvrouter.errors import (
     UnreachableError,
     WireError,
 )
+from kvrouter.transport.access import Token, with_token
 from kvrouter.transport.client_stream import ClientStream
 from kvrouter.transport.context import Context
 from kvrouter.transport.envelope_mux import new_stream_id
 from kvrouter.transport.grpc_exchange import GrpcExchange, channel_options, flushed
 from kvrouter.transport.grpc_messages import METHOD, SERVICE
-from kvrouter.transport.messages import Request, encode_request
+from kvrouter.transport.grpc_tls import channel_credentials, channel_name_options
+from kvrouter.transport.messages import Request, encode_request, refusal
+from kvrouter.transport.tls import PlaneTls
 
 try:
     import grpc
@@ -34,15 +37,21 @@ _PATH = f"/{SERVICE}/{METHOD}"
 class GrpcRequestClient:
     """The client of the request plane over gRPC. Addresses are targets: `host:port`, `dns:///name:port`.
 
-    `credentials` of `grpc.ssl_channel_credentials` turn TLS on.
+    `token` goes as metadata of every call. `tls` turns TLS on; its files are read when a channel is made.
     """
 
     def __init__(
-        self, *, keepalive_seconds: float = 30.0, credentials: "grpc.ChannelCredentials | None" = None
+        self, *, keepalive_seconds: float = 30.0, token: Token | None = None, tls: PlaneTls | None = None
     ) -> None:
         # Channels are shared by the whole process otherwise, with their back-off after a failure.
-        self._options = [*channel_options(keepalive_seconds), ("grpc.use_local_subchannel_pool", 1)]
-        self._credentials, self._keepalive_seconds = credentials, keepalive_seconds
+        self._options: list[tuple[str, int | str]] = [
+            *channel_options(keepalive_seconds),
+            ("grpc.use_local_subchannel_pool", 1),
+        ]
+        self._token, self._tls, self._keepalive_seconds = token, tls, keepalive_seconds
+        if tls is not None:
+            self._options += channel_name_options(tls)
+            channel_credentials(tls)  # what cannot be read is told now
         self._channels: dict[str, Any] = {}
         self._calls: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -57,7 +66,8 @@ class GrpcRequestClient:
         encoded = encode_request(request, id=context.id, headers=context.headers, remaining_seconds=remaining)
         exchange, stream_id = GrpcExchange(), new_stream_id()
         stream = exchange.mux.open(encoded, context, many_in=request.many_in, stream_id=stream_id)
-        call = asyncio.create_task(self._call(address, exchange, stream_id), name=f"grpc {address}")
+        shown = tuple(with_token({}, self._token).items())
+        call = asyncio.create_task(self._call(address, exchange, stream_id, shown), name=f"grpc {address}")
         self._calls.add(call)
         call.add_done_callback(self._calls.discard)
         try:
@@ -83,16 +93,18 @@ class GrpcRequestClient:
     def _channel(self, address: str) -> Any:
         channel = self._channels.get(address)
         if channel is None:
-            if self._credentials is None:
+            if self._tls is None:
                 channel = grpc.aio.insecure_channel(address, options=self._options)
             else:
-                channel = grpc.aio.secure_channel(address, self._credentials, options=self._options)
+                channel = grpc.aio.secure_channel(address, channel_credentials(self._tls), options=self._options)
             self._channels[address] = channel
         return channel
 
-    async def _call(self, address: str, exchange: GrpcExchange, stream_id: bytes) -> None:
+    async def _call(
+        self, address: str, exchange: GrpcExchange, stream_id: bytes, metadata: tuple[tuple[str, str], ...]
+    ) -> None:
         """The life of one call, from its request to its last envelope."""
-        call = self._channel(address).stream_stream(_PATH)()
+        call = self._channel(address).stream_stream(_PATH)(metadata=metadata)
         writing = asyncio.create_task(exchange.write_all(call.write), name="grpc out")
         reading = asyncio.create_task(_read(call, exchange), name="grpc in")
         over = asyncio.create_task(exchange.over.wait(), name="grpc over")
@@ -146,6 +158,8 @@ async def _read(call: Any, exchange: GrpcExchange) -> None:
 def _refusal(address: str, failure: "grpc.aio.AioRpcError") -> TransportError:
     if failure.code() is grpc.StatusCode.UNAVAILABLE:
         return UnreachableError(f"{address}: {_text(failure)}")
+    if failure.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+        return refusal(f"{address}: {_text(failure)}", code=failure.code().name)
     return TransportError(f"{address}: {_text(failure)}", code=failure.code().name)
 
 

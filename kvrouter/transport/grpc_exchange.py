@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from kvrouter.transport.access import Peer
 from kvrouter.transport.endpoints import Endpoints
 from kvrouter.transport.envelope import Envelope, decode_envelope, encode_envelope
 from kvrouter.transport.envelope_mux import EnvelopeMux
@@ -18,11 +19,13 @@ _NO_STREAM = bytes(16)
 class GrpcExchange:
     """The stream of one call, and what is to be written to it. `over` is set when both directions have ended."""
 
-    def __init__(self, *, endpoints: Endpoints | None = None) -> None:
+    def __init__(self, *, endpoints: Endpoints | None = None, peer: Peer | None = None) -> None:
         self.over = asyncio.Event()
         self.received = 0
         self._out: asyncio.Queue[Envelope | None] = asyncio.Queue()  # bounded by the stream's credit
-        self.mux = EnvelopeMux(self._out.put_nowait, endpoints=endpoints, forgotten=self._forgotten)
+        self.mux = EnvelopeMux(
+            self._out.put_nowait, endpoints=endpoints, forgotten=self._forgotten, peer=peer or Peer()
+        )
 
     def finish(self) -> None:
         """Let `write_all` return once what waits is written."""

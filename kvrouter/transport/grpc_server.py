@@ -3,11 +3,22 @@
 import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
+from urllib.parse import unquote
 
-from kvrouter.errors import MissingExtraError, WireError
+from kvrouter.errors import (
+    MissingExtraError,
+    PermissionDeniedError,
+    RateLimitedError,
+    RefusedError,
+    UnauthenticatedError,
+    WireError,
+)
+from kvrouter.transport.access import HEADER, Peer
 from kvrouter.transport.endpoints import Endpoints
 from kvrouter.transport.grpc_exchange import GrpcExchange, channel_options, flushed
 from kvrouter.transport.grpc_messages import METHOD, SERVICE
+from kvrouter.transport.grpc_tls import server_credentials
+from kvrouter.transport.tls import PlaneTls
 
 try:
     import grpc
@@ -23,7 +34,7 @@ _REST_SECONDS = 60.0
 
 
 class GrpcRequestServer:
-    """The server of the request plane over gRPC. With `port` 0 the system chooses one."""
+    """The server of the request plane over gRPC. With `port` 0 the system chooses one; with a certificate it is TLS."""
 
     def __init__(
         self,
@@ -33,12 +44,13 @@ class GrpcRequestServer:
         port: int = 0,
         advertise: str | None = None,
         keepalive_seconds: float = 30.0,
-        credentials: "grpc.ServerCredentials | None" = None,
+        tls: PlaneTls | None = None,
     ) -> None:
         self.endpoints = endpoints
         self.malformed = 0
         self._host, self._port, self._advertise = host, port, advertise
-        self._keepalive_seconds, self._credentials = keepalive_seconds, credentials
+        self._keepalive_seconds = keepalive_seconds
+        self._credentials = server_credentials(tls) if tls is not None and tls.serves else None
         self._server: Any = None
 
     @property
@@ -75,7 +87,7 @@ class GrpcRequestServer:
 
     async def _exchange(self, requests: AsyncIterator[bytes], context: Any) -> None:
         """One call."""
-        exchange = GrpcExchange(endpoints=self.endpoints)
+        exchange = GrpcExchange(endpoints=self.endpoints, peer=_peer(context))
         writing = asyncio.create_task(exchange.write_all(context.write), name="grpc out")
         reading = asyncio.create_task(self._read(requests, exchange), name="grpc in")
         over = asyncio.create_task(exchange.over.wait(), name="grpc over")
@@ -85,6 +97,7 @@ class GrpcRequestServer:
                 exchange.mux.lost("the client has ended its call")
                 exchange.finish()
             await flushed(writing, seconds=_REST_SECONDS)
+            _tell_refusal(exchange.mux.refusal, context)
         finally:
             exchange.mux.lost("the call was cancelled")
             for task in (writing, reading, over):
@@ -101,3 +114,17 @@ class GrpcRequestServer:
             if exchange.mux.is_idle and not exchange.over.is_set():
                 exchange.finish()  # the request was refused
                 return
+
+
+def _peer(context: Any) -> Peer:
+    """Who calls: gRPC writes `ipv4:127.0.0.1:1234`, and `ipv6:%5B::1%5D:1234`."""
+    address = unquote(str(context.peer())).partition(":")[2].rpartition(":")[0]
+    shown = next((value for name, value in context.invocation_metadata() or () if name == HEADER), None)
+    return Peer(address.removeprefix("[").removesuffix("]"), shown)
+
+
+def _tell_refusal(refusal: RefusedError | None, context: Any) -> None:
+    """Who may not ask is told by the call's status too, for what stands on the way and looks at that."""
+    if isinstance(refusal, UnauthenticatedError | PermissionDeniedError | RateLimitedError):
+        context.set_code(grpc.StatusCode[refusal.code])
+        context.set_details(str(refusal))

@@ -16,20 +16,10 @@ from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from kvrouter.errors import MissingExtraError
 from kvrouter.transport.duplex import Wakeups
+from kvrouter.transport.http2 import STREAM_OVER, h2
 from kvrouter.transport.http_app import UNTIL_GONE, Application
 from kvrouter.transport.tcp_connection import Heartbeat
-
-try:
-    import h2.config
-    import h2.connection
-    import h2.errors
-    import h2.events
-    import h2.exceptions
-    import h2.settings
-except ImportError as missing:
-    raise MissingExtraError("the request plane over HTTP/2", "http2") from missing
 
 __all__ = ["AcceptedConnection", "Served"]
 
@@ -41,9 +31,6 @@ _HEADERS_BYTES_MAX = 64 << 10
 _WAITING_BYTES_MAX = 1 << 20
 _GREETING_SECONDS = 10.0
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-
-# h2 takes in all that has arrived before it tells: a stream may be over that nobody here knows of yet.
-_STREAM_OVER = suppress(h2.exceptions.NoSuchStreamError)
 
 
 class Served:
@@ -234,14 +221,14 @@ class AcceptedConnection(asyncio.Protocol):
     def credit(self, stream: _Stream, count: int) -> None:
         """The application has taken so many bytes of a body."""
         if count and not stream.is_ended and self._may_send(stream):
-            with _STREAM_OVER:
+            with STREAM_OVER:
                 self._h2.increment_flow_control_window(count, stream.id)
             self._plan_flush()
 
     def send_headers(self, stream: _Stream, headers: list[tuple[bytes, bytes]]) -> None:
         """Begin a response."""
         if self._may_send(stream):
-            with _STREAM_OVER:
+            with STREAM_OVER:
                 self._h2.send_headers(stream.id, headers)
             self._plan_flush()
 
@@ -250,7 +237,7 @@ class AcceptedConnection(asyncio.Protocol):
         sent = 0
         if not self._may_send(stream):
             return len(view)
-        with _STREAM_OVER:
+        with STREAM_OVER:
             while sent < len(view) and not self._is_paused:
                 window = min(self._h2.local_flow_control_window(stream.id), self._h2.max_outbound_frame_size)
                 if window <= 0:
@@ -374,7 +361,7 @@ class AcceptedConnection(asyncio.Protocol):
         """The application is done; a response that it has not completed is cancelled."""
         if self._may_send(stream):
             del self._streams[stream.id]
-            with _STREAM_OVER:
+            with STREAM_OVER:
                 self._h2.reset_stream(stream.id, h2.errors.ErrorCodes.INTERNAL_ERROR)
             self._plan_flush()
 

@@ -15,12 +15,13 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMap
 from dataclasses import dataclass
 from functools import partial
 from math import ceil
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 from uuid import uuid4
 
 import msgspec
 
 from kvrouter.errors import DeadlineError, RefusedError, TransportError, WireError
+from kvrouter.transport.access import Peer
 from kvrouter.transport.duplex import StreamLimits
 from kvrouter.transport.endpoints import Endpoints
 from kvrouter.transport.http_answers import HttpAnswer, HttpAnswers
@@ -30,11 +31,20 @@ from kvrouter.transport.http_formats import CONTENT_TYPES, Format, accepted_form
 from kvrouter.transport.messages import DecodedRequest, encode_error
 from kvrouter.transport.two_part import MESSAGE_BYTES_MAX
 
-__all__ = ["Application", "HttpApp", "HttpAppOptions", "HttpCounters"]
+__all__ = ["Accept", "Application", "HttpApp", "HttpAppOptions", "HttpCounters"]
 
 Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Application: TypeAlias = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 """What an ASGI server calls."""
+
+
+class Accept(Protocol):
+    """Takes requests whose answers go another way: `CallHomeWorker.accept`."""
+
+    def __call__(self, message: bytes, /, *, peer: Peer) -> None:
+        """Take one; raises RefusedError."""
+        ...
+
 
 _Headers: TypeAlias = dict[bytes, bytes]
 _UntilGone: TypeAlias = Callable[[], Awaitable[None]]
@@ -96,15 +106,14 @@ class _Consumer:
 
 
 class HttpApp:
-    """See the module. `authorise(token)` says who may come in; `accept` takes requests whose answers go another way."""
+    """See the module. `accept` takes requests whose answers go another way."""
 
     def __init__(
         self,
         endpoints: Endpoints,
         options: HttpAppOptions | None = None,
         *,
-        authorise: Callable[[str | None], bool] | None = None,
-        accept: Callable[[bytes], None] | None = None,
+        accept: Accept | None = None,
     ) -> None:
         self.endpoints = endpoints
         self.options = options if options is not None else HttpAppOptions()
@@ -112,7 +121,7 @@ class HttpApp:
         self.answers = HttpAnswers(
             attach_seconds=self.options.attach_seconds, resume_seconds=self.options.resume_seconds
         )
-        self._authorise, self._accept = authorise, accept
+        self._accept = accept
         self._assembling = Assembling(self.options.assembling_bytes_max)
         self._open = 0
         self._idle = asyncio.Event()
@@ -152,7 +161,8 @@ class HttpApp:
     async def _answer(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         method, path = str(scope["method"]), str(scope["path"])
         headers: _Headers = dict(scope["headers"])
-        self._check_token(headers)
+        peer = _peer(scope, headers)
+        self.endpoints.identify(peer)
         response = _below(path, self.options.response_root)
         if response is not None:
             await self._on_response_path(method, response, headers, receive, send)
@@ -165,7 +175,7 @@ class HttpApp:
             if tail is not None:
                 _check_method(method, "POST")
                 until_gone = (scope.get("extensions") or {}).get(UNTIL_GONE)
-                await self._request(tail, headers, receive, send, until_gone)
+                await self._request(tail, headers, receive, send, until_gone=until_gone, peer=peer)
                 return
         raise HttpRefusedError(404, f"Endpoint not found: nothing is served at {path[:256]!r}")
 
@@ -184,13 +194,6 @@ class HttpApp:
             _check_method(method, "GET", "DELETE")
             await self._attach(subject, headers, receive, send)
 
-    def _check_token(self, headers: _Headers) -> None:
-        if self._authorise is None:
-            return
-        scheme, _, token = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
-        if not self._authorise(token.strip() if scheme.lower() == "bearer" else None):
-            raise HttpRefusedError(401, "the token is not known here", headers=((b"www-authenticate", b"Bearer"),))
-
     async def _health(self, send: Send) -> None:
         draining = self.endpoints.draining
         told = {"status": "draining" if draining else "ready", "endpoints": self.endpoints.names()}
@@ -199,7 +202,14 @@ class HttpApp:
     # -- requests ----------------------------------------------------------------------------------------------------
 
     async def _request(
-        self, tail: str, headers: _Headers, receive: Receive, send: Send, until_gone: _UntilGone | None
+        self,
+        tail: str,
+        headers: _Headers,
+        receive: Receive,
+        send: Send,
+        *,
+        until_gone: _UntilGone | None,
+        peer: Peer,
     ) -> None:
         length = headers.get(b"content-length", b"")
         if length.isdigit() and int(length) > self.options.message_bytes_max:
@@ -216,7 +226,7 @@ class HttpApp:
         self.counters.requests += 1
         wanted = accepted_format(headers.get(b"accept", b"").decode("latin-1"))
         if way.transport == "inline" or (not way.transport and wanted is not None):
-            answer = self._begin(decoded, way, kept_max=0)
+            answer = self._begin(decoded, way, peer, kept_max=0)
             self.answers.add_inline(answer)
             try:
                 hear: Callable[[], Awaitable[None]] = body.until_gone
@@ -228,21 +238,21 @@ class HttpApp:
         elif way.transport in ("", "http_response"):
             if decoded.request.many_in:
                 raise HttpRefusedError(400, "Invalid message: a request with further items needs its answer inline")
-            answer = self._begin(decoded, way, kept_max=self.answers.kept_max())
+            answer = self._begin(decoded, way, peer, kept_max=self.answers.kept_max())
             self.answers.add(answer)
             location = f"{self.options.response_origin}{self.options.response_root}/{answer.subject}"
             await _reply(send, 202, headers=[(b"location", location.encode())])
         elif self._accept is None:
             raise HttpRefusedError(400, f"answers over {way.transport[:64]!r} do not go from this worker")
         else:
-            self._accept(message)
+            self._accept(message, peer=peer)
             await _reply(send, 202)
 
-    def _begin(self, decoded: DecodedRequest, way: Way, *, kept_max: int) -> HttpAnswer:
+    def _begin(self, decoded: DecodedRequest, way: Way, peer: Peer, *, kept_max: int) -> HttpAnswer:
         answer = HttpAnswer(way.subject or uuid4().hex, decoded.request.codec, kept_max=kept_max)
         self.answers.check(answer.subject)
         try:
-            answer.stream = self.endpoints.open(decoded, answer, _LIMITS)
+            answer.stream = self.endpoints.open(decoded, answer, _LIMITS, peer)
         except RefusedError as error:
             if error.code == "NOT_FOUND":
                 raise HttpRefusedError(404, f"Endpoint not found: {error}") from None
@@ -401,6 +411,11 @@ def _below(path: str, root: str) -> str | None:
     return path[len(root) + 1 :] if path.startswith(root + "/") and len(path) > len(root) + 1 else None
 
 
+def _peer(scope: MutableMapping[str, Any], headers: _Headers) -> Peer:
+    client, shown = scope.get("client"), headers.get(b"authorization")
+    return Peer(str(client[0]) if client else "", None if shown is None else shown.decode("latin-1"))
+
+
 def _check_method(method: str, *allowed: str) -> None:
     if method not in allowed:
         raise HttpRefusedError(405, f"only {' and '.join(allowed)}", headers=((b"allow", ", ".join(allowed).encode()),))
@@ -453,6 +468,8 @@ async def _refuse(send: Send, error: TransportError | WireError) -> None:
     if isinstance(error, HttpRefusedError):
         status = error.status
         headers += error.headers
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
     if isinstance(error, RefusedError) and error.retry_after_seconds is not None:
         headers.append((b"retry-after", b"%d" % ceil(error.retry_after_seconds)))
     await _reply(send, status, error_body(told), headers=headers)

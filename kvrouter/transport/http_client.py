@@ -5,7 +5,6 @@ wants its answers sent home over TCP composes `HttpAckClient` with `callhome_cli
 """
 
 import asyncio
-import ssl
 from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from typing import Any, Literal, TypeAlias
@@ -21,6 +20,7 @@ from kvrouter.errors import (
     UnreachableError,
     WireError,
 )
+from kvrouter.transport.access import Token, with_token
 from kvrouter.transport.client_stream import ClientStream
 from kvrouter.transport.context import Context
 from kvrouter.transport.duplex import StreamLimits
@@ -31,6 +31,7 @@ from kvrouter.transport.http_formats import CONTENT_TYPES, AnswerReader, Format,
 from kvrouter.transport.http_origins import HttpOrigins, Origin, parse_http_address
 from kvrouter.transport.messages import Codec, Kind, Request, decode_error, decode_request, encode_request
 from kvrouter.transport.tcp_connection import Heartbeat
+from kvrouter.transport.tls import PlaneTls
 from kvrouter.transport.two_part import decode_two_part, encode_two_part
 
 __all__ = ["Answers", "HttpAckClient", "HttpRequestClient"]
@@ -170,8 +171,8 @@ class _Call:
 class HttpRequestClient:
     """The client of the request plane over HTTP/2. Addresses are the base URL of workers: `http://host:port/v1/rpc`.
 
-    `acknowledge_seconds` bounds the wait until a worker has taken a request, not its answer. `tls` is for `https`
-    (see `http_settings.client_tls`).
+    `acknowledge_seconds` bounds the wait until a worker has taken a request, not its answer. `tls` is for `https`,
+    which trusts the system's authorities otherwise.
     """
 
     def __init__(
@@ -180,18 +181,18 @@ class HttpRequestClient:
         answers: Answers = "inline",
         answer_format: Format = "binary",
         acknowledge_seconds: float = 5.0,
-        token: str | None = None,
+        token: Token | None = None,
         heartbeat: Heartbeat | None = None,
         connect_seconds: float = 5.0,
         connections_max: int = 50,
-        tls: ssl.SSLContext | None = None,
+        tls: PlaneTls | None = None,
     ) -> None:
         self.origins = HttpOrigins(
             heartbeat=heartbeat, connect_seconds=connect_seconds, connections_max=connections_max, tls=tls
         )
         self._answers, self._format = answers, answer_format
         self._acknowledge_seconds = acknowledge_seconds
-        self._authorisation = _authorisation(token)
+        self._token = token
         self._errands: set[asyncio.Task[None]] = set()
 
     async def request(self, address: str, request: Request, context: Context) -> ClientStream:
@@ -266,7 +267,11 @@ class HttpRequestClient:
         return headers
 
     def _answer_headers(self) -> list[Header]:
-        return [("accept", CONTENT_TYPES[self._format]), ("x-kvrouter-prologue", "inline"), *self._authorisation]
+        return [
+            ("accept", CONTENT_TYPES[self._format]),
+            ("x-kvrouter-prologue", "inline"),
+            *_authorisation(self._token),
+        ]
 
     def _send(self, exchange: HttpExchange, call: _Call, encoded: bytes, *, many_in: bool) -> None:
         call.carried_by(exchange)
@@ -306,7 +311,7 @@ class HttpRequestClient:
                 await call.stream.accepted()
                 if call.location is not None:
                     origin, path = parse_http_address(call.location)
-                    await self.origins.fetch(origin, method, path + suffix, self._authorisation)
+                    await self.origins.fetch(origin, method, path + suffix, _authorisation(self._token))
 
 
 class HttpAckClient:
@@ -316,12 +321,12 @@ class HttpAckClient:
         self,
         *,
         acknowledge_seconds: float = 5.0,
-        token: str | None = None,
+        token: Token | None = None,
         heartbeat: Heartbeat | None = None,
-        tls: ssl.SSLContext | None = None,
+        tls: PlaneTls | None = None,
     ) -> None:
         self.origins = HttpOrigins(heartbeat=heartbeat, tls=tls)
-        self._acknowledge_seconds, self._authorisation = acknowledge_seconds, _authorisation(token)
+        self._acknowledge_seconds, self._token = acknowledge_seconds, token
 
     async def send(self, address: str, message: bytes, context: Context) -> None:
         """Post a request, encoded by `encode_request`; returns when the worker has taken it.
@@ -332,7 +337,11 @@ class HttpAckClient:
         """
         origin, root = parse_http_address(address)
         endpoint = decode_request(message).request.endpoint
-        headers = [*_request_headers(context.headers), *self._authorisation, ("content-length", str(len(message)))]
+        headers = [
+            *_request_headers(context.headers),
+            *_authorisation(self._token),
+            ("content-length", str(len(message))),
+        ]
         try:
             async with asyncio.timeout(self._acknowledge_seconds):
                 answer = await self.origins.fetch(origin, "POST", f"{root}/{quote(endpoint)}", headers, message)
@@ -347,8 +356,8 @@ class HttpAckClient:
         await self.origins.aclose()
 
 
-def _authorisation(token: str | None) -> list[Header]:
-    return [] if token is None else [("authorization", f"Bearer {token}")]
+def _authorisation(token: Token | None) -> list[Header]:
+    return list(with_token({}, token).items())
 
 
 def _request_headers(headers: Mapping[str, str]) -> list[Header]:

@@ -8,22 +8,11 @@ ends the connection and its streams at once: h2 takes no data afterwards, so ser
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Protocol, TypeAlias, cast
 
-from kvrouter.errors import MissingExtraError
 from kvrouter.transport.duplex import Wakeups
+from kvrouter.transport.http2 import STREAM_OVER, h2
 from kvrouter.transport.tcp_connection import Heartbeat
-
-try:
-    import h2.config
-    import h2.connection
-    import h2.errors
-    import h2.events
-    import h2.exceptions
-    import h2.settings
-except ImportError as missing:
-    raise MissingExtraError("the request plane over HTTP/2", "http2") from missing
 
 __all__ = ["Header", "HttpConnection", "HttpExchange", "Receiver"]
 
@@ -32,9 +21,6 @@ _CONNECTION_WINDOW_BYTES = 1 << 26
 _FRAME_BYTES_MAX = 1 << 20
 _WAITING_BYTES_MAX = 1 << 20
 _HEADERS_BYTES_MAX = 64 << 10
-
-# h2 takes in all that has arrived before it tells: a stream may be over that nobody here knows of yet.
-_STREAM_OVER = suppress(h2.exceptions.NoSuchStreamError)
 
 Header: TypeAlias = tuple[str, str]
 
@@ -225,7 +211,7 @@ class HttpConnection(asyncio.Protocol):
         """Send what the windows allow."""
         if not self._may_send(exchange):
             return
-        with _STREAM_OVER:
+        with STREAM_OVER:
             while not self.is_paused and (window := self._h2.local_flow_control_window(exchange.id)) > 0:
                 piece = exchange.next_piece(min(window, self._h2.max_outbound_frame_size))
                 if piece is None:
@@ -238,14 +224,14 @@ class HttpConnection(asyncio.Protocol):
     def credit(self, exchange: HttpExchange, count: int) -> None:
         """Open a stream's window."""
         if self._may_send(exchange):
-            with _STREAM_OVER:
+            with STREAM_OVER:
                 self._h2.increment_flow_control_window(count, exchange.id)
             self._plan_flush()
 
     def reset(self, exchange: HttpExchange) -> None:
         """Cancel a stream."""
         if self._may_send(exchange):
-            with _STREAM_OVER:
+            with STREAM_OVER:
                 self._h2.reset_stream(exchange.id, h2.errors.ErrorCodes.CANCEL)
             self._plan_flush()
             self._close_stream(exchange.id, "cancelled")
@@ -352,7 +338,7 @@ class HttpConnection(asyncio.Protocol):
         exchange = self._exchanges.get(stream_id)
         if exchange is not None and not exchange.has_ended:
             # The answer is whole before the request is: what is left of it is not wanted.
-            with _STREAM_OVER:
+            with STREAM_OVER:
                 self._h2.reset_stream(stream_id, h2.errors.ErrorCodes.NO_ERROR)
         self._close_stream(stream_id, None)
 

@@ -5,14 +5,15 @@ most `connections_max`. What is idle for `idle_seconds` is closed when the next 
 """
 
 import asyncio
-import ssl
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import urlsplit
 
 from kvrouter.errors import DisconnectedError, TransportError, UnreachableError
 from kvrouter.transport.duplex import Wakeups
 from kvrouter.transport.http_connection import Header, HttpConnection, HttpExchange
 from kvrouter.transport.tcp_connection import Heartbeat
+from kvrouter.transport.tls import ClientTls, PlaneTls
 
 __all__ = ["Answer", "HttpOrigins", "Origin", "parse_http_address"]
 
@@ -98,7 +99,7 @@ class HttpOrigins:
         connect_seconds: float = 5.0,
         connections_max: int = 50,
         idle_seconds: float = 90.0,
-        tls: ssl.SSLContext | None = None,
+        tls: PlaneTls | None = None,
     ) -> None:
         self._heartbeat = heartbeat if heartbeat is not None else Heartbeat(interval_seconds=30, timeout_seconds=60)
         self._connect_seconds, self._connections_max, self._idle_seconds = (
@@ -106,7 +107,7 @@ class HttpOrigins:
             connections_max,
             idle_seconds,
         )
-        self._tls = tls
+        self._tls = None if tls is None else ClientTls(tls, alpn=("h2",))
         self._peers: dict[Origin, _Peer] = {}
         self._closed = False
 
@@ -194,11 +195,11 @@ class HttpOrigins:
                 authority=origin.authority, scheme=origin.scheme, heartbeat=self._heartbeat, on_freed=freed
             )
 
-        tls = (self._tls or ssl.create_default_context()) if origin.scheme == "https" else None
+        tls = self._tls_options(origin)
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._connect_seconds):
-                _, connection = await loop.create_connection(make, origin.host, origin.port, ssl=tls)
+                _, connection = await loop.create_connection(make, origin.host, origin.port, **tls)
                 await connection.ready
         except TimeoutError:
             self._give_up(connection)
@@ -213,6 +214,13 @@ class HttpOrigins:
             raise
         peer.connections.append(connection)
         return connection
+
+    def _tls_options(self, origin: Origin) -> dict[str, Any]:
+        if origin.scheme != "https":
+            return {}
+        if self._tls is None:
+            self._tls = ClientTls(PlaneTls(), alpn=("h2",))
+        return self._tls.options(origin.host)
 
     def _give_up(self, connection: HttpConnection | None) -> None:
         if connection is not None:

@@ -13,9 +13,9 @@ from dataclasses import replace
 
 from kvrouter.transport.endpoints import Endpoints
 from kvrouter.transport.http_accepted import Served
-from kvrouter.transport.http_app import Application, HttpApp, HttpAppOptions
-from kvrouter.transport.http_settings import HttpTls, server_tls
+from kvrouter.transport.http_app import Accept, Application, HttpApp, HttpAppOptions
 from kvrouter.transport.tcp_connection import Heartbeat
+from kvrouter.transport.tls import PlaneTls, ServerTls
 
 __all__ = ["HttpRequestServer"]
 
@@ -29,8 +29,8 @@ class HttpRequestServer:
     `advertise` is the host that goes into the address; needed where `host` is a wildcard. With `response_port` answers
     that are fetched by a request of their own are served on a port of their own too. A client over HTTP/2 that is
     silent for `interval_seconds` of the heartbeat is asked for a sign of life, and lost after `timeout_seconds`.
-    `wrap` puts another application around this one, `InstrumentedApp` for instance. `options`, `authorise` and
-    `accept` are those of `HttpApp`.
+    `wrap` puts another application around this one, `InstrumentedApp` for instance. `options` and `accept`
+    are those of `HttpApp`.
     """
 
     def __init__(
@@ -43,9 +43,8 @@ class HttpRequestServer:
         response_host: str | None = None,
         response_port: int | None = None,
         options: HttpAppOptions | None = None,
-        authorise: Callable[[str | None], bool] | None = None,
-        accept: Callable[[bytes], None] | None = None,
-        tls: HttpTls | None = None,
+        accept: Accept | None = None,
+        tls: PlaneTls | None = None,
         heartbeat: Heartbeat | None = None,
         wrap: Callable[[Application], Application] | None = None,
     ) -> None:
@@ -53,8 +52,8 @@ class HttpRequestServer:
         self._host, self._port, self._advertise = host, port, advertise
         self._response_host, self._response_port = response_host or host, response_port
         self._options = options if options is not None else HttpAppOptions()
-        self._authorise, self._accept = authorise, accept
-        self._tls = tls if tls is not None else HttpTls()
+        self._accept = accept
+        self._tls = ServerTls(tls, alpn=("h2", "http/1.1")) if tls is not None and tls.serves else None
         self._heartbeat = heartbeat if heartbeat is not None else Heartbeat()
         self._wrap = wrap
         self._origin = ""
@@ -77,13 +76,8 @@ class HttpRequestServer:
         return self._app
 
     async def start(self) -> None:
-        """Begin to listen.
-
-        Raises:
-            OSError: an address is taken.
-            SettingsError: a certificate cannot be read.
-        """
-        tls = server_tls(self._tls) if self._tls.serves else None
+        """Begin to listen. Raises OSError if an address is taken."""
+        tls = {} if self._tls is None else self._tls.options()
         sockets = [_bound(self._host, self._port)]
         try:
             if self._response_port is not None:
@@ -95,11 +89,11 @@ class HttpRequestServer:
         self._origin = self._origin_of(sockets[0])
         if len(sockets) > 1:
             options = replace(options, response_origin=self._origin_of(sockets[1]))
-        self._app = HttpApp(self.endpoints, options, authorise=self._authorise, accept=self._accept)
+        self._app = HttpApp(self.endpoints, options, accept=self._accept)
         self._served = Served(self._app if self._wrap is None else self._wrap(self._app), self._heartbeat)
         loop = asyncio.get_running_loop()
         for each in sockets:
-            self._servers.append(await loop.create_server(self._served.accept, sock=each, ssl=tls, backlog=_BACKLOG))
+            self._servers.append(await loop.create_server(self._served.accept, sock=each, backlog=_BACKLOG, **tls))
 
     async def stop(self, *, drain_seconds: float = 0.0) -> None:
         """Take nothing more, let what runs finish for so long, tell the rest, and close. Idempotent."""
@@ -120,7 +114,7 @@ class HttpRequestServer:
     def _origin_of(self, listening: socket.socket) -> str:
         host, port = listening.getsockname()[:2]
         host = self._advertise or host
-        scheme = "https" if self._tls.serves else "http"
+        scheme = "http" if self._tls is None else "https"
         return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 

@@ -11,7 +11,17 @@ from typing import Literal, Protocol, Self, TypeAlias
 
 import msgspec
 
-from kvrouter.errors import DisconnectedError, HandlerError, ProtocolError, RefusedError, TransportError, WireError
+from kvrouter.errors import (
+    DisconnectedError,
+    HandlerError,
+    PermissionDeniedError,
+    ProtocolError,
+    RateLimitedError,
+    RefusedError,
+    TransportError,
+    UnauthenticatedError,
+    WireError,
+)
 from kvrouter.transport.two_part import MESSAGE_BYTES_MAX, decode_two_part, encode_two_part
 
 __all__ = [
@@ -24,6 +34,7 @@ __all__ = [
     "decode_request",
     "encode_error",
     "encode_request",
+    "refusal",
 ]
 
 Codec: TypeAlias = Literal["raw", "json", "msgpack"]
@@ -215,7 +226,7 @@ def decode_error(data: bytes | memoryview, *, refused: bool = False) -> Transpor
     except (msgspec.DecodeError, UnicodeDecodeError):
         return ProtocolError("the peer told of an error that cannot be read")
     if refused:
-        return RefusedError(
+        return refusal(
             told.message, code=told.code, retryable=told.retryable, retry_after_seconds=told.retry_after_seconds
         )
     if told.code == "UNAVAILABLE" and told.retryable:
@@ -223,3 +234,20 @@ def decode_error(data: bytes | memoryview, *, refused: bool = False) -> Transpor
     return HandlerError(
         told.message, code=told.code, retryable=told.retryable, retry_after_seconds=told.retry_after_seconds
     )
+
+
+def refusal(
+    message: str, *, code: str, retryable: bool | None = None, retry_after_seconds: float | None = None
+) -> RefusedError:
+    """A refusal as the class that its code stands for.
+
+    One that may be repeated elsewhere is of a worker that is too busy; one that may not is of a client that asks too
+    often.
+    """
+    if code == "UNAUTHENTICATED":
+        return UnauthenticatedError(message)
+    if code == "PERMISSION_DENIED":
+        return PermissionDeniedError(message)
+    if code == "RESOURCE_EXHAUSTED" and retryable is False and retry_after_seconds is not None:
+        return RateLimitedError(message, retry_after_seconds=retry_after_seconds)
+    return RefusedError(message, code=code, retryable=retryable, retry_after_seconds=retry_after_seconds)

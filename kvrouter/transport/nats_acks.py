@@ -13,14 +13,14 @@ from kvrouter.errors import (
     MissingExtraError,
     NoInstancesError,
     RefusedError,
-    UnreachableError,
 )
+from kvrouter.transport.access import HEADER, Peer
 from kvrouter.transport.callhome_worker import CallHomeWorker
 from kvrouter.transport.context import Context
+from kvrouter.transport.nats_access import NatsAccess, connect_nats
 from kvrouter.transport.refusal_texts import refusal_from_text, refusal_text
 
 try:
-    import nats
     from nats.aio.client import Client
     from nats.aio.msg import Msg
     from nats.errors import Error as NatsError
@@ -30,7 +30,6 @@ except ImportError as error:
 
 __all__ = ["NatsAckSender", "NatsAckServer"]
 
-_CONNECT_SECONDS = 5.0
 _ACK_SECONDS = 5.0
 _CLOSE_SECONDS = 2.0
 
@@ -39,9 +38,15 @@ class NatsAckSender:
     """A `RequestSender`; addresses are subjects. An acknowledgement is waited for `ack_seconds` at most."""
 
     def __init__(
-        self, server: str, *, ack_seconds: float = _ACK_SECONDS, options: dict[str, Any] | None = None
+        self,
+        server: str,
+        *,
+        ack_seconds: float = _ACK_SECONDS,
+        access: NatsAccess | None = None,
+        options: dict[str, Any] | None = None,
     ) -> None:
-        self._server, self._ack_seconds, self._options = server, ack_seconds, options or {}
+        self._server, self._ack_seconds = server, ack_seconds
+        self._access, self._options = access, options or {}
         self._client: Client | None = None
         self._connecting = asyncio.Lock()
 
@@ -69,7 +74,7 @@ class NatsAckSender:
     async def _connected(self) -> Client:
         async with self._connecting:
             if self._client is None:
-                self._client = await _connect(self._server, self._options)
+                self._client = await connect_nats(self._server, self._access, **self._options)
             return self._client
 
 
@@ -77,9 +82,16 @@ class NatsAckServer:
     """A `RequestServer` whose answers go home. `subject` is followed by `.ENDPOINT` for endpoints of their own."""
 
     def __init__(
-        self, worker: CallHomeWorker, *, server: str, subject: str, options: dict[str, Any] | None = None
+        self,
+        worker: CallHomeWorker,
+        *,
+        server: str,
+        subject: str,
+        access: NatsAccess | None = None,
+        options: dict[str, Any] | None = None,
     ) -> None:
-        self._worker, self._server, self._subject, self._options = worker, server, subject, options or {}
+        self._worker, self._server, self._subject = worker, server, subject
+        self._access, self._options = access, options or {}
         self._client: Client | None = None
 
     @property
@@ -88,8 +100,8 @@ class NatsAckServer:
         return self._subject
 
     async def start(self) -> None:
-        """Begin to listen. Raises UnreachableError."""
-        self._client = await _connect(self._server, self._options)
+        """Begin to listen. Raises as `connect_nats`."""
+        self._client = await connect_nats(self._server, self._access, **self._options)
         for subject in (self._subject, f"{self._subject}.*"):
             await self._client.subscribe(subject, cb=self._heard)
         await self._client.flush()
@@ -108,7 +120,7 @@ class NatsAckServer:
         endpoint = message.subject.removeprefix(self._subject).removeprefix(".")
         answer = b""
         try:
-            self._worker.accept(message.data, endpoint=endpoint)
+            self._worker.accept(message.data, endpoint=endpoint, peer=_peer(message))
         except RefusedError as error:
             answer = refusal_text(error)
         with contextlib.suppress(NatsError, OSError):
@@ -119,22 +131,12 @@ def _headers(context: Context) -> dict[str, str] | None:
     return dict(context.headers) or None
 
 
-async def _connect(server: str, options: dict[str, Any]) -> Client:
-    try:
-        async with asyncio.timeout(_CONNECT_SECONDS):
-            return await nats.connect(
-                server, name="kvrouter", reconnect_time_wait=0.2, max_reconnect_attempts=-1, error_cb=_ignored,
-                **options,
-            )  # fmt: skip
-    except (NatsError, OSError, TimeoutError) as error:
-        raise UnreachableError(f"NATS server {server}: {type(error).__name__}: {error}") from None
+def _peer(message: Msg) -> Peer:
+    """Nobody sees addresses through a server; the inbox of replies is a connection's."""
+    return Peer(message.reply.rpartition(".")[0], (message.headers or {}).get(HEADER))
 
 
 async def _close(client: Client) -> None:
     with contextlib.suppress(NatsError, OSError, TimeoutError):
         async with asyncio.timeout(_CLOSE_SECONDS):
             await client.close()
-
-
-async def _ignored(error: Exception) -> None:
-    """What fails is told where it is awaited."""

@@ -9,7 +9,8 @@ from collections import deque
 from contextlib import suppress
 from typing import Any
 
-from kvrouter.errors import MissingExtraError, NoInstancesError, UnreachableError, WireError
+from kvrouter.errors import MissingExtraError, NoInstancesError, WireError
+from kvrouter.transport.access import Peer
 from kvrouter.transport.client_stream import ClientStream
 from kvrouter.transport.context import Context
 from kvrouter.transport.duplex import StreamLimits, Wakeups
@@ -18,9 +19,9 @@ from kvrouter.transport.envelope import Envelope, decode_envelope, encode_envelo
 from kvrouter.transport.envelope_mux import EnvelopeMux, new_stream_id
 from kvrouter.transport.messages import Kind
 from kvrouter.transport.n_part import decode_n_part, encode_n_part
+from kvrouter.transport.nats_access import NatsAccess, connect_nats
 
 try:
-    import nats
     from nats.aio.client import Client
     from nats.aio.msg import Msg
     from nats.errors import Error as NatsError
@@ -34,7 +35,6 @@ _ENVELOPE_ROOM = 1024
 """Bytes of a message beside the payload: the head of the N-part message and the envelope."""
 _WAITING_MESSAGES_MAX = 1024
 _NO_RESPONDERS = "503"
-_CONNECT_SECONDS = 5.0
 _CLOSE_SECONDS = 2.0
 
 
@@ -60,11 +60,12 @@ class NatsChannel:
         *,
         heartbeat_seconds: float,
         endpoints: Endpoints | None = None,
+        access: NatsAccess | None = None,
         options: dict[str, Any] | None = None,
     ) -> None:
         self.malformed = self.lost_peers = self.lost_connections = 0
         self._server, self._heartbeat_seconds = server, heartbeat_seconds
-        self._endpoints, self._options = endpoints, options or {}
+        self._endpoints, self._access, self._options = endpoints, access, options or {}
         self._client: Client | None = None
         self._mux: EnvelopeMux | None = None
         self._inbox = ""
@@ -82,22 +83,10 @@ class NatsChannel:
         return self._client is not None and self._client.is_connected
 
     async def connect(self) -> None:
-        """Connect, and listen to the inbox. Raises UnreachableError."""
-        try:
-            async with asyncio.timeout(_CONNECT_SECONDS):
-                client = await nats.connect(
-                    self._server,
-                    name="kvrouter",
-                    reconnect_time_wait=0.2,
-                    max_reconnect_attempts=-1,
-                    # What is written while the server is away would arrive late and out of its time.
-                    pending_size=0,
-                    disconnected_cb=self._disconnected,
-                    error_cb=_ignored,
-                    **self._options,
-                )
-        except (NatsError, OSError, TimeoutError) as error:
-            raise UnreachableError(f"NATS server {self._server}: {type(error).__name__}: {error}") from None
+        """Connect, and listen to the inbox. Raises as `connect_nats`."""
+        # What is written while the server is away would arrive late and out of its time.
+        options = {"pending_size": 0, **self._options}
+        client = await connect_nats(self._server, self._access, disconnected=self._disconnected, **options)
         self._client, self._inbox = client, client.new_inbox()
         limits = StreamLimits(frame_bytes_max=client.max_payload - _ENVELOPE_ROOM)
         self._mux = EnvelopeMux(
@@ -155,7 +144,8 @@ class NatsChannel:
         sender, dot, _ = message.reply.rpartition(".")
         if dot:
             self._heard_from(sender, envelope)
-        self._mux.receive(envelope)
+        # Nobody sees addresses through a server; an inbox is a connection's.
+        self._mux.receive(envelope, Peer(sender))
         if envelope.stream in self._routes and envelope.stream not in self._mux:
             self._forget(envelope.stream)
 
@@ -260,7 +250,3 @@ class NatsChannel:
         for stream_id in tuple(peer.streams):
             self._mux.lose(stream_id, f"the peer was silent for {silent:.1f} seconds")
             self._forget(stream_id)
-
-
-async def _ignored(error: Exception) -> None:
-    """The client says here what it has told otherwise, or what it will try again."""

@@ -4,19 +4,33 @@ import asyncio
 from typing import Any
 
 from kvrouter.errors import DeadlineError, DisconnectedError
+from kvrouter.transport.access import Token, with_token
 from kvrouter.transport.client_stream import ClientStream
 from kvrouter.transport.context import Context
 from kvrouter.transport.messages import Request, encode_request
+from kvrouter.transport.nats_access import NatsAccess
 from kvrouter.transport.nats_channel import NatsChannel
 
 __all__ = ["NatsRequestClient"]
 
 
 class NatsRequestClient:
-    """The client of the request plane over NATS; `options` are those of `nats.connect`, such as credentials."""
+    """The client of the request plane over NATS.
 
-    def __init__(self, server: str, *, heartbeat_seconds: float = 5.0, options: dict[str, Any] | None = None) -> None:
-        self._server, self._heartbeat_seconds, self._options = server, heartbeat_seconds, options
+    `access` says who we are to the server, `token` to workers; `options` are further ones of the client library.
+    """
+
+    def __init__(
+        self,
+        server: str,
+        *,
+        heartbeat_seconds: float = 5.0,
+        token: Token | None = None,
+        access: NatsAccess | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        self._server, self._heartbeat_seconds, self._token = server, heartbeat_seconds, token
+        self._access, self._options = access, options
         self._channel: NatsChannel | None = None
         self._connecting = asyncio.Lock()
         self._closed = False
@@ -26,7 +40,8 @@ class NatsRequestClient:
         remaining = context.remaining_seconds(asyncio.get_running_loop().time())
         if remaining == 0:
             raise DeadlineError(f"the deadline of request {context.id} is over")
-        encoded = encode_request(request, id=context.id, headers=context.headers, remaining_seconds=remaining)
+        headers = with_token(context.headers, self._token)
+        encoded = encode_request(request, id=context.id, headers=headers, remaining_seconds=remaining)
         channel = await self._connected()
         stream = channel.open(address, encoded, context, many_in=request.many_in)
         try:
@@ -50,7 +65,12 @@ class NatsRequestClient:
             if self._closed:
                 raise DisconnectedError("the client is closed", retryable=False)
             if self._channel is None:
-                channel = NatsChannel(self._server, heartbeat_seconds=self._heartbeat_seconds, options=self._options)
+                channel = NatsChannel(
+                    self._server,
+                    heartbeat_seconds=self._heartbeat_seconds,
+                    access=self._access,
+                    options=self._options,
+                )
                 await channel.connect()
                 self._channel = channel
             elif not self._channel.is_connected:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from kvrouter.transport.endpoints import Endpoints
+from kvrouter.transport.nats_access import NatsAccess
 from kvrouter.transport.nats_channel import NatsChannel
 
 __all__ = ["NatsRequestServer"]
@@ -12,7 +13,7 @@ class NatsRequestServer:
     """The server of the request plane over NATS.
 
     `subject` is this worker's own. Requests to `group_subject`, if there is one, go to one of the workers that listen
-    there; NATS chooses.
+    there; NATS chooses. `access` says who we are to the server; `options` are further ones of the client library.
     """
 
     def __init__(
@@ -23,11 +24,14 @@ class NatsRequestServer:
         subject: str,
         group_subject: str | None = None,
         heartbeat_seconds: float = 5.0,
+        access: NatsAccess | None = None,
         options: dict[str, Any] | None = None,
     ) -> None:
         self.endpoints = endpoints
         self._subject, self._group_subject = subject, group_subject
-        self._channel = NatsChannel(server, heartbeat_seconds=heartbeat_seconds, endpoints=endpoints, options=options)
+        self._channel = NatsChannel(
+            server, heartbeat_seconds=heartbeat_seconds, endpoints=endpoints, access=access, options=options
+        )
 
     @property
     def address(self) -> str:
@@ -40,7 +44,7 @@ class NatsRequestServer:
         return self._channel
 
     async def start(self) -> None:
-        """Begin to listen. Raises UnreachableError if the server cannot be reached."""
+        """Begin to listen. Raises as `connect_nats`."""
         await self._channel.connect()
         await self._channel.listen(self._subject)
         if self._group_subject is not None:

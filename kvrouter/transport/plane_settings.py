@@ -12,6 +12,7 @@ from kvrouter.errors import SettingsError
 from kvrouter.transport.pool import PoolSettings
 from kvrouter.transport.tcp_connection import Heartbeat
 from kvrouter.transport.tcp_mux import MuxLimits
+from kvrouter.transport.tls import PlaneTls, plane_tls
 from kvrouter.transport.two_part import MESSAGE_BYTES_MAX
 from kvrouter.transport.variables import Variables
 
@@ -37,13 +38,14 @@ _LEVELS = ("debug", "info", "warning", "error", "critical")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TcpPlaneSettings:
-    """The server of the multiplexed TCP transport."""
+    """The server of the multiplexed TCP transport; `tls` is that of its clients and of answers that go home, too."""
 
     host: str = "0.0.0.0"  # noqa: S104 - the default of the protocol; kvrouter serve binds what it is told
     port: int = 9001
     connections_max: int = 1000
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
     limits: MuxLimits = field(default_factory=MuxLimits)
+    tls: PlaneTls = field(default_factory=PlaneTls)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,4 +144,5 @@ def _tcp(found: Variables) -> TcpPlaneSettings:
         connections_max=found.whole("TCP_REQUEST_MAX_CONNECTIONS", default.connections_max, least=1),
         heartbeat=heartbeat,
         limits=MuxLimits(message_bytes_max=message_bytes, assembling_bytes_max=4 * message_bytes),
+        tls=plane_tls(found, "TCP_TLS"),
     )

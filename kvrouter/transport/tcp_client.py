@@ -2,21 +2,32 @@
 
 import asyncio
 import os
-import ssl
 from itertools import count
 
-from kvrouter.errors import DeadlineError, DisconnectedError, TransportError, UnreachableError
+from kvrouter.errors import (
+    DeadlineError,
+    DisconnectedError,
+    PermissionDeniedError,
+    TransportError,
+    UnauthenticatedError,
+    UnreachableError,
+)
+from kvrouter.transport.access import Token, token_of, with_token
 from kvrouter.transport.client_stream import ClientStream
 from kvrouter.transport.context import Context
 from kvrouter.transport.messages import Request, encode_request
 from kvrouter.transport.tcp_connection import Heartbeat, TcpConnection
 from kvrouter.transport.tcp_mux import MuxLimits, TcpMux
+from kvrouter.transport.tls import ClientTls, PlaneTls
 
 __all__ = ["TcpRequestClient", "parse_tcp_address"]
 
 
 class TcpRequestClient:
-    """The client of the request plane over TCP. Addresses are `host:port`, or `[address]:port` for IPv6."""
+    """The client of the request plane over TCP. Addresses are `host:port`, or `[address]:port` for IPv6.
+
+    `token` is said once per connection, and with requests from when on it is another one. `tls` turns TLS on.
+    """
 
     def __init__(
         self,
@@ -25,13 +36,14 @@ class TcpRequestClient:
         heartbeat: Heartbeat | None = None,
         connect_seconds: float = 5.0,
         instance: str = "",
-        token: str | None = None,
-        tls: ssl.SSLContext | None = None,
+        token: Token | None = None,
+        tls: PlaneTls | None = None,
     ) -> None:
         self._limits = limits if limits is not None else MuxLimits()
         self._heartbeat = heartbeat if heartbeat is not None else Heartbeat()
         self._connect_seconds = connect_seconds
-        self._instance, self._token, self._tls = instance, token, tls
+        self._instance, self._token = instance, token
+        self._tls = None if tls is None else ClientTls(tls)
         self._connections: dict[str, asyncio.Task[TcpConnection]] = {}
         self._open: set[TcpConnection] = set()
         self._prefix, self._numbers = os.urandom(8), count(1)
@@ -39,22 +51,22 @@ class TcpRequestClient:
 
     async def request(self, address: str, request: Request, context: Context) -> ClientStream:
         """Send a request; see `RequestClient`."""
-        now = asyncio.get_running_loop().time()
-        remaining = context.remaining_seconds(now)
-        if remaining == 0:
+        loop = asyncio.get_running_loop()
+        if context.remaining_seconds(loop.time()) == 0:
             raise DeadlineError(f"the deadline of request {context.id} is over")
-        encoded = encode_request(
-            request,
-            id=context.id,
-            headers=context.headers,
-            remaining_seconds=remaining,
-            bytes_max=self._limits.message_bytes_max,
-        )
         try:
             async with asyncio.timeout_at(context.deadline):
                 connection = await self._connection(address)
         except TimeoutError:
             raise DeadlineError(f"request {context.id} got no connection to {address} within its deadline") from None
+        shown = token_of(self._token)
+        encoded = encode_request(
+            request,
+            id=context.id,
+            headers=context.headers if shown == connection.mux.token else with_token(context.headers, shown),
+            remaining_seconds=context.remaining_seconds(loop.time()),
+            bytes_max=self._limits.message_bytes_max,
+        )
         stream_id = self._prefix + next(self._numbers).to_bytes(8, "big")
         stream = connection.mux.open(stream_id, encoded, context, many_in=request.many_in)
         try:
@@ -109,7 +121,7 @@ class TcpRequestClient:
         def on_lost(connection: TcpConnection) -> None:
             self._open.discard(connection)
             if not ready.done():
-                ready.set_exception(UnreachableError(f"{address}: {connection.close_reason}"))
+                ready.set_exception(_failure(address, connection))
 
         def make() -> TcpConnection:
             return TcpConnection(self._make_mux, self._heartbeat, on_ready=on_ready, on_lost=on_lost)
@@ -117,7 +129,8 @@ class TcpRequestClient:
         connection = None
         try:
             async with asyncio.timeout(self._connect_seconds):
-                _, connection = await loop.create_connection(make, host, port, ssl=self._tls)
+                tls = {} if self._tls is None else self._tls.options(host)
+                _, connection = await loop.create_connection(make, host, port, **tls)
                 self._open.add(connection)
                 connection.mux.greet()
                 await ready
@@ -130,7 +143,15 @@ class TcpRequestClient:
         return connection
 
     def _make_mux(self, connection: TcpConnection) -> TcpMux:
-        return TcpMux(connection, self._limits, instance=self._instance, token=self._token)
+        return TcpMux(connection, self._limits, instance=self._instance, token=token_of(self._token))
+
+
+def _failure(address: str, connection: TcpConnection) -> TransportError:
+    """Why there was no handshake: who may not ask here is told so, and need not try again."""
+    refusal = connection.mux.refusal
+    if isinstance(refusal, UnauthenticatedError | PermissionDeniedError):
+        return refusal
+    return UnreachableError(f"{address}: {connection.close_reason}")
 
 
 def _usable(task: "asyncio.Task[TcpConnection]") -> bool:

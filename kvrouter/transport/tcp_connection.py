@@ -12,7 +12,7 @@ from typing import cast
 from kvrouter.transport.duplex import Wakeups
 from kvrouter.transport.tcp_mux import TcpMux
 
-__all__ = ["Heartbeat", "TcpConnection"]
+__all__ = ["Heartbeat", "TcpConnection", "host_of"]
 
 # Longer payloads are handed to the transport as they are, not joined with their neighbours.
 _JOINED_BYTES_MAX = 64 << 10
@@ -58,6 +58,7 @@ class TcpConnection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=_WAITING_BYTES_MAX)
         self.is_open = True
+        self.mux.connected(host_of(transport))
         self._heard_at = self._loop.time()
         self._timer = self._loop.call_later(self._heartbeat.interval_seconds, self._beat)
 
@@ -146,3 +147,9 @@ class TcpConnection(asyncio.Protocol):
             self.mux.ping()
         next_at = min(self._heartbeat.interval_seconds, self._heartbeat.timeout_seconds - silent)
         self._timer = self._loop.call_later(max(0.01, next_at), self._beat)
+
+
+def host_of(transport: asyncio.BaseTransport) -> str:
+    """The address of the other end, without its port; '' where it has none."""
+    name = transport.get_extra_info("peername")
+    return str(name[0]) if isinstance(name, tuple) and name else ""

@@ -4,13 +4,13 @@ Framing, handshake, the streams by id, pings and farewells; no sockets and no cl
 bytes, `tcp_client.py` and `tcp_server.py` are what others use. docs/planes.md has the protocol.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import msgspec
 
 from kvrouter.errors import KvrouterError, ProtocolError, RefusedError, TransportError, WireError
+from kvrouter.transport.access import Peer
 from kvrouter.transport.assembly import RequestAssembly
 from kvrouter.transport.client_stream import ClientStream
 from kvrouter.transport.context import Context
@@ -103,18 +103,21 @@ class TcpMux:
         endpoints: Endpoints | None = None,
         instance: str = "",
         token: str | None = None,
-        authorise: Callable[[str | None], bool] | None = None,
     ) -> None:
         self.output = output
         self.streams: dict[bytes, AnyStream] = {}
         self.peer_instance = ""
+        self.peer = Peer()
+        """The other end: its address as `connected` has told, and the token of its hello."""
+        self.refusal: TransportError | None = None
+        """Why the peer does not speak with us."""
         self.is_ready = False
         self.goaway: int | None = None
         """Why the peer takes no more streams; None while it does."""
         self.pongs = 0
         self.protocol_errors = 0
         self._limits, self._endpoints = limits, endpoints
-        self._instance, self._token, self._authorise = instance, token, authorise
+        self._instance, self.token = instance, token
         self._cutter = FrameCutter(HEAD.size, self._length_at)
         self._stream_limits = StreamLimits()
         self._assembly = RequestAssembly(
@@ -124,10 +127,14 @@ class TcpMux:
 
     # -- this side speaks --------------------------------------------------------------------------------------------
 
+    def connected(self, address: str) -> None:
+        """The connection is there; `address` is the other end's."""
+        self.peer = Peer(address)
+
     def greet(self) -> None:
         """Say hello, on the side that dials."""
         limits = self._limits
-        hello = Hello(PROTOCOL, [VERSION], self._instance, limits.frame_bytes_max, limits.window_bytes, self._token)
+        hello = Hello(PROTOCOL, [VERSION], self._instance, limits.frame_bytes_max, limits.window_bytes, self.token)
         self._write(Kind.HELLO, msgspec.json.encode(hello))
 
     def open(self, stream_id: bytes, request: bytes, context: Context, *, many_in: bool) -> ClientStream:
@@ -240,8 +247,9 @@ class TcpMux:
             raise ProtocolError(
                 f"{hello.proto!r} versions {hello.versions[:16]} are not spoken here; {PROTOCOL} {VERSION} is"
             )
-        if self._authorise is not None and not self._authorise(hello.token):
-            raise RefusedError("the token is not known here", code="UNAUTHENTICATED", retryable=False)
+        assert self._endpoints is not None
+        self.peer = Peer(self.peer.address, None if hello.token is None else f"Bearer {hello.token}")
+        self._endpoints.identify(self.peer)
         self._agree(hello.instance, hello.max_frame, hello.window)
         limits = self._limits
         answer = HelloAck(VERSION, self._instance, limits.frame_bytes_max, limits.window_bytes)
@@ -250,7 +258,7 @@ class TcpMux:
 
     def _on_hello_ack(self, kind: int, payload: memoryview) -> None:
         if kind == Kind.RESET:
-            error = decode_error(payload, refused=True)
+            error = self.refusal = decode_error(payload, refused=True)
             self._closed = True
             self.output.close(str(error))
             return
@@ -292,7 +300,7 @@ class TcpMux:
                 return
             decoded = decode_request(whole, bytes_max=self._limits.message_bytes_max)
             wire = _StreamWire(self, stream_id)
-            stream = self._endpoints.open(decoded, wire, self._stream_limits)
+            stream = self._endpoints.open(decoded, wire, self._stream_limits, self.peer)
         except WireError as error:
             self._refuse(stream_id, RefusedError(str(error), code="INVALID_ARGUMENT"))
         except RefusedError as error:

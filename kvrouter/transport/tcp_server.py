@@ -2,12 +2,11 @@
 
 import asyncio
 import socket
-import ssl
-from collections.abc import Callable
 
 from kvrouter.transport.endpoints import Endpoints
 from kvrouter.transport.tcp_connection import Heartbeat, TcpConnection
 from kvrouter.transport.tcp_mux import GOAWAY_DRAINING, GOAWAY_LIMIT, MuxLimits, TcpMux
+from kvrouter.transport.tls import PlaneTls, ServerTls
 
 __all__ = ["TcpRequestServer"]
 
@@ -15,8 +14,8 @@ __all__ = ["TcpRequestServer"]
 class TcpRequestServer:
     """The server of the request plane over TCP. With `port` 0 the system chooses one.
 
-    `authorise(token)` says whether a dialling peer may ask here; without it everybody may. `advertise` is the host that
-    goes into the address; needed where `host` is a wildcard.
+    The guard of the endpoints is asked about a peer when it says hello, and about each of its requests. `advertise` is
+    the host that goes into the address; needed where `host` is a wildcard. With a certificate in `tls` it is TLS.
     """
 
     def __init__(
@@ -31,8 +30,7 @@ class TcpRequestServer:
         heartbeat: Heartbeat | None = None,
         handshake_seconds: float = 10.0,
         instance: str = "",
-        authorise: Callable[[str | None], bool] | None = None,
-        tls: ssl.SSLContext | None = None,
+        tls: PlaneTls | None = None,
     ) -> None:
         self.endpoints = endpoints
         self.refused_connections = 0
@@ -41,7 +39,8 @@ class TcpRequestServer:
         self._limits = limits if limits is not None else MuxLimits()
         self._heartbeat = heartbeat if heartbeat is not None else Heartbeat()
         self._handshake_seconds = handshake_seconds
-        self._instance, self._authorise, self._tls = instance, authorise, tls
+        self._instance = instance
+        self._tls = ServerTls(tls) if tls is not None and tls.serves else None
         self._server: asyncio.Server | None = None
         self._connections: set[TcpConnection] = set()
 
@@ -57,8 +56,9 @@ class TcpRequestServer:
     async def start(self) -> None:
         """Begin to listen. Raises OSError if the address is taken."""
         loop = asyncio.get_running_loop()
+        tls = {} if self._tls is None else self._tls.options()
         self._server = await loop.create_server(
-            self._accept, self._host, self._port, ssl=self._tls, backlog=1024, family=socket.AF_UNSPEC
+            self._accept, self._host, self._port, backlog=1024, family=socket.AF_UNSPEC, **tls
         )
 
     async def stop(self, *, drain_seconds: float = 0.0) -> None:
@@ -83,9 +83,7 @@ class TcpRequestServer:
 
     def make_mux(self, connection: TcpConnection) -> TcpMux:
         """The other half of a connection that was accepted."""
-        return TcpMux(
-            connection, self._limits, endpoints=self.endpoints, instance=self._instance, authorise=self._authorise
-        )
+        return TcpMux(connection, self._limits, endpoints=self.endpoints, instance=self._instance)
 
     def took(self, connection: TcpConnection) -> None:
         """A connection is there; one too many is told so and closed."""

@@ -6,12 +6,15 @@ from collections import deque
 from typing import cast
 
 from kvrouter.errors import DisconnectedError, RefusedError, UnreachableError, WireError
+from kvrouter.transport.access import HEADER, Peer
 from kvrouter.transport.callhome_worker import CallHomeWorker
 from kvrouter.transport.context import Context
 from kvrouter.transport.frame_cutter import FrameCutter
 from kvrouter.transport.refusal_texts import refusal_from_text, refusal_text
 from kvrouter.transport.tcp_client import parse_tcp_address
-from kvrouter.transport.tcp_v0 import RequestReader, encode_v0_reply, encode_v0_request, reply_length
+from kvrouter.transport.tcp_connection import host_of
+from kvrouter.transport.tcp_v0 import RequestReader, V0Request, encode_v0_reply, encode_v0_request, reply_length
+from kvrouter.transport.tls import ClientTls, PlaneTls, ServerTls
 
 __all__ = ["TcpV0Sender", "TcpV0Server"]
 
@@ -61,8 +64,9 @@ class _Replies(asyncio.Protocol):
 class TcpV0Sender:
     """A `RequestSender`; addresses are `host:port` or `host:port/path`, the path being the endpoint's."""
 
-    def __init__(self, *, ack_seconds: float = _ACK_SECONDS) -> None:
+    def __init__(self, *, ack_seconds: float = _ACK_SECONDS, tls: PlaneTls | None = None) -> None:
         self._ack_seconds = ack_seconds
+        self._tls = None if tls is None else ClientTls(tls)
         self._connections: dict[str, asyncio.Task[_Replies]] = {}
 
     async def send(self, address: str, message: bytes, context: Context) -> None:
@@ -99,15 +103,20 @@ class TcpV0Sender:
     async def _connection(self, target: str) -> _Replies:
         task = self._connections.get(target)
         if task is None or (task.done() and not _usable(task)):
-            task = self._connections[target] = asyncio.create_task(_connect(target), name=f"connect {target}")
+            task = self._connections[target] = asyncio.create_task(
+                _connect(target, self._tls), name=f"connect {target}"
+            )
         return await asyncio.shield(task)
 
 
 class TcpV0Server:
     """A `RequestServer` whose answers go home. With `port` 0 the system chooses one."""
 
-    def __init__(self, worker: CallHomeWorker, *, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(
+        self, worker: CallHomeWorker, *, host: str = "127.0.0.1", port: int = 0, tls: PlaneTls | None = None
+    ) -> None:
         self.malformed = 0
+        self._tls = ServerTls(tls) if tls is not None and tls.serves else None
         self._worker, self._host, self._port = worker, host, port
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.Transport] = set()
@@ -122,7 +131,8 @@ class TcpV0Server:
     async def start(self) -> None:
         """Begin to listen. Raises OSError if the address is taken."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: _Requests(self), self._host, self._port, backlog=1024)
+        tls = {} if self._tls is None else self._tls.options()
+        self._server = await loop.create_server(lambda: _Requests(self), self._host, self._port, backlog=1024, **tls)
         self._worker.start()
 
     async def stop(self, *, drain_seconds: float = 0.0) -> None:
@@ -137,10 +147,11 @@ class TcpV0Server:
             transport.close()
         await server.wait_closed()
 
-    def answer(self, path: str, payload: bytes) -> bytes:
-        """What a request is replied with."""
+    def answer(self, request: V0Request, address: str) -> bytes:
+        """What a request from `address` is replied with."""
+        peer = Peer(address, request.headers.get(HEADER))
         try:
-            self._worker.accept(payload, endpoint=path)
+            self._worker.accept(request.payload, endpoint=request.path, peer=peer)
         except RefusedError as error:
             return refusal_text(error)
         return b""
@@ -178,7 +189,7 @@ class _Requests(asyncio.Protocol):
             self._transport.close()
             return
         for request in requests:
-            self._transport.write(encode_v0_reply(self._server.answer(request.path, request.payload)))
+            self._transport.write(encode_v0_reply(self._server.answer(request, host_of(self._transport))))
 
     def connection_lost(self, exception: Exception | None) -> None:  # noqa: ARG002 - asyncio's interface
         """The socket is gone; answers go home all the same."""
@@ -190,11 +201,12 @@ def _usable(task: "asyncio.Task[_Replies]") -> bool:
     return not task.cancelled() and task.exception() is None and task.result().is_open
 
 
-async def _connect(target: str) -> _Replies:
+async def _connect(target: str, client_tls: ClientTls | None) -> _Replies:
     host, port = parse_tcp_address(target)
+    tls = {} if client_tls is None else client_tls.options(host)
     try:
         async with asyncio.timeout(_CONNECT_SECONDS):
-            _, connection = await asyncio.get_running_loop().create_connection(_Replies, host, port)
+            _, connection = await asyncio.get_running_loop().create_connection(_Replies, host, port, **tls)
     except TimeoutError:
         raise UnreachableError(f"{target}: no connection within {_CONNECT_SECONDS:g} seconds") from None
     except OSError as error:

@@ -12,24 +12,34 @@ import zmq
 import zmq.asyncio
 from zmq.utils.monitor import parse_monitor_message
 
-from kvrouter.errors import DeadlineError, DisconnectedError, UnreachableError, WireError
+from kvrouter.errors import DeadlineError, DisconnectedError, UnauthenticatedError, UnreachableError, WireError
+from kvrouter.transport.access import Token, with_token
 from kvrouter.transport.client_stream import ClientStream
 from kvrouter.transport.context import Context
 from kvrouter.transport.envelope import Envelope, decode_envelope, encode_envelope
 from kvrouter.transport.envelope_mux import EnvelopeMux
 from kvrouter.transport.messages import Kind, Request, encode_request
 from kvrouter.transport.n_part import NPart
+from kvrouter.transport.zmq_curve import ZmqCurve
 
 __all__ = ["NO_STREAM", "ZmqRequestClient"]
 
 NO_STREAM = bytes(16)
-_LOST = zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+_LOST = (
+    zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_CONNECT_RETRIED
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+)
 
 
 class _Peer:
     """One worker: a socket, its streams, and the tasks that move envelopes."""
 
-    def __init__(self, context: zmq.asyncio.Context, address: str, heartbeat_seconds: float) -> None:
+    def __init__(
+        self, context: zmq.asyncio.Context, address: str, heartbeat_seconds: float, curve: ZmqCurve | None
+    ) -> None:
         self.mux = EnvelopeMux(self._send)
         self.reason: str | None = None
         self.malformed = 0
@@ -41,6 +51,12 @@ class _Peer:
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.HEARTBEAT_IVL, max(1, int(heartbeat_seconds * 1000)))
         self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, max(2, int(heartbeat_seconds * 3000)))
+        try:
+            if curve is not None:
+                curve.secure_client(self._socket)
+        except BaseException:
+            self._socket.close(0)
+            raise
         self._monitor = self._socket.get_monitor_socket(_LOST)
         self._socket.connect(address)
         self._greeted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -58,13 +74,14 @@ class _Peer:
             self.close(f"no answer within {seconds:g} seconds")
             raise UnreachableError(f"{self._address}: no answer within {seconds:g} seconds") from None
 
-    def close(self, reason: str) -> None:
-        """Fail what is open and close the socket. Idempotent."""
+    def close(self, reason: str, *, is_unknown: bool = False) -> None:
+        """Fail what is open and close the socket; `is_unknown`: the worker does not know our key. Idempotent."""
         if self.reason is not None:
             return
         self.reason = reason
         if not self._greeted.done():
-            self._greeted.set_exception(UnreachableError(f"{self._address}: {reason}"))
+            error = UnauthenticatedError if is_unknown else UnreachableError
+            self._greeted.set_exception(error(f"{self._address}: {reason}"))
             self._greeted.exception()  # nobody may be waiting
         self.mux.lost(reason)
         for task in self._tasks:
@@ -97,8 +114,11 @@ class _Peer:
                 self.mux.receive(envelope)
 
     async def _watch(self) -> None:
-        message = parse_monitor_message(await self._monitor.recv_multipart())
-        self.close(f"the connection was lost ({(zmq.Event(message['event']).name or 'gone').lower()})")
+        event = parse_monitor_message(await self._monitor.recv_multipart())["event"]
+        if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+            self.close("the worker does not know our key", is_unknown=True)
+        else:
+            self.close(f"the connection was lost ({(zmq.Event(event).name or 'gone').lower()})")
 
     async def _beat(self) -> None:
         while True:
@@ -107,10 +127,21 @@ class _Peer:
 
 
 class ZmqRequestClient:
-    """The client of the request plane over ZeroMQ. Addresses are endpoints: `tcp://host:port`, `ipc://path`."""
+    """The client of the request plane over ZeroMQ. Addresses are endpoints: `tcp://host:port`, `ipc://path`.
 
-    def __init__(self, *, heartbeat_seconds: float = 5.0, connect_seconds: float = 5.0) -> None:
+    `token` goes with every request; `curve` turns encryption on, its files are read for every worker that is dialled.
+    """
+
+    def __init__(
+        self,
+        *,
+        heartbeat_seconds: float = 5.0,
+        connect_seconds: float = 5.0,
+        token: Token | None = None,
+        curve: ZmqCurve | None = None,
+    ) -> None:
         self._heartbeat_seconds, self._connect_seconds = heartbeat_seconds, connect_seconds
+        self._token, self._curve = token, curve
         self._context = zmq.asyncio.Context()
         self._peers: dict[str, _Peer] = {}
         self._closed = False
@@ -121,7 +152,8 @@ class ZmqRequestClient:
             raise DisconnectedError("the client is closed", retryable=False)
         loop = asyncio.get_running_loop()
         remaining = context.remaining_seconds(loop.time())
-        encoded = encode_request(request, id=context.id, headers=context.headers, remaining_seconds=remaining)
+        headers = with_token(context.headers, self._token)
+        encoded = encode_request(request, id=context.id, headers=headers, remaining_seconds=remaining)
         peer = self._peer(address)
         try:
             async with asyncio.timeout_at(context.deadline):
@@ -151,5 +183,5 @@ class ZmqRequestClient:
     def _peer(self, address: str) -> _Peer:
         peer = self._peers.get(address)
         if peer is None or peer.reason is not None:
-            peer = self._peers[address] = _Peer(self._context, address, self._heartbeat_seconds)
+            peer = self._peers[address] = _Peer(self._context, address, self._heartbeat_seconds, self._curve)
         return peer

@@ -6,12 +6,14 @@ from contextlib import suppress
 import zmq
 import zmq.asyncio
 
-from kvrouter.errors import WireError
+from kvrouter.errors import SettingsError, WireError
+from kvrouter.transport.access import Peer
 from kvrouter.transport.endpoints import Endpoints
 from kvrouter.transport.envelope import Envelope, decode_envelope, encode_envelope
 from kvrouter.transport.envelope_mux import EnvelopeMux
 from kvrouter.transport.messages import Kind
 from kvrouter.transport.n_part import NPart
+from kvrouter.transport.zmq_curve import ZmqClients, ZmqCurve
 
 __all__ = ["ZmqRequestServer"]
 
@@ -26,7 +28,10 @@ class _Peer:
 
 
 class ZmqRequestServer:
-    """The server of the request plane over ZeroMQ. Clients that are silent for `silent_seconds` are given up."""
+    """The server of the request plane over ZeroMQ. Clients that are silent for `silent_seconds` are given up.
+
+    `curve` turns encryption on. `clients` counts those that were not let in, where a folder says who may.
+    """
 
     def __init__(
         self,
@@ -36,8 +41,11 @@ class ZmqRequestServer:
         advertise: str | None = None,
         silent_seconds: float = 30.0,
         peers_max: int = 1000,
+        curve: ZmqCurve | None = None,
     ) -> None:
         self.endpoints = endpoints
+        self.clients = None if curve is None or curve.clients_path is None else ZmqClients(curve.clients_path)
+        self._curve = curve
         self.malformed = self.refused_peers = self.lost_peers = 0
         self._endpoint, self._advertise = endpoint, advertise
         self._silent_seconds, self._peers_max = silent_seconds, peers_max
@@ -58,16 +66,29 @@ class ZmqRequestServer:
         return len(self._peers)
 
     async def start(self) -> None:
-        """Begin to listen. Raises OSError if the address is taken."""
+        """Begin to listen.
+
+        Raises:
+            OSError: the address is taken.
+            SettingsError: a key cannot be read.
+        """
         socket = self._context.socket(zmq.ROUTER)
         # Credit bounds what is on its way; a high-water mark would drop instead.
         socket.setsockopt(zmq.SNDHWM, 0)
         socket.setsockopt(zmq.RCVHWM, 0)
         socket.setsockopt(zmq.LINGER, 1000)
         try:
+            if self._curve is not None:
+                self._curve.secure_server(socket)
+            if self.clients is not None:
+                self.clients.start(self._context)
             socket.bind(self._endpoint)
-        except zmq.ZMQError as error:
+        except (zmq.ZMQError, SettingsError) as error:
             socket.close(0)
+            if self.clients is not None:
+                await self.clients.stop()
+            if isinstance(error, SettingsError):
+                raise
             raise OSError(error.errno, f"{self._endpoint}: {error}") from None
         self._socket = socket
         self._tasks = [
@@ -89,19 +110,29 @@ class ZmqRequestServer:
         self._peers.clear()
         self._socket = None
         socket.close()
+        if self.clients is not None:
+            await self.clients.stop()
         with suppress(zmq.ZMQError):
             await asyncio.to_thread(self._context.term)
 
     async def _receive(self, socket: zmq.asyncio.Socket) -> None:
         loop = asyncio.get_running_loop()
+        guard = self.endpoints.guard
+        is_plain = guard is None or not guard.wants_addresses
         while True:
-            identity, *parts = await socket.recv_multipart()
+            address = ""
+            if is_plain:
+                identity, *parts = await socket.recv_multipart()
+            else:  # Addresses are properties of messages that are not copied.
+                frames = await socket.recv_multipart(copy=False)
+                identity, *parts = (frame.bytes for frame in frames)
+                address = str(frames[-1].get("Peer-Address"))
             try:
                 envelope = decode_envelope(NPart(tuple(parts or (b"",))))
             except WireError:
                 self.malformed += 1
                 continue
-            peer = self._known(socket, identity, loop.time())
+            peer = self._known(socket, identity, loop.time(), address)
             if peer is None:
                 continue
             peer.heard_at = loop.time()
@@ -112,13 +143,15 @@ class ZmqRequestServer:
             else:
                 peer.mux.receive(envelope)
 
-    def _known(self, socket: zmq.asyncio.Socket, identity: bytes, now: float) -> _Peer | None:
+    def _known(self, socket: zmq.asyncio.Socket, identity: bytes, now: float, address: str) -> _Peer | None:
         peer = self._peers.get(identity)
         if peer is None:
             if len(self._peers) >= self._peers_max:
                 self.refused_peers += 1
                 return None
-            mux = EnvelopeMux(lambda envelope: self._send(socket, identity, envelope), endpoints=self.endpoints)
+            mux = EnvelopeMux(
+                lambda envelope: self._send(socket, identity, envelope), endpoints=self.endpoints, peer=Peer(address)
+            )
             peer = self._peers[identity] = _Peer(mux, now)
         return peer
 

@@ -107,7 +107,7 @@ class RequestPlaneContract:
         """An address where nobody listens."""
         raise NotImplementedError
 
-    def scene(self, scenario: Callable[[Plane], Coroutine[Any, Any, None]], **limits: int) -> None:
+    def scene(self, scenario: Callable[[Plane], Coroutine[Any, Any, None]], **limits: Any) -> None:
         """Run a scenario on a plane; afterwards nothing of it may be left."""
 
         async def whole() -> None:

@@ -13,6 +13,7 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 
 from kvrouter.errors import DisconnectedError, RefusedError, UnreachableError
+from kvrouter.transport.access import AccessGuard, StaticKeys
 from kvrouter.transport.callhome_client import CallHomeClient
 from kvrouter.transport.callhome_listener import CallHomeListener
 from kvrouter.transport.callhome_worker import CallHomeWorker
@@ -22,16 +23,16 @@ from kvrouter.transport.http_app import HttpAppOptions
 from kvrouter.transport.http_client import Answers, HttpAckClient, HttpRequestClient
 from kvrouter.transport.http_origins import parse_http_address
 from kvrouter.transport.http_server import HttpRequestServer
-from kvrouter.transport.http_settings import HttpTls, client_tls
 from kvrouter.transport.messages import Codec, Request, encode_request
 from kvrouter.transport.tcp_connection import Heartbeat
+from kvrouter.transport.tls import PlaneTls
 from tests.transport.conformance import eventually, run
 from tests.transport.handlers import Handlers
 
 CERTIFICATES = Path(__file__).parent / "certificates"
 AUTHORITY = str(CERTIFICATES / "authority.pem")
-SERVER_TLS = HttpTls(cert_path=str(CERTIFICATES / "server.pem"), key_path=str(CERTIFICATES / "server.key"))
-CLIENT_TLS = HttpTls(
+SERVER_TLS = PlaneTls(cert_path=str(CERTIFICATES / "server.pem"), key_path=str(CERTIFICATES / "server.key"))
+CLIENT_TLS = PlaneTls(
     ca_path=AUTHORITY,
     client_cert_path=str(CERTIFICATES / "client.pem"),
     client_key_path=str(CERTIFICATES / "client.key"),
@@ -66,12 +67,13 @@ class Plane:
 async def plane(
     *,
     answers: Answers = "inline",
-    tls: HttpTls | None = None,
-    client_files: HttpTls | None = None,
+    tls: PlaneTls | None = None,
+    client_files: PlaneTls | None = None,
+    guard: AccessGuard | None = None,
     **options: Any,
 ) -> AsyncIterator[Plane]:
     """A started server on loopback, and a patient client."""
-    endpoints, handlers = Endpoints(), Handlers()
+    endpoints, handlers = Endpoints(guard=guard), Handlers()
     handlers.register(endpoints)
     server = HttpRequestServer(endpoints, tls=tls, **options)
     await server.start()
@@ -79,7 +81,7 @@ async def plane(
         answers=answers,
         acknowledge_seconds=60,
         connect_seconds=30,
-        tls=None if client_files is None else client_tls(client_files),
+        tls=client_files,
     )
     try:
         yield Plane(server, client, handlers)
@@ -270,7 +272,7 @@ def test_requests_go_over_tls() -> None:
     """A-139: h2 by ALPN; a client that does not trust the authority is told."""
 
     async def scenario() -> None:
-        async with plane(tls=SERVER_TLS, client_files=HttpTls(ca_path=AUTHORITY)) as served:
+        async with plane(tls=SERVER_TLS, client_files=PlaneTls(ca_path=AUTHORITY)) as served:
             assert served.server.address.startswith("https://")
             assert await served.ask("echo", b"x") == [b"x"]
             distrustful = HttpRequestClient(connect_seconds=30)
@@ -283,12 +285,12 @@ def test_requests_go_over_tls() -> None:
 
 def test_clients_show_a_certificate_where_they_must() -> None:
     """A-139: mutual TLS."""
-    tls = HttpTls(cert_path=SERVER_TLS.cert_path, key_path=SERVER_TLS.key_path, client_ca_path=AUTHORITY)
+    tls = PlaneTls(cert_path=SERVER_TLS.cert_path, key_path=SERVER_TLS.key_path, client_ca_path=AUTHORITY)
 
     async def scenario() -> None:
         async with plane(tls=tls, client_files=CLIENT_TLS) as served:
             assert await served.ask("echo", b"x") == [b"x"]
-            anonymous = HttpRequestClient(tls=client_tls(HttpTls(ca_path=AUTHORITY)), connect_seconds=30)
+            anonymous = HttpRequestClient(tls=PlaneTls(ca_path=AUTHORITY), connect_seconds=30)
             with pytest.raises(UnreachableError):
                 await anonymous.request(served.server.address, Request(endpoint="echo"), Context())
             await anonymous.aclose()
@@ -300,7 +302,7 @@ def test_a_token_goes_with_every_request() -> None:
     """A-140: with that for the answer too."""
 
     async def scenario() -> None:
-        async with plane(authorise=lambda token: token == "right") as served:
+        async with plane(guard=AccessGuard(authorise=StaticKeys({"us": "right"}))) as served:
             client = HttpRequestClient(answers="attached", token="right", acknowledge_seconds=60)
             async with await client.request(served.server.address, Request(endpoint="echo", body=b"x"), Context()) as s:
                 assert await s.collect() == [b"x"]

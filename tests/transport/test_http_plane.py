@@ -13,6 +13,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from kvrouter.errors import RefusedError
+from kvrouter.transport.access import AccessGuard, Peer, StaticKeys
 from kvrouter.transport.asgi_metrics import HttpMetrics, InstrumentedApp
 from kvrouter.transport.context import Context
 from kvrouter.transport.endpoints import Endpoints
@@ -76,9 +77,9 @@ def scene(scenario: Callable[[Worker], Coroutine[Any, Any, None]], *, streams_ma
 
 
 @asynccontextmanager
-async def worker(*, streams_max: int = 100, **options: Any) -> AsyncIterator[Worker]:
+async def worker(*, streams_max: int = 100, guard: AccessGuard | None = None, **options: Any) -> AsyncIterator[Worker]:
     """A started worker with the handlers of the conformance suite."""
-    endpoints, handlers = Endpoints(streams_max=streams_max), Handlers()
+    endpoints, handlers = Endpoints(streams_max=streams_max, guard=guard), Handlers()
     handlers.register(endpoints)
     server = HttpRequestServer(endpoints, **options)
     await server.start()
@@ -416,7 +417,7 @@ def test_a_token_is_asked_for() -> None:
             assert reply.headers["www-authenticate"] == "Bearer"
         assert (await served.ask("POST", "/v1/rpc/echo", message(), Authorization="bearer right")).status == 202
 
-    scene(scenario, authorise=lambda token: token == "right")
+    scene(scenario, guard=AccessGuard(authorise=StaticKeys({"us": "right"})))
 
 
 # -- answers that are fetched ----------------------------------------------------------------------------------------
@@ -547,7 +548,8 @@ def test_requests_whose_answers_go_home_are_handed_on() -> None:
             await client.send(served.server.address, message(name="bad", **info), Context())
         await client.aclose()
 
-    def accept(given: bytes) -> None:
+    def accept(given: bytes, *, peer: Peer) -> None:
+        assert peer.address == "127.0.0.1"
         if b"bad" in given:
             raise RefusedError("this is no two-part message", code="INVALID_ARGUMENT")
         taken.append(given)

@@ -1,11 +1,10 @@
 """Settings of the HTTP planes from the environment."""
 
-from pathlib import Path
-
 import pytest
 
 from kvrouter.errors import SettingsError
-from kvrouter.transport.http_settings import HttpPlaneSettings, HttpTls, client_tls, http_plane_settings, server_tls
+from kvrouter.transport.http_settings import HttpPlaneSettings, http_plane_settings
+from kvrouter.transport.tls import PlaneTls
 
 
 def test_the_defaults_are_those_of_the_protocol() -> None:
@@ -74,11 +73,11 @@ def test_files_of_tls_are_read() -> None:
     names = ("CERT_PATH", "KEY_PATH", "CA_CERT_PATH", "CLIENT_CA_CERT_PATH", "CLIENT_CERT_PATH", "CLIENT_KEY_PATH")
     tls = http_plane_settings({f"KVROUTER_HTTP_TLS_{name}": f"/{number}" for number, name in enumerate(names)}).tls
 
-    assert tls == HttpTls(
+    assert tls == PlaneTls(
         cert_path="/0", key_path="/1", ca_path="/2", client_ca_path="/3", client_cert_path="/4", client_key_path="/5"
     )
     assert tls.serves
-    assert not HttpTls().serves
+    assert not PlaneTls().serves
 
 
 @pytest.mark.parametrize(
@@ -88,11 +87,3 @@ def test_half_of_tls_is_an_error(name: str) -> None:
     """B.8: half-configured means that it does not start."""
     with pytest.raises(SettingsError, match="TLS"):
         http_plane_settings({f"DYN_HTTP_TLS_{name}": "/x"})
-
-
-def test_a_missing_authority_is_an_error(tmp_path: Path) -> None:
-    """Not a connection that fails later."""
-    with pytest.raises(SettingsError, match="TLS"):
-        client_tls(HttpTls(ca_path=str(tmp_path / "missing")))
-    with pytest.raises(SettingsError, match="TLS"):
-        server_tls(HttpTls(cert_path=str(tmp_path / "missing"), key_path=str(tmp_path / "missing")))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from kvrouter.errors import RefusedError
 from kvrouter.transport import server_stream
+from kvrouter.transport.access import AccessGuard, StaticKeys
 from kvrouter.transport.context import Context
 from kvrouter.transport.endpoints import Endpoints
 from kvrouter.transport.flow import Inbound, Outbound
@@ -121,7 +122,7 @@ def test_a_bad_handshake_closes_the_connection_with_a_reason(first: bytes, text:
 def test_a_wrong_token_is_refused() -> None:
     """A-140: with a code that says so."""
     output = Recorder()
-    mux = TcpMux(output, MuxLimits(), endpoints=Endpoints(), authorise=lambda token: token == "right")
+    mux = TcpMux(output, MuxLimits(), endpoints=Endpoints(guard=AccessGuard(authorise=StaticKeys({"us": "right"}))))
 
     mux.receive(frame(Kind.HELLO, json.dumps({"proto": "kvr-mux", "versions": [1], "token": "wrong"}).encode()))
 
