@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kvrouter.ingest": {"kvrouter.errors", "kvrouter.events", "kvrouter.blocks", "kvrouter.index", CORE},
     "kvrouter.routing": FOUNDATION - {"kvrouter"} | {"kvrouter.blocks", "kvrouter.index", "kvrouter.ingest", CORE},
     "kvrouter.store": {"kvrouter.errors", "kvrouter.redis_client"},
-    "kvrouter.transport": {"kvrouter.errors", "kvrouter.discovery", "kvrouter.store"},
+    "kvrouter.transport": {"kvrouter.errors", "kvrouter.events", "kvrouter.discovery", "kvrouter.store"},
     "kvrouter.discovery": {"kvrouter.errors", "kvrouter.store"},
     "kvrouter.relay": PURE | {"kvrouter_publishers"},
     "kvrouter.events_cli": {"kvrouter.errors", "kvrouter.events", "kvrouter.relay", "kvrouter_subscribers"},

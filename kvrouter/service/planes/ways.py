@@ -17,7 +17,7 @@ from kvrouter.transport.callhome_client import CallHomeClient, RequestSender
 from kvrouter.transport.callhome_listener import CallHomeListener
 from kvrouter.transport.client_stream import ClientStream
 from kvrouter.transport.context import Context
-from kvrouter.transport.http_settings import HttpPlaneSettings, client_tls
+from kvrouter.transport.http_settings import HttpPlaneSettings
 from kvrouter.transport.instance_client import CALL_HOME, InstanceClient, ways
 from kvrouter.transport.messages import Request
 from kvrouter.transport.metrics import PlaneMetrics
@@ -189,7 +189,7 @@ def _client(plane: RequestPlane, choices: PlaneChoices) -> RequestClient:
             from kvrouter.transport.http_client import HttpRequestClient  # noqa: PLC0415 - as above
 
             return HttpRequestClient(
-                acknowledge_seconds=http.acknowledge_seconds, connect_seconds=seconds, tls=client_tls(http.tls)
+                acknowledge_seconds=http.acknowledge_seconds, connect_seconds=seconds, tls=http.tls
             )
         case "nats":
             from kvrouter.transport.nats_client import NatsRequestClient  # noqa: PLC0415 - as above
@@ -216,7 +216,7 @@ def _sender(plane: RequestPlane, choices: PlaneChoices) -> RequestSender:
             from kvrouter.transport.http_client import HttpAckClient  # noqa: PLC0415 - as above
 
             http = choices.http
-            return HttpAckClient(acknowledge_seconds=http.acknowledge_seconds, tls=client_tls(http.tls))
+            return HttpAckClient(acknowledge_seconds=http.acknowledge_seconds, tls=http.tls)
         case _:
             from kvrouter.transport.tcp_v0_acks import TcpV0Sender  # noqa: PLC0415 - as above
 
