@@ -17,7 +17,8 @@ from kvrouter.errors import (
 from kvrouter.transport.access import HEADER, Peer
 from kvrouter.transport.callhome_worker import CallHomeWorker
 from kvrouter.transport.context import Context
-from kvrouter.transport.nats_access import NatsAccess, connect_nats
+from kvrouter.transport.nats_access import NatsAccess
+from kvrouter.transport.nats_connecting import connect_nats
 from kvrouter.transport.refusal_texts import refusal_from_text, refusal_text
 
 try:

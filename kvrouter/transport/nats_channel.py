@@ -19,7 +19,8 @@ from kvrouter.transport.envelope import Envelope, decode_envelope, encode_envelo
 from kvrouter.transport.envelope_mux import EnvelopeMux, new_stream_id
 from kvrouter.transport.messages import Kind
 from kvrouter.transport.n_part import decode_n_part, encode_n_part
-from kvrouter.transport.nats_access import NatsAccess, connect_nats
+from kvrouter.transport.nats_access import NatsAccess
+from kvrouter.transport.nats_connecting import connect_nats
 
 try:
     from nats.aio.client import Client

@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias
 
 from kvrouter.errors import SettingsError
 from kvrouter.transport.pool import PoolSettings
+from kvrouter.transport.security_settings import PlaneSecurity, security_settings
 from kvrouter.transport.tcp_connection import Heartbeat
 from kvrouter.transport.tcp_mux import MuxLimits
 from kvrouter.transport.tls import PlaneTls, plane_tls
@@ -66,6 +67,7 @@ class PlaneSettings:
     pool: PoolSettings = field(default_factory=PoolSettings)
     tcp: TcpPlaneSettings = field(default_factory=TcpPlaneSettings)
     call_home: CallHomeSettings = field(default_factory=CallHomeSettings)
+    security: PlaneSecurity = field(default_factory=PlaneSecurity)
 
 
 def plane_settings(environment: Mapping[str, str]) -> PlaneSettings:
@@ -91,6 +93,7 @@ def plane_settings(environment: Mapping[str, str]) -> PlaneSettings:
             host=found.text("TCP_RESPONSE_STREAM_HOST", ""),
             port=found.port("TCP_RESPONSE_STREAM_PORT", 0),
         ),
+        security=security_settings(environment),
     )
 
 

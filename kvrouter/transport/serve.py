@@ -18,6 +18,7 @@ from kvrouter.discovery import Discovery, Instance, Registration, TransportEndpo
 from kvrouter.errors import TransportError
 from kvrouter.store import open_key_value_store
 from kvrouter.store.key_values import KeyValueStore
+from kvrouter.transport.access import AccessGuard
 from kvrouter.transport.callhome_worker import CallHomeWorker
 from kvrouter.transport.endpoints import Endpoints
 from kvrouter.transport.planes import RequestServer
@@ -122,6 +123,7 @@ def serve(
     streams_max: int = 4096,
     drain_seconds: float = 30.0,
     settings: ServerSettings | None = None,
+    guard: AccessGuard | None = None,
 ) -> ServedWorker:
     """Serve handlers under `NAMESPACE/COMPONENT`, each as an endpoint of its name.
 
@@ -140,11 +142,15 @@ def serve(
         streams_max: requests worked on at a time.
         drain_seconds: how long what runs may take to finish at the end.
         settings: how servers are made besides; by default they have free ports.
+        guard: who may ask, and how often; by default what `settings` say of that.
 
     Raises:
         TransportError: the name or a transport is not one; `INVALID_ARGUMENT`.
+        SettingsError: a file that `settings` name cannot be read.
     """
-    endpoints = Endpoints(streams_max=streams_max)
+    if guard is None and settings is not None:
+        guard = settings.security.guard()
+    endpoints = Endpoints(streams_max=streams_max, guard=guard)
     instance_id = secrets.randbits(53)
     subject = f"{name}-{instance_id:x}".replace("/", ".")
     options: dict[str, Any] = {

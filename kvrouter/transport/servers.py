@@ -11,6 +11,7 @@ from kvrouter.transport.http_settings import HttpPlaneSettings
 from kvrouter.transport.plane_settings import TcpPlaneSettings
 from kvrouter.transport.planes import RequestServer
 from kvrouter.transport.pool import PoolSettings
+from kvrouter.transport.security_settings import PlaneSecurity
 
 if TYPE_CHECKING:
     from kvrouter.transport.http_app import Application
@@ -32,6 +33,7 @@ class ServerSettings:
     """Connections of answers that call home."""
     http_wrap: "Callable[[Application], Application] | None" = None
     """Puts another application around that of requests over HTTP, such as one with pages of its own."""
+    security: PlaneSecurity = field(default_factory=PlaneSecurity)
 
 
 def make_server(
@@ -57,22 +59,27 @@ def make_server(
             tcp = settings.tcp
             return TcpRequestServer(
                 endpoints, host=host, port=tcp.port, advertise=advertise,
-                connections_max=tcp.connections_max, limits=tcp.limits, heartbeat=tcp.heartbeat,
+                connections_max=tcp.connections_max, limits=tcp.limits, heartbeat=tcp.heartbeat, tls=tcp.tls,
             )  # fmt: skip
         case "http":
             return _http_server(endpoints, host, advertise, settings, None)
         case "zmq":
             from kvrouter.transport.zmq_server import ZmqRequestServer  # noqa: PLC0415 - as above
 
-            return ZmqRequestServer(endpoints, endpoint=f"tcp://{host}:*")
+            return ZmqRequestServer(endpoints, endpoint=f"tcp://{host}:*", curve=settings.security.curve)
         case "nats":
             from kvrouter.transport.nats_server import NatsRequestServer  # noqa: PLC0415 - as above
 
-            return NatsRequestServer(endpoints, server=_needed(nats_server), subject=subject.replace("/", "."))
+            return NatsRequestServer(
+                endpoints,
+                server=_needed(nats_server),
+                subject=subject.replace("/", "."),
+                access=settings.security.nats,
+            )
         case "grpc":
             from kvrouter.transport.grpc_server import GrpcRequestServer  # noqa: PLC0415 - as above
 
-            return GrpcRequestServer(endpoints, host=host, advertise=advertise)
+            return GrpcRequestServer(endpoints, host=host, advertise=advertise, tls=settings.security.grpc_tls)
     message = f"transport {transport_id!r} is unknown; known: {', '.join(TRANSPORTS)}"
     raise TransportError(message, code="INVALID_ARGUMENT")
 
@@ -93,18 +100,24 @@ def make_call_home_server(
         TransportError: answers to what comes over that transport do not call home; `INVALID_ARGUMENT`.
     """
     settings = settings if settings is not None else ServerSettings()
-    home = CallHomeWorker(endpoints, pool=settings.pool)
+    tls = settings.tcp.tls
+    home = CallHomeWorker(endpoints, pool=settings.pool, tls=tls if tls.dials else None)
     match transport_id:
         case "nats":
             from kvrouter.transport.nats_acks import NatsAckServer  # noqa: PLC0415 - only what is asked for
 
-            server: RequestServer = NatsAckServer(home, server=_needed(nats_server), subject=subject.replace("/", "."))
+            server: RequestServer = NatsAckServer(
+                home,
+                server=_needed(nats_server),
+                subject=subject.replace("/", "."),
+                access=settings.security.nats,
+            )
         case "http":
             server = _ClosingToo(_http_server(endpoints, host, advertise, settings, home), home)
         case "tcp":
             from kvrouter.transport.tcp_v0_acks import TcpV0Server  # noqa: PLC0415 - as above
 
-            server = TcpV0Server(home, host=host, port=settings.tcp.port)
+            server = TcpV0Server(home, host=host, port=settings.tcp.port, tls=tls)
         case _:
             message = f"answers call home with nats, http and tcp only, not with {transport_id}"
             raise TransportError(message, code="INVALID_ARGUMENT")

@@ -76,16 +76,24 @@ class Variables:
 
     def seconds(self, name: str, default: float) -> float:
         """A time above zero."""
+        found = self._above_zero(name, "a number of seconds")
+        return default if found is None else found
+
+    def number(self, name: str) -> float | None:
+        """A number above zero, None if there is none."""
+        return self._above_zero(name, "a number")
+
+    def _above_zero(self, name: str, what: str) -> float | None:
         found = self.found(name)
         if found is None:
-            return default
+            return None
         try:
-            seconds = float(found[1])
+            number = float(found[1])
         except ValueError:
-            seconds = 0.0
-        if not 0 < seconds < float("inf"):
-            raise SettingsError(f"{found[0]}={found[1]!r} must be a number of seconds above 0")
-        return seconds
+            number = 0.0
+        if not 0 < number < float("inf"):
+            raise SettingsError(f"{found[0]}={found[1]!r} must be {what} above 0")
+        return number
 
 
 class _Asked(Mapping[str, str]):

@@ -86,6 +86,7 @@ def worker_options(arguments: argparse.Namespace, environment: Mapping[str, str]
             http=http if found.found("HTTP_RPC_PORT") else replace(http, rpc_port=0),
             response_port=http.response_port if found.found("HTTP_RESPONSE_PORT") else None,
             pool=planes.pool,
+            security=planes.security,
         ),
     )
 

@@ -136,7 +136,7 @@ class _AnswersHome:
     def way(self, plane: RequestPlane) -> RequestClient:
         """The client whose requests travel over a plane."""
         if self._client is None:
-            self._client = CallHomeClient(self, _listener(self._choices))
+            self._client = CallHomeClient(self, _listener(self._choices), token=self._choices.planes.security.token)
         if plane not in self._senders:
             self._senders[plane] = _sender(plane, self._choices)
         return _HomeWay(self._client, plane)
@@ -178,49 +178,56 @@ class _HomeWay:
 
 def _client(plane: RequestPlane, choices: PlaneChoices) -> RequestClient:
     """A client whose answers come the way of their requests; raises MissingExtraError or NoTransportError."""
-    seconds, http = choices.connect_seconds, choices.http
+    seconds, http, security = choices.connect_seconds, choices.http, choices.planes.security
     match plane:
         case "tcp":
             from kvrouter.transport.tcp_client import TcpRequestClient  # noqa: PLC0415 - only what is used is loaded
 
             tcp = choices.planes.tcp
-            return TcpRequestClient(limits=tcp.limits, heartbeat=tcp.heartbeat, connect_seconds=seconds)
+            return TcpRequestClient(
+                limits=tcp.limits, heartbeat=tcp.heartbeat, connect_seconds=seconds,
+                token=security.token, tls=tcp.tls if tcp.tls.dials else None,
+            )  # fmt: skip
         case "http":
             from kvrouter.transport.http_client import HttpRequestClient  # noqa: PLC0415 - as above
 
             return HttpRequestClient(
-                acknowledge_seconds=http.acknowledge_seconds, connect_seconds=seconds, tls=http.tls
-            )
+                acknowledge_seconds=http.acknowledge_seconds, connect_seconds=seconds,
+                token=security.token, tls=http.tls,
+            )  # fmt: skip
         case "nats":
             from kvrouter.transport.nats_client import NatsRequestClient  # noqa: PLC0415 - as above
 
-            return NatsRequestClient(_nats_server(choices))
+            return NatsRequestClient(_nats_server(choices), token=security.token, access=security.nats)
         case "zmq":
             from kvrouter.transport.zmq_client import ZmqRequestClient  # noqa: PLC0415 - as above
 
-            return ZmqRequestClient(connect_seconds=seconds)
+            return ZmqRequestClient(connect_seconds=seconds, token=security.token, curve=security.curve)
         case "grpc":
             from kvrouter.transport.grpc_client import GrpcRequestClient  # noqa: PLC0415 - as above
 
-            return GrpcRequestClient()
+            tls = security.grpc_tls
+            return GrpcRequestClient(token=security.token, tls=tls if tls.dials else None)
 
 
 def _sender(plane: RequestPlane, choices: PlaneChoices) -> RequestSender:
     """What carries requests whose answers call home."""
+    security = choices.planes.security
     match plane:
         case "nats":
             from kvrouter.transport.nats_acks import NatsAckSender  # noqa: PLC0415 - only what is used is loaded
 
-            return NatsAckSender(_nats_server(choices))
+            return NatsAckSender(_nats_server(choices), access=security.nats)
         case "http":
             from kvrouter.transport.http_client import HttpAckClient  # noqa: PLC0415 - as above
 
             http = choices.http
-            return HttpAckClient(acknowledge_seconds=http.acknowledge_seconds, tls=http.tls)
+            return HttpAckClient(acknowledge_seconds=http.acknowledge_seconds, token=security.token, tls=http.tls)
         case _:
             from kvrouter.transport.tcp_v0_acks import TcpV0Sender  # noqa: PLC0415 - as above
 
-            return TcpV0Sender()
+            tls = choices.planes.tcp.tls
+            return TcpV0Sender(tls=tls if tls.dials else None)
 
 
 def _nats_server(choices: PlaneChoices) -> str:
@@ -238,8 +245,9 @@ def _listener(choices: PlaneChoices) -> CallHomeListener:
     except ValueError:
         anywhere = False
     return CallHomeListener(
-        host=host, port=home.port, advertise=_own_address() if anywhere else None, reuse=choices.planes.pool.enabled
-    )
+        host=host, port=home.port, advertise=_own_address() if anywhere else None,
+        reuse=choices.planes.pool.enabled, tls=choices.planes.tcp.tls,
+    )  # fmt: skip
 
 
 def _own_address() -> str:

@@ -1,0 +1,84 @@
+"""Makes connections to NATS servers, and says why one was not made; what was shown to the server is never repeated."""
+
+import asyncio
+import ssl
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+from kvrouter.errors import MissingExtraError, TransportError, UnauthenticatedError, UnreachableError
+from kvrouter.events.endpoints import without_password
+from kvrouter.transport.nats_access import NatsAccess
+
+try:
+    from nats.aio.client import Client
+    from nats.errors import AuthorizationError
+    from nats.errors import Error as NatsError
+except ImportError as error:
+    raise MissingExtraError("the request plane over NATS", "nats") from error
+
+__all__ = ["connect_nats"]
+
+_CONNECT_SECONDS = 5.0
+_CLOSE_SECONDS = 0.5
+
+
+async def connect_nats(
+    server: str,
+    access: NatsAccess | None,
+    *,
+    disconnected: Callable[[], Awaitable[None]] | None = None,
+    **options: Any,
+) -> Client:
+    """Connect; the client library keeps the connection up from then on.
+
+    Raises:
+        UnauthenticatedError: the server does not know us.
+        UnreachableError: it cannot be reached, or is not trusted.
+        SettingsError: a file cannot be read.
+    """
+    told: dict[str, Any] = {"reconnect_time_wait": 0.2, "max_reconnect_attempts": -1}
+    told |= (access or NatsAccess()).connect_options(server) | options
+    reasons: list[Exception] = []
+    client = Client()
+
+    async def failed(error: Exception) -> None:
+        """Keep what was said: the library goes on trying, and would log what it hears here otherwise."""
+        if not client.is_connected:
+            reasons.append(error)
+            if _is_final(error):
+                raise error
+
+    try:
+        async with asyncio.timeout(_CONNECT_SECONDS):
+            await client.connect(name="kvrouter", disconnected_cb=disconnected, error_cb=failed, **told)
+    except (NatsError, OSError, TimeoutError) as error:
+        told_last = reasons[-1] if reasons else error
+        reason = next((each for each in reasons if _is_final(each)), told_last)
+        await _close(client)
+        raise _failure(server, reason) from None
+    return client
+
+
+async def _close(client: Client) -> None:
+    with suppress(NatsError, OSError, TimeoutError):
+        async with asyncio.timeout(_CLOSE_SECONDS):
+            await client.close()
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether the next attempt would end in the same way."""
+    return _is_unknown(error) or isinstance(error, ssl.SSLCertVerificationError)
+
+
+def _is_unknown(error: Exception) -> bool:
+    """Whether the server does not know us; the library has a class for that, and does not always use it."""
+    return isinstance(error, AuthorizationError) or "authorization violation" in str(error).lower()
+
+
+def _failure(server: str, error: Exception) -> TransportError:
+    shown = without_password(server)
+    text = f"{type(error).__name__}: {error}".rstrip(": ")
+    if _is_unknown(error):
+        return UnauthenticatedError(f"NATS server {shown} does not know us")
+    return UnreachableError(f"NATS server {shown}: {text}")
