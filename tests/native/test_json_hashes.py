@@ -54,7 +54,7 @@ def test_arrays_of_hashes_are_read(hashes: list[int], comma: str, space: str) ->
 @example(b"[,1]")
 @example(b"[1 2]")
 @example(b"[1,,2]")
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=600, deadline=None)
 def test_what_is_read_is_what_any_reader_would_read(text: bytes) -> None:
     """Of text made of the characters that matter, nothing is read wrong and nothing good is left."""
     found = native_core.native.find_hash_array(b'"k":' + text, b'"k"')

@@ -65,7 +65,7 @@ def test_arrays_are_read_whatever_stands_around_them(
 @example(b"[123456789,01234567]", 0)
 @example(b"[1 2]", 0)
 @example(b"[1\x002]", 0)
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=600, deadline=None)
 def test_what_is_read_is_what_any_reader_would_read(text: bytes, start: int) -> None:
     """Of text made of the characters that matter, nothing is read wrong and nothing good is left."""
     assert parse(text, start) == expected(text, start)
@@ -275,7 +275,7 @@ VALUES = st.recursive(
     space=st.sampled_from(["", " ", "\n\t", "\x0b"]),
     end=st.sampled_from(["}", "} ", ",}", "", "}}", "} x"]),
 )
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=600, deadline=None)
 def test_bodies_of_the_usual_form_are_read_as_by_the_general_reader(
     fields: list[tuple[str, str]], prompt: str, place: int, space: str, end: str
 ) -> None:

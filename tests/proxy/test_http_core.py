@@ -36,7 +36,7 @@ _CHUNKS = [
 _bodies = st.lists(st.sampled_from(_CHUNKS) | st.binary(max_size=4), max_size=6).map(b"".join)
 
 
-@settings(max_examples=1000)
+@settings(max_examples=500)
 @given(_heads, st.binary(max_size=8), st.integers(0, 2))
 def test_heads_are_recalled_alike(block: bytes, after: bytes, missing: int) -> None:
     """Known or not, whole or not, as bytes and in a larger memory."""
@@ -50,14 +50,14 @@ def test_heads_are_recalled_alike(block: bytes, after: bytes, missing: int) -> N
     assert native_core.native.recall_whole(data, size, known) == recall_whole(data, size, known)
 
 
-@settings(max_examples=1000)
+@settings(max_examples=500)
 @given(_answers)
 def test_usage_is_found_alike(answer: bytes) -> None:
     """Nested, cut off, twice, with blanks of all kinds."""
     assert native_core.native.find_usage(answer) == search_usage(answer)
 
 
-@settings(max_examples=1000)
+@settings(max_examples=500)
 @given(_bodies, st.integers(0, 40))
 def test_chunks_end_alike(data: bytes, cut: int) -> None:
     """The end of a body, or the refusal of it, is the same with the native steps and without."""

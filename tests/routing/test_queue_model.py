@@ -147,4 +147,4 @@ class QueueMachine(RuleBasedStateMachine):
 
 def test_a_queue_does_what_a_list_would() -> None:
     """Step by step, in any order of events."""
-    run_state_machine_as_test(QueueMachine, settings=settings(max_examples=300, stateful_step_count=60))
+    run_state_machine_as_test(QueueMachine, settings=settings(max_examples=120, stateful_step_count=60))
