@@ -9,7 +9,8 @@ import binascii
 import math
 import struct
 from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple, NoReturn, TypeAlias
+from contextlib import suppress
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from google.protobuf import json_format
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -127,11 +128,24 @@ class _Readers:
         if entry is not None and entry.GetOptions().map_entry:
             convert = self._map(entry)
         elif field.is_repeated:
-            convert = _list_of(self._single(field))
+            convert = _list_of(self._element(field))
         else:
             convert = self._single(field)
-        takes_null = entry is not None and entry.full_name == "google.protobuf.Value" and not field.is_repeated
+        takes_null = _has_null(field) and not field.is_repeated
         return _Field(field.name, convert, oneof.name if is_choice else None, takes_null)
+
+    def _element(self, field: FieldDescriptor) -> _Convert:
+        """How one of several values is converted; null is none of them, but where it has a meaning."""
+        convert = self._single(field)
+        if _has_null(field):
+            return convert
+
+        def read(value: Any) -> Any:
+            if value is None:
+                raise FieldValueError("null is expected in neither lists nor maps")
+            return convert(value)
+
+        return read
 
     def _single(self, field: FieldDescriptor) -> _Convert:
         """How one value is converted."""
@@ -153,7 +167,7 @@ class _Readers:
     def _map(self, entry: Descriptor) -> _Convert:
         key_field, value_field = entry.fields_by_name["key"], entry.fields_by_name["value"]
         read_key = _map_key_bool if key_field.type == FieldDescriptor.TYPE_BOOL else self._single(key_field)
-        read_value = self._single(value_field)
+        read_value = self._element(value_field)
         message = value_field.message_type
         # The class takes keywords for messages, but not for messages in maps.
         make = Descriptors.class_of(message) if message is not None and not is_well_known(message) else None
@@ -164,7 +178,7 @@ class _Readers:
             converted: dict[Any, Any] = {}
             for key, value in values.items():
                 try:
-                    one = read_value(value) if value is not None else _refuse_null()
+                    one = read_value(value)
                     if one is not _SKIP:
                         converted[read_key(key)] = one if make is None else make(**one)
                 except FieldValueError as error:
@@ -181,7 +195,7 @@ def _list_of(read_one: _Convert) -> _Convert:
         converted = []
         for position, value in enumerate(values):
             try:
-                one = read_one(value) if value is not None else _refuse_null()
+                one = read_one(value)
             except FieldValueError as error:
                 raise error.within(f"[{position}]")  # noqa: B904 - the same error, told from further out
             if one is not _SKIP:
@@ -191,8 +205,9 @@ def _list_of(read_one: _Convert) -> _Convert:
     return read
 
 
-def _refuse_null() -> NoReturn:
-    raise FieldValueError("null is expected in neither lists nor maps")
+def _has_null(field: FieldDescriptor) -> bool:
+    """Whether null is a value of a field, not the lack of one."""
+    return field.message_type is not None and field.message_type.full_name == "google.protobuf.Value"
 
 
 def _well_known_reader(kind: type[Message], pool: Any) -> _Convert:
@@ -222,10 +237,12 @@ def _integer_from(value: Any) -> int:
     if type(value) is float and value.is_integer():
         return int(value)
     if type(value) is str and value.isascii() and value == value.strip() and "_" not in value:
-        try:
+        with suppress(ValueError):
             return int(value)
-        except ValueError:
-            pass
+        with suppress(ValueError):
+            number = float(value)
+            if number.is_integer():
+                return int(number)
     raise FieldValueError(f"a whole number is expected, not {_shown(value)}")
 
 
@@ -290,7 +307,10 @@ def _enum_reader(numbers: Mapping[str, int]) -> _Convert:
             number = numbers.get(value)
             if number is not None:
                 return number
-            return as_integer(value) if value.lstrip("-").isdigit() else _SKIP
+            try:
+                value = int(value)
+            except ValueError:
+                return _SKIP
         return as_integer(value)
 
     return read
