@@ -34,6 +34,8 @@ from kvrouter.service.auth import Authenticator, refuse_foreign_page
 from kvrouter.service.decisions import DecisionRing
 from kvrouter.service.load_reports import LoadReports
 from kvrouter.service.logs import log_event
+from kvrouter.service.planes.admin import add_plane_routes, refuse_discovered
+from kvrouter.service.planes.request_planes import RequestPlanes
 from kvrouter.service.proxy import error_reply
 from kvrouter.service.sources import SourceReport
 from kvrouter.service.worker_schema import WORKER_BODY, describe_errors
@@ -144,6 +146,7 @@ def build_admin(
     admission: Admission | None,
     index: PrefixIndex,
     sessions: SessionTable | None,
+    planes: RequestPlanes | None,
     clock: Callable[[], float],
 ) -> FastAPI:
     """Build the application over the parts that it shows and changes."""
@@ -153,6 +156,7 @@ def build_admin(
     _add_queue_route(app, admission, clock)
     _add_index_route(app, index)
     add_session_routes(app, sessions, clock)
+    add_plane_routes(app, planes)
     app.add_exception_handler(KvrouterError, _known_error)
     app.add_exception_handler(RequestValidationError, _invalid_request)
     app.add_exception_handler(HTTPException, _http_error)
@@ -176,7 +180,9 @@ def _add_worker_routes(
     @app.post("/workers", status_code=201, tags=["workers"], openapi_extra=WORKER_BODY)
     async def register_worker(fields: _Fields) -> dict[str, Any]:
         """Register a worker, or change a registered one; answers after its first health check, or a second later."""
-        worker = registry.upsert(worker_spec_from_fields(fields), now=clock())
+        spec = worker_spec_from_fields(fields)
+        refuse_discovered(registry, spec.worker_id)
+        worker = registry.upsert(spec, now=clock())
         await _first_check(worker)
         return records.record(worker)
 
@@ -194,6 +200,7 @@ def _add_worker_routes(
             raise RequestError(f"state must be active or draining, not {state!r}", param="state")
         draining = old.draining if state is None else state == "draining"
         if fields:
+            refuse_discovered(registry, worker_id)
             _change(registry, old, fields, now=clock())
         return records.record(registry.set_draining(worker_id, draining=draining, now=clock()))
 

@@ -197,8 +197,7 @@ class Service:
             changed=self._fleet_changed,
             failures=settings.health.failures,
             successes=settings.health.successes,
-            # With keys of our own, a client's token is ours: workers get theirs from `api_key=` or none.
-            default_authorization=b"" if settings.auth.api_keys else None,
+            default_authorization=_default_authorization(settings),
         )
         self.router.fleet.defaults = _default_constraints(settings.placement)
 
@@ -285,6 +284,7 @@ class Service:
             store=settings.discovery,
             names=(settings.namespace, settings.component, settings.endpoint),
             overload_status=settings.overload_status,
+            authorization=_default_authorization(self.settings),
             workers=self.registry,
             figures=self.metrics.registry,
             clock=self.clock,
@@ -408,6 +408,7 @@ class Service:
             admission=self.admission,
             index=self.index,
             sessions=self.sessions,
+            planes=self.planes,
             clock=self.clock,
         )
         if admin_socket:
@@ -452,6 +453,11 @@ def _routing_settings(settings: Settings) -> RoutingSettings:
         lease_seconds=settings.routing.reservation_seconds,
         block_size=settings.tokens.block_size,
     )
+
+
+def _default_authorization(settings: Settings) -> bytes | None:
+    """With keys of our own, a client's token is ours: workers get theirs from `api_key=` or none."""
+    return b"" if settings.auth.api_keys else None
 
 
 def _default_constraints(placement: PlacementSettings) -> Constraints:

@@ -12,6 +12,8 @@ from kvrouter.errors import RequestError, SettingsError
 __all__ = ["Authenticator", "refuse_foreign_page", "refuse_open_bind"]
 
 OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", "/ready"})
+_FLEET = ("/workers", "/request-plane")
+_FLEET_FOLDERS = tuple(f"{path}/" for path in _FLEET)
 _SAFE_METHODS = frozenset({"GET", "HEAD"})
 
 
@@ -89,7 +91,7 @@ class Authenticator:
 
 def changes_fleet(method: str, path: str) -> bool:
     """Tell whether a request belongs to the mutating part of the admin API."""
-    return method not in _SAFE_METHODS and (path == "/workers" or path.startswith("/workers/"))
+    return path.startswith(_FLEET) and method not in _SAFE_METHODS and f"{path}/".startswith(_FLEET_FOLDERS)
 
 
 def _bearer_token(authorization: bytes | None) -> bytes:

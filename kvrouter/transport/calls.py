@@ -23,6 +23,8 @@ __all__ = ["AnswerHead", "Call", "answer_head", "call_request", "error_answer", 
 EVENT_STREAM = "text/event-stream"
 JSON = "application/json"
 _METHOD, _TARGET = "method", "target"
+_AUTHORIZATION, _CALLERS = "authorization", "call-authorization"
+"""The first is between router and worker, on every plane; that of the call is the engine's, and goes as the second."""
 _TARGET_CHARACTERS_MAX = 8192
 # Between two neighbours, or about a connection that is none here.
 _NOT_CARRIED = frozenset({"connection", "content-length", "host", "keep-alive", "te", "transfer-encoding", "upgrade"})
@@ -65,6 +67,7 @@ def carried(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
     for given, value in headers:
         name = given.lower()
         if name not in _NOT_CARRIED:
+            name = _CALLERS if name == _AUTHORIZATION else name
             found[name] = f"{found[name]}, {value}" if name in found else value
     return found
 
@@ -78,7 +81,11 @@ def read_call(request: Request, context: Context) -> Call:
     method, target = request.metadata.get(_METHOD, ""), request.metadata.get(_TARGET, "")
     if not method.isalpha() or not target.startswith("/") or len(target) > _TARGET_CHARACTERS_MAX:
         raise TransportError("the request names no method and target of HTTP", code="INVALID_ARGUMENT")
-    return Call(method=method, target=target, body=request.body, headers=carried(context.headers.items()))
+    headers = {name.lower(): value for name, value in context.headers.items() if name.lower() not in _NOT_CARRIED}
+    headers.pop(_AUTHORIZATION, None)
+    if _CALLERS in headers:
+        headers[_AUTHORIZATION] = headers.pop(_CALLERS)
+    return Call(method=method, target=target, body=request.body, headers=headers)
 
 
 def answer_head(content_type: str, *, status: int = 200, length: int | None = None, **headers: str) -> bytes:

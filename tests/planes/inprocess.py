@@ -16,7 +16,7 @@ from kvrouter.transport.context import Context
 from kvrouter.transport.openai import openai_handler
 from kvrouter.transport.serve import ServedWorker, serve
 
-__all__ = ["MODEL", "Routed", "Words", "eventually", "routed", "run", "worker"]
+__all__ = ["MODEL", "Routed", "Words", "admin", "eventually", "routed", "run", "worker"]
 
 MODEL = "parrot"
 _SCENARIO_SECONDS = 100.0
@@ -101,7 +101,7 @@ class Routed:
 
     @asynccontextmanager
     async def stream(self, words: str) -> AsyncIterator[AsyncIterator[str]]:
-        """The words of a streamed answer as they come; `error` and its code for an error event, `cut` where it ended."""
+        """The words of a streamed answer as they come; `error` and its code for an error event, `cut` for an end."""
         body = chat(words, stream=True)
         async with self.client.stream("POST", "/v1/chat/completions", json=body) as answer:
             assert answer.status_code == 200
@@ -145,6 +145,16 @@ async def routed(
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     await service.planes.close()
+
+
+@asynccontextmanager
+async def admin(router: Routed) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of a router's admin API, on the socket that its data plane asks."""
+    serving = asyncio.create_task(router.service.admin.run())
+    await router.service.admin.started()
+    yield router.client
+    router.service.admin.stop()
+    await serving
 
 
 def chat(words: str, **members: Any) -> dict[str, Any]:

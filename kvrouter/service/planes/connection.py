@@ -133,6 +133,10 @@ class PlaneConnection:
             self._failed(error)
         except WireError as error:
             self._broken(error)
+        except Exception:
+            # A bug, which whoever spawned this reports; the request must not wait for its deadline.
+            self._end(UpstreamError("the router failed to ask the worker", outcome="bad_response"))
+            raise
         finally:
             figures.inflight.dec()
 

@@ -48,12 +48,13 @@ class DiscoveredWorkers:
     ) -> None:
         self.instances: dict[str, Instance] = {}
         """By their keys."""
+        self.worker_ids: dict[str, str] = {}
+        """Those whose records could be taken, by the same keys."""
         self.last_error: str | None = None
         """Why records cannot be followed now."""
         self._registry, self._discovery, self._names = registry, discovery, names
         self._endpoint_of, self._gone, self._metrics, self._clock = endpoint_of, gone, metrics, clock
         self._endpoints: dict[str, Endpoint] = {}
-        self._worker_ids: dict[str, str] = {}
 
     async def run(self) -> None:
         """Follow for ever. A store that cannot be reached is waited for; one that says no is asked again, loudly."""
@@ -94,10 +95,10 @@ class DiscoveredWorkers:
         now = self._clock()
         try:
             spec = spec_of(instance, endpoint)
-            if self._worker_ids.get(key, spec.worker_id) != spec.worker_id:
+            if self.worker_ids.get(key, spec.worker_id) != spec.worker_id:
                 self._remove(key)
             self._registry.upsert(spec, now=now)
-            self._worker_ids[key] = spec.worker_id
+            self.worker_ids[key] = spec.worker_id
             if instance.health == "unhealthy":
                 self._registry.set_draining(spec.worker_id, draining=True, now=now)
         except RequestError as error:
@@ -116,7 +117,7 @@ class DiscoveredWorkers:
         self._gone(instance)
 
     def _remove(self, key: str) -> None:
-        worker_id = self._worker_ids.pop(key, None)
+        worker_id = self.worker_ids.pop(key, None)
         if worker_id is not None and self._registry.get(worker_id) is not None:
             self._registry.remove(worker_id, now=self._clock())
 

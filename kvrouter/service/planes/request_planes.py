@@ -38,11 +38,12 @@ class RequestPlanes:
         store: str,
         names: tuple[str, str, str],
         overload_status: int,
+        authorization: bytes | None,
         workers: WorkerRegistry,
         figures: CollectorRegistry,
         clock: Callable[[], float],
     ) -> None:
-        self.overload_status = overload_status
+        self.overload_status, self._authorization = overload_status, authorization
         self.figures = PlaneFigures(figures)
         self.ways = Ways(choices, self.figures.transports)
         kept = self.figures.discovery.store(open_key_value_store(store))
@@ -92,7 +93,9 @@ class RequestPlanes:
 
     def _endpoint_of(self, key: str, instance: Instance) -> Endpoint:
         worker = _Worker(self, key, instance)
-        return Endpoint("", 0, host_header=b"worker", open=lambda: PlaneConnection(worker))
+        return Endpoint(
+            "", 0, host_header=b"worker", authorization=self._authorization, open=lambda: PlaneConnection(worker)
+        )
 
     def _gone(self, instance: Instance) -> None:
         timer: asyncio.TimerHandle

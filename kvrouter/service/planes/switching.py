@@ -47,15 +47,15 @@ class PlaneSwitch:
 
     def __init__(self, store: KeyValueStore, names: tuple[str, str, str], ways: Ways) -> None:
         self.changes = self.refused = 0
-        self._bucket, self._key, self._ways = store.bucket(BUCKET), preference_key(names), ways
-        self._configured = ways.preferred
+        self._bucket, self.key, self._ways = store.bucket(BUCKET), preference_key(names), ways
+        self.configured = ways.preferred
 
     async def run(self) -> None:
         """Follow for ever; a store that says no is asked again, loudly."""
         while True:
             try:
-                async for news in self._bucket.watch(self._key):
-                    if not isinstance(news, Synced) and news.key == self._key:
+                async for news in self._bucket.watch(self.key):
+                    if not isinstance(news, Synced) and news.key == self.key:
                         self._told(None if news.entry is None else news.entry.value)
             except StoreError as error:
                 log_event(_log, logging.ERROR, "request_plane_not_followed", error=str(error))
@@ -64,18 +64,18 @@ class PlaneSwitch:
     async def prefer(self, plane: RequestPlane | None) -> None:
         """Tell every router of the endpoint to prefer a plane; None gives each one its own again. Raises StoreError."""
         if plane is None:
-            await self._bucket.delete(self._key)
+            await self._bucket.delete(self.key)
         else:
-            await self._bucket.put(self._key, encode_preference(plane))
+            await self._bucket.put(self.key, encode_preference(plane))
 
     def _told(self, value: bytes | None) -> None:
-        plane = self._configured
+        plane = self.configured
         if value is not None:
             try:
                 plane = _decode(value).request_plane
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 self.refused += 1
-                log_event(_log, logging.WARNING, "request_plane_refused", key=self._key, error=str(error))
+                log_event(_log, logging.WARNING, "request_plane_refused", key=self.key, error=str(error))
                 return
         if plane != self._ways.preferred:
             self.changes += 1
