@@ -14,7 +14,6 @@ from kvrouter.errors import MissingExtraError
 from kvrouter.service.logs import log_event
 
 try:
-    import nats
     from nats.aio.client import Client
     from nats.aio.msg import Msg
     from nats.errors import Error as NatsError
@@ -49,7 +48,12 @@ class Broker:
         """
         async with self._opening:
             if self._client is None:
-                self._client = await self._connected()
+                try:
+                    self._client = await self._connected()
+                except (NatsError, OSError) as error:
+                    raise ConnectionError(f"NATS: {type(error).__name__}: {error}") from None
+                except (ValueError, TypeError, LookupError, AttributeError) as error:
+                    raise ConnectionError(f"the server does not speak NATS ({type(error).__name__})") from None
 
     async def listen(self, subject: str, heard: Callable[[Msg], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
         """Call `heard` with each message of a subject; returns what ends that. Needs `connect`."""
@@ -90,25 +94,31 @@ class Broker:
     async def close(self) -> None:
         """Close the connection, if there is one. May be called again."""
         client, self._client = self._client, None
-        if client is not None and not client.is_closed:
-            with contextlib.suppress(TimeoutError, NatsError, OSError):
-                async with asyncio.timeout(_CLOSE_SECONDS):
-                    await client.close()
+        if client is not None:
+            await _end(client)
 
     async def _connected(self) -> Client:
         async def failed(error: Exception) -> None:
             log_event(_log, logging.DEBUG, "reporting_connection", service=self._service, error=type(error).__name__)
 
+        client = Client()
         try:
-            return await nats.connect(
+            await client.connect(
                 self._server,
                 name="kvrouter-reporting",
-                reconnect_time_wait=0.2,
+                reconnect_time_wait=1,
                 max_reconnect_attempts=-1,
                 pending_size=0,  # What is written while the server is away would arrive late.
                 error_cb=failed,
             )
-        except (NatsError, OSError) as error:
-            raise ConnectionError(f"NATS: {type(error).__name__}: {error}") from None
-        except (ValueError, TypeError, LookupError, AttributeError) as error:
-            raise ConnectionError(f"the server does not speak NATS ({type(error).__name__})") from None
+        except BaseException:
+            await asyncio.shield(_end(client))  # Also when we are cancelled: a socket may be open.
+            raise
+        return client
+
+
+async def _end(client: Client) -> None:
+    if not client.is_closed:
+        with contextlib.suppress(TimeoutError, NatsError, OSError):
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await client.close()
