@@ -9,7 +9,7 @@ Nothing is translated: what the engine answers is what the router's client gets.
 an error that lets the router ask another worker.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -35,7 +35,7 @@ class EngineHandler:
         self._endpoint = endpoint
         self._pool = UpstreamPool(ProxyLimits(connect_seconds=connect_seconds))
 
-    async def __call__(self, request: Request, context: Context) -> AsyncIterator[bytes]:
+    async def __call__(self, request: Request, context: Context) -> AsyncGenerator[bytes, None]:
         """Answer a call.
 
         Raises:

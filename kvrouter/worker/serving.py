@@ -1,8 +1,8 @@
 """What `kvrouter worker` is told, and the worker that follows from it: engine, transports, figures."""
 
 import argparse
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -10,15 +10,17 @@ from prometheus_client import CollectorRegistry, start_http_server
 
 from kvrouter.discovery.metrics import DiscoveryMetrics
 from kvrouter.errors import SettingsError
+from kvrouter.reporting import Reporting
 from kvrouter.service.worker_spec import parse_worker_spec
 from kvrouter.store import open_key_value_store
 from kvrouter.transport.http_settings import http_plane_settings
 from kvrouter.transport.metrics import PoolMetrics, WorkHandlerMetrics
-from kvrouter.transport.plane_settings import plane_settings
+from kvrouter.transport.plane_settings import REQUEST_PLANES, RequestPlane, plane_settings
 from kvrouter.transport.serve import ServedWorker, serve
 from kvrouter.transport.servers import ServerSettings
 from kvrouter.transport.variables import Variables
 from kvrouter.worker.engine import engine_handler
+from kvrouter.worker.engine_load import engine_load
 
 __all__ = ["WorkerOptions", "serving", "worker_options"]
 
@@ -49,6 +51,18 @@ class WorkerOptions:
     drain_seconds: float
     metrics_port: int | None
     servers: ServerSettings
+
+    @property
+    def request_plane(self) -> RequestPlane:
+        """NATS where that is a way in, else the preferred one."""
+        ways = ("nats", *self.transports) if "nats" in self.transports else self.transports
+        return next(plane for plane in REQUEST_PLANES if plane == ways[0])
+
+    @property
+    def worker_id(self) -> str | None:
+        """The name that routers know it by, where its record says one."""
+        named = self.told.get("worker_id", self.told.get("id"))
+        return None if named is None else str(named)
 
 
 def worker_options(arguments: argparse.Namespace, environment: Mapping[str, str]) -> WorkerOptions:
@@ -99,33 +113,54 @@ async def serving(options: WorkerOptions) -> AsyncIterator[tuple[ServedWorker, i
     discovery = DiscoveryMetrics(figures)
     async with (
         engine_handler(options.engine, api_key=options.api_key) as handler,
-        serve(
-            options.name,
-            work.handlers({options.endpoint: handler}),
-            store=discovery.store(open_key_value_store(options.discovery)),
-            transports=options.transports,
-            host=options.host,
-            advertise=options.advertise,
-            nats_server=options.nats_server,
-            answers_home=options.answers_home,
-            worker=options.told,
-            streams_max=options.requests_max,
-            drain_seconds=options.drain_seconds,
-            settings=options.servers,
-        ) as worker,
+        engine_load(options.engine, api_key=options.api_key) as load,
     ):
-        discovery.registrations.inc(len(worker.registrations))
-        for home in worker.homes:
-            pools.pool(home.pool)
-            work.call_home(home)
-        if options.metrics_port is None:
-            yield worker, None
-            return
-        # prometheus_client's own server, in a thread of its own: a scrape does not wait for answers, nor they for it.
-        server, thread = start_http_server(options.metrics_port, options.host, registry=figures)
-        try:
-            yield worker, server.server_port
-        finally:
-            server.shutdown()
-            server.server_close()
-            thread.join()
+        reporting = Reporting(
+            options.name,
+            plane=options.request_plane,
+            nats_server=options.nats_server,
+            registry=figures,
+            refresh=load.reports,
+            worker_id=options.worker_id,
+        )
+        async with (
+            serve(
+                options.name,
+                reporting.handlers(work.handlers({options.endpoint: handler})),
+                store=discovery.store(open_key_value_store(options.discovery)),
+                transports=options.transports,
+                host=options.host,
+                advertise=options.advertise,
+                nats_server=options.nats_server,
+                answers_home=options.answers_home,
+                worker=options.told,
+                streams_max=options.requests_max,
+                drain_seconds=options.drain_seconds,
+                settings=options.servers,
+            ) as worker,
+            reporting.running(worker.instance_id, worker.addresses),
+        ):
+            discovery.registrations.inc(len(worker.registrations))
+            for home in worker.homes:
+                pools.pool(home.pool)
+                work.call_home(home)
+            with _shown(figures, options) as metrics_port:
+                yield worker, metrics_port
+
+
+@contextmanager
+def _shown(figures: CollectorRegistry, options: WorkerOptions) -> Iterator[int | None]:
+    """Show the figures where they are wanted; gives the port.
+
+    By prometheus_client's own server, in a thread of its own: a scrape does not wait for answers, nor they for it.
+    """
+    if options.metrics_port is None:
+        yield None
+        return
+    server, thread = start_http_server(options.metrics_port, options.host, registry=figures)
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,117 @@
+"""Flags, settings and the planes' own variables together say how a router reaches workers, and how a worker serves."""
+
+import argparse
+
+import pytest
+
+from kvrouter.cli import main
+from kvrouter.errors import SettingsError
+from kvrouter.service.planes.environment import PLANE_VARIABLES, plane_choices
+from kvrouter.service.planes.ways import PlaneChoices
+from kvrouter.settings import PlaneSettings, Settings
+from kvrouter.settings_sources import add_settings_flags, load_settings
+from kvrouter.worker.command import add_parser
+from kvrouter.worker.serving import WorkerOptions, worker_options
+
+
+def router(*flags: str, **environment: str) -> PlaneChoices | None:
+    """What a router makes of flags and variables."""
+    parser = argparse.ArgumentParser()
+    add_settings_flags(parser)
+    settings = load_settings(parser.parse_args(flags), environment, elsewhere=PLANE_VARIABLES)
+    return plane_choices(settings, environment)
+
+
+def chosen(*flags: str, **environment: str) -> PlaneChoices:
+    """The same of a router that follows discovery."""
+    found = router("--discovery", "file:///tmp/x", *flags, **environment)
+    assert found is not None
+    return found
+
+
+def worker(*flags: str, **environment: str) -> WorkerOptions:
+    """What a worker makes of them."""
+    parser = argparse.ArgumentParser()
+    add_parser(parser.add_subparsers())
+    given = ("worker", "http://127.0.0.1:8000,events=tcp://127.0.0.1:5557,api_key=k", "--discovery", "file:///x")
+    return worker_options(parser.parse_args([*given, *flags]), environment)
+
+
+def test_a_router_that_follows_no_discovery_has_no_planes() -> None:
+    """A-011, A-012: nothing of all this is made, whatever the environment says."""
+    assert router(KVROUTER_REQUEST_PLANE="nats", NATS_SERVER="nats://10.0.0.1:4222") is None
+    assert plane_choices(Settings(planes=PlaneSettings()), {}) is None
+
+
+def test_the_planes_variables_are_no_misspelt_settings() -> None:
+    """A-241 to A-246: all of them may be set for a router; what is one letter off still ends it."""
+    everything = {
+        "KVROUTER_REQUEST_PLANE": "http", "KVROUTER_RESPONSE_PLANE": "http", "KVROUTER_TCP_REQUEST_PORT": "9001",
+        "KVROUTER_TCP_POOL_ENABLED": "true", "KVROUTER_HTTP_RPC_PORT": "8081", "KVROUTER_HTTP_REQUEST_TIMEOUT": "7",
+        "DYN_HTTP_RESPONSE_STREAM_FORMAT": "ndjson", "KVROUTER_COMPAT": "seed",
+    }  # fmt: skip
+
+    found = chosen(**everything)
+
+    assert (found.preferred, found.http.acknowledge_seconds) == ("http", 7)
+    assert not everything.keys() - PLANE_VARIABLES
+    with pytest.raises(SettingsError, match="KVROUTER_TCP_REQUEST_PROT; did you mean KVROUTER_TCP_REQUEST_PORT"):
+        chosen(KVROUTER_TCP_REQUEST_PROT="1")
+    with pytest.raises(SettingsError, match="KVROUTER_TCP_REQUEST_PORT='none'"):
+        router(KVROUTER_TCP_REQUEST_PORT="none")
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "preferred", "nats_server"),
+    [
+        ((), {}, "tcp", ""),
+        ((), {"DYN_REQUEST_PLANE": "http"}, "http", ""),
+        ((), {"DYN_REQUEST_PLANE": "http", "KVROUTER_REQUEST_PLANE": "zmq"}, "zmq", ""),
+        (("--request-plane", "grpc"), {"KVROUTER_REQUEST_PLANE": "zmq"}, "grpc", ""),
+        ((), {"KVROUTER_COMPAT": "seed"}, "nats", "nats://127.0.0.1:4222"),
+        (("--request-plane", "nats"), {"NATS_SERVER": "nats://10.0.0.1:4222"}, "nats", "nats://10.0.0.1:4222"),
+        (("--request-plane", "http"), {"NATS_SERVER": "nats://10.0.0.1:4222"}, "http", ""),
+        (("--nats-server", "nats://10.0.0.2:4222"), {}, "tcp", "nats://10.0.0.2:4222"),
+    ],
+)
+def test_which_plane_a_router_prefers(
+    flags: tuple[str, ...], environment: dict[str, str], preferred: str, nats_server: str
+) -> None:
+    """A-010, A-102, A-116, A-241, D-1, D-4: flags, then KVROUTER_, then DYN_; NATS only where somebody asks for it."""
+    found = chosen(*flags, **environment)
+
+    assert (found.preferred, found.nats_server) == (preferred, nats_server)
+
+
+def test_a_worker_serves_where_its_variables_say() -> None:
+    """A-103, A-104, A-241, A-242, A-246: else on loopback, on a free port."""
+    plain = worker()
+    assert (plain.transports, plain.host, plain.servers.tcp.port) == (("tcp",), "127.0.0.1", 0)
+    assert (plain.servers.http.rpc_port, plain.servers.response_port, plain.nats_server) == (0, None, None)
+
+    found = worker(
+        KVROUTER_REQUEST_PLANE="http", DYN_HTTP_RPC_HOST="10.0.0.1", DYN_HTTP_RPC_PORT="8081",
+        DYN_HTTP_RPC_ROOT_PATH="/v1/dynamo", DYN_HTTP_RESPONSE_PORT="8082",
+    )  # fmt: skip
+    assert (found.transports, found.host, found.servers.http.rpc_port) == (("http",), "10.0.0.1", 8081)
+    assert (found.servers.http.rpc_root, found.servers.response_port) == ("/v1/dynamo", 8082)
+
+    tcp = worker("--host", "10.0.0.2", DYN_TCP_REQUEST_HOST="10.0.0.1", DYN_TCP_REQUEST_PORT="9001")
+    assert (tcp.host, tcp.servers.tcp.port) == ("10.0.0.2", 9001)
+
+
+def test_what_a_worker_tells_of_itself_is_not_between_it_and_its_engine() -> None:
+    """A-222: neither the engine's address nor its key stands in a record that others read."""
+    found = worker("--transport", "nats", "--transport", "tcp", NATS_SERVER="nats://10.0.0.1:4222")
+
+    assert (found.engine, found.api_key) == ("http://127.0.0.1:8000", "k")
+    assert dict(found.told) == {"kv_events_endpoint": "tcp://127.0.0.1:5557"}
+    assert (found.transports, found.nats_server) == (("nats", "tcp"), "nats://10.0.0.1:4222")
+
+
+def test_answers_call_home_with_what_can_carry_an_acknowledgement(capsys: pytest.CaptureFixture[str]) -> None:
+    """A-119, A-201: NATS, HTTP and TCP; another one ends the command with one line."""
+    assert worker("--transport", "http", "--answers-home").answers_home
+
+    assert main(["worker", "http://127.0.0.1:1", "--discovery", "x", "--transport", "zmq", "--answers-home"]) == 2
+    assert capsys.readouterr().err == "kvrouter: --answers-home: answers call home with http, nats, tcp only\n"
