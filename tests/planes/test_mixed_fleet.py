@@ -121,7 +121,7 @@ def test_figures_of_planes_and_discovery_stand_beside_the_routers_own(deployment
         assert figures[f"request_plane_{name}_seconds_count"] > 0
     assert "request_plane_inflight" in figures
     assert theirs['work_handler_requests_total{endpoint="generate"}'] > 0
-    assert theirs["discovery_registrations_total"] == 1
+    assert theirs["discovery_registrations_total"] == 2  # what it serves, and `load_metrics`
     assert any(name.startswith("tcp_pool_connections_created_total") for name in theirs)
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,14 @@ from kvrouter.transport.messages import Request
 from kvrouter.transport.openai import openai_handler
 from kvrouter.transport.server_stream import Handler
 from tests.planes.inprocess import MODEL, Routed, Words, chat, eventually, routed, run, worker
+from tests.servers import NatsServer, nats_server
+
+
+@pytest.fixture(scope="module")
+def nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
+    """A nats-server."""
+    with nats_server(tmp_path_factory.mktemp("nats")) as server:
+        yield server
 
 
 @pytest.mark.parametrize("transport", ["tcp", "http", "zmq", "grpc"])
@@ -36,6 +44,37 @@ def test_a_worker_that_discovery_finds_answers_over_its_plane(tmp_path: Path, tr
             assert found.counters.outcomes == {"ok": 2}
             await eventually(lambda: router.figure("request_plane_inflight") == 0)
             assert not len(served.endpoints)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("transport", ["nats", "http", "tcp"])
+def test_answers_that_call_home_come_home(tmp_path: Path, nats: NatsServer, transport: str) -> None:
+    """A-119, A-201: requests over one way, answers over TCP, as the first Dynamo releases had it; a loss is noticed."""
+
+    async def scenario() -> None:
+        words = Words("a")
+        options: dict[str, Any] = {"nats_server": nats.url, "answers_home": True}
+        async with (
+            worker(tmp_path, words, transport, **options),
+            routed(tmp_path, preferred=transport, nats_server=nats.url) as router,
+        ):
+            await router.ready()
+            assert await router.said("one two") == "a one two"
+            async with router.stream("three") as heard:
+                assert [word async for word in heard] == ["a", "three"]
+            async with router.stream("wait") as heard:
+                assert await anext(heard) == "a"
+            await eventually(lambda: words.cancelled == 1)
+            assert router.figure("transport_requests_total", transport="tcp", plane="response") >= 3
+            assert router.figure("transport_requests_total", transport=transport, plane="request") >= 3
+            planes = router.service.planes
+            assert planes is not None
+            async with router.stream("wait") as heard:
+                assert await anext(heard) == "a"
+                [instance] = planes.discovered.instances.values()
+                planes.ways.lose(instance)  # as a minute after its record has gone
+                assert [word async for word in heard] == ["error", "worker_lost", "cut"]
 
     run(scenario())
 

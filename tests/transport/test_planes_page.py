@@ -215,6 +215,7 @@ def test_the_record_of_the_page_is_written_and_read() -> None:
             TransportEndpoint(transport_id="zmq", address="tcp://10.0.0.1:5000", capabilities={"streaming": True}),
         ),
         response_transport=call_home, health="degraded", health_reason="warming up", zone="a",
+        worker={"events": "tcp://10.0.0.1:5557", "ranks": 2},
     )  # fmt: skip
 
     assert decode_instance(shown.encode()) == instance
