@@ -6,8 +6,9 @@ connection. No job that cannot be started keeps the worker from serving: it is t
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -20,6 +21,8 @@ from kvrouter.reporting.handler_counts import HandlerCounts, counted
 from kvrouter.reporting.kv_metrics import LOAD_METRICS, KvMetrics
 from kvrouter.reporting.service_records import EndpointStats, ServiceIdentity, metrics_subject, service_name
 from kvrouter.service.logs import log_event
+from kvrouter.transport.context import Context
+from kvrouter.transport.messages import Request
 from kvrouter.transport.plane_settings import EventPlane, RequestPlane
 from kvrouter.transport.server_stream import Handler
 
@@ -29,9 +32,11 @@ if TYPE_CHECKING:
 __all__ = ["Reporting"]
 
 _RETRY_SECONDS: Final = 2.0
+_REFRESH_SECONDS: Final = 1.0
 
 _log = logging.getLogger("kvrouter.reporting")
 
+Refresh: TypeAlias = Callable[[], Awaitable[Sequence[LoadReport]]]
 _Job: TypeAlias = tuple[str, Coroutine[Any, Any, None]]
 
 
@@ -45,6 +50,9 @@ class Reporting:
         event_plane: where the process sends its cache events; only to say so where that is not silent.
         registry: where gauges are shown; None for none.
         collects: whether this process collects the stats of its service too, as Dynamo's workers do.
+        refresh: finds out the load of each rank, where nobody publishes it: called when the endpoint is asked, and
+            every second where the plane is `nats`. Whose load it is need not be said.
+        worker_id: by which name routers know this worker; None: by its instance id.
     """
 
     def __init__(
@@ -56,18 +64,21 @@ class Reporting:
         event_plane: EventPlane = "zmq",
         registry: CollectorRegistry | None = None,
         collects: bool = True,
+        refresh: Refresh | None = None,
+        worker_id: str | None = None,
     ) -> None:
         self.namespace, _, component = name.partition("/")
         self.service = service_name(self.namespace, component)
         self.metrics = KvMetrics(registry)
         self.tasks: tuple[asyncio.Task[None], ...] = ()
         self._plane, self._nats_server, self._event_plane = plane, nats_server, event_plane
-        self._registry, self._collects = registry, collects
+        self._registry, self._collects, self._refresh = registry, collects, refresh
+        self._worker_id = worker_id
         self._counts: dict[str, HandlerCounts] = {}
 
     def handlers(self, handlers: Mapping[str, Handler]) -> dict[str, Handler]:
         """Count what handlers do, and put the endpoint `load_metrics` beside them."""
-        named = {**handlers, LOAD_METRICS: self.metrics.load_metrics}
+        named = {**handlers, LOAD_METRICS: self._load_metrics}
         for name in named:
             self._counts.setdefault(name, HandlerCounts())
         return counted(named, self._counts)
@@ -84,6 +95,7 @@ class Reporting:
             instance_id: who this is, as discovery knows it.
             addresses: where each transport is reached; `nats` is what the service's records tell.
         """
+        self._worker_id = self._worker_id or f"{instance_id:x}"
         subject = (addresses or {}).get("nats", "")
         identity = ServiceIdentity(
             name=self.service,
@@ -145,7 +157,25 @@ class Reporting:
         subject = metrics_subject(self.namespace)
         log_event(_log, logging.DEBUG, "kv_metrics_published", worker=identity.id, subject=subject)
         publication = KvMetricsPublication(broker, self.metrics, subject=subject)
-        return [("kv metrics", self._persistently("kv_metrics", broker, publication.run))]
+        jobs: list[_Job] = [("kv metrics", self._persistently("kv_metrics", broker, publication.run))]
+        if self._refresh is not None:
+            jobs.append(("load", self._refreshing()))
+        return jobs
+
+    async def _load_metrics(self, request: Request, context: Context) -> AsyncIterator[bytes]:
+        await self._refreshed()
+        async for item in self.metrics.load_metrics(request, context):
+            yield item
+
+    async def _refreshing(self) -> None:
+        while True:
+            await self._refreshed()
+            await asyncio.sleep(_REFRESH_SECONDS)
+
+    async def _refreshed(self) -> None:
+        if self._refresh is not None:
+            for report in await self._refresh():
+                self.publish(replace(report, worker_id=self._worker_id or report.worker_id))
 
     async def _persistently(self, job: str, broker: "Broker", work: Callable[[], Awaitable[None]]) -> None:
         """Do something over NATS as soon as that is possible, whatever keeps it from being so."""

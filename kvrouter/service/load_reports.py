@@ -26,7 +26,7 @@ from kvrouter.service.prometheus_load import RankCounters, RankFigures, read_pag
 from kvrouter.service.proxy import UpstreamError
 from kvrouter.service.workers import Worker, WorkerRegistry
 
-__all__ = ["LoadReports", "LoadRow"]
+__all__ = ["LoadReports", "LoadRow", "report_of"]
 
 PAGE_BYTES_MAX: Final = 8 * 1024 * 1024
 """An engine with many adapters and histograms shows a megabyte."""
@@ -221,12 +221,12 @@ class LoadReports:
             # A worker of one rank may count it as it likes; of several, from its first one or from 0.
             rank = first if ranks == 1 else number if first <= number < first + ranks else first + number
             if first <= rank < first + ranks:
-                reports.append(_report(worker, rank, figures, asked.counters, now))
+                reports.append(report_of(worker.spec.worker_id, rank, figures, asked.counters, now))
         return [report for report in reports if report.says_anything]
 
 
-def _report(
-    worker: Worker, rank: int, figures: RankFigures, counters: dict[int, RankCounters], now: float
+def report_of(
+    worker_id: str, rank: int, figures: RankFigures, counters: dict[int, RankCounters], now: float
 ) -> LoadReport:
     """Make a report of one rank's figures; its hit rate is that since the last question, which the engine counts on."""
     hit_rate = figures.hit_rate
@@ -238,7 +238,7 @@ def _report(
     if active is None and usage is not None and total is not None:
         active = round(usage * total)
     return LoadReport(
-        worker_id=worker.spec.worker_id,
+        worker_id=worker_id,
         rank=rank,
         timestamp=now,
         request_active_slots=figures.running,

@@ -18,6 +18,7 @@ from kvrouter.transport.two_part import MESSAGE_BYTES_MAX
 from kvrouter.transport.variables import Variables
 
 __all__ = [
+    "REQUEST_PLANES",
     "CallHomeSettings",
     "EventPlane",
     "PlaneSettings",
@@ -31,7 +32,7 @@ RequestPlane: TypeAlias = Literal["tcp", "http", "nats", "zmq", "grpc"]
 ResponsePlane: TypeAlias = Literal["tcp", "http"]
 EventPlane: TypeAlias = Literal["zmq", "http", "nats", "redis"]
 
-_REQUEST_PLANES: tuple[RequestPlane, ...] = ("tcp", "http", "nats", "zmq", "grpc")
+REQUEST_PLANES: tuple[RequestPlane, ...] = ("tcp", "http", "nats", "zmq", "grpc")
 _RESPONSE_PLANES: tuple[ResponsePlane, ...] = ("tcp", "http")
 _EVENT_PLANES: tuple[EventPlane, ...] = ("zmq", "http", "nats", "redis")
 _LEVELS = ("debug", "info", "warning", "error", "critical")
@@ -78,13 +79,13 @@ def plane_settings(environment: Mapping[str, str]) -> PlaneSettings:
     """
     found = Variables(environment)
     like_seed = found.choice("COMPAT", "kvrouter", ("kvrouter", "seed")) == "seed"
-    request = found.choice("REQUEST_PLANE", "nats" if like_seed else "tcp", (*_REQUEST_PLANES, "http2"))
+    request = found.choice("REQUEST_PLANE", "nats" if like_seed else "tcp", (*REQUEST_PLANES, "http2"))
     request = "http" if request == "http2" else request
     response = found.choice("RESPONSE_PLANE", "tcp", _RESPONSE_PLANES)
     # The first releases sent events where requests went; here they have a plane of their own, whatever that one is.
     events = found.choice("EVENT_PLANE", "nats" if like_seed and request == "nats" else "zmq", _EVENT_PLANES)
     return PlaneSettings(
-        request_plane=next(each for each in _REQUEST_PLANES if each == request),
+        request_plane=next(each for each in REQUEST_PLANES if each == request),
         response_plane=next(each for each in _RESPONSE_PLANES if each == response),
         event_plane=next(each for each in _EVENT_PLANES if each == events),
         pool=_pool(found, enabled=not like_seed),

@@ -15,8 +15,9 @@ from kvrouter.transport.context import Context
 from kvrouter.transport.messages import Request
 from kvrouter.transport.plane_settings import EventPlane, RequestPlane, plane_settings
 from kvrouter.transport.serve import serve
+from tests.listening import listening
 from tests.reporting.conftest import Run
-from tests.servers import NatsServer, free_port
+from tests.servers import NatsServer
 
 NATS_JOBS = {"service stats", "service stats collector", "kv metrics"}
 
@@ -103,7 +104,7 @@ def test_the_environment_is_the_switch(environment: dict[str, str], talks: bool,
     run(scenario())
 
 
-@pytest.mark.parametrize("fault", ["nobody", "another protocol", "no extra"])
+@pytest.mark.parametrize("fault", ["closes at once", "another protocol", "no extra"])
 def test_stats_that_cannot_start_do_not_keep_a_worker_from_serving(
     fault: str, lines: pytest.LogCaptureFixture, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,26 +115,22 @@ def test_stats_that_cannot_start_do_not_keep_a_worker_from_serving(
 
     async def nonsense(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         del reader
-        writer.write(b"220 mail.example.org\r\n")
-        writer.close()
+        if fault == "another protocol":
+            writer.write(b"220 mail.example.org\r\n")
 
     async def scenario() -> None:
-        port = free_port()
-        other = await asyncio.start_server(nonsense, "127.0.0.1", port) if fault == "another protocol" else None
-        reporting = Reporting("demo/backend", plane="nats", nats_server=f"nats://127.0.0.1:{port}")
-        handlers = reporting.handlers({"silent": silent})
-        async with (
-            serve("demo/backend", handlers, store=tmp_path.as_uri()) as worker,
-            reporting.running(worker.instance_id, worker.addresses),
-        ):
-            assert worker.addresses["tcp"]
-            assert set(worker.endpoints.names()) == {"silent", LOAD_METRICS}
-            while not any(logged(lines, event) for event in ("reporting_connection", "report_not_started",
-                                                             "reporting_not_started")):  # fmt: skip
-                await asyncio.sleep(0.01)
-        if other is not None:
-            other.close()
-            await other.wait_closed()
+        events = ("reporting_connection", "report_not_started", "reporting_not_started")
+        async with listening(nonsense) as port:
+            reporting = Reporting("demo/backend", plane="nats", nats_server=f"nats://127.0.0.1:{port}")
+            handlers = reporting.handlers({"silent": silent})
+            async with (
+                serve("demo/backend", handlers, store=tmp_path.as_uri()) as worker,
+                reporting.running(worker.instance_id, worker.addresses),
+            ):
+                assert worker.addresses["tcp"]
+                assert set(worker.endpoints.names()) == {"silent", LOAD_METRICS}
+                while not any(logged(lines, event) for event in events):
+                    await asyncio.sleep(0.01)
 
     run(scenario())
     told = [fields for record in lines.records if (fields := record.__dict__["fields"]).get("error")]

@@ -16,6 +16,7 @@ from kvrouter.store import ObjectStore, open_key_value_store, open_object_store
 from kvrouter.store.http_wire import FRAMED, META_BYTES_MAX
 from kvrouter.store.local import LocalObjectStore
 from kvrouter.store.queues import open_message_queues
+from tests.listening import listening
 from tests.store.backends import LocalBackend, ObjectServer
 from tests.store.conftest import Run
 from tests.store.test_objects import MIB, content, eventually
@@ -217,17 +218,14 @@ def test_whoever_answers_otherwise_is_no_object_server(answer: bytes, run: Run) 
     async def answers(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(answer)
-        writer.close()
 
     async def scenario() -> None:
-        async with await asyncio.start_server(answers, "127.0.0.1") as server:
-            port = server.sockets[0].getsockname()[1]
-            async with open_object_store(f"http://127.0.0.1:{port}") as store:
-                for call in (store.list("bucket"), store.get("bucket", "name"), store.stat("bucket", "name")):
-                    with pytest.raises(StoreError) as raised:
-                        await call
-                    assert raised.value.reason == "unavailable"
-                with pytest.raises(StoreError):
-                    await store.put("bucket", "name", b"data")
+        async with listening(answers) as port, open_object_store(f"http://127.0.0.1:{port}") as store:
+            for call in (store.list("bucket"), store.get("bucket", "name"), store.stat("bucket", "name")):
+                with pytest.raises(StoreError) as raised:
+                    await call
+                assert raised.value.reason == "unavailable"
+            with pytest.raises(StoreError):
+                await store.put("bucket", "name", b"data")
 
     run(scenario())
