@@ -9,6 +9,7 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from math import isfinite
 from typing import Any
 
 import msgspec
@@ -95,7 +96,7 @@ class JwtVerifier:
     def _verified(self, token: str, now: float) -> tuple[Identity, float]:
         claims = self._claims(token)
         expires, begins = claims["exp"], claims.get("nbf", 0)
-        if not isinstance(expires, _NUMERIC) or not isinstance(begins, _NUMERIC):
+        if not all(isinstance(each, _NUMERIC) and isfinite(each) for each in (expires, begins)):
             raise UnauthenticatedError("the token's times are none")
         if now + self._leeway_seconds < begins:
             raise UnauthenticatedError("the token is not good yet")

@@ -29,6 +29,7 @@ from kvrouter.transport.callhome_socket import CallHomeSocket
 from kvrouter.transport.callhome_worker import CallHomeWorker
 from kvrouter.transport.client_stream import ClientStream
 from kvrouter.transport.context import Context
+from kvrouter.transport.endpoints import EndpointCounters, Endpoints
 from kvrouter.transport.messages import Request
 from kvrouter.transport.planes import RequestClient
 from kvrouter.transport.pool import ConnectionPool, PoolCounters
@@ -142,7 +143,9 @@ class WorkHandlerMetrics:
         self._bytes_in = Counter(f"{prefix}request_bytes", "Bytes of requests' bodies.", labels, registry=registry)
         self._bytes_out = Counter(f"{prefix}response_bytes", "Bytes of answers' items.", labels, registry=registry)
         self._errors = _ReadErrors(f"{prefix}errors")
+        self._refused = _ReadRefusals(f"{prefix}refused")
         registry.register(self._errors)
+        registry.register(self._refused)
 
     def handlers(self, handlers: Mapping[str, Handler]) -> dict[str, Handler]:
         """Wrap every handler, by the name of its endpoint."""
@@ -178,6 +181,10 @@ class WorkHandlerMetrics:
     def count_errors(self, error_type: str, count: Callable[[], int]) -> None:
         """Read further errors of a kind at each scrape, such as `lambda: server.malformed`."""
         self._errors.sources.append((error_type, count))
+
+    def refusals(self, endpoints: Endpoints) -> None:
+        """Read at each scrape whom the guard of a worker's endpoints did not let in."""
+        self._refused.counters.append(endpoints.counters)
 
     def call_home(self, worker: CallHomeWorker) -> None:
         """Read the errors of a worker that calls home; its pool is `PoolMetrics`'."""
@@ -234,6 +241,25 @@ class _ReadErrors(Collector):
         rows = [("generate", self.generate), *((error_type, count()) for error_type, count in self.sources)]
         for error_type, number in _summed(rows).items():
             family.add_metric((error_type,), number)
+        yield family
+
+    def describe(self) -> list[Metric]:
+        return []
+
+
+class _ReadRefusals(Collector):
+    """Requests that were not let in, by reason."""
+
+    def __init__(self, name: str) -> None:
+        self.counters: list[EndpointCounters] = []
+        self._name = name
+
+    def collect(self) -> Iterator[Metric]:
+        family = CounterMetricFamily(self._name, "Requests that were not let in.", labels=("reason",))
+        counters = self.counters
+        family.add_metric(("unauthenticated",), sum(each.refused_unauthenticated for each in counters))
+        family.add_metric(("permission_denied",), sum(each.refused_denied for each in counters))
+        family.add_metric(("rate_limited",), sum(each.refused_rate for each in counters))
         yield family
 
     def describe(self) -> list[Metric]:

@@ -19,6 +19,7 @@ from kvrouter.transport.variables import Variables
 __all__ = ["ZmqClients", "ZmqCurve", "zmq_curve"]
 
 _ZAP_ADDRESS = "inproc://zeromq.zap.01"
+_KEY_BYTES = 32
 _ZAP_DOMAIN = b"kvrouter"
 
 
@@ -85,6 +86,8 @@ class ZmqClients:
             socket.close(0)
 
     def _knows(self, key: bytes) -> bool:
+        if len(key) != _KEY_BYTES:
+            return False
         shown = z85.encode(key)
         for file in self._folder.glob("*.key"):
             try:

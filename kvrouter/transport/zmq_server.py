@@ -49,7 +49,7 @@ class ZmqRequestServer:
         self.malformed = self.refused_peers = self.lost_peers = 0
         self._endpoint, self._advertise = endpoint, advertise
         self._silent_seconds, self._peers_max = silent_seconds, peers_max
-        self._context = zmq.asyncio.Context()
+        self._context: zmq.asyncio.Context | None = None
         self._socket: zmq.asyncio.Socket | None = None
         self._peers: dict[bytes, _Peer] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -72,7 +72,8 @@ class ZmqRequestServer:
             OSError: the address is taken.
             SettingsError: a key cannot be read.
         """
-        socket = self._context.socket(zmq.ROUTER)
+        context = self._context = zmq.asyncio.Context()
+        socket = context.socket(zmq.ROUTER)
         # Credit bounds what is on its way; a high-water mark would drop instead.
         socket.setsockopt(zmq.SNDHWM, 0)
         socket.setsockopt(zmq.RCVHWM, 0)
@@ -81,15 +82,13 @@ class ZmqRequestServer:
             if self._curve is not None:
                 self._curve.secure_server(socket)
             if self.clients is not None:
-                self.clients.start(self._context)
+                self.clients.start(context)
             socket.bind(self._endpoint)
         except (zmq.ZMQError, SettingsError) as error:
-            socket.close(0)
-            if self.clients is not None:
-                await self.clients.stop()
-            if isinstance(error, SettingsError):
-                raise
-            raise OSError(error.errno, f"{self._endpoint}: {error}") from None
+            await self._close(socket)
+            if isinstance(error, zmq.ZMQError):
+                raise OSError(error.errno, f"{self._endpoint}: {error}") from None
+            raise
         self._socket = socket
         self._tasks = [
             asyncio.create_task(self._receive(socket), name="zmq requests"),
@@ -109,11 +108,17 @@ class ZmqRequestServer:
             peer.mux.lost("the worker has stopped")
         self._peers.clear()
         self._socket = None
+        await self._close(socket)
+
+    async def _close(self, socket: zmq.asyncio.Socket) -> None:
+        """Close the socket and what it lives in, once what it has to send is gone."""
         socket.close()
         if self.clients is not None:
             await self.clients.stop()
-        with suppress(zmq.ZMQError):
-            await asyncio.to_thread(self._context.term)
+        context, self._context = self._context, None
+        if context is not None:
+            with suppress(zmq.ZMQError):
+                await asyncio.to_thread(context.term)
 
     async def _receive(self, socket: zmq.asyncio.Socket) -> None:
         loop = asyncio.get_running_loop()

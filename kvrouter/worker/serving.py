@@ -140,6 +140,7 @@ async def serving(options: WorkerOptions) -> AsyncIterator[tuple[ServedWorker, i
             ) as worker,
             reporting.running(worker.instance_id, worker.addresses),
         ):
+            work.refusals(worker.endpoints)
             discovery.registrations.inc(len(worker.registrations))
             for home in worker.homes:
                 pools.pool(home.pool)

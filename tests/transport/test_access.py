@@ -3,10 +3,19 @@
 import logging
 from typing import Any
 
+import grpc
+import grpc.aio
+import httpx
 import pytest
+from prometheus_client import CollectorRegistry
 
 from kvrouter.errors import PermissionDeniedError, RateLimitedError, SettingsError, UnauthenticatedError
 from kvrouter.transport.access import AccessGuard, ApiKey, Peer, StaticKeys, with_token
+from kvrouter.transport.envelope import Envelope, encode_envelope
+from kvrouter.transport.envelope_mux import new_stream_id
+from kvrouter.transport.grpc_messages import METHOD, SERVICE, encode_message
+from kvrouter.transport.messages import Kind, Request, encode_request
+from kvrouter.transport.metrics import WorkHandlerMetrics
 from kvrouter.transport.rate_limit import TokenBuckets
 from tests.servers import NatsServer
 from tests.transport.conformance import run
@@ -205,3 +214,82 @@ def test_what_a_request_says_itself_counts_before_what_its_connection_said() -> 
 def test_secrets_are_in_no_text() -> None:
     """A-140: what is printed or logged by mistake tells nothing."""
     assert "key-of" not in repr(ApiKey(name="blue", key="key-of-blue")) + repr(Peer("", "Bearer key-of-blue"))
+
+
+# -- as others see it ------------------------------------------------------------------------------------------------
+
+
+def test_refusals_are_statuses_of_http() -> None:
+    """A-140, A-141: 401, 403, and 429 with the seconds, rounded up, for whoever does not speak our protocol."""
+    guard = AccessGuard(authorise=KEYS, rate_limit=TokenBuckets(per_second=0.4, burst=2), clock=lambda: 0.0)
+    body = encode_request(Request(endpoint="who"), id="r", headers={})
+
+    async def scenario() -> None:
+        async with Secured.started("http", Ways(), guard) as served, httpx.AsyncClient(timeout=60) as http:
+
+            async def post(token: str) -> httpx.Response:
+                headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/octet-stream"}
+                return await http.post(f"{served.server.address}/who", content=body, headers=headers)
+
+            unknown, denied = await post("key-of-red"), await post("key-of-green")
+            assert (unknown.status_code, unknown.headers["www-authenticate"]) == (401, "Bearer")
+            assert unknown.json()["error"]["code"] == "UNAUTHENTICATED"
+            assert (denied.status_code, denied.json()["error"]["code"]) == (403, "PERMISSION_DENIED")
+            await post("key-of-green")
+            often = await post("key-of-green")
+            assert (often.status_code, often.headers["retry-after"]) == (429, "3")
+
+    run(scenario())
+
+
+def test_refusals_are_statuses_of_grpc() -> None:
+    """A-140, A-141: the call ends with the code, beside the envelope that says it."""
+    guard = AccessGuard(authorise=KEYS, rate_limit=TokenBuckets(per_second=0.1, burst=1), clock=lambda: 0.0)
+    request = encode_request(Request(endpoint="who"), id="r", headers={})
+
+    async def scenario() -> None:
+        async with (
+            Secured.started("grpc", Ways(), guard) as served,
+            grpc.aio.insecure_channel(served.server.address) as channel,
+        ):
+            for token, code in (
+                ("red", grpc.StatusCode.UNAUTHENTICATED),
+                ("green", grpc.StatusCode.PERMISSION_DENIED),
+                ("green", grpc.StatusCode.RESOURCE_EXHAUSTED),
+            ):
+                envelope = encode_envelope(Envelope(Kind.REQUEST, new_stream_id(), 0, request))
+                metadata = (("authorization", f"Bearer key-of-{token}"),)
+                begin = channel.stream_stream(f"/{SERVICE}/{METHOD}")
+                call = begin(iter([encode_message(envelope)]), metadata=metadata)
+                with pytest.raises(grpc.aio.AioRpcError) as failure:
+                    async for _ in call:
+                        pass
+                assert failure.value.code() is code
+
+    run(scenario())
+
+
+def test_refusals_are_counted_for_prometheus() -> None:
+    """A-140, A-141: by reason, read from whoever has let nobody in."""
+    registry = CollectorRegistry()
+    metrics = WorkHandlerMetrics(registry)
+    guard = AccessGuard(authorise=KEYS, rate_limit=TokenBuckets(per_second=0.1, burst=1), clock=lambda: 0.0)
+
+    async def scenario() -> None:
+        async with Secured.started("http", Ways(), guard) as served:
+            metrics.refusals(served.endpoints)
+            for token, error in (
+                ("key-of-red", UnauthenticatedError),
+                ("key-of-green", PermissionDeniedError),
+                ("key-of-green", RateLimitedError),
+                ("key-of-green", RateLimitedError),
+            ):
+                with pytest.raises(error):
+                    await served.ask(served.client(token))
+
+    run(scenario())
+    counted = {
+        reason: registry.get_sample_value("work_handler_refused_total", {"reason": reason})
+        for reason in ("unauthenticated", "permission_denied", "rate_limited")
+    }
+    assert counted == {"unauthenticated": 1, "permission_denied": 1, "rate_limited": 2}
