@@ -57,10 +57,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT; a second one ends it at once."""
     # Imported here, so that `kvrouter --help` needs none of the router's dependencies.
     from kvrouter.service.logs import configure_logging  # noqa: PLC0415
+    from kvrouter.transport.plane_settings import log_levels  # noqa: PLC0415
     from kvrouter.worker.serving import worker_options  # noqa: PLC0415
 
-    options = worker_options(arguments, os.environ)
-    configure_logging(level="info", style="json")
+    options, levels = worker_options(arguments, os.environ), log_levels(os.environ)
+    configure_logging(level=levels.pop("", "info"), style="json")
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level.upper())
     asyncio.run(_serve(options))
     return 0
 
