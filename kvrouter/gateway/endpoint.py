@@ -32,6 +32,7 @@ __all__ = ["Endpoint", "EndpointParts", "StreamSlots", "send_answer"]
 
 STREAM_RETRY_SECONDS = 10
 _SIDE = b"x-gateway-side"
+_AGAIN_SECONDS = 0.5
 
 
 class StreamSlots:
@@ -225,9 +226,10 @@ class _Client:
         try:
             await asyncio.wait((task, leaving), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            task.cancel()
             leaving.cancel()
-            await asyncio.wait((task, leaving))
+            while not task.done():
+                task.cancel()  # More than once: the client library of NATS may swallow the first one.
+                await asyncio.wait((task,), timeout=_AGAIN_SECONDS)
         return "disconnected" if task.cancelled() else task.result()
 
     async def cut(self) -> None:

@@ -4,8 +4,8 @@ Requests go there as they came, answers come back as they are: nothing is transl
 """
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Final
 
 from kvrouter.errors import GatewayError, MissingExtraError
@@ -57,24 +57,12 @@ class LegacyClient:
         url = httpx.URL(call.route.legacy).copy_with(raw_path=_raw_path(call) + query)
         timeout = httpx.Timeout(seconds, connect=min(_CONNECT_SECONDS, seconds))
         request = self._client.build_request(call.method, url, headers=headers, content=call.body, timeout=timeout)
-        try:
+        with _told(seconds):
             response = await self._client.send(request, stream=True)
             try:
                 yield response
             finally:
                 await response.aclose()
-        except httpx.TimeoutException:
-            raise GatewayError(
-                f"the HTTP service did not answer within {seconds:g} s", status=504, code="DEADLINE_EXCEEDED"
-            ) from None
-        except (httpx.ConnectError, httpx.PoolTimeout) as error:
-            raise GatewayError(
-                f"the HTTP service cannot be reached: {error}", status=503, code="UNAVAILABLE", retry_after_seconds=5
-            ) from None
-        except httpx.HTTPError as error:
-            raise GatewayError(
-                f"the HTTP service broke off: {type(error).__name__}", status=502, code="INVALID_RESPONSE"
-            ) from None
 
 
 class LegacyService:
@@ -102,23 +90,44 @@ class LegacyService:
     async def stream(self, call: Call) -> AsyncIterator["LegacyStream"]:
         """Ask for a stream. Raises GatewayError."""
         async with self._client.asked(call, seconds=self.timeout_seconds, is_copy=False) as response:
-            yield LegacyStream(response)
+            yield LegacyStream(response, self.timeout_seconds)
 
 
 class LegacyStream:
     """An answer that comes piece by piece; one that is no stream of events is whole after all."""
 
-    def __init__(self, response: httpx.Response) -> None:
-        self._response = response
+    def __init__(self, response: httpx.Response, seconds: float) -> None:
+        self._response, self._seconds = response, seconds
         self.is_events = response.headers.get("content-type", "").startswith("text/event-stream")
 
     async def whole(self) -> Answer:
         """Return the whole answer."""
         return await _whole(self._response)
 
-    def pieces(self) -> AsyncIterator[bytes]:
-        """Give the bytes as they come."""
-        return self._response.aiter_raw()
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """Give the bytes as they come. Raises GatewayError where they break off."""
+        with _told(self._seconds):
+            async for piece in self._response.aiter_raw():
+                yield piece
+
+
+@contextmanager
+def _told(seconds: float) -> Iterator[None]:
+    """What fails inside is an error of ours."""
+    try:
+        yield
+    except httpx.TimeoutException:
+        raise GatewayError(
+            f"the HTTP service did not answer within {seconds:g} s", status=504, code="DEADLINE_EXCEEDED"
+        ) from None
+    except httpx.ConnectError as error:
+        raise GatewayError(
+            f"the HTTP service cannot be reached: {error}", status=503, code="UNAVAILABLE", retry_after_seconds=5
+        ) from None
+    except httpx.HTTPError as error:
+        raise GatewayError(
+            f"the HTTP service broke off: {type(error).__name__}", status=502, code="INVALID_RESPONSE"
+        ) from None
 
 
 async def _whole(response: httpx.Response) -> Answer:

@@ -13,6 +13,7 @@ from kvrouter.errors import DeadlineError, NoInstancesError, TransportError
 
 __all__ = ["ReplyStream", "is_no_responders"]
 
+QUEUE_BYTES_MAX = 4 << 20
 _NO_RESPONDERS = "503"
 
 
@@ -31,7 +32,7 @@ class ReplyStream:
     def __init__(self, *, queue_messages_max: int) -> None:
         self.closing: Callable[[], Awaitable[None]] = _nothing
         self._messages: deque[bytes] = deque()
-        self._messages_max = queue_messages_max
+        self._messages_max, self._bytes = queue_messages_max, 0
         self._failure: TransportError | None = None
         self._news, self._room = asyncio.Event(), asyncio.Event()
         self._closed = False
@@ -40,11 +41,12 @@ class ReplyStream:
         """Take a message; waits while there is no room, so that more stay with the client library, up to its bound."""
         if is_no_responders(message):
             self.fail(NoInstancesError("no service listens on the route's subject"))
-        while len(self._messages) >= self._messages_max and not self._is_over:
+        while self._is_full and not self._is_over:
             self._room.clear()
             await self._room.wait()
         if not self._is_over:
             self._messages.append(message.data)
+            self._bytes += len(message.data)
             self._news.set()
 
     def fail(self, error: TransportError) -> None:
@@ -69,8 +71,10 @@ class ReplyStream:
                     await self._news.wait()
         except TimeoutError:
             raise DeadlineError(f"the service sent nothing for {timeout_seconds:g} s") from None
+        data = self._messages.popleft()
+        self._bytes -= len(data)
         self._room.set()
-        return self._messages.popleft()
+        return data
 
     async def aclose(self) -> None:
         """Take no more, and tell the server so. Idempotent."""
@@ -80,6 +84,10 @@ class ReplyStream:
         self._messages.clear()
         self._room.set()
         await self.closing()
+
+    @property
+    def _is_full(self) -> bool:
+        return len(self._messages) >= self._messages_max or self._bytes >= QUEUE_BYTES_MAX
 
     @property
     def _is_over(self) -> bool:
