@@ -108,6 +108,16 @@ class LimitSettings:
         3, "workers tried for one request before its first answered byte", at_least=1, at_most=16
     )
     worker_connections_max: int = _setting(4096, "connections to one worker", at_least=1, at_most=65_536)
+    client_rate: float = _setting(
+        0.0,
+        "requests per second of one client, known by its API key or else its address (0: any number)",
+        flag="--rate-limit",
+        at_least=0,
+        at_most=1_000_000,
+    )
+    client_burst: int = _setting(
+        0, "requests of one client at once (0: as many as a second has)", at_least=0, at_most=1_000_000
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,6 +268,20 @@ class EventSettings:
         "a JetStream stream with more messages is purged behind a snapshot, never past its slowest consumer (0: never)",
         at_least=0,
         at_most=1_000_000_000_000,
+    )
+    nats_ca: Path | None = _setting(
+        None,
+        "PEM certificates of who vouches for NATS servers (default: the system's); with it, or with a certificate of "
+        "our own, every connection to them is TLS, not only those of tls:// addresses",
+        metavar="FILE",
+    )
+    nats_certificate: Path | None = _setting(None, "PEM certificate chain that we show to NATS servers", metavar="FILE")
+    nats_key: Path | None = _setting(None, "PEM private key of that certificate", metavar="FILE")
+    nats_credentials: Path | None = _setting(
+        None, "credentials file (.creds) for NATS servers whose address names no user", metavar="FILE"
+    )
+    nats_nkey: Path | None = _setting(
+        None, "file with an NKEY seed, for NATS servers whose address names no user", metavar="FILE"
     )
     load_seconds: float = _setting(
         10.0, "time between two questions to a worker how busy it is (0: never)", at_least=0, at_most=3600

@@ -42,6 +42,7 @@ from kvrouter.service.promises import PromiseKeeper
 from kvrouter.service.prompts import PrefixCache, PromptResolver, RequestReader, model_paths
 from kvrouter.service.proxy import Endpoint, ProxyLimits, ProxyServer, UpstreamPool
 from kvrouter.service.questions import WorkerQuestions
+from kvrouter.service.rates import client_rates
 from kvrouter.service.selection import SelectionRoutes
 from kvrouter.service.selection_choice import SelectionChoice
 from kvrouter.service.selection_loads import PoolViews
@@ -213,6 +214,7 @@ class Service:
         self.decisions = DecisionRing(settings.routing.decisions_kept)
         self.traffic = TrafficCounters()
         self.authenticator = Authenticator(api_keys=settings.auth.api_keys, admin_keys=settings.auth.admin_keys)
+        self.rates = client_rates(settings, self.clock)
 
     def _wire_prompts(self, cache: PrefixCache) -> None:
         """How a prompt becomes tokens, for what we send on and for who asks only where to send it."""
@@ -257,6 +259,7 @@ class Service:
                 prompts=self.resolver.counts,
                 reservations=lambda: self.selection.reservations,
                 auth_refused=lambda: self.authenticator.refused,
+                rate_limited=lambda: 0 if self.rates is None else self.rates.refused,
                 policy=self.settings.routing.policy,
                 loads=self.loads,
                 keeper=self.keeper,
@@ -322,6 +325,7 @@ class Service:
             "admin": Endpoint("localhost", 0, unix_path=admin_socket) if admin_socket else None,
             "uses_sessions": self.router.uses_sessions or self.sessions is not None,
             "clock": self.clock,
+            "rates": self.rates,
         }
         if self.admission is None:
             return RequestDispatcher(**parts)
@@ -363,7 +367,7 @@ class Service:
 
     async def _purge_streams(self, covered: Positions) -> None:
         endpoints = [endpoint for worker in self.registry for endpoint in worker.spec.events.values()]
-        await purge_streams(endpoints, covered, messages_max=self.settings.events.stream_messages_max)
+        await purge_streams(endpoints, covered, self.settings.events)
 
     def _selection_routes(self, reader: SelectionReader) -> SelectionRoutes:
         choice = SelectionChoice(

@@ -9,7 +9,7 @@ import ipaddress
 
 from kvrouter.errors import RequestError, SettingsError
 
-__all__ = ["Authenticator", "refuse_foreign_page", "refuse_open_bind"]
+__all__ = ["Authenticator", "bearer_token", "refuse_foreign_page", "refuse_open_bind"]
 
 OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", "/ready"})
 _FLEET = ("/workers", "/request-plane")
@@ -70,7 +70,7 @@ class Authenticator:
         """
         if self.is_open or path in OPEN_PATHS:
             return
-        token = _bearer_token(authorization)
+        token = bearer_token(authorization)
         is_admin = _matches(token, self._admin_keys)
         if is_admin or (not changes_fleet(method, path) and not self._api_keys):
             return
@@ -94,7 +94,8 @@ def changes_fleet(method: str, path: str) -> bool:
     return path.startswith(_FLEET) and method not in _SAFE_METHODS and f"{path}/".startswith(_FLEET_FOLDERS)
 
 
-def _bearer_token(authorization: bytes | None) -> bytes:
+def bearer_token(authorization: bytes | None) -> bytes:
+    """Return the token of an `Authorization` header; empty where there is none."""
     if authorization is None:
         return b""
     scheme, _, token = authorization.partition(b" ")

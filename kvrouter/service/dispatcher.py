@@ -29,6 +29,7 @@ from kvrouter.service.fleet_view import FleetViews
 from kvrouter.service.placement import SESSION_END, PlacementReader
 from kvrouter.service.prompts import InferenceBody, PromptResolver, RequestReader
 from kvrouter.service.proxy import Endpoint, Outcome, Reply, Request, Route, Usage
+from kvrouter.service.rates import ClientRates
 from kvrouter.service.replies import JSON_HEADERS, json_reply
 from kvrouter.service.report_mode import without_report_mode
 from kvrouter.service.split_stages import SplitStages
@@ -87,13 +88,14 @@ class RequestDispatcher:
         admin: Endpoint | None,
         uses_sessions: bool,
         clock: Callable[[], float],
+        rates: ClientRates | None = None,
     ) -> None:
         self._uses_sessions = uses_sessions
         """Whether the policy looks at them; headers are only searched if it does."""
         self._registry, self._router, self._views = registry, router, views
         self._reader, self._resolver = reader, resolver
         self._authenticator, self._decisions, self._traffic = authenticator, decisions, traffic
-        self._asks_for_keys = not authenticator.is_open
+        self._asks_for_keys, self._rates = not authenticator.is_open, rates
         self._placement, self._sessions, self._splits = placement, sessions, splits
         self._stages = None
         if splits is not None:
@@ -107,9 +109,11 @@ class RequestDispatcher:
     # -- the data plane's calls, in their order ------------------------------------------------------------------------
 
     def admit(self, request: Request) -> Reply | None:
-        """Check the key, before the body is read."""
+        """Check the key and how often it is used, before the body is read."""
         if self._asks_for_keys:
             self._authenticator.check(request.method, request.path, request.header(b"authorization"))
+        if self._rates is not None:
+            self._rates.check(request)
         return None
 
     def try_local(self, request: Request) -> Reply | None:

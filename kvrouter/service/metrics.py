@@ -48,6 +48,7 @@ class MetricsSources:
     prompts: Callable[[], Mapping[str, int]]
     reservations: Callable[[], int]
     auth_refused: Callable[[], int]
+    rate_limited: Callable[[], int]
     loads: LoadReports
     keeper: StateKeeper | None
     admission: Admission | None
@@ -110,6 +111,7 @@ class _Collector(Collector):
             ("truncated_responses", "Answers cut short after their first byte.", proxy.truncated),
             ("internal_errors", "Errors that are bugs of the router.", proxy.internal_errors),
             ("unauthorized_requests", "Requests refused for their API key.", self._from.auth_refused()),
+            ("rate_limited_requests", "Requests of clients that asked too often.", self._from.rate_limited()),
         ):
             yield counter(name, text, (), [((), value)])
         yield counter("refusals", "Requests refused by the data plane.", ("code",), by_label(proxy.refusals))

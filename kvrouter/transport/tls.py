@@ -174,7 +174,7 @@ def read_pem(path: str) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise SettingsError(f"TLS: cannot read {path}: {error.strerror or type(error).__name__}") from None
+        raise SettingsError(f"cannot read {path}: {error.strerror or type(error).__name__}") from None
 
 
 def _load_chain(context: ssl.SSLContext, cert_path: str, key_path: str | None) -> None:
