@@ -7,9 +7,13 @@ import json
 import logging
 import sys
 import time
-from typing import TextIO
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final, TextIO
 
-__all__ = ["configure_logging", "log_event"]
+__all__ = ["NO_LEVELS", "configure_logging", "log_event"]
+
+NO_LEVELS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 def log_event(logger: logging.Logger, level: int, event: str, **fields: object) -> None:
@@ -45,13 +49,20 @@ class TextFormatter(logging.Formatter):
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
-def configure_logging(*, level: str, style: str, stream: TextIO | None = None) -> None:
-    """Send every logger of the process to one stream, in one style (`json` or `text`)."""
+def configure_logging(
+    *, level: str, style: str, levels: Mapping[str, str] = NO_LEVELS, stream: TextIO | None = None
+) -> None:
+    """Send every logger of the process to one stream, in one style (`json` or `text`).
+
+    `levels` are those of some loggers by name, the empty name for all that have none of their own.
+    """
     handler = logging.StreamHandler(stream or sys.stdout)
     handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    for name, own in levels.items():
+        logging.getLogger(name or None).setLevel(own.upper())
     # The admin server would add a line per request, and lines about itself.
     logging.getLogger("uvicorn.access").disabled = True
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)

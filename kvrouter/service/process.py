@@ -14,7 +14,7 @@ import ssl
 import stat
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from kvrouter.service.app import Service
 from kvrouter.service.auth import refuse_open_bind
 from kvrouter.service.collector import set_survivors_aside
 from kvrouter.service.listening import listen
-from kvrouter.service.logs import configure_logging, log_event
+from kvrouter.service.logs import NO_LEVELS, configure_logging, log_event
 from kvrouter.service.planes.ways import PlaneChoices
 from kvrouter.service.workers import WorkerSpec, parse_worker_spec
 from kvrouter.settings import Settings
@@ -39,17 +39,20 @@ _LAST_SAVE_SECONDS = 5.0
 _log = logging.getLogger("kvrouter.service")
 
 
-async def run_service(settings: Settings, planes: PlaneChoices | None = None) -> int:
+async def run_service(
+    settings: Settings, planes: PlaneChoices | None = None, *, log_levels: Mapping[str, str] = NO_LEVELS
+) -> int:
     """Run the router until it is told to stop; returns the exit code.
 
     Args:
         settings: what is set.
         planes: how workers that discovery finds are reached; None where none are looked for.
+        log_levels: levels of some loggers, by name.
 
     Raises:
         SettingsError: a worker specification, the address or the certificate cannot be used.
     """
-    configure_logging(level=settings.log.level, style=settings.log.format)
+    configure_logging(level=settings.log.level, style=settings.log.format, levels=log_levels)
     if settings.server.exit_with_parent:
         _refuse_deaf_input()
     _raise_descriptor_limit()

@@ -28,9 +28,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     from kvrouter.service.planes.environment import PLANE_VARIABLES, plane_choices  # noqa: PLC0415
     from kvrouter.service.process import run_service  # noqa: PLC0415
+    from kvrouter.transport.plane_settings import log_levels  # noqa: PLC0415
 
     settings = load_settings(arguments, os.environ, elsewhere=PLANE_VARIABLES)
     planes = plane_choices(settings, os.environ)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(run_service(settings, planes))
+        return runner.run(run_service(settings, planes, log_levels=log_levels(os.environ)))

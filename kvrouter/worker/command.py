@@ -61,9 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     from kvrouter.worker.serving import worker_options  # noqa: PLC0415
 
     options, levels = worker_options(arguments, os.environ), log_levels(os.environ)
-    configure_logging(level=levels.pop("", "info"), style="json")
-    for name, level in levels.items():
-        logging.getLogger(name).setLevel(level.upper())
+    configure_logging(level="info", style="json", levels=levels)
     asyncio.run(_serve(options))
     return 0
 

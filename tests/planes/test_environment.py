@@ -1,11 +1,15 @@
 """Flags, settings and the planes' own variables together say how a router reaches workers, and how a worker serves."""
 
 import argparse
+import io
+import json
+import logging
 
 import pytest
 
 from kvrouter.cli import main
 from kvrouter.errors import SettingsError
+from kvrouter.service.logs import configure_logging, log_event
 from kvrouter.service.planes.environment import PLANE_VARIABLES, plane_choices
 from kvrouter.service.planes.ways import PlaneChoices
 from kvrouter.settings import PlaneSettings, Settings
@@ -115,3 +119,23 @@ def test_answers_call_home_with_what_can_carry_an_acknowledgement(capsys: pytest
 
     assert main(["worker", "http://127.0.0.1:1", "--discovery", "x", "--transport", "zmq", "--answers-home"]) == 2
     assert capsys.readouterr().err == "kvrouter: --answers-home: answers call home with http, nats, tcp only\n"
+
+
+def test_loggers_may_have_levels_of_their_own() -> None:
+    """A-247: one for all, others by name; routers take it as workers do."""
+    assert "KVROUTER_LOG" in PLANE_VARIABLES
+    stream, before = io.StringIO(), logging.getLogger().handlers[:]
+    try:
+        configure_logging(level="info", style="json", levels={"": "error", "kvrouter.planes": "debug"}, stream=stream)
+        for name in ("kvrouter.planes", "kvrouter.workers"):
+            log_event(logging.getLogger(name), logging.DEBUG, "seen", who=name)
+            log_event(logging.getLogger(name), logging.ERROR, "failed", who=name)
+    finally:
+        logging.getLogger("kvrouter.planes").setLevel(logging.NOTSET)
+        logging.getLogger().handlers[:] = before
+        logging.getLogger().setLevel(logging.WARNING)
+
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [(line["event"], line["who"]) for line in lines] == [
+        ("seen", "kvrouter.planes"), ("failed", "kvrouter.planes"), ("failed", "kvrouter.workers"),
+    ]  # fmt: skip

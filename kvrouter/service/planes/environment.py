@@ -6,12 +6,12 @@ from typing import Final
 from kvrouter.service.planes.ways import REQUEST_PLANES, PlaneChoices
 from kvrouter.settings import Settings
 from kvrouter.transport.http_settings import http_plane_settings
-from kvrouter.transport.plane_settings import plane_settings
+from kvrouter.transport.plane_settings import log_levels, plane_settings
 from kvrouter.transport.variables import variables_read
 
 __all__ = ["PLANE_VARIABLES", "plane_choices"]
 
-PLANE_VARIABLES: Final = variables_read(plane_settings, http_plane_settings)
+PLANE_VARIABLES: Final = variables_read(plane_settings, http_plane_settings, log_levels)
 """Read here, and therefore not misspelt names of settings."""
 _NATS_SERVER: Final = "nats://127.0.0.1:4222"
 
