@@ -16,7 +16,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -36,6 +37,7 @@ __all__ = ["run_processes"]
 _AGAIN_SECONDS = (0.1, 0.5, 2.0, 5.0)
 _LONG_LIFE_SECONDS = 30.0
 _FOLDER_BYTES_MAX = 60
+_READY = b"ready"
 _WATCHED = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGUSR1, signal.SIGALRM})
 
 _log = logging.getLogger("kvrouter.gateway")
@@ -68,12 +70,22 @@ class _Child:
     number: int
     pid: int = 0
     news: int = -1
-    """Where it writes: nothing yet, or why it cannot start."""
-    is_ready: bool = False
+    """Where it writes: that it is ready, or why it cannot be."""
+    said: bytes = b""
     began: float = 0.0
     failures: int = 0
-    start_at: float | None = field(default=None)
+    start_at: float | None = None
     """When it is to be started again."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it accepts connections."""
+        return self.said == _READY
+
+    def listen(self) -> None:
+        """Read what it has said since."""
+        with suppress(BlockingIOError):
+            self.said += os.read(self.news, 4096)
 
 
 class _Family:
@@ -113,7 +125,7 @@ class _Family:
         return self._code
 
     def _start(self, child: _Child) -> None:
-        child.start_at, child.is_ready, child.began = None, False, time.monotonic()
+        child.start_at, child.said, child.began = None, b"", time.monotonic()
         child.news, writing = os.pipe()
         os.set_blocking(child.news, False)
         sys.stdout.flush()
@@ -148,8 +160,8 @@ class _Family:
     def _listen(self) -> None:
         """Read what children say: that they are ready, or why they are not."""
         for child in self._children:
-            if child.pid and not child.is_ready:
-                child.is_ready = _news(child) == b"ready"
+            if child.pid:
+                child.listen()
         if not self._began and all(child.is_ready for child in self._children):
             self._began = True
             ours = self._settings.gateway
@@ -173,17 +185,17 @@ class _Family:
             if not pid:
                 continue
             child.pid = 0
-            said = _news(child)
+            child.listen()
             os.close(child.news)
             child.news = -1
-            self._ended(child, os.waitstatus_to_exitcode(status), said)
+            self._ended(child, os.waitstatus_to_exitcode(status))
 
-    def _ended(self, child: _Child, code: int, said: bytes) -> None:
+    def _ended(self, child: _Child, code: int) -> None:
         if self._stopping:
             self._code = self._code or max(code, 0)
             return
         if not self._began:
-            self._problem = _problem_of(said) or KvrouterError(f"process {child.number} ended with {code}")
+            self._problem = _problem_of(child.said) or KvrouterError(f"process {child.number} ended with {code}")
             self._stop(signal.SIGTERM)
             return
         child.failures = 0 if time.monotonic() - child.began > _LONG_LIFE_SECONDS else child.failures + 1
@@ -214,7 +226,7 @@ def _live(
     """Serve; what prevents it is written for the first process to say."""
 
     def ready() -> None:
-        os.write(writing, b"ready")
+        os.write(writing, _READY)
         os.kill(os.getppid(), signal.SIGUSR1)
 
     try:
@@ -233,13 +245,6 @@ def _short_folder() -> str:
     """Where a socket's path is short enough: systems allow about a hundred bytes, and TMPDIR may be longer."""
     folder = tempfile.gettempdir()
     return folder if len(os.fsencode(folder)) <= _FOLDER_BYTES_MAX else "/tmp"  # noqa: S108 - a private one in it
-
-
-def _news(child: _Child) -> bytes:
-    try:
-        return os.read(child.news, 4096)
-    except BlockingIOError:
-        return b""
 
 
 def _problem_of(said: bytes) -> KvrouterError | None:

@@ -25,11 +25,12 @@ class GatewayProcess(Process):
 
     def __init__(self, folder: Path, nats_url: str, *options: str, environment: dict[str, str] | None = None) -> None:
         address = ("--port", "0", "--nats-url", nats_url)
+        self.client = httpx.Client(timeout=_SECONDS)
         super().__init__(folder, "gateway", "kvrouter", "gateway", *address, *options, environment=environment)
         listening = self.event("all_listening" if "--processes" in options else "listening")
         scheme = listening.get("scheme", "http")
         self.url = f"{scheme}://127.0.0.1:{listening['port']}"
-        self.client = httpx.Client(base_url=self.url, timeout=_SECONDS)
+        self.client.base_url = self.url
 
     def post(self, path: str, values: object = None, **headers: str) -> httpx.Response:
         """Post JSON; in names of headers underscores stand for hyphens."""
