@@ -110,6 +110,9 @@ class EnvelopeMux:
             self._on_stream(*found, envelope)
         elif envelope.kind is Kind.REQUEST:
             self._on_request(envelope, self._peer if peer is None else peer)
+        elif envelope.kind is Kind.KILL and envelope.stream in self._opening:
+            self._opening.pop(envelope.stream)
+            self._assembly.drop(envelope.stream)
         # Else it is the rest of a stream that has ended here: its sender does not know that yet.
 
     def lost(self, reason: str) -> None:
@@ -143,7 +146,7 @@ class EnvelopeMux:
         expected = wire.received
         if envelope.sequence < expected:
             return  # a duplicate
-        if envelope.sequence > expected:
+        if envelope.sequence > expected and envelope.kind is not Kind.KILL:
             self.gaps += 1
             stream.reset(ProtocolError(f"messages {expected} to {envelope.sequence - 1} of the stream were lost"))
             return

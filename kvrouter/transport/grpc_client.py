@@ -30,7 +30,6 @@ except ImportError as error:
 
 __all__ = ["GrpcRequestClient"]
 
-_PINGS_UNANSWERED_MAX = 2
 _PATH = f"/{SERVICE}/{METHOD}"
 
 
@@ -109,7 +108,8 @@ class GrpcRequestClient:
         reading = asyncio.create_task(_read(call, exchange), name="grpc in")
         over = asyncio.create_task(exchange.over.wait(), name="grpc over")
         try:
-            await self._until_ended(exchange, reading, over)
+            if not await exchange.until_ended(reading, over, keepalive_seconds=self._keepalive_seconds, peer="worker"):
+                await self._abandon(address)
             if not exchange.over.is_set():
                 self._failed(address, exchange, stream_id, reading)
             await flushed(writing)
@@ -120,24 +120,11 @@ class GrpcRequestClient:
             await asyncio.gather(writing, reading, over, return_exceptions=True)
             call.cancel()
 
-    async def _until_ended(
-        self, exchange: GrpcExchange, reading: "asyncio.Task[None]", over: "asyncio.Task[bool]"
-    ) -> None:
-        """Wait for the end of the call or the stream; a worker that leaves two pings unanswered is lost.
-
-        gRPC's own keep-alive is for the connection, and holds its pings back for a minute where nothing else is sent.
-        """
-        received, unanswered = -1, 0
-        while unanswered <= _PINGS_UNANSWERED_MAX:
-            done, _ = await asyncio.wait(
-                (reading, over), timeout=self._keepalive_seconds, return_when=asyncio.FIRST_COMPLETED
-            )
-            if done:
-                return
-            unanswered = 0 if exchange.received != received else unanswered + 1
-            received = exchange.received
-            exchange.ping()
-        exchange.mux.lost(f"the worker was silent for {_PINGS_UNANSWERED_MAX * self._keepalive_seconds:g} seconds")
+    async def _abandon(self, address: str) -> None:
+        """Let the next call have a connection of its own; gRPC would believe in this one for a minute more."""
+        channel = self._channels.pop(address, None)
+        if channel is not None:
+            await channel.close()
 
     def _failed(self, address: str, exchange: GrpcExchange, stream_id: bytes, reading: "asyncio.Task[None]") -> None:
         """The call has ended before its stream did."""

@@ -13,6 +13,7 @@ from kvrouter.transport.messages import Kind
 __all__ = ["GrpcExchange", "channel_options"]
 
 _FLUSH_SECONDS = 1.0
+_PINGS_UNANSWERED_MAX = 2
 _NO_STREAM = bytes(16)
 
 
@@ -39,6 +40,26 @@ class GrpcExchange:
     def ping(self) -> None:
         """Ask for a sign of life."""
         self._out.put_nowait(Envelope(Kind.PING, _NO_STREAM, 0))
+
+    async def until_ended(
+        self, reading: "asyncio.Task[None]", over: "asyncio.Task[bool]", *, keepalive_seconds: float, peer: str
+    ) -> bool:
+        """Wait for the end of the call or the stream. False where the peer left two pings unanswered, and is lost.
+
+        gRPC's own keep-alive is for the connection, and holds its pings back for a minute where nothing else is sent.
+        """
+        received, unanswered = -1, 0
+        while unanswered <= _PINGS_UNANSWERED_MAX:
+            done, _ = await asyncio.wait(
+                (reading, over), timeout=keepalive_seconds, return_when=asyncio.FIRST_COMPLETED
+            )
+            if done:
+                return True
+            unanswered = 0 if self.received != received else unanswered + 1
+            received = self.received
+            self.ping()
+        self.mux.lost(f"the {peer} was silent for {_PINGS_UNANSWERED_MAX * keepalive_seconds:g} seconds")
+        return False
 
     def read(self, data: bytes) -> None:
         """Take in one message; raises WireError for what is none."""

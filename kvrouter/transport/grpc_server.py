@@ -92,11 +92,11 @@ class GrpcRequestServer:
         reading = asyncio.create_task(self._read(requests, exchange), name="grpc in")
         over = asyncio.create_task(exchange.over.wait(), name="grpc over")
         try:
-            await asyncio.wait((reading, over), return_when=asyncio.FIRST_COMPLETED)
+            heard = await exchange.until_ended(reading, over, keepalive_seconds=self._keepalive_seconds, peer="client")
             if not exchange.over.is_set():
                 exchange.mux.lost("the client has ended its call")
                 exchange.finish()
-            await flushed(writing, seconds=_REST_SECONDS)
+            await flushed(writing, seconds=_REST_SECONDS if heard else 0.0)
             _tell_refusal(exchange.mux.refusal, context)
         finally:
             exchange.mux.lost("the call was cancelled")

@@ -25,6 +25,7 @@ from kvrouter.transport.nats_connecting import connect_nats
 try:
     from nats.aio.client import Client
     from nats.aio.msg import Msg
+    from nats.aio.subscription import Subscription
     from nats.errors import Error as NatsError
 except ImportError as error:
     raise MissingExtraError("the request plane over NATS", "nats") from error
@@ -36,6 +37,7 @@ _ENVELOPE_ROOM = 1024
 """Bytes of a message beside the payload: the head of the N-part message and the envelope."""
 _WAITING_MESSAGES_MAX = 1024
 _NO_RESPONDERS = "503"
+_ANY_SEQUENCE = (1 << 32) - 1
 _CLOSE_SECONDS = 2.0
 
 
@@ -70,6 +72,8 @@ class NatsChannel:
         self._client: Client | None = None
         self._mux: EnvelopeMux | None = None
         self._inbox = ""
+        self._subscription: Subscription | None = None
+        self._is_known = False  # by the inbox of this connection
         self._targets: dict[bytes, str] = {}  # subject of streams of which nothing was sent yet
         self._held: dict[bytes, list[Envelope]] = {}  # what waits until it is known who has taken the request
         self._routes: dict[bytes, str] = {}
@@ -81,19 +85,19 @@ class NatsChannel:
     @property
     def is_connected(self) -> bool:
         """Whether the server can be reached now."""
-        return self._client is not None and self._client.is_connected
+        return self._client is not None and self._client.is_connected and self._is_known
 
     async def connect(self) -> None:
         """Connect, and listen to the inbox. Raises as `connect_nats`."""
-        # What is written while the server is away would arrive late and out of its time.
-        options = {"pending_size": 0, **self._options}
-        client = await connect_nats(self._server, self._access, disconnected=self._disconnected, **options)
-        self._client, self._inbox = client, client.new_inbox()
+        client = await connect_nats(
+            self._server, self._access, disconnected=self._disconnected, **(self._client_options() | self._options)
+        )
+        self._client = client
         limits = StreamLimits(frame_bytes_max=client.max_payload - _ENVELOPE_ROOM)
         self._mux = EnvelopeMux(
             self._send, limits=limits, endpoints=self._endpoints, writable=self._writable, forgotten=self._forget
         )
-        await self.listen(f"{self._inbox}.*")
+        await self._open_inbox(client)
         self._tasks = [
             asyncio.create_task(self._publish(client), name="nats out"),
             asyncio.create_task(self._beat(), name="nats heartbeats"),
@@ -102,10 +106,7 @@ class NatsChannel:
     async def listen(self, subject: str, *, group: str = "") -> None:
         """Take envelopes from a subject; members of a group share them."""
         assert self._client is not None, "not connected"
-        # Credit bounds what waits; the client's own limits would drop.
-        await self._client.subscribe(subject, group, cb=self._heard, pending_msgs_limit=0, pending_bytes_limit=0)
-        with suppress(NatsError, OSError, TimeoutError):
-            await self._client.flush()
+        await self._subscribe(self._client, subject, group)
 
     def open(self, subject: str, request: bytes, context: Context, *, many_in: bool) -> ClientStream:
         """Send a request to whoever answers on a subject."""
@@ -145,6 +146,8 @@ class NatsChannel:
         sender, dot, _ = message.reply.rpartition(".")
         if dot:
             self._heard_from(sender, envelope)
+            if self._is_given_up(envelope):
+                self._enqueue(sender, Envelope(Kind.KILL, envelope.stream, _ANY_SEQUENCE))
         # Nobody sees addresses through a server; an inbox is a connection's.
         self._mux.receive(envelope, Peer(sender))
         if envelope.stream in self._routes and envelope.stream not in self._mux:
@@ -158,6 +161,13 @@ class NatsChannel:
             self._enqueue(sender, envelope._replace(kind=Kind.PONG))
         elif envelope.kind is Kind.REQUEST or stream_id in self._held:
             self._route(stream_id, sender)
+
+    def _is_given_up(self, envelope: Envelope) -> bool:
+        """Whether a worker says that it has a request whose requester did not wait until it was known who has it."""
+        taken = envelope.kind is Kind.ACK and not envelope.payload
+        asked_for_more = envelope.kind is Kind.WINDOW
+        unknown = self._mux is not None and envelope.stream not in self._mux
+        return (taken or asked_for_more) and self._endpoints is None and unknown
 
     def _nobody(self, subject: str) -> None:
         """The server says that nobody listens where a request was sent."""
@@ -223,10 +233,42 @@ class NatsChannel:
         with suppress(NatsError, OSError):  # the connection is lost, and with it every stream
             await client.publish(subject, data, reply=reply)
 
+    # -- the connection ----------------------------------------------------------------------------------------------
+
+    def _client_options(self) -> dict[str, Any]:
+        return {
+            # What is written while the server is away would arrive late and out of its time.
+            "pending_size": 0,
+            # A connection that carries nothing any more looks like any other one.
+            "ping_interval": self._heartbeat_seconds,
+            "reconnected_cb": self._reconnected,
+        }
+
+    async def _subscribe(self, client: Client, subject: str, group: str = "") -> "Subscription":
+        # Credit bounds what waits; the client's own limits would drop.
+        made = await client.subscribe(subject, group, cb=self._heard, pending_msgs_limit=0, pending_bytes_limit=0)
+        with suppress(NatsError, OSError, TimeoutError):
+            await client.flush()
+        return made
+
+    async def _open_inbox(self, client: Client) -> None:
+        """Be somebody new: peers have streams with who we were, of which we know nothing any more."""
+        former, self._inbox = self._subscription, client.new_inbox()
+        self._subscription = await self._subscribe(client, f"{self._inbox}.*")
+        self._is_known = True
+        if former is not None:
+            await former.unsubscribe()
+
+    async def _reconnected(self) -> None:
+        if self._client is not None:
+            with suppress(NatsError, OSError):  # the connection is lost again, and will be made again
+                await self._open_inbox(self._client)
+
     # -- losses ------------------------------------------------------------------------------------------------------
 
     async def _disconnected(self) -> None:
         self.lost_connections += 1
+        self._is_known = False
         self._out.clear()
         if self._mux is not None:
             self._mux.lost("the connection to the NATS server was lost")

@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-from kvrouter.errors import DeadlineError, DisconnectedError
+from kvrouter.errors import DeadlineError, DisconnectedError, UnreachableError
 from kvrouter.transport.access import Token, with_token
 from kvrouter.transport.client_stream import ClientStream
 from kvrouter.transport.context import Context
@@ -25,11 +25,13 @@ class NatsRequestClient:
         server: str,
         *,
         heartbeat_seconds: float = 5.0,
+        acknowledge_seconds: float = 15.0,
         token: Token | None = None,
         access: NatsAccess | None = None,
         options: dict[str, Any] | None = None,
     ) -> None:
         self._server, self._heartbeat_seconds, self._token = server, heartbeat_seconds, token
+        self._acknowledge_seconds = acknowledge_seconds
         self._access, self._options = access, options
         self._channel: NatsChannel | None = None
         self._connecting = asyncio.Lock()
@@ -45,7 +47,12 @@ class NatsRequestClient:
         channel = await self._connected()
         stream = channel.open(address, encoded, context, many_in=request.many_in)
         try:
-            await stream.accepted()
+            async with asyncio.timeout(self._acknowledge_seconds):
+                await stream.accepted()
+        except TimeoutError:
+            await stream.aclose()
+            message = f"nobody on {address} has taken the request within {self._acknowledge_seconds:g} seconds"
+            raise UnreachableError(message) from None
         except BaseException:
             await stream.aclose()
             raise

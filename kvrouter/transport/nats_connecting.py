@@ -21,6 +21,7 @@ __all__ = ["connect_nats"]
 
 _CONNECT_SECONDS = 5.0
 _CLOSE_SECONDS = 0.5
+_PING_SECONDS, _PINGS_UNANSWERED_MAX = 20.0, 2
 
 
 async def connect_nats(
@@ -37,7 +38,10 @@ async def connect_nats(
         UnreachableError: it cannot be reached, or is not trusted.
         SettingsError: a file cannot be read.
     """
-    told: dict[str, Any] = {"reconnect_time_wait": 0.2, "max_reconnect_attempts": -1}
+    told: dict[str, Any] = {
+        "reconnect_time_wait": 0.2, "max_reconnect_attempts": -1,
+        "ping_interval": _PING_SECONDS, "max_outstanding_pings": _PINGS_UNANSWERED_MAX,
+    }  # fmt: skip
     told |= (access or NatsAccess()).connect_options(server) | options
     reasons: list[Exception] = []
     client = Client()

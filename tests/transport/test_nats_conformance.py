@@ -27,7 +27,8 @@ class TestNats(RequestPlaneContract):
 
     def client(self, **options: Any) -> NatsRequestClient:
         """A client; a dead worker is noticed by its silence only, so its heartbeats are not rare."""
-        return NatsRequestClient(self.server.url, heartbeat_seconds=options.get("heartbeat_seconds", 2.0))
+        seconds = options.get("heartbeat_seconds", 2.0)
+        return NatsRequestClient(self.server.url, heartbeat_seconds=seconds, acknowledge_seconds=60)
 
     def nowhere(self) -> str:
         """A subject that nobody listens on."""
