@@ -1,11 +1,13 @@
 """The rows of the acceptance table, as they stand in the files of `rows/`."""
 
+import re
 import tomllib
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-__all__ = ["KINDS", "Part", "Row", "read_parts"]
+__all__ = ["KINDS", "Part", "Row", "read_parts", "take_marks_away"]
 
 KINDS: Final = {
     "CAP": "capability",
@@ -52,6 +54,18 @@ class Part:
 def read_parts() -> tuple[Part, ...]:
     """Every part, in the order of the numbers. Raises TypeError or KeyError where a file is not as it must be."""
     return tuple(_read(_ROWS / f"{name}.toml") for name in _PARTS)
+
+
+def take_marks_away(numbers: Collection[str]) -> None:
+    """Rewrite the files: these rows are not pending any more."""
+    for name in _PARTS:
+        file = _ROWS / f"{name}.toml"
+        blocks = file.read_text(encoding="utf-8").split("\n\n")
+        kept = [
+            re.sub(r"\npending = .*", "", block) if block[1:].partition("]")[0] in numbers else block
+            for block in blocks
+        ]
+        file.write_text("\n\n".join(kept), encoding="utf-8")
 
 
 def _read(file: Path) -> Part:
