@@ -70,12 +70,12 @@ class Words:
             raise
 
 
-def worker(folder: Path, answering: Any, *transports: str, handler: bool = False, **options: Any) -> ServedWorker:
-    """A worker that the router of the same folder finds; what answers its chats, or with `handler` everything."""
+def worker(place: Path | str, answering: Any, *transports: str, handler: bool = False, **options: Any) -> ServedWorker:
+    """A worker that a router finds at the same place; what answers its chats, or with `handler` everything."""
     handle = answering if handler else openai_handler([MODEL], {"/v1/chat/completions": answering})
     options = {"drain_seconds": 0.0, **options}
     return serve(
-        "kvrouter/backend", {"generate": handle}, store=_store(folder), transports=transports or ("tcp",), **options
+        "kvrouter/backend", {"generate": handle}, store=_store(place), transports=transports or ("tcp",), **options
     )
 
 
@@ -116,6 +116,7 @@ class Routed:
 async def routed(
     folder: Path,
     *,
+    store: str = "",
     preferred: str = "tcp",
     nats_server: str = "",
     overload_status: int = 503,
@@ -125,7 +126,10 @@ async def routed(
 ) -> AsyncIterator[Routed]:
     """A router that follows the records in a folder."""
     planes = PlaneSettings(
-        discovery=_store(folder), request_plane=preferred, nats_server=nats_server, overload_status=overload_status
+        discovery=store or _store(folder),
+        request_plane=preferred,
+        nats_server=nats_server,
+        overload_status=overload_status,
     )
     settings = Settings(
         planes=planes,
@@ -178,5 +182,5 @@ async def _words(lines: AsyncIterator[str]) -> AsyncIterator[str]:
         yield "cut"
 
 
-def _store(folder: Path) -> str:
-    return f"file://{folder / 'records'}"
+def _store(place: Path | str) -> str:
+    return place if isinstance(place, str) else f"file://{place / 'records'}"

@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from kvrouter.discovery import Discovery, Instance, TransportEndpoint
 from kvrouter.discovery.records import BUCKET
@@ -12,7 +13,7 @@ from kvrouter.service.planes.discovered import spec_of
 from kvrouter.service.proxy import Endpoint
 from kvrouter.store.local_keys import LocalKeyValueStore
 from tests.planes.inprocess import Words, admin, eventually, routed, run, worker
-from tests.servers import free_port
+from tests.servers import Server, etcd_server, free_port, nats_server, redis_server
 
 
 def test_what_a_record_says_of_its_worker_is_what_the_router_knows(tmp_path: Path) -> None:
@@ -176,6 +177,31 @@ def test_the_admin_api_shows_ways_and_leaves_records_alone(tmp_path: Path) -> No
                 assert drained.json()["lifecycle"] == "draining"
 
     run(scenario())
+
+
+@pytest.mark.parametrize("backend", ["etcd", "nats", "redis"])
+def test_records_are_found_wherever_they_are_kept(tmp_path: Path, backend: str) -> None:
+    """A-121, A-235: the same on every store, and the switch beside them; requests need none of these servers."""
+    servers = {"etcd": (etcd_server, "/x"), "nats": (nats_server, "/x"), "redis": (redis_server, "/0/x")}
+    start, ending = servers[backend]
+
+    async def scenario(server: Server) -> None:
+        store = server.url + ending
+        async with routed(tmp_path, store=store) as router, admin(router) as client:
+            async with worker(store, Words("a"), "tcp", "http"):
+                await router.ready()
+                assert await router.said() == "a hello"
+                assert (await client.put("/request-plane/http")).status_code == 200
+                planes = router.service.planes
+                assert planes is not None
+                await eventually(lambda: planes.ways.preferred == "http")
+                server.kill()
+                assert await router.said() == "a hello"
+                server.start()
+            await eventually(lambda: not len(router.service.registry))
+
+    with start(tmp_path) as server:
+        run(scenario(server))
 
 
 def test_a_records_address_and_key_are_not_the_workers_to_say() -> None:

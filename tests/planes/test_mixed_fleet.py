@@ -169,6 +169,26 @@ def test_a_worker_that_is_told_to_stop_finishes_first(deployment: Deployment) ->
     assert leaving.wait() == 0
 
 
+def test_a_router_that_is_told_to_stop_finishes_first(deployment: Deployment) -> None:
+    """A-164, A-384: streams over a plane are drained as any other, and nothing is left behind."""
+    engine = deployment.processes.engine("--decode-seconds", "0.05", "--model", "slow")
+    deployment.processes.worker(engine.url, "--transport", "grpc", "--component", "slow")
+    router = deployment.processes.plane_router("--planes-component", "slow", "--request-plane", "grpc")
+    eventually(lambda: router.schedulable(1))
+    body = {**chat("go on", stream=True, max_tokens=40, ignore_eos=True), "model": "slow"}
+
+    with httpx.stream("POST", f"{router.url}/v1/chat/completions", json=body, timeout=60) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        router.signal(signal.SIGTERM)
+        rest = [line for line in lines if line]
+
+    assert rest[-1] == "data: [DONE]"
+    assert router.wait() == 0
+    assert router.errors.read_text() == ""
+    assert not [line for line in router.lines() if line["level"] == "error"]
+
+
 def chat(words: str, **members: Any) -> dict[str, Any]:
     """The body of a chat of a few tokens."""
     return {"messages": [{"role": "user", "content": words}], "model": "simulated", "max_tokens": 4, **members}
