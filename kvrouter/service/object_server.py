@@ -7,12 +7,16 @@ import argparse
 import asyncio
 import os
 import signal
+import ssl
 import sys
 from pathlib import Path
 
-__all__ = ["add_parser", "run"]
+from kvrouter.errors import SettingsError
 
-_KEY_VARIABLE = "KVROUTER_OBJECTS_KEY"
+__all__ = ["KEY_VARIABLE", "add_parser", "run"]
+
+KEY_VARIABLE = "KVROUTER_OBJECTS_KEY"
+"""Only of this command; others leave it alone."""
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -27,9 +31,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--port", type=int, default=8090, help="port to listen on, 0 for a free one (default: 8090)")
     parser.add_argument(
         "--api-key",
-        default=os.environ.get(_KEY_VARIABLE),
+        default=os.environ.get(KEY_VARIABLE),
         metavar="KEY",
-        help=f"what clients must bring (default: {_KEY_VARIABLE})",
+        help=f"what clients must bring (default: {KEY_VARIABLE})",
     )
     parser.add_argument("--insecure", action="store_true", help="serve other machines without a key")
     parser.add_argument("--tls-certificate", type=Path, metavar="FILE", help="serve with TLS")
@@ -62,6 +66,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
     from kvrouter.store import open_object_store  # noqa: PLC0415 - as above
     from kvrouter.store.http_object_app import ObjectApp  # noqa: PLC0415 - as above
 
+    _check_tls(arguments.tls_certificate, arguments.tls_key)
     keys = (arguments.api_key,) if arguments.api_key else ()
     refuse_open_bind(arguments.host, api_keys=keys, insecure=arguments.insecure)
     authenticator = Authenticator(api_keys=keys)
@@ -89,3 +94,15 @@ async def _serve(arguments: argparse.Namespace) -> None:
         sys.stdout.write(f"objects are served at {scheme}://{arguments.host}:{listener.getsockname()[1]}\n")
         sys.stdout.flush()
         await server.run()
+
+
+def _check_tls(certificate: Path | None, key: Path | None) -> None:
+    """Say in one line what would otherwise be a traceback of the server's."""
+    if certificate is None and key is None:
+        return
+    if certificate is None or key is None:
+        raise SettingsError("--tls-certificate and --tls-key belong together")
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key)
+    except OSError as error:  # what OpenSSL refuses is one too
+        raise SettingsError(f"--tls-certificate {certificate}, --tls-key {key}: {error.strerror or error}") from None

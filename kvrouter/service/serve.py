@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import os
 
+from kvrouter.service.object_server import KEY_VARIABLE
 from kvrouter.settings_sources import add_settings_flags, load_settings
 
 __all__ = ["add_parser", "run"]
@@ -30,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     from kvrouter.service.process import run_service  # noqa: PLC0415
     from kvrouter.transport.plane_settings import log_levels  # noqa: PLC0415
 
-    settings = load_settings(arguments, os.environ, elsewhere=PLANE_VARIABLES)
+    settings = load_settings(arguments, os.environ, elsewhere={*PLANE_VARIABLES, KEY_VARIABLE})
     planes = plane_choices(settings, os.environ)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

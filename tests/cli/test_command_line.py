@@ -38,7 +38,7 @@ def test_the_bare_command_helps() -> None:
     assert "Begin with" in answer.stderr
 
 
-@pytest.mark.parametrize("command", [["demo"], ["serve"], ["events", "tail"]])
+@pytest.mark.parametrize("command", [["demo"], ["serve"], ["events", "tail"], ["objects"]])
 def test_every_command_explains_itself(command: list[str]) -> None:
     """--help works without a worker, a file or a network."""
     answer = kvrouter(*command, "--help")
@@ -64,6 +64,10 @@ def test_every_command_explains_itself(command: list[str]) -> None:
         (["demo", "--engines", "0"], {}, "--engines: must be between 1 and 32, got 0"),
         (["events", "tail"], {}, "ENDPOINT; see kvrouter events tail --help"),
         (["events", "tail", "tcp://127.0.0.1:9", "--frob"], {}, "unknown argument --frob"),
+        (["objects", "memory:", "--host", "0.0.0.0"], {}, "--insecure"),
+        (["objects", "s3://bucket"], {}, "must look like"),
+        (["objects", "memory:", "--tls-certificate", "a.pem", "--tls-key", "absent.pem"], {}, "absent.pem"),
+        (["objects", "memory:", "--tls-key", "absent.pem"], {}, "belong together"),
         (["sreve"], {}, "'sreve'"),
     ],
 )

@@ -98,17 +98,23 @@ class LocalBackend(Backend):
 
 
 class ObjectServer(Server):
-    """`kvrouter objects` over a directory."""
+    """`kvrouter objects` over a directory; `options` are added to its command line."""
+
+    def __init__(self, folder: Path, *options: str, secure: bool = False) -> None:
+        super().__init__(folder)
+        self._options, self._secure = options, secure
 
     @property
     def url(self) -> str:
-        return f"http://:key@127.0.0.1:{self.port}"
+        return f"{'https' if self._secure else 'http'}://:key@127.0.0.1:{self.port}"
 
     def _command(self) -> list[str]:
-        where = ["--port", str(self.port), "--api-key", "key"]
+        where = ["--port", str(self.port), "--api-key", "key", *self._options]
         return [sys.executable, "-m", "kvrouter", "objects", str(self.data), *where]
 
     def _answers(self) -> bool:
+        if self._secure:
+            return b"objects are served" in self.log.read_bytes()
         return greets(self.port, b"GET /livez HTTP/1.0\r\n\r\n", b"200 OK")
 
 

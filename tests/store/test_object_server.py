@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 import signal
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 from kvrouter.errors import SettingsError, StoreError
 from kvrouter.store import ObjectStore, open_key_value_store, open_object_store
+from kvrouter.store.http_objects import HttpObjectStore
 from kvrouter.store.http_wire import FRAMED, META_BYTES_MAX
 from kvrouter.store.local import LocalObjectStore
 from kvrouter.store.queues import open_message_queues
@@ -20,6 +22,8 @@ from tests.listening import listening
 from tests.store.backends import LocalBackend, ObjectServer
 from tests.store.conftest import Run
 from tests.store.test_objects import MIB, content, eventually
+
+CERTIFICATES = Path(__file__).resolve().parents[1] / "transport" / "certificates"
 
 
 @pytest.fixture
@@ -175,6 +179,27 @@ def test_the_server_ends_with_its_last_answer(server: ObjectServer, run: Run) ->
             assert await asyncio.to_thread(server._process.wait, 60.0) == 0
 
     run(scenario())
+
+
+def test_objects_travel_encrypted(tmp_path: Path, run: Run) -> None:
+    """Over TLS, to a server whose certificate somebody vouches for; to others nothing is said."""
+    files = ("--tls-certificate", str(CERTIFICATES / "server.pem"), "--tls-key", str(CERTIFICATES / "server.key"))
+    server = ObjectServer(tmp_path, *files, secure=True)
+    trusting = ssl.create_default_context(cafile=str(CERTIFICATES / "authority.pem"))
+
+    async def scenario() -> None:
+        async with HttpObjectStore(server.url, tls=trusting) as store, open_object_store(server.url) as wary:
+            await eventually(lambda: store.put("bucket", "name", content(MIB)))
+            assert await store.get("bucket", "name") == content(MIB)
+            with pytest.raises(StoreError, match=r"(?i)certificate") as raised:
+                await wary.get("bucket", "name")
+            assert raised.value.reason == "unavailable"
+
+    try:
+        server.start()
+        run(scenario())
+    finally:
+        server.kill()
 
 
 def test_a_body_that_its_server_finds_damaged_is_never_whole(object_server: ObjectServer, tmp_path: Path) -> None:
