@@ -1,6 +1,8 @@
 """Records in the store become workers of the router, change with them and leave with them."""
 
 import asyncio
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import msgspec
@@ -179,11 +181,15 @@ def test_the_admin_api_shows_ways_and_leaves_records_alone(tmp_path: Path) -> No
     run(scenario())
 
 
-@pytest.mark.parametrize("backend", ["etcd", "nats", "redis"])
-def test_records_are_found_wherever_they_are_kept(tmp_path: Path, backend: str) -> None:
+@pytest.mark.parametrize(
+    ("start", "ending"),
+    [(etcd_server, "/x"), (nats_server, "/x"), (redis_server, "/0/x")],
+    ids=["etcd", "nats", "redis"],
+)
+def test_records_are_found_wherever_they_are_kept(
+    tmp_path: Path, start: Callable[[Path], AbstractContextManager[Server]], ending: str
+) -> None:
     """A-121, A-235: the same on every store, and the switch beside them; requests need none of these servers."""
-    servers = {"etcd": (etcd_server, "/x"), "nats": (nats_server, "/x"), "redis": (redis_server, "/0/x")}
-    start, ending = servers[backend]
 
     async def scenario(server: Server) -> None:
         store = server.url + ending
