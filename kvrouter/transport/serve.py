@@ -131,7 +131,7 @@ def serve(
         name: namespace and component, `demo/backend`.
         handlers: what answers, by endpoint.
         store: where discovery is kept, a store or its URL.
-        transports: ways in, the preferred one first: tcp, http, zmq, nats, grpc.
+        transports: ways in, the preferred one first: tcp, http, zmq, nats, grpc, ucx.
         host: address to bind.
         advertise: host that others reach it by; needed where `host` is a wildcard.
         nats_server: URL of the NATS server, where `nats` is a way in.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ServerSettings", "make_call_home_server", "make_server"]
 
-TRANSPORTS = ("tcp", "http", "zmq", "nats", "grpc")
+TRANSPORTS = ("tcp", "http", "zmq", "nats", "grpc", "ucx")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +80,10 @@ def make_server(
             from kvrouter.transport.grpc_server import GrpcRequestServer  # noqa: PLC0415 - as above
 
             return GrpcRequestServer(endpoints, host=host, advertise=advertise, tls=settings.security.grpc_tls)
+        case "ucx":
+            from kvrouter.transport.ucx_server import UcxRequestServer  # noqa: PLC0415 - as above
+
+            return UcxRequestServer(endpoints, host=advertise or host)
     message = f"transport {transport_id!r} is unknown; known: {', '.join(TRANSPORTS)}"
     raise TransportError(message, code="INVALID_ARGUMENT")
 
