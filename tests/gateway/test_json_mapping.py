@@ -123,7 +123,7 @@ def test_what_does_not_fit_is_refused_by_its_path(values: dict[str, Any], proble
     assert problem in str(caught.value)
 
 
-@settings(max_examples=400)
+@settings(max_examples=150)
 @given(values=OBJECTS)
 def test_any_object_is_read_as_by_protobuf_or_refused(values: dict[str, Any]) -> None:
     """What is read means the same, and is written the same; theirs also takes true for 1, and a list for an object."""

@@ -1,9 +1,12 @@
 """How a gateway starts, and what it says where it cannot (A-418, A-422, A-433, A-438); how it stops."""
 
 import argparse
+import asyncio
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,7 +18,10 @@ import pytest
 from kvrouter.errors import SettingsError
 from kvrouter.gateway import nats_link
 from kvrouter.gateway.command import gateway_settings
+from kvrouter.gateway.composition import Place
 from kvrouter.gateway.nats_settings import nats_credentials, nats_servers, nats_tls, without_secrets
+from kvrouter.gateway.process import run_gateway
+from kvrouter.settings import Settings
 from kvrouter.settings_gateway import GatewaySettings
 from kvrouter.settings_sources import add_settings_flags
 from tests.gateway.scene import INFER, GatewayProcess, ScriptedProcess, events_of, gateway, infer
@@ -79,10 +85,6 @@ def test_a_wrong_variable_is_named_as_it_was_set() -> None:
         (["--nats-url", "http://x:4222"], {}, 2, "must look like nats://host:4222"),
         ([], {"HOST": "0.0.0.0"}, 2, "refusing to bind 0.0.0.0 without API keys"),
         (["--descriptors", "absent.binpb"], {}, 2, "descriptor set absent.binpb: cannot be read"),
-        (["--routes", "absent.toml"], {}, 2, "route table absent.toml: cannot be read"),
-        (["--tls-key", "absent.pem"], {}, 2, "gateway.tls_key needs gateway.tls_certificate"),
-        (["--processes", "0"], {}, 2, "--processes: 0 is below the least, 1"),
-        (["--store", "nowhere://x"], {}, 2, "store 'nowhere://x' must look like"),
     ],
 )
 def test_what_is_wrong_is_one_line(options: list[str], environment: dict[str, str], code: int, named: str) -> None:
@@ -91,6 +93,21 @@ def test_what_is_wrong_is_one_line(options: list[str], environment: dict[str, st
 
     assert line.startswith(f"{code} kvrouter: ")
     assert named in line
+
+
+@pytest.mark.parametrize(
+    ("ours", "named"),
+    [
+        (GatewaySettings(routes=Path("absent.toml")), "route table absent.toml: cannot be read"),
+        (GatewaySettings(store="nowhere://x"), "store 'nowhere://x' must look like"),
+        (GatewaySettings(tls_key=Path("absent.pem")), "gateway.tls_key needs gateway.tls_certificate"),
+        (GatewaySettings(tls_certificate=Path("absent.pem")), "there is no file absent.pem"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_refused(ours: GatewaySettings, named: str) -> None:
+    """A-433: files and addresses, before NATS is looked for."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(SettingsError, match=re.escape(named)):
+        asyncio.run(run_gateway(Settings(gateway=ours), listener, credentials={}, place=Place()))
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])
