@@ -17,6 +17,7 @@ __all__ = [
     "INSTANCE_ID_MAX",
     "Health",
     "Instance",
+    "InstanceRecord",
     "TransportEndpoint",
     "decode_instance",
     "encode_instance",
@@ -74,7 +75,9 @@ class _Transport(msgspec.Struct, frozen=True, omit_defaults=True):
     tcp_tcp: _TcpTcp | None = None
 
 
-class _Record(msgspec.Struct, frozen=True, omit_defaults=True):
+class InstanceRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The value of an instance's key."""
+
     namespace: str
     component: str
     endpoint: str
@@ -149,7 +152,7 @@ def encode_instance(instance: Instance) -> bytes:
         _legacy(first, instance.response_transport),
         unified=_Unified(first, instance.response_transport, others),
     )
-    record = _Record(
+    record = InstanceRecord(
         instance.namespace,
         instance.component,
         instance.endpoint,
@@ -177,7 +180,7 @@ def decode_instance(data: bytes) -> Instance:
     if len(data) > RECORD_BYTES_MAX:
         raise WireError(f"a record of {len(data)} bytes exceeds {RECORD_BYTES_MAX}", reason="too_large")
     try:
-        record = msgspec.json.decode(data, type=_Record)
+        record = msgspec.json.decode(data, type=InstanceRecord)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise WireError(f"instance record: {error}") from None
     instance_key(record.namespace, record.component, record.endpoint, record.instance_id)

@@ -20,10 +20,13 @@ from kvrouter.transport.messages import Codec
 from kvrouter.transport.two_part import TwoPart, encode_two_part
 
 __all__ = [
+    "CallHomeInfo",
     "ConnectionInfo",
+    "ConnectionInfoRecord",
     "Control",
     "Handshake",
     "ItemReader",
+    "Prologue",
     "StreamType",
     "control_message",
     "decode_connection_info",
@@ -65,7 +68,9 @@ class ConnectionInfo:
     reuse: bool = False
 
 
-class _Info(msgspec.Struct, omit_defaults=True):
+class CallHomeInfo(msgspec.Struct, omit_defaults=True):
+    """What `info` of a connection says, as JSON in a JSON string."""
+
     address: str
     subject: str
     context: str
@@ -73,7 +78,9 @@ class _Info(msgspec.Struct, omit_defaults=True):
     reuse: int = 0
 
 
-class _Outer(msgspec.Struct):
+class ConnectionInfoRecord(msgspec.Struct):
+    """Where an answer goes, or further items come from: by which transport, and what that has to know."""
+
     transport: str
     info: str
 
@@ -86,9 +93,11 @@ class Handshake(msgspec.Struct, omit_defaults=True):
     reuse: int = 0
 
 
-class _Prologue(msgspec.Struct):
+class Prologue(msgspec.Struct):
+    """The handler has begun, or why it has not; later in a stream, why it ended."""
+
     error: str | None = None
-    typed_error: dict[str, object] | None = None
+    typed_error: dict[str, Any] | None = None
 
 
 class _Item(msgspec.Struct):
@@ -101,7 +110,7 @@ _json = msgspec.json.Encoder().encode
 
 def encode_connection_info(info: ConnectionInfo) -> dict[str, str]:
     """As it stands in a request's control header; `info` is JSON within JSON."""
-    inner = _Info(info.address, info.subject, info.context, info.stream_type, int(info.reuse))
+    inner = CallHomeInfo(info.address, info.subject, info.context, info.stream_type, int(info.reuse))
     told = msgspec.to_builtins(inner) | {"stream_type": info.stream_type}
     return {"transport": _TRANSPORTS[0], "info": _json(told).decode()}
 
@@ -113,10 +122,10 @@ def decode_connection_info(given: object, *, context: str, stream_type: StreamTy
         WireError: it is of another transport (`transport`), of another request or stream, or not readable.
     """
     try:
-        outer = msgspec.convert(given, _Outer)
+        outer = msgspec.convert(given, ConnectionInfoRecord)
         if outer.transport not in _TRANSPORTS:
             raise WireError(f"connection_info of transport {outer.transport[:64]!r}", reason="transport")
-        inner = msgspec.json.decode(outer.info, type=_Info)
+        inner = msgspec.json.decode(outer.info, type=CallHomeInfo)
     except (msgspec.ValidationError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise WireError(f"connection_info: {error}") from None
     if inner.context != context:
@@ -155,7 +164,7 @@ def prologue_message(error: TransportError | None = None) -> bytes:
 
 def decode_prologue(message: TwoPart) -> TransportError | None:
     """Read it: None, or why the handler failed; raises ProtocolError."""
-    prologue = _read_header(message, _Prologue, "prologue")
+    prologue = _read_header(message, Prologue, "prologue")
     if prologue.error is None:
         return None
     typed = prologue.typed_error or {}

@@ -27,8 +27,10 @@ from kvrouter.transport.two_part import MESSAGE_BYTES_MAX, decode_two_part, enco
 __all__ = [
     "NO_ITEMS",
     "Codec",
+    "ErrorRecord",
     "Kind",
     "Request",
+    "RequestControl",
     "Wire",
     "decode_error",
     "decode_request",
@@ -110,7 +112,7 @@ class Request:
     items: AsyncIterator[bytes] = NO_ITEMS
 
 
-class _Control(msgspec.Struct, omit_defaults=True):
+class RequestControl(msgspec.Struct, omit_defaults=True):
     """The header of a request as JSON. Dynamo's `RequestControlMessage`, and three members more."""
 
     id: str
@@ -123,7 +125,9 @@ class _Control(msgspec.Struct, omit_defaults=True):
     deadline_ms: int | None = None
 
 
-class _WireError(msgspec.Struct, omit_defaults=True):
+class ErrorRecord(msgspec.Struct, omit_defaults=True):
+    """An error as JSON."""
+
     code: str = "UNKNOWN"
     message: str = ""
     retryable: bool = False
@@ -131,8 +135,8 @@ class _WireError(msgspec.Struct, omit_defaults=True):
 
 
 _encode = msgspec.json.Encoder().encode
-_decode_control = msgspec.json.Decoder(_Control).decode
-_decode_wire_error = msgspec.json.Decoder(_WireError).decode
+_decode_control = msgspec.json.Decoder(RequestControl).decode
+_decode_wire_error = msgspec.json.Decoder(ErrorRecord).decode
 
 
 def encode_request(

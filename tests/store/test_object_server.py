@@ -45,7 +45,7 @@ def ask(server: ObjectServer, method: str, path: str, key: str | None = "key", *
 
 
 def test_a_plain_client_can_do_all_of_it(object_server: ObjectServer) -> None:
-    """PUT, GET, HEAD, lists and DELETE with bare bytes, as `curl` sends them."""
+    """A-390: PUT, GET, HEAD, lists and DELETE with bare bytes, as `curl` sends them."""
     server = object_server
     assert ask(server, "PUT", "/v1/objects/plain").status_code == 201
     put = ask(server, "PUT", "/v1/objects/plain/a/b", content=b"data", headers={"Kvrouter-Meta": '{"schema":"1"}'})

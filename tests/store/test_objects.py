@@ -33,7 +33,7 @@ def content(size: int, seed: int = 1) -> bytes:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_an_object_comes_back_as_it_went_in(backend: Backend, run: Run, size: int) -> None:
-    """A-301, A-306: at every length around the bounds of pieces; another process finds it too."""
+    """A-301, A-306, A-390: at every length around the bounds of pieces; another process finds it too."""
 
     async def scenario() -> None:
         data = content(size)

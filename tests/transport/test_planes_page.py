@@ -176,7 +176,7 @@ def test_the_texts_of_refusals_are_the_codes() -> None:
 def test_the_members_of_a_request_are_the_codes() -> None:
     """A-118: the control header, and what call-home adds to it."""
     stated = {name.strip("`") for name, _ in _rows("Requests", "member")}
-    known = set(messages._Control.__struct_fields__)
+    known = set(messages.RequestControl.__struct_fields__)
 
     assert stated == known | {"connection_info", "request_stream_connection_info"}
 
@@ -231,6 +231,16 @@ def test_the_older_records_of_the_page_are_read(row: list[str]) -> None:
     home = instance.response_transport is not None and instance.response_transport.metadata == {"mode": "call_home"}
     assert instance.transports[0].transport_id in row[1].lower()
     assert home == ("answers home" in row[1])
+
+
+def test_the_request_by_hand_of_the_page_is_one() -> None:
+    """A-133: what `curl` is given."""
+    [program] = re.findall(r"^python -c '([^']+)'", PAGE, flags=re.MULTILINE)
+
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=90, check=True)
+
+    decoded = decode_request(done.stdout)
+    assert (decoded.id, decoded.request.endpoint, bytes(decoded.request.body)) == ("by-hand-1", "generate", b"{}")
 
 
 def test_the_worker_and_the_client_of_the_page_work(tmp_path: Path) -> None:

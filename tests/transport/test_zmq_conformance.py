@@ -7,7 +7,7 @@ from tests.transport.conformance import RequestPlaneContract
 
 
 class TestZmq(RequestPlaneContract):
-    """A-381, A-389: over loopback."""
+    """A-381, A-389, A-390: over loopback."""
 
     transport = "zeromq"
 
