@@ -23,11 +23,15 @@ int kvr_add_http_usage(PyObject *module);
 int kvr_add_http_text(PyObject *module);
 int kvr_add_block_table(PyObject *module);
 int kvr_add_load_type(PyObject *module);
+int kvr_add_booking_type(PyObject *module);
 int kvr_add_weigher_type(PyObject *module);
 int kvr_add_ingest_digests(PyObject *module);
 int kvr_add_zmtp_frames(PyObject *module);
 int kvr_add_payloads_type(PyObject *module);
 int kvr_add_read_ahead(PyObject *module);
+
+/* A type of the module of `type`, by name; NULL with an exception set. */
+PyTypeObject *kvr_sibling_type(PyTypeObject *type, const char *name);
 
 /* Work below about 50 us is done faster than the interpreter lock is given away and got back. These are the amounts
  * of input that take about that long. */

@@ -136,6 +136,7 @@ typedef struct {
     unsigned int flags;
     PyType_Slot *slots;
 } PyType_Spec;
+#define Py_TPFLAGS_DISALLOW_INSTANTIATION (1UL << 7)
 #define Py_TPFLAGS_IMMUTABLETYPE (1UL << 8)
 #define Py_TPFLAGS_BASETYPE (1UL << 10)
 #define Py_TPFLAGS_DEFAULT 0UL
@@ -177,7 +178,10 @@ typedef struct PyMemberDef {
     const char *doc;
 } PyMemberDef;
 #define T_DOUBLE 4
+#define T_OBJECT 6
 #define T_UINT 11
+#define T_BOOL 14
+#define T_OBJECT_EX 16
 #define T_LONGLONG 17
 #define READONLY 1
 #define Py_EQ 2

@@ -25,6 +25,11 @@ static PyObject *new(PyTypeObject *type, PyObject *arguments, PyObject *names)
     if (self == NULL)
         return NULL;
     struct kvr_load *load = kvr_load_of(self);
+    load->booking_type = kvr_sibling_type(type, "Booking");
+    if (load->booking_type == NULL) {
+        Py_DECREF(self);
+        return NULL;
+    }
     load->rank = rank;
     load->turn = load->arrivals = 0;
     load->block_size = 16;
@@ -36,12 +41,15 @@ static PyObject *new(PyTypeObject *type, PyObject *arguments, PyObject *names)
     load->token_seconds = 1.0 / 8000.0;
     load->pair_seconds = 0.0;
     load->belief = 1.0;
+    load->first_tokens = 0;
+    load->predicted_seconds = load->observed_seconds = load->error_seconds = 0.0;
     return self;
 }
 
 static void dealloc(PyObject *object)
 {
     PyTypeObject *type = Py_TYPE(object);
+    Py_XDECREF((PyObject *)kvr_load_of(object)->booking_type);
     ((freefunc)PyType_GetSlot(type, Py_tp_free))(object);
     Py_DECREF(type);
 }
@@ -63,7 +71,7 @@ static PyObject *compare(PyObject *one, PyObject *other, int operation)
     return PyBool_FromLong(same == (operation == Py_EQ));
 }
 
-static int read_numbers(PyObject *const *arguments, Py_ssize_t given, long long *numbers)
+int kvr_read_numbers(PyObject *const *arguments, Py_ssize_t given, long long *numbers)
 {
     for (Py_ssize_t at = 0; at < given; at++) {
         numbers[at] = PyLong_AsLongLong(arguments[at]);
@@ -79,6 +87,23 @@ static void raise_by(long long *sum, long long number)
     *sum = (long long)((uint64_t)*sum + (uint64_t)number);
 }
 
+void kvr_load_add(struct kvr_load *load, const long long *numbers)
+{
+    raise_by(&load->active_requests, numbers[0]);
+    raise_by(&load->arrivals, numbers[0] > 0 ? numbers[0] : 0);
+    raise_by(&load->prefill_tokens, numbers[1]);
+    raise_by(&load->decode_blocks, numbers[2]);
+    raise_by(&load->prefill_pairs, numbers[3]);
+    raise_by(&load->waiting, numbers[4]);
+}
+
+void kvr_load_begin(struct kvr_load *load, long long tokens, long long pairs, double since)
+{
+    load->head_tokens = tokens;
+    load->head_pairs = pairs;
+    load->head_since = since;
+}
+
 /* add(requests, tokens, blocks, pairs=0, waiting=0) */
 static PyObject *add(PyObject *object, PyObject *const *arguments, Py_ssize_t given)
 {
@@ -87,15 +112,9 @@ static PyObject *add(PyObject *object, PyObject *const *arguments, Py_ssize_t gi
         PyErr_Format(PyExc_TypeError, "add takes 3 to 5 arguments, not %zd", given);
         return NULL;
     }
-    if (read_numbers(arguments, given, numbers))
+    if (kvr_read_numbers(arguments, given, numbers))
         return NULL;
-    struct kvr_load *load = kvr_load_of(object);
-    raise_by(&load->active_requests, numbers[0]);
-    raise_by(&load->arrivals, numbers[0] > 0 ? numbers[0] : 0);
-    raise_by(&load->prefill_tokens, numbers[1]);
-    raise_by(&load->decode_blocks, numbers[2]);
-    raise_by(&load->prefill_pairs, numbers[3]);
-    raise_by(&load->waiting, numbers[4]);
+    kvr_load_add(kvr_load_of(object), numbers);
     Py_RETURN_NONE;
 }
 
@@ -108,12 +127,30 @@ static PyObject *begin(PyObject *object, PyObject *const *arguments, Py_ssize_t 
         return NULL;
     }
     double since = PyFloat_AsDouble(arguments[2]);
-    if ((since == -1.0 && PyErr_Occurred()) || read_numbers(arguments, 2, numbers))
+    if ((since == -1.0 && PyErr_Occurred()) || kvr_read_numbers(arguments, 2, numbers))
+        return NULL;
+    kvr_load_begin(kvr_load_of(object), numbers[0], numbers[1], since);
+    Py_RETURN_NONE;
+}
+
+/* observe(predicted, observed) */
+static PyObject *observe(PyObject *object, PyObject *const *arguments, Py_ssize_t given)
+{
+    if (given != 2) {
+        PyErr_Format(PyExc_TypeError, "observe takes 2 arguments, not %zd", given);
+        return NULL;
+    }
+    double predicted = PyFloat_AsDouble(arguments[0]);
+    if (predicted == -1.0 && PyErr_Occurred())
+        return NULL;
+    double observed = PyFloat_AsDouble(arguments[1]);
+    if (observed == -1.0 && PyErr_Occurred())
         return NULL;
     struct kvr_load *load = kvr_load_of(object);
-    load->head_tokens = numbers[0];
-    load->head_pairs = numbers[1];
-    load->head_since = since;
+    load->first_tokens++;
+    load->predicted_seconds += predicted;
+    load->observed_seconds += observed;
+    load->error_seconds += observed < predicted ? predicted - observed : observed - predicted;
     Py_RETURN_NONE;
 }
 
@@ -285,6 +322,8 @@ static PyObject *choose_among(PyObject *type, PyObject *const *arguments, Py_ssi
 static PyMethodDef methods[] = {
     {"add", FAST(add), METH_FASTCALL, NULL},
     {"begin", FAST(begin), METH_FASTCALL, NULL},
+    {"observe", FAST(observe), METH_FASTCALL, NULL},
+    {"take", FAST(kvr_load_take), METH_FASTCALL, NULL},
     {"choose", FAST(choose_among), METH_FASTCALL | METH_CLASS, NULL},
     {NULL, NULL, 0, NULL},
 };
@@ -308,6 +347,10 @@ static PyMemberDef members[] = {
     {"urgency", T_DOUBLE, offsetof(struct kvr_load, urgency), 0, NULL},
     {"miss_price", T_DOUBLE, offsetof(struct kvr_load, miss_price), 0, NULL},
     {"belief", T_DOUBLE, offsetof(struct kvr_load, belief), 0, NULL},
+    {"first_tokens", T_LONGLONG, offsetof(struct kvr_load, first_tokens), READONLY, NULL},
+    {"predicted_seconds", T_DOUBLE, offsetof(struct kvr_load, predicted_seconds), READONLY, NULL},
+    {"observed_seconds", T_DOUBLE, offsetof(struct kvr_load, observed_seconds), READONLY, NULL},
+    {"error_seconds", T_DOUBLE, offsetof(struct kvr_load, error_seconds), READONLY, NULL},
     {NULL, 0, 0, 0, NULL},
 };
 

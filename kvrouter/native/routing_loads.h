@@ -6,6 +6,8 @@
 #include "index_core.h"
 #include "python_abi.h"
 
+struct kvr_booking;
+
 struct kvr_load {
     PyObject_HEAD
     uint32_t rank; /* dense; below KVR_RANKS_MAX */
@@ -24,12 +26,30 @@ struct kvr_load {
     double token_seconds, pair_seconds, first_seconds;
     double urgency, miss_price;
     double belief; /* share of what it promises to have cached that is believed */
+    /* First tokens whose time was predicted, and the sums of these times, of those that they took, of the differences. */
+    long long first_tokens;
+    double predicted_seconds, observed_seconds, error_seconds;
+    /* Bookings that wait for their first token, oldest first; not owned. */
+    struct kvr_booking *first, *last;
+    PyTypeObject *booking_type;
 };
 
 KVR_INLINE struct kvr_load *kvr_load_of(PyObject *object)
 {
     return (struct kvr_load *)(void *)object;
 }
+
+/* Change requests, prefill tokens, blocks, pairs and those that wait, in this order. */
+void kvr_load_add(struct kvr_load *load, const long long *numbers);
+
+/* Say which prompt is in work, and since when. */
+void kvr_load_begin(struct kvr_load *load, long long tokens, long long pairs, double since);
+
+/* A method of loads: book a request. */
+PyObject *kvr_load_take(PyObject *load, PyObject *const *arguments, Py_ssize_t given);
+
+/* 0, or -1 with an exception set. */
+int kvr_read_numbers(PyObject *const *arguments, Py_ssize_t given, long long *numbers);
 
 /* How many loads there are in a tuple of nothing else; -1 with an exception set. */
 Py_ssize_t kvr_count_loads(PyTypeObject *type, PyObject *loads);

@@ -323,16 +323,9 @@ static PyObject *place(PyObject *self, PyObject *const *arguments, Py_ssize_t gi
 
 /* -- the type ----------------------------------------------------------------------------------------------------- */
 
-/* A type of this module, by name. */
-static PyTypeObject *sibling(PyTypeObject *type, const char *name)
-{
-    PyObject *module = PyType_GetModule(type);
-    return module == NULL ? NULL : (PyTypeObject *)PyObject_GetAttrString(module, name);
-}
-
 static int fill(struct weigher *weigher, PyTypeObject *type, PyObject *index, PyObject *weights)
 {
-    PyTypeObject *index_type = sibling(type, "PrefixIndex");
+    PyTypeObject *index_type = kvr_sibling_type(type, "PrefixIndex");
     if (index_type == NULL)
         return -1;
     int fits = PyType_IsSubtype(Py_TYPE(index), index_type);
@@ -342,10 +335,10 @@ static int fill(struct weigher *weigher, PyTypeObject *type, PyObject *index, Py
         return -1;
     }
     weigher->index = Py_NewRef(index);
-    weigher->load_type = sibling(type, "RankLoad");
+    weigher->load_type = kvr_sibling_type(type, "RankLoad");
     if (weigher->load_type == NULL) /* Looking further would lose why. */
         return -1;
-    weigher->predictions_type = sibling(type, "PredictedBlocks");
+    weigher->predictions_type = kvr_sibling_type(type, "PredictedBlocks");
     return weigher->predictions_type == NULL ? -1 : kvr_read_weights(weights, &weigher->weights);
 }
 

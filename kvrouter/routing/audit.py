@@ -1,10 +1,10 @@
-"""What became of promises: cached tokens against those that were promised, first tokens against their predicted times.
+"""What became of promises: cached tokens against those that were promised.
 
 Whatever the reason, lost events, a cache that was reset, one that is switched off or counted otherwise: a rank that has
 less cached than it promises is believed less. It is demoted when most of what it promised lately was not there: then
 only the share that was counts when ranks are compared. It is promoted when it keeps its promises again, and on trial
-when none of them was tested for a while, since nobody is tested who is not chosen. How fast ranks are is learnt from
-the same first tokens by `speeds.py`; here is only counted how well that predicts.
+when none of them was tested for a while, since nobody is tested who is not chosen. How fast ranks are is learnt by
+`speeds.py`.
 
 Pure: time is an argument. Which state an event source is in, and what to ask of it, is no business of this.
 """
@@ -25,19 +25,14 @@ Verdict = Literal["broken", "kept"]
 class RankAudit:
     """Of one rank, the sums since it came, and whether it is demoted.
 
-    `kept_tokens` are those of the `promised_tokens` that were cached. Times are in seconds, and `error_seconds` the
-    sum of how far the predicted ones were off, in either direction.
+    `kept_tokens` are those of the `promised_tokens` that were cached.
     """
 
     __slots__ = (
         "answers",
         "demoted",
         "demotions",
-        "error_seconds",
-        "first_tokens",
         "kept_tokens",
-        "observed_seconds",
-        "predicted_seconds",
         "promised_tokens",
         "promotions",
         "tested_at",
@@ -46,8 +41,6 @@ class RankAudit:
 
     def __init__(self) -> None:
         self.answers = self.promised_tokens = self.kept_tokens = 0
-        self.first_tokens = 0
-        self.predicted_seconds = self.observed_seconds = self.error_seconds = 0.0
         self.demoted = False
         self.demotions = self.promotions = 0
         self.tested_at = float("-inf")
@@ -93,14 +86,6 @@ class Audit:
         noted.window = (0, 0, 0)
         if load is not None:
             self._promote(noted, load)
-
-    def first_token(self, rank: int, *, predicted: float, observed: float) -> None:
-        """A first token came after `observed` seconds that was predicted after `predicted`."""
-        noted = self.rank(rank)
-        noted.first_tokens += 1
-        noted.predicted_seconds += predicted
-        noted.observed_seconds += observed
-        noted.error_seconds += abs(observed - predicted)
 
     def answered(self, load: RankLoad, *, promised: int, cached: int, now: float) -> None:
         """An engine says that it had `cached` tokens of a prompt cached, of which `promised` were promised."""

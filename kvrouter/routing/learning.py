@@ -50,7 +50,7 @@ class Learning:
         """The first token of a booking came, which has not been noted in it yet."""
         outcome = booking.outcome
         if outcome is not None and outcome.first_token_seconds is not None:
-            self.audit.first_token(booking.rank, predicted=outcome.cost, observed=outcome.first_token_seconds)
+            booking.load.observe(outcome.cost, outcome.first_token_seconds)
         self.speeds.first_token(booking, now)
 
     def slowness(self, dense_rank: int) -> float:

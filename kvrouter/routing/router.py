@@ -244,8 +244,9 @@ class Router:
             )
             self.commit(decision, id=id, now=now)
             return decision
-        if len(self.book) >= self.book.reservations_max:
-            self.book.check_room()
+        book = self.book
+        if len(book.bookings) >= book.reservations_max:
+            book.check_room()
         block_size, tokens = self._lookup.only_block_size, prompt.tokens
         hashes, doubtful, turn = prompt.hash_bytes(block_size), self.ingest.doubtful, self._turns + 1
         found = self._weigher.place(candidates.loads, known, hashes, block_size, tokens, doubtful, now, turn)
@@ -255,19 +256,12 @@ class Router:
             self.commit(decision, id=id, now=now)
             return decision
         self._turns = turn
-        decision = self._decision(candidates, prompt, block_size, found)
-        booking = self.book.reserve(
-            id,
-            decision.target.dense_rank,
-            prefill_tokens=decision.prefill_tokens,
-            blocks=-(-tokens // block_size),
-            now=now,
-            prompt_tokens=tokens,
-        )
-        booking.outcome = decision
+        decision = self._decision(candidates, None, tokens, block_size, found)
+        load, prefill_tokens, blocks = decision.target.load, decision.prefill_tokens, -(-tokens // block_size)
+        book.take(id, load, prefill_tokens, prompt_tokens=tokens, blocks=blocks, now=now).outcome = decision
         if now >= self.learning.due:
             self.learning.advance(now)
-        decision.id, decision.prompt = id, None
+        decision.id = id
         return decision
 
     def commit(self, decision: Decision, *, id: Hashable, now: float, lease_seconds: float | None = None) -> None:  # noqa: A002
@@ -313,7 +307,7 @@ class Router:
 
         How long it took teaches how fast the rank is, unless `learns` says that others took part of the time.
         """
-        booking = self.book.get(id)
+        booking = self.book.bookings.get(id)
         if booking is None:
             return False
         if booking.is_waiting:
@@ -321,7 +315,10 @@ class Router:
                 booking.outcome.first_token_seconds = now - booking.booked_at
             if learns:
                 self.learning.first_token(booking, now)
-        return self.book.prefill_complete(id, now=now)
+            booking.computed(now)
+        if booking.lease is not None:
+            booking.deadline = now + booking.lease
+        return True
 
     def finished(
         self,
@@ -338,7 +335,7 @@ class Router:
         request failed or was given up. What was cached shows whether the rank keeps its promises, unless `learns` says
         that others did part of the work.
         """
-        booking = self.book.get(id)
+        booking = self.book.bookings.get(id)
         if booking is not None and booking.outcome is not None:
             outcome = booking.outcome
             outcome.total_seconds = now - booking.booked_at
@@ -399,12 +396,13 @@ class Router:
             return None
         hashes, doubtful = prompt.hash_bytes(block_size), self.ingest.doubtful
         found = weigher.weigh(candidates.loads, predictions, hashes, block_size, prompt.tokens, doubtful, now)
-        return None if found is None else self._decision(candidates, prompt, block_size, found)
+        return None if found is None else self._decision(candidates, prompt, prompt.tokens, block_size, found)
 
+    @staticmethod
     def _decision(
-        self,
         candidates: Candidates,
-        prompt: Prompt,
+        prompt: Prompt | None,
+        tokens: int,
         block_size: int,
         found: tuple[int, int, int, int, int, float, bytes],
     ) -> Decision:
@@ -412,10 +410,10 @@ class Router:
         return Decision(
             candidates[position],
             prompt,
-            prompt.tokens,
+            tokens,
             promised,
             confirmed,
-            prompt.tokens - credited,
+            tokens - credited,
             block_size,
             cost,
             KvPolicy.name,

@@ -54,7 +54,7 @@ class Speed:
     The unit of `first` is a second.
     """
 
-    __slots__ = ("_bias", "_due", "_faded_at", "_new", "error", "first", "observed", "pair", "sums", "token")
+    __slots__ = ("_bias", "_faded_at", "_new", "due", "error", "first", "observed", "pair", "sums", "token")
 
     def __init__(self) -> None:
         self.first, self.token, self.pair = 0.0, 1.0, 1.0
@@ -65,7 +65,8 @@ class Speed:
         self.sums = [0.0] * 9
         self._new = 0
         self._bias = 0.0  # Of the last observations, the mean error with its sign.
-        self._due = self._faded_at = float("-inf")
+        self.due = self._faded_at = float("-inf")
+        """From when on another observation is welcome."""
 
     def observe(self, token_seconds: float, pair_seconds: float, seconds: float) -> None:
         """Take one equation, with its terms as the priors have them."""
@@ -82,13 +83,6 @@ class Speed:
         self.error += (abs(seconds - expected) * scale - self.error) / min(self.observed + 1, 50)
         self.observed += 1
         self._new += 1
-
-    def is_due(self, now: float) -> bool:
-        """Whether an observation is welcome now."""
-        if self._due - _OBSERVE_SECONDS <= now < self._due:
-            return False
-        self._due = now + _OBSERVE_SECONDS
-        return True
 
     def is_like(self, group: "Speed") -> bool:
         """Whether the work that was seen here takes about as long as the group would need for it."""
@@ -174,9 +168,12 @@ class Speeds:
     def first_token(self, booking: Booking, now: float) -> None:
         """Learn from the first token of a booking, which came now and has not been noted in it yet."""
         speed = self._ranks.get(booking.rank)
-        seconds = now - booking.work_since
-        if speed is None or not 0.0 <= seconds < _SECONDS_MAX or not speed.is_due(now):
+        if speed is None or speed.due - _OBSERVE_SECONDS <= now < speed.due:
             return
+        seconds = now - booking.work_since
+        if not 0.0 <= seconds < _SECONDS_MAX:
+            return
+        speed.due = now + _OBSERVE_SECONDS
         token_seconds, pair_seconds = booking.work_tokens * self._token_seconds, booking.work_pairs * self._pair_seconds
         if isfinite(token_seconds) and isfinite(pair_seconds) and token_seconds < _SECONDS_MAX**2:
             speed.observe(token_seconds, pair_seconds, seconds)

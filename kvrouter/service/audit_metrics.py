@@ -18,6 +18,8 @@ _COUNTERS: Final = (
     ("kept_tokens", "kept_tokens", "Those of them that were cached."),
     ("demotions", "demotions", "Times a rank was demoted because most of what it promised was not cached."),
     ("promotions", "promotions", "Times it was believed again."),
+)
+_TIMES: Final = (
     ("first_tokens", "first_tokens", "First tokens of a rank whose time had been predicted."),
     ("predicted_ttft_seconds", "predicted_seconds", "Their times to first token as predicted, from the decision on."),
     ("observed_ttft_seconds", "observed_seconds", "And as they were."),
@@ -37,7 +39,11 @@ def audit_metrics(router: Router, registry: WorkerRegistry, traffic: TrafficCoun
     for name, field, text in _COUNTERS:
         rows = [(labels, float(getattr(each, field))) for labels, each in audits]
         yield counter(f"rank_{name}", text, ("worker", "rank"), rows)
-    beliefs = [(labels, router.book.load(dense_rank).belief) for labels, dense_rank in ranks]
+    loads = [(labels, router.book.load(dense_rank)) for labels, dense_rank in ranks]
+    for name, field, text in _TIMES:
+        rows = [(labels, float(getattr(each, field))) for labels, each in loads]
+        yield counter(f"rank_{name}", text, ("worker", "rank"), rows)
+    beliefs = [(labels, load.belief) for labels, load in loads]
     yield gauge("rank_belief", "Share of what a rank promises that is believed.", ("worker", "rank"), beliefs)
     text = "Learnt: how many times longer than all ranks of its models together a rank takes for its work."
     slow = [(labels, router.learning.slowness(dense_rank)) for labels, dense_rank in ranks]
@@ -48,14 +54,14 @@ def audit_metrics(router: Router, registry: WorkerRegistry, traffic: TrafficCoun
 
 def audit_record(router: Router, dense_rank: int) -> dict[str, Any]:
     """What the admin API tells of one rank."""
-    noted = router.learning.audit.rank(dense_rank)
+    noted, load = router.learning.audit.rank(dense_rank), router.book.load(dense_rank)
     return {
         "demoted": noted.demoted,
-        "belief": router.book.load(dense_rank).belief,
+        "belief": load.belief,
         "promised_tokens": noted.promised_tokens,
         "kept_tokens": noted.kept_tokens,
-        "predicted_ttft_seconds": noted.predicted_seconds,
-        "observed_ttft_seconds": noted.observed_seconds,
-        "first_tokens": noted.first_tokens,
+        "predicted_ttft_seconds": load.predicted_seconds,
+        "observed_ttft_seconds": load.observed_seconds,
+        "first_tokens": load.first_tokens,
         "slowness": router.learning.slowness(dense_rank),
     }

@@ -147,9 +147,6 @@ class RequestDispatcher:
         refuse_foreign_page(request.method, path, request.header(b"origin"), request.header(b"host"))
         return Route(self._admin, "", is_inference=False)
 
-    def first_byte(self, route: Route) -> None:
-        """Nothing is measured here: a head may precede its first token by seconds."""
-
     def first_token(self, route: Route) -> None:
         """Prefill is over: its load is gone, and the time that it took is known."""
         flight = route.token

@@ -58,7 +58,7 @@ async def test_an_event_stream_ends_with_an_error_event_and_no_final_chunk() -> 
         assert (error["type"], error["code"]) == ("server_error", "worker_lost")
         assert not answer.whole
         assert await client.closed() == b""
-        assert fleet.told == [("first_byte", "w0"), ("first_token", "w0"), ("upstream_lost", "w0")]
+        assert fleet.told == [("first_token", "w0"), ("upstream_lost", "w0")]
         assert other.requests == []
         assert server.statistics.truncated == 1
 

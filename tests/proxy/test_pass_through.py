@@ -72,7 +72,7 @@ async def test_a_stream_keeps_its_chunks() -> None:
 
         assert received.raw_body == raw
         assert received.whole
-        assert fleet.told == [("first_byte", "w0"), ("first_token", "w0"), ("ok", "w0")]
+        assert fleet.told == [("first_token", "w0"), ("ok", "w0")]
 
 
 async def test_each_event_is_passed_on_at_once() -> None:
@@ -393,7 +393,7 @@ async def test_a_workers_error_is_passed_on_and_told() -> None:
         received = await client.ask(post())
 
         assert (received.status, received.body) == (503, b"x")
-        assert fleet.told == [("first_byte", "w0"), ("error_status", "w0")]
+        assert fleet.told == [("error_status", "w0")]
         assert fleet.statuses == [503]
 
 

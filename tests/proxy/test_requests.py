@@ -197,7 +197,7 @@ async def test_an_error_never_repeats_megabytes_of_what_was_sent() -> None:
     assert len(quoted.body) < 5000
 
 
-@pytest.mark.parametrize("call", ["admit", "try_local", "first_byte", "first_token", "finished"])
+@pytest.mark.parametrize("call", ["admit", "try_local", "first_token", "finished"])
 async def test_a_bug_in_the_dispatcher_harms_one_request_at_most(call: str) -> None:
     """Before the answer it is a 500, after that the answer still arrives; it is counted, reported, and over."""
     reported: list[str] = []

@@ -55,7 +55,7 @@ async def test_a_worker_that_dies_before_its_first_byte_is_replaced() -> None:
 
         assert answer.status == 200
         assert (len(bad.requests), len(good.requests)) == (1, 1)
-        assert fleet.told == [("upstream_lost", "w0"), ("first_byte", "w1"), ("first_token", "w1"), ("ok", "w1")]
+        assert fleet.told == [("upstream_lost", "w0"), ("first_token", "w1"), ("ok", "w1")]
 
 
 async def test_attempts_are_bounded() -> None:
@@ -199,7 +199,7 @@ async def test_a_partial_head_is_not_repeated() -> None:
         answer = await client.ask(post())
 
         assert (answer.status, json.loads(answer.body)["error"]["code"]) == (502, "worker_lost")
-        assert fleet.told == [("first_byte", "w0"), ("upstream_lost", "w0")]
+        assert fleet.told == [("upstream_lost", "w0")]
         assert other.requests == []
 
 

@@ -299,9 +299,6 @@ class Fleet:
                 return Route(endpoint, worker_id, 128, **self.route_options)  # type: ignore[arg-type]
         raise NoWorkerError("every worker is excluded", retry_after_seconds=7)
 
-    def first_byte(self, route: Route) -> None:
-        self.told.append(("first_byte", route.worker_id))
-
     def first_token(self, route: Route) -> None:
         self.told.append(("first_token", route.worker_id))
 

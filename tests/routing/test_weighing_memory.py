@@ -39,6 +39,7 @@ QUESTIONS: dict[str, Callable[[Desk], object]] = {
     "weigh": lambda desk: desk.weigher.weigh(*desk.question),
     "choose": lambda desk: native.RankLoad.choose(desk.loads, {0: 16, 3: 160}, TOKENS, WEIGHTS[0], 0.0),
     "load": lambda _: native.RankLoad(1, 2_000_000, 3, rank=70),
+    "booking": lambda _: native.RankLoad().take(1, 2, 3, 0.0).prefill_tokens,
     "shown": lambda desk: repr(desk.loads[3]),
     "equal": lambda desk: desk.loads[1] == desk.loads[2],
     "weigher": lambda _: native.Weigher(PrefixIndex(), *WEIGHTS),

@@ -57,7 +57,6 @@ def test_however_an_attempt_ends_its_load_is_given_back(service: InProcess, outc
         route = _route(service)
         busy = _loads(service)
         if answered:
-            dispatcher.first_byte(route)
             dispatcher.first_token(route)
         dispatcher.finished(route, outcome, None)
 

@@ -290,6 +290,7 @@ class ClientConnection(asyncio.BufferedProtocol):
             self._peer,
             plane.clock(),
             head.asked,
+            self._parser.length,
         )
         self._head = head
         try:
@@ -297,7 +298,8 @@ class ClientConnection(asyncio.BufferedProtocol):
         except Exception as error:  # noqa: BLE001 - supervised edge: our errors are replies, others are counted
             refusal = error_reply(plane.failed("admit", error))
         if refusal is None:
-            self._reserve(max(self._parser.length, 0))
+            if self._parser.length > 0:
+                self._reserve(self._parser.length)
             return True
         if head.chunked or self._parser.length > 0:
             self._last_reply(refusal)
@@ -340,8 +342,9 @@ class ClientConnection(asyncio.BufferedProtocol):
         if reply is not None:
             self.reply(reply)
             return
-        length = len(body) if head.chunked else self._parser.length
-        exchange = self._exchange = Exchange(self._plane, self, head, request, length)
+        if head.chunked:
+            request.length = len(body)
+        exchange = self._exchange = Exchange(self._plane, self, head, request)
         exchange.start()
 
     def _request_over(self) -> None:

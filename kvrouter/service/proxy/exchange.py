@@ -14,11 +14,9 @@ from typing import Final, Protocol
 from kvrouter.errors import KvrouterError, RoutingError
 
 from .forwarding import render_request
-from .messages import Companion, Reply, Request, Route
-from .plane import DataPlane
+from .messages import Companion, Reply, Route
 from .relay import Client, Relay
 from .replies import UpstreamError, error_reply
-from .request_head import RequestHead
 from .upstream import Upstream
 
 __all__ = ["Exchange", "ReplyingClient"]
@@ -38,25 +36,17 @@ class ReplyingClient(Client, Protocol):
         ...
 
 
-class Exchange(Relay):
-    """One request between one client and the workers tried for it; `length` as in `render_request`."""
-
-    __slots__ = ("_attempts", "_excluded", "_failure", "_length", "_pending", "_task")
+class Exchange(Relay, eq=False):
+    """One request between one client and the workers tried for it."""
 
     _client: ReplyingClient
-
-    def __init__(
-        self, plane: DataPlane, client: ReplyingClient, head: RequestHead, request: Request, length: int
-    ) -> None:
-        super().__init__(plane, client, head, request)
-        self._length = length
-        self._attempts = 0
-        self._excluded: set[str] | tuple[()] = ()
-        self._failure: UpstreamError | None = None
-        """Why the latest attempt failed."""
-        self._task: asyncio.Task[None] | None = None
-        self._pending: Awaitable[Route | Reply] | None = None
-        """What tells the route, while there is none."""
+    _attempts: int = 0
+    _excluded: set[str] | tuple[()] = ()
+    _failure: UpstreamError | None = None
+    """Why the latest attempt failed."""
+    _task: asyncio.Task[None] | None = None
+    _pending: Awaitable[Route | Reply] | None = None
+    """What tells the route, while there is none."""
 
     def start(self) -> None:
         """Ask for a route and follow it."""
@@ -116,7 +106,7 @@ class Exchange(Relay):
         self._route = route
         self._attempts += 1
         self._plane.statistics.attempts += 1
-        kept = self._plane.pool.take(route.endpoint) if self._repeatable(route) else None
+        kept = self._plane.pool.take(route.endpoint) if route.is_inference or self._repeatable(route) else None
         if kept is None:
             self._task = self._plane.spawn(self._connect(route))
         else:
@@ -133,7 +123,7 @@ class Exchange(Relay):
             route.endpoint,
             request_id=request.id,
             extra_headers=route.extra_headers,
-            length=len(body) or self._length,  # Whoever routes may have changed it.
+            length=len(body) or request.length,  # Whoever routes may have changed it.
             body=body if is_short else b"",
         )
         if is_short:

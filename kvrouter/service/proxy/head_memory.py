@@ -5,6 +5,7 @@ are remembered without that line. Nothing is judged here: what is found was read
 """
 
 import re
+from collections.abc import Callable
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 from kvrouter import native_core
@@ -32,13 +33,17 @@ Head = TypeVar("Head", bound=FramedHead)
 class HeadMemory(Generic[Head]):
     """Heads of at most 2 KiB, 512 of each kind, by their bytes without a plain Content-Length."""
 
-    __slots__ = ("framed", "plain")
+    __slots__ = ("framed", "plain", "recall", "recall_whole")
 
     def __init__(self) -> None:
         self.plain: dict[bytes, Head] = {}
         """Heads that leave it to a plain Content-Length where their body ends, or have none."""
         self.framed: dict[bytes, Head] = {}
         """Heads that are `framed`: with a plain Content-Length too they would be ambiguous."""
+        # Hot paths look among `plain` heads by themselves, and ask the rest of this when nothing is found.
+        self.recall: Callable[[bytes | memoryview, int, dict[bytes, Head]], tuple[Head, int, int] | None] = _recall
+        self.recall_whole: Callable[[bytes | memoryview, int, dict[bytes, Head]], tuple[Head, int, bytes] | None]
+        self.recall_whole = _recall_whole
 
     def find(self, data: "bytes | memoryview", size: int) -> tuple[Head, int, int] | None:
         """Look for a remembered head at the beginning of `data[:size]`.
@@ -47,15 +52,7 @@ class HeadMemory(Generic[Head]):
             The head, its Content-Length or -1, and where it ends in `data`; None for a head that is not whole, not
             remembered, or ambiguous about its body.
         """
-        return _recall(data, size, self.plain) or (self._find_framed(data, size) if self.framed else None)
-
-    def find_whole(self, data: "bytes | memoryview", size: int) -> tuple[Head, int, bytes] | None:
-        """Look for a remembered head that `data[:size]` begins with, and whose body is all the rest of it.
-
-        Returns:
-            The head, its plain Content-Length or -1, and the body; None also for heads that frame it in another way.
-        """
-        return _recall_whole(data, size, self.plain)
+        return self.recall(data, size, self.plain) or self.find_framed(data, size)
 
     def keep(self, block: bytes, head: Head) -> None:
         """Remember a head by its bytes without a plain Content-Length."""
@@ -65,8 +62,9 @@ class HeadMemory(Generic[Head]):
                 known.clear()
             known[block] = head
 
-    def _find_framed(self, data: "bytes | memoryview", size: int) -> tuple[Head, int, int] | None:
-        found = _recall(data, size, self.framed)
+    def find_framed(self, data: "bytes | memoryview", size: int) -> tuple[Head, int, int] | None:
+        """As `find`, among the heads alone that are `framed`."""
+        found = self.recall(data, size, self.framed) if self.framed else None
         if found is None or found[1] >= 0:
             return None
         head, _, end = found

@@ -142,6 +142,8 @@ class Request(msgspec.Struct, eq=False):
     received_at: float
     asked: tuple[tuple[bytes, bytes], ...] = ()
     """Those of the headers that ask something of this process about the worker; they are not passed on."""
+    length: int = -1
+    """Of the whole body; -1 where the client announced none."""
 
     def header(self, name: bytes) -> bytes | None:
         """Return the first value of the header `name` (lower-case), or None."""
@@ -164,7 +166,7 @@ class Dispatcher(Protocol):
     """Decides about requests; called on the event loop, so it must be quick.
 
     `KvrouterError`s that it raises become error replies; any other exception is counted and answered with 500.
-    Calls for one request: admit, try_local, then per attempt route, first_byte, first_token, finished.
+    Calls for one request: admit, try_local, then per attempt route, first_token, finished.
     """
 
     def admit(self, request: Request) -> Reply | None:
@@ -177,10 +179,6 @@ class Dispatcher(Protocol):
 
     def route(self, request: Request, excluded: Collection[str]) -> Route | Reply | Awaitable[Route | Reply]:
         """Choose a worker that is not `excluded`; an awaitable is cancelled when the client leaves."""
-        ...
-
-    def first_byte(self, route: Route) -> None:
-        """Note the first byte of the worker's answer."""
         ...
 
     def first_token(self, route: Route) -> None:

@@ -48,7 +48,8 @@ class DataPlane:
         self.date = b""
         self._on_error = on_error
         self._tasks: set[asyncio.Task[None]] = set()
-        self._route_lines: dict[str, bytes] = {}
+        self.route_lines: dict[str, bytes] = {}
+        """What `route_line` returned, by worker."""
         self._id_prefix, self._id_count = secrets.token_hex(8), -1
         self._id_stem = ""
         self.tick()
@@ -89,13 +90,6 @@ class DataPlane:
             self._on_error(where, error)
         return KvrouterError("internal error")
 
-    def first_byte(self, route: Route) -> None:
-        """Tell the dispatcher of the first byte of an answer."""
-        try:
-            self.dispatcher.first_byte(route)
-        except Exception as error:  # noqa: BLE001 - supervised edge: counted and reported
-            self.failed("first_byte", error)
-
     def first_token(self, route: Route) -> None:
         """Tell the dispatcher of the first body byte of a successful answer."""
         try:
@@ -116,13 +110,11 @@ class DataPlane:
         """Return the header lines that tell where a request went, up to the overlap; none where it was no worker's."""
         if not self.limits.route_headers or not route.worker_id:
             return b""
-        line = self._route_lines.get(route.worker_id)
-        if line is None:
-            if len(self._route_lines) >= _ROUTE_LINES_KEPT:
-                self._route_lines.clear()
-            safe = "".join(each if "!" <= each <= "~" else "?" for each in route.worker_id)
-            line = b"\r\nx-kvrouter-worker: %b\r\nx-kvrouter-overlap-tokens: " % safe.encode()
-            self._route_lines[route.worker_id] = line
+        if len(self.route_lines) >= _ROUTE_LINES_KEPT:
+            self.route_lines.clear()
+        safe = "".join(each if "!" <= each <= "~" else "?" for each in route.worker_id)
+        line = b"\r\nx-kvrouter-worker: %b\r\nx-kvrouter-overlap-tokens: " % safe.encode()
+        self.route_lines[route.worker_id] = line
         return line
 
     def _ended(self, task: "asyncio.Task[None]") -> None:

@@ -8,6 +8,8 @@ other body just ends before its announced end.
 from abc import abstractmethod
 from typing import Protocol
 
+import msgspec
+
 from kvrouter.errors import KvrouterError, WireError
 
 from .chunked import ChunkedBody
@@ -46,44 +48,30 @@ class Client(Protocol):
         ...
 
 
-class Relay:
+class Relay(msgspec.Struct, eq=False):
     """The answer's side of an exchange; the consumer of its upstream connection.
 
     One object with the exchange, because both live as long as the request and share most of what they know.
     """
 
-    __slots__ = (
-        "_body",
-        "_buffer",
-        "_client",
-        "_head",
-        "_keep_alive",
-        "_plane",
-        "_request",
-        "_response",
-        "_route",
-        "_silent",
-        "_sink",
-        "_tail",
-        "_tokens_seen",
-        "_upstream",
-    )
-
-    def __init__(self, plane: DataPlane, client: Client, head: RequestHead, request: Request) -> None:
-        self._plane, self._client, self._head, self._request = plane, client, head, request
-        self._route: Route | None = None
-        """The attempt that `Dispatcher.finished` has not been told of yet."""
-        self._upstream: Upstream | None = None
-        """Where the route leads, from when the request was sent."""
-        self._silent = True
-        """Not one byte of an answer is here."""
-        self._buffer = b""
-        self._response: ResponseHead | None = None
-        self._body: LengthBody | ChunkedBody | UntilCloseBody | None = None
-        self._sink: list[bytes] | None = None
-        """Payload without chunked framing, for clients that do not know it (HTTP/1.0)."""
-        self._tail: Tail | None = None
-        self._tokens_seen = False
+    _plane: DataPlane
+    _client: Client
+    _head: RequestHead
+    _request: Request
+    _route: Route | None = None
+    """The attempt that `Dispatcher.finished` has not been told of yet."""
+    _upstream: Upstream | None = None
+    """Where the route leads, from when the request was sent."""
+    _silent: bool = True
+    """Not one byte of an answer is here."""
+    _buffer: bytes = b""
+    _response: ResponseHead | None = None
+    _body: LengthBody | ChunkedBody | UntilCloseBody | None = None
+    _sink: list[bytes] | None = None
+    """Payload without chunked framing, for clients that do not know it (HTTP/1.0)."""
+    _tail: Tail | None = None
+    _tokens_seen: bool = False
+    _keep_alive: bool = False
 
     @abstractmethod
     def _unanswered(self, error: UpstreamError, *, silent: bool) -> None:
@@ -153,21 +141,13 @@ class Relay:
         self._client.cut(abort=not told and isinstance(self._body, UntilCloseBody))
 
     def _read_head(self, data: bytes) -> None:
-        plane = self._plane
-        if self._silent:
-            self._silent = False
-            route = self._route
-            assert route is not None
-            if route.companion is None:
-                self._client.body_done()  # nothing will be sent again
-            if route.body is not None:
-                route.body = None
-            plane.first_byte(route)
+        plane, self._silent = self._plane, False
         if self._buffer:
             data = self._buffer + data
         try:
             heads = plane.response_heads
-            while (found := heads.memory.find(data, len(data)) or heads.read(data)) is not None:
+            memory = heads.memory
+            while (found := memory.recall(data, len(data), memory.plain) or heads.read(data)) is not None:
                 head, length, end = found
                 if head.status >= 200:
                     self._begin(head, length, data, end)
@@ -195,7 +175,6 @@ class Relay:
         if route.companion is not None:
             if head.status >= 500 and self._failed_together(route, head.status):
                 return
-            self._client.body_done()
         if length == len(body) and not head.chunked and not head.bodiless and request.line.method != "HEAD":
             # All of it is here, as with most answers that are no streams: no framing has to be kept.
             self._keep_alive = request.keep_alive and not self._plane.draining
@@ -210,6 +189,8 @@ class Relay:
     def _begin_body(self, head: ResponseHead, length: int, data: bytes) -> None:
         plane, route, request = self._plane, self._route, self._head
         assert route is not None
+        route.body = None
+        self._client.body_done()  # nothing will be sent again, and the answer may take its time
         self._sink = [] if request.line.http10 and head.chunked else None
         body = head.body(request.line.method, length, self._sink)
         end = body.feed(data)
@@ -233,7 +214,7 @@ class Relay:
             head,
             length=length,
             request_id=self._request.id,
-            route_line=plane.route_line(route),
+            route_line=plane.route_lines.get(route.worker_id) or plane.route_line(route),
             overlap_tokens=route.overlap_tokens,
             keep_alive=self._keep_alive,
             http10=self._head.line.http10,

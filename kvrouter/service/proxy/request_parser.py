@@ -104,7 +104,8 @@ class RequestParser:
 
         What most requests are, without a copy more than the body itself.
         """
-        found = None if self._buffer else self._memory.find_whole(data, size)
+        memory = self._memory
+        found = None if self._buffer else memory.recall_whole(data, size, memory.plain)
         if found is None:
             return None
         head, length, body = found

@@ -142,11 +142,14 @@ class ResponseHeads:
     def read(self, data: bytes) -> tuple[ResponseHead, int, int] | None:
         """Return the head that `data` begins with, its Content-Length or -1, and its end; None until it is whole.
 
-        For heads that `memory` does not find.
+        For heads that are not among the `plain` ones of `memory`.
 
         Raises:
             WireError: anything malformed or ambiguous.
         """
+        found = self.memory.find_framed(data, len(data))
+        if found is not None:
+            return found
         end = data.find(b"\r\n\r\n")
         if end < 0:
             return None
