@@ -23,6 +23,9 @@ int kvr_digits_none(const struct kvr_digits *digits);
  * plain integers 0..2^32-1 with commas and white space between them. */
 int kvr_digits_read(const struct kvr_digits *digits, size_t count, uint8_t *words);
 
+/* Find out what the processor can; called once, before anything is read. */
+void kvr_digits_choose(void);
+
 /* The words as Python's bytes; NULL without an exception where the text is anything else. Other threads may run
  * meanwhile, if they cannot change the text. */
 PyObject *kvr_digits_words(const struct kvr_digits *digits, int may_unlock);

@@ -132,5 +132,6 @@ static PyMethodDef functions[] = {
 
 int kvr_add_json_tokens(PyObject *module)
 {
+    kvr_digits_choose();
     return PyModule_AddFunctions(module, functions);
 }

@@ -101,7 +101,7 @@ class LoadBook:
     def take(
         self, booking_id: Hashable, load: RankLoad, prefill_tokens: int, *, prompt_tokens: int, blocks: int, now: float
     ) -> Booking:
-        """As `reserve`, without a lease and shared blocks, on the rank of a load of this book: the way of every request."""
+        """As `reserve` without a lease and shared blocks, for a load of this book: the way of every request."""
         bookings = self.bookings
         if booking_id in bookings:
             raise ValueError(f"{booking_id!r} is booked already")

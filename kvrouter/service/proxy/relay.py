@@ -172,9 +172,8 @@ class Relay(msgspec.Struct, eq=False):
         """Send the head and what came with it of the body, which begins at `start`, in one piece."""
         request, body, route = self._head, data[start:], self._route
         assert route is not None
-        if route.companion is not None:
-            if head.status >= 500 and self._failed_together(route, head.status):
-                return
+        if route.companion is not None and head.status >= 500 and self._failed_together(route, head.status):
+            return
         if length == len(body) and not head.chunked and not head.bodiless and request.line.method != "HEAD":
             # All of it is here, as with most answers that are no streams: no framing has to be kept.
             self._keep_alive = request.keep_alive and not self._plane.draining
