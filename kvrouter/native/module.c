@@ -20,7 +20,7 @@ static int fill(PyObject *module)
     if (kvr_add_hashing(module) || kvr_add_token_list(module) || kvr_add_json_tokens(module) ||
         kvr_add_json_body(module) || kvr_add_json_hashes(module) || kvr_add_index_type(module) || kvr_add_predictions_type(module) ||
         kvr_add_load_type(module) || kvr_add_booking_type(module) || kvr_add_weigher_type(module) ||
-        kvr_add_http_heads(module) ||
+        kvr_add_histogram_type(module) || kvr_add_http_heads(module) ||
         kvr_add_http_chunks(module) || kvr_add_http_usage(module) || kvr_add_http_text(module) ||
         kvr_add_block_table(module) || kvr_add_mapped_index_type(module) || kvr_add_zmtp_frames(module) ||
         kvr_add_ingest_digests(module) || kvr_add_payloads_type(module) ||

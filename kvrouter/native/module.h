@@ -25,6 +25,7 @@ int kvr_add_block_table(PyObject *module);
 int kvr_add_load_type(PyObject *module);
 int kvr_add_booking_type(PyObject *module);
 int kvr_add_weigher_type(PyObject *module);
+int kvr_add_histogram_type(PyObject *module);
 int kvr_add_ingest_digests(PyObject *module);
 int kvr_add_zmtp_frames(PyObject *module);
 int kvr_add_payloads_type(PyObject *module);

@@ -1,18 +1,21 @@
 """Plain counters of what passes through the router; `metrics.py` reads them when Prometheus asks.
 
-Observing costs a bisection and two additions: no labels are looked up and nothing is formatted per request.
+No labels are looked up and nothing is formatted per request.
 """
 
 from bisect import bisect_left
+from typing import TYPE_CHECKING
 
-__all__ = ["Histogram", "TrafficCounters"]
+from kvrouter import native_core
+
+__all__ = ["Histogram", "PlainCounts", "TrafficCounters"]
 
 SECONDS_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 RATIO_BOUNDS = (0.1, 0.25, 0.5, 0.67, 0.8, 0.9, 1.0, 1.11, 1.25, 1.5, 2.0, 4.0, 10.0)
 
 
-class Histogram:
-    """Counts per bucket, with the sum; upper bounds are inclusive as Prometheus has them."""
+class PlainCounts:
+    """What a histogram counts; the reference."""
 
     __slots__ = ("bounds", "counts", "total")
 
@@ -21,10 +24,22 @@ class Histogram:
         self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
 
-    def observe(self, value: float) -> None:
+    def observe(self, value: float, /) -> None:
         """Count one value."""
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
+
+
+if TYPE_CHECKING or not native_core.present:
+    Counts = PlainCounts
+else:
+    Counts = native_core.native.Histogram
+
+
+class Histogram(Counts):
+    """Counts per bucket, with the sum; upper bounds are inclusive as Prometheus has them."""
+
+    __slots__ = ()
 
     def cumulative(self) -> list[tuple[str, float]]:
         """Return the buckets as Prometheus wants them: upper bound and how many values are not above it."""

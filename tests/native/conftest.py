@@ -17,6 +17,7 @@ _OF_THE_CORE = [
     "test_failing_readers.py",
     "test_failing_tables.py",
     "test_hashing.py",
+    "test_histogram.py",
     "test_json_hashes.py",
     "test_json_tokens.py",
     "test_long_histories.py",
