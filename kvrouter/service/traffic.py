@@ -30,7 +30,7 @@ class PlainCounts:
         self.total += value
 
 
-if TYPE_CHECKING or not native_core.present:
+if TYPE_CHECKING or not native_core.present:  # noqa: SIM108 - a type checker takes no expression for a class
     Counts = PlainCounts
 else:
     Counts = native_core.native.Histogram
