@@ -224,11 +224,10 @@ class RequestDispatcher:
             room=self._room,
             batch=body.batch,
         )
-        traffic, policy = self._traffic, decision.policy
-        traffic.routed += 1
+        traffic = self._traffic
         traffic.prompt_tokens += decision.prompt_tokens
         traffic.overlap_tokens += decision.overlap_tokens
-        traffic.by_policy[policy] = traffic.by_policy.get(policy, 0) + 1
+        traffic.by_policy[decision.policy] += 1
         prefill = _prefill_of(route) if self._registry.prefillers else None
         first_stage = None if prefill is None else prefill.decision
         self._decisions.record(request.id, decision, model, now + self._wall_offset, first_stage)

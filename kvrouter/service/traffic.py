@@ -4,6 +4,7 @@ No labels are looked up and nothing is formatted per request.
 """
 
 from bisect import bisect_left
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from kvrouter import native_core
@@ -63,21 +64,25 @@ class TrafficCounters:
         "refused_unknown_model",
         "request_seconds",
         "reservations_expired",
-        "routed",
         "selections",
         "ttft_ratio",
         "ttft_seconds",
     )
 
     def __init__(self) -> None:
-        self.routed = self.other_requests = 0
+        self.other_requests = 0
         self.prompt_tokens = self.overlap_tokens = 0
         self.refused_unknown_model = self.refused_no_worker = 0
         self.reservations_expired = 0
-        self.by_policy: dict[str, int] = {}
+        self.by_policy: defaultdict[str, int] = defaultdict(int)
         self.selections: dict[str, int] = {}
         """Calls of the selection API by route."""
         self.ttft_seconds = Histogram(SECONDS_BOUNDS)
         self.ttft_ratio = Histogram(RATIO_BOUNDS)
         """Times to first token, as multiples of what was predicted."""
         self.request_seconds = Histogram(SECONDS_BOUNDS)
+
+    @property
+    def routed(self) -> int:
+        """Requests for which a rank was chosen."""
+        return sum(self.by_policy.values())

@@ -105,3 +105,5 @@ class InferenceBody(msgspec.Struct, eq=False, gc=False):
     has_engine_arguments: bool = False
     """Whether there are `vllm_xargs`."""
     user: str | None = None
+    is_usual: bool = False
+    """Whether it is one array of token ids, all in `words`, and nothing else decides what they mean."""

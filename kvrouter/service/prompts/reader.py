@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
+from kvrouter import native_core
 from kvrouter.errors import RequestError
 from kvrouter.service.prompts.body import (
     ChatFields,
@@ -43,10 +44,10 @@ class RequestReader:
         self._chat = msgspec.json.Decoder(ChatFields).decode
         self._responses = msgspec.json.Decoder(ResponsesFields).decode
         self._model = msgspec.json.Decoder(ModelField).decode
-        self._usual = {
-            "/v1/completions": self._prompts.read_usual,
-            "/v1/embeddings": self._inputs.read_usual,
-        }
+        self._usual: dict[str, Callable[[bytes], InferenceBody | None]] = {}
+        if native_core.present:
+            self._usual["/v1/completions"] = self._prompts.read_usual
+            self._usual["/v1/embeddings"] = self._inputs.read_usual
         self._readers: dict[str, Callable[[bytes], InferenceBody]] = {
             "/v1/chat/completions": self._read_chat,
             "/v1/completions": self._read_completion,

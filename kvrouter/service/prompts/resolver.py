@@ -130,15 +130,13 @@ class PromptResolver:
 
         `model_profile` is the model whose tokenizer is meant: the one that the body names, or the service's default.
         """
+        if body.is_usual and not self._adapters:
+            self.statistics.token_ids += 1
+            return Prompt(body.words)  # nothing to look up: the most frequent case should cost least
         if body.batch > 1:
             self.statistics.batches += 1
         if body.kind == "none":
             return None
-        if body.kind == "token_ids" and not (
-            self._adapters or body.cache_salt or body.nodes or body.truncate_prompt_tokens
-        ):
-            self.statistics.token_ids += 1
-            return Prompt(body.words)  # nothing to look up: the most frequent case should cost least
         base = self._adapters.get(model_profile, model_profile) if model_profile is not None else None
         salt = body.cache_salt.encode() if body.cache_salt else b""
         asked = _Asked(body, model_profile, salt, None if base == model_profile else model_profile)

@@ -54,15 +54,13 @@ class TokenArrayReader(Generic[Fields]):
     def read_usual(self, body: bytes) -> InferenceBody | None:
         """Read a body that has token ids, `model`, `stream`, `max_tokens` and nothing else of interest.
 
-        None: read it another way, which also says what is wrong with it.
+        None: read it another way, which also says what is wrong with it. Only with the native core.
         """
-        if not native_core.present:
-            return None
         found = native_core.native.read_token_body(body, self._bare_name, self._watched)
         if found is None:
             return None
         words, model, stream, max_tokens = found
-        return InferenceBody("token_ids", model, stream, None, None, max_tokens, words=words)
+        return InferenceBody("token_ids", model, stream, None, None, max_tokens, words=words, is_usual=True)
 
     def read(self, body: bytes) -> tuple[Fields, list[PrefixNode], bytes] | None:
         """Return the fields, the remembered nodes and the token ids after them; None: read it the plain way.
