@@ -82,6 +82,11 @@ class Duplex:
         return self._inbound.error
 
     @property
+    def is_whole(self) -> bool:
+        """Everything has arrived, and has been taken; the stream has not failed."""
+        return self._inbound.ended and self._inbound.error is None and not len(self._inbound)
+
+    @property
     def waiting(self) -> int:
         """Items that can be taken without waiting."""
         return len(self._inbound)

@@ -62,6 +62,7 @@ class PlaneMetrics:
         self._errors = Counter(
             "transport_errors", "Failures of transports.", ("transport", "error_type"), registry=registry
         )
+        self._known: dict[tuple[str, str], tuple[Counter, Gauge, Histogram]] = {}
 
     def client(self, client: RequestClient, transport: str, *, response: str | None = None) -> "InstrumentedClient":
         """Wrap a client; `response` is the transport of its answers where they have one of their own."""
@@ -69,8 +70,9 @@ class PlaneMetrics:
 
     def begin(self, transport: str, plane: str) -> Callable[[], float]:
         """Something has begun; call what is returned when it is over, for the seconds that it took."""
-        self._requests.labels(transport, plane).inc()
-        active, began = self._active.labels(transport, plane), perf_counter()
+        requests, active, _ = self._of(transport, plane)
+        began = perf_counter()
+        requests.inc()
         active.inc()
 
         def over() -> float:
@@ -81,13 +83,24 @@ class PlaneMetrics:
 
     def succeeded(self, transport: str, plane: str, seconds: float) -> None:
         """It took so long."""
-        self._latency.labels(transport, plane).observe(seconds)
+        self._of(transport, plane)[2].observe(seconds)
 
     def failed(self, transport: str, error: Exception) -> None:
         """It has failed; counted where that is an error of the transport."""
         for error_type, classes in _ERROR_TYPES:
             if isinstance(error, classes):
                 self._errors.labels(transport, error_type).inc()
+
+    def _of(self, transport: str, plane: str) -> tuple[Counter, Gauge, Histogram]:
+        """Looked up once: there are few transports, and many requests."""
+        known = self._known.get((transport, plane))
+        if known is None:
+            known = self._known[transport, plane] = (
+                self._requests.labels(transport, plane),
+                self._active.labels(transport, plane),
+                self._latency.labels(transport, plane),
+            )
+        return known
 
 
 class InstrumentedClient:

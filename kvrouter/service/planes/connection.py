@@ -149,26 +149,28 @@ class PlaneConnection:
         self._caller.figures.ttft_seconds.observe(perf_counter() - began)
         is_chunked = "content-length" not in head.headers and head.status not in _BODILESS
         data = _render(head, is_chunked=is_chunked)
-        while True:
+        while self.consumer is not None:
             if stream.waiting:
                 items = [await anext(stream) for _ in range(stream.waiting)]
                 data += _chunk(items) if is_chunked else b"".join(items)
-            self._tell(data)
-            if self.consumer is None:
-                break
-            if self._flowing is not None:
-                await self._flowing
-            try:
-                item = await anext(stream)
-            except StopAsyncIteration:
-                if is_chunked:
-                    self._tell(_LAST_CHUNK)
-                else:
-                    self._end(UpstreamError("the worker's answer is shorter than it says", outcome="bad_response"))
-                break
-            data = _chunk([item]) if is_chunked else item
-        if self._released:
+            is_whole = stream.is_whole
+            self._tell(data + _LAST_CHUNK if is_whole and is_chunked else data)
+            if is_whole:
+                self._end(UpstreamError("the worker's answer is shorter than it says", outcome="bad_response"))
+            elif self.consumer is not None:
+                if self._flowing is not None:
+                    await self._flowing
+                data = await self._next(stream, is_chunked=is_chunked)
+        if self._released and not stream.is_whole:
             await _until_ended(stream)
+
+    async def _next(self, stream: ClientStream, *, is_chunked: bool) -> bytes:
+        """The next piece of the body; nothing where there is none."""
+        try:
+            item = await anext(stream)
+        except StopAsyncIteration:
+            return b""
+        return _chunk([item]) if is_chunked else item
 
     def _tell(self, data: bytes) -> None:
         consumer = self.consumer
