@@ -6,17 +6,18 @@ are states, and the next one is newer.
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
 
 from kvrouter.errors import MissingExtraError
-from kvrouter.service.logs import log_event
+from kvrouter.transport.nats_access import NatsAccess
 
 try:
     from nats.aio.client import Client
     from nats.aio.msg import Msg
     from nats.errors import Error as NatsError
+
+    from kvrouter.transport.nats_connecting import connect_nats
 except ImportError as error:
     raise MissingExtraError("reporting over NATS", "nats") from error
 
@@ -24,14 +25,12 @@ __all__ = ["Broker", "Msg"]
 
 _CLOSE_SECONDS: Final = 2.0
 
-_log = logging.getLogger("kvrouter.reporting")
-
 
 class Broker:
-    """One connection, for all that reports of a service; lives on one event loop."""
+    """One connection, for all that reports; lives on one event loop."""
 
-    def __init__(self, server: str, *, service: str) -> None:
-        self._server, self._service = server, service
+    def __init__(self, server: str, access: NatsAccess | None = None) -> None:
+        self._server, self._access = server, access
         self._client: Client | None = None
         self._opening = asyncio.Lock()
 
@@ -41,19 +40,15 @@ class Broker:
         return self._client is not None and self._client.is_connected
 
     async def connect(self) -> None:
-        """Connect, however long that takes.
+        """Connect, unless that was done.
 
         Raises:
-            ConnectionError: the server refuses us, or is none.
+            TransportError: the server cannot be reached, or refuses us.
         """
         async with self._opening:
             if self._client is None:
-                try:
-                    self._client = await self._connected()
-                except (NatsError, OSError) as error:
-                    raise ConnectionError(f"NATS: {type(error).__name__}: {error}") from None
-                except (ValueError, TypeError, LookupError, AttributeError) as error:
-                    raise ConnectionError(f"the server does not speak NATS ({type(error).__name__})") from None
+                # What is written while the server is away would arrive late.
+                self._client = await connect_nats(self._server, self._access, pending_size=0)
 
     async def listen(self, subject: str, heard: Callable[[Msg], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
         """Call `heard` with each message of a subject; returns what ends that. Needs `connect`."""
@@ -94,31 +89,7 @@ class Broker:
     async def close(self) -> None:
         """Close the connection, if there is one. May be called again."""
         client, self._client = self._client, None
-        if client is not None:
-            await _end(client)
-
-    async def _connected(self) -> Client:
-        async def failed(error: Exception) -> None:
-            log_event(_log, logging.DEBUG, "reporting_connection", service=self._service, error=type(error).__name__)
-
-        client = Client()
-        try:
-            await client.connect(
-                self._server,
-                name="kvrouter-reporting",
-                reconnect_time_wait=1,
-                max_reconnect_attempts=-1,
-                pending_size=0,  # What is written while the server is away would arrive late.
-                error_cb=failed,
-            )
-        except BaseException:
-            await asyncio.shield(_end(client))  # Also when we are cancelled: a socket may be open.
-            raise
-        return client
-
-
-async def _end(client: Client) -> None:
-    if not client.is_closed:
-        with contextlib.suppress(TimeoutError, NatsError, OSError):
-            async with asyncio.timeout(_CLOSE_SECONDS):
-                await client.close()
+        if client is not None and not client.is_closed:
+            with contextlib.suppress(TimeoutError, NatsError, OSError):
+                async with asyncio.timeout(_CLOSE_SECONDS):
+                    await client.close()

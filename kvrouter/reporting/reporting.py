@@ -23,6 +23,7 @@ from kvrouter.reporting.service_records import EndpointStats, ServiceIdentity, m
 from kvrouter.service.logs import log_event
 from kvrouter.transport.context import Context
 from kvrouter.transport.messages import Request
+from kvrouter.transport.nats_access import NatsAccess
 from kvrouter.transport.plane_settings import EventPlane, RequestPlane
 from kvrouter.transport.server_stream import Handler
 
@@ -47,9 +48,11 @@ class Reporting:
         name: namespace and component, as `serve` has it.
         plane: the process's request plane.
         nats_server: URL of the NATS server; only looked at where the plane is `nats`.
+        nats_access: who we are to that server, beyond what its URL says.
         event_plane: where the process sends its cache events; only to say so where that is not silent.
         registry: where gauges are shown; None for none.
         collects: whether this process collects the stats of its service too, as Dynamo's workers do.
+        expected: how many instances there are, where the process knows.
         refresh: finds out the load of each rank, where nobody publishes it: called when the endpoint is asked, and
             every second where the plane is `nats`. Whose load it is need not be said.
         worker_id: by which name routers know this worker; None: by its instance id.
@@ -61,9 +64,11 @@ class Reporting:
         *,
         plane: RequestPlane,
         nats_server: str | None = None,
+        nats_access: NatsAccess | None = None,
         event_plane: EventPlane = "zmq",
         registry: CollectorRegistry | None = None,
         collects: bool = True,
+        expected: Callable[[], int] | None = None,
         refresh: Refresh | None = None,
         worker_id: str | None = None,
     ) -> None:
@@ -71,9 +76,10 @@ class Reporting:
         self.service = service_name(self.namespace, component)
         self.metrics = KvMetrics(registry)
         self.tasks: tuple[asyncio.Task[None], ...] = ()
-        self._plane, self._nats_server, self._event_plane = plane, nats_server, event_plane
+        self._plane, self._event_plane = plane, event_plane
+        self._nats_server, self._nats_access = nats_server, nats_access
         self._registry, self._collects, self._refresh = registry, collects, refresh
-        self._worker_id = worker_id
+        self._worker_id, self._expected = worker_id, expected
         self._counts: dict[str, HandlerCounts] = {}
 
     def handlers(self, handlers: Mapping[str, Handler]) -> dict[str, Handler]:
@@ -124,7 +130,7 @@ class Reporting:
         try:
             from kvrouter.reporting.broker import Broker  # noqa: PLC0415 - its client only where it is needed
 
-            return Broker(self._nats_server or "", service=self.service)
+            return Broker(self._nats_server or "", self._nats_access)
         except KvrouterError as error:
             log_event(_log, logging.DEBUG, "reporting_not_started", service=self.service, error=str(error))
             return None
@@ -140,7 +146,10 @@ class Reporting:
         answers = StatsAnswers(broker, identity, started=started, read=lambda: self._endpoint_stats(identity))
         jobs: list[_Job] = [("service stats", self._persistently("service_stats", broker, answers.start))]
         if self._collects:
-            collector, gauges = StatsCollector(broker, self.service), StatsGauges(self._registry or CollectorRegistry())
+            collector, gauges = (
+                StatsCollector(broker, self.service, expected=self._expected),
+                StatsGauges(self._registry or CollectorRegistry()),
+            )
 
             async def collect() -> None:
                 await collector.run(lambda collected: gauges.show(self.service, collected))

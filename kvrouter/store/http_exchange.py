@@ -128,7 +128,7 @@ class HttpAnswer:
                 raise ConnectionError("the connection was closed before the answer was whole")
             self._head_bytes += 0 if self._begun and self.status != _CONTINUE else len(data)
             self._parser.feed_data(data)
-            if not self._begun and self._head_bytes > _HEAD_BYTES_MAX:
+            if not (self._begun and self.status != _CONTINUE) and self._head_bytes > _HEAD_BYTES_MAX:
                 raise ConnectionError(f"the head of the answer exceeds {_HEAD_BYTES_MAX} bytes")
 
     # What the parser calls.

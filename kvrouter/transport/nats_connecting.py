@@ -61,6 +61,9 @@ async def connect_nats(
         reason = next((each for each in reasons if _is_final(each)), told_last)
         await _close(client)
         raise _failure(server, reason) from None
+    except BaseException:
+        await asyncio.shield(_close(client))  # Cancelled in the middle, it would leave a socket open.
+        raise
     return client
 
 

@@ -119,6 +119,7 @@ async def serving(options: WorkerOptions) -> AsyncIterator[tuple[ServedWorker, i
             options.name,
             plane=options.request_plane,
             nats_server=options.nats_server,
+            nats_access=options.servers.security.nats,
             registry=figures,
             refresh=load.reports,
             worker_id=options.worker_id,

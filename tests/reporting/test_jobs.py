@@ -9,15 +9,17 @@ from typing import Any, get_args
 
 import pytest
 
+from kvrouter.events.nats_names import NatsCredentials
 from kvrouter.reporting import Reporting
 from kvrouter.reporting.kv_metrics import LOAD_METRICS
 from kvrouter.transport.context import Context
 from kvrouter.transport.messages import Request
+from kvrouter.transport.nats_access import NatsAccess
 from kvrouter.transport.plane_settings import EventPlane, RequestPlane, plane_settings
 from kvrouter.transport.serve import serve
 from tests.listening import listening
 from tests.reporting.conftest import Run
-from tests.servers import NatsServer
+from tests.servers import NatsServer, nats_server
 
 NATS_JOBS = {"service stats", "service stats collector", "kv metrics"}
 
@@ -119,7 +121,7 @@ def test_stats_that_cannot_start_do_not_keep_a_worker_from_serving(
             writer.write(b"220 mail.example.org\r\n")
 
     async def scenario() -> None:
-        events = ("reporting_connection", "report_not_started", "reporting_not_started")
+        events = ("report_not_started", "reporting_not_started")
         async with listening(nonsense) as port:
             reporting = Reporting("demo/backend", plane="nats", nats_server=f"nats://127.0.0.1:{port}")
             handlers = reporting.handlers({"silent": silent})
@@ -151,3 +153,27 @@ def test_events_over_nats_are_pointed_out_where_requests_are_not(
     run(scenario())
     expected = [{"level": "WARNING", "request_plane": "http", "service": "demo_backend"}] if events == "nats" else []
     assert logged(lines, "events_use_nats") == expected
+
+
+def test_a_server_that_asks_who_we_are_is_told(
+    lines: pytest.LogCaptureFixture, run: Run, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """A-006, A-009: by the URL or beside it; whom it does not know is not told elsewhere what was shown."""
+
+    async def scenario(server: NatsServer) -> None:
+        known = NatsAccess(credentials=NatsCredentials(token="open-sesame"))
+        by_url = server.url.replace("nats://", "nats://open-sesame@")
+        for url, access in ((by_url, None), (server.url, known)):
+            reporting = Reporting("demo/backend", plane="nats", nats_server=url, nats_access=access)
+            async with reporting.running(1):
+                await reporting.tasks[0]
+        assert logged(lines, "report_not_started") == []
+
+        stranger = Reporting("demo/backend", plane="nats", nats_server=by_url.replace("open", "shut"))
+        async with stranger.running(1):
+            while not logged(lines, "report_not_started"):
+                await asyncio.sleep(0.01)
+
+    with nats_server(tmp_path_factory.mktemp("nats"), configuration='authorization { token: "open-sesame" }') as server:
+        run(scenario(server))
+    assert "sesame" not in str([record.__dict__["fields"] for record in lines.records])

@@ -120,7 +120,7 @@ def test_reports_are_published_as_they_change(nats: NatsServer, run: Run) -> Non
         client = await nats_client.connect(nats.url)
         followed = await client.subscribe(SUBJECT)
         await client.flush()
-        broker, metrics = Broker(nats.url, service="demo_backend"), KvMetrics()
+        broker, metrics = Broker(nats.url), KvMetrics()
         await broker.connect()
         metrics.publish(report(1))
         publication = KvMetricsPublication(broker, metrics, subject=SUBJECT)

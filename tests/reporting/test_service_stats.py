@@ -43,7 +43,7 @@ async def worker(server: NatsServer, number: int) -> AsyncIterator[Reporting]:
 @contextlib.asynccontextmanager
 async def broker(server: NatsServer) -> AsyncIterator[Broker]:
     """A connection to ask over."""
-    connection = Broker(server.url, service="test")
+    connection = Broker(server.url)
     await connection.connect()
     try:
         yield connection
