@@ -6,7 +6,7 @@ import msgspec
 from fastapi import FastAPI, Query, Request
 
 from kvrouter.errors import GatewayError
-from kvrouter.gateway.composition import Gateway
+from kvrouter.gateway.composition import FIGURES, Gateway
 from kvrouter.gateway.cutover import Shares
 
 __all__ = ["add_admin_routes"]
@@ -76,7 +76,7 @@ def add_admin_routes(api: FastAPI, gateway: Gateway) -> None:
     @api.get("/admin/shadow", tags=["admin"])
     async def list_samples(limit: Annotated[int, Query(ge=1, le=10_000)] = 20) -> list[dict[str, Any]]:
         """List the last differences between both sides, the newest first."""
-        told = await gateway.siblings.ask()
+        told = await gateway.siblings.ask_all(FIGURES)
         samples = [sample for each in told for sample in each["samples"]]
         return sorted(samples, key=lambda sample: float(sample["time"]), reverse=True)[:limit]
 

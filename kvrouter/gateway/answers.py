@@ -1,11 +1,11 @@
 """One whole HTTP answer, before it is sent. Pure."""
 
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from kvrouter.errors import GatewayError
 from kvrouter.gateway.error_table import error_body
 
-__all__ = ["JSON", "Answer", "RawHeaders", "error_answer"]
+__all__ = ["JSON", "Answer", "RawHeaders", "error_answer", "unpack_answer"]
 
 RawHeaders: TypeAlias = tuple[tuple[bytes, bytes], ...]
 
@@ -42,3 +42,9 @@ def error_answer(error: GatewayError) -> Answer:
     if error.retry_after_seconds is not None:
         headers += ((b"retry-after", str(error.retry_after_seconds).encode()),)
     return Answer(error.status, error_body(error), headers)
+
+
+def unpack_answer(packed: Any) -> Answer:
+    """Return an answer that came from another process as a list."""
+    status, body, headers = packed
+    return Answer(status, body, tuple((name, value) for name, value in headers))

@@ -16,7 +16,7 @@ from kvrouter import __version__
 from kvrouter.errors import GatewayError
 from kvrouter.gateway.admin import add_admin_routes
 from kvrouter.gateway.answers import error_answer
-from kvrouter.gateway.composition import Gateway
+from kvrouter.gateway.composition import FIGURES, Gateway
 from kvrouter.gateway.counters import GatewayCounters
 from kvrouter.gateway.endpoint import send_answer
 from kvrouter.gateway.metrics import exposition
@@ -107,7 +107,7 @@ def _add_metrics(api: FastAPI, gateway: Gateway) -> None:
     @api.get("/metrics", tags=["gateway"], response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Tell Prometheus what was counted, by all processes behind the port."""
-        told = await gateway.siblings.ask()
+        told = await gateway.siblings.ask_all(FIGURES)
         counters, *others = [GatewayCounters.from_json(each["counters"]) for each in told]
         for other in others:
             counters.add(other)

@@ -8,10 +8,10 @@ from urllib.parse import quote
 import msgspec
 
 from kvrouter.errors import GatewayError
-from kvrouter.gateway.metadata import KEY_CHARACTERS_MAX, Caller
+from kvrouter.gateway.metadata import KEY_CHARACTERS_MAX, Caller, read_headers
 from kvrouter.gateway.route_table import Route
 
-__all__ = ["Call", "read_call"]
+__all__ = ["Call", "pack_call", "read_call", "unpack_call"]
 
 _decode = msgspec.json.Decoder().decode
 
@@ -26,6 +26,7 @@ class Call:
     raw_path: bytes
     query: bytes
     headers: Sequence[tuple[bytes, bytes]]
+    variables: Mapping[str, str]
     caller: Caller
     request_id: str
     body: bytes
@@ -66,6 +67,7 @@ def read_call(
         raw_path=scope.get("raw_path") or quote(path).encode(),
         query=scope.get("query_string", b""),
         headers=scope["headers"],
+        variables=variables,
         caller=caller,
         request_id=request_id,
         body=body,
@@ -73,6 +75,20 @@ def read_call(
         key=key,
         wants_stream=route.stream is not None and _asks_for_stream(values, caller),
     )
+
+
+def pack_call(call: Call) -> list[Any]:
+    """Return what another process needs to read the same call."""
+    scope = {"method": call.method, "path": call.path, "raw_path": call.raw_path, "query_string": call.query}
+    return [scope, list(call.headers), dict(call.variables), call.request_id, call.body]
+
+
+def unpack_call(route: Route, packed: Any) -> Call:
+    """Read a call of another process, which has read it before."""
+    scope, headers, variables, request_id, body = packed
+    scope["headers"] = [(name, value) for name, value in headers]
+    caller = read_headers(scope["headers"])
+    return read_call(route, variables, scope, caller=caller, request_id=request_id, body=body)
 
 
 def _asks_for_stream(values: dict[str, Any], caller: Caller) -> bool:

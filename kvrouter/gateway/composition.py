@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from kvrouter.gateway.bodies import BodyReader
 from kvrouter.gateway.counters import GatewayCounters
@@ -26,7 +26,10 @@ from kvrouter.gateway.translation import Translation
 from kvrouter.settings import Settings
 from kvrouter.store.key_values import open_key_value_store
 
-__all__ = ["Gateway", "Place"]
+__all__ = ["FIGURES", "Gateway", "Place"]
+
+FIGURES: Final = "figures"
+"""What processes ask each other for when somebody asks one of them."""
 
 _log = logging.getLogger("kvrouter.gateway")
 
@@ -61,7 +64,7 @@ class Gateway:
         self.link = NatsLink(nats_servers(ours.nats_url), options=credentials, tls=nats_tls(ours), told=self._link_said)
         self.store = open_key_value_store(ours.store)
         self.cutover = Cutover(self.table, self.store.bucket(BUCKET))
-        self.siblings = Siblings(place.folder, place.number, place.count, self._told)
+        self.siblings = Siblings(place.folder, place.number, place.count, self._answer_sibling)
         self.legacy = LegacyClient(sends_authorization=not self.guard.asks_for_keys) if self.cutover.is_needed else None
         self._parts = self._make_parts(place)
         self.answers, self.shadow = self._parts.answers, self._parts.shadow
@@ -88,6 +91,7 @@ class Gateway:
             # Rounded up: fewer than were asked for would be refused in a process while another one has room.
             slots=StreamSlots(-(-ours.streams_max // place.count), counters),
             cutover=self.cutover,
+            siblings=self.siblings,
             shadow=Shadow(
                 requests_max=ours.shadow_requests_max,
                 samples_max=ours.shadow_samples_max,
@@ -114,8 +118,15 @@ class Gateway:
             legacy = LegacyService(self.legacy, timeout_seconds=timeout)
         return Endpoint(route, nats, legacy, self._parts)
 
+    async def _answer_sibling(self, kind: str, question: Any) -> Any:
+        """Answer a process beside us."""
+        if kind == FIGURES:
+            return self._told()
+        route, packed = question
+        return await self.endpoints[route].answer_sibling(packed)
+
     def _told(self) -> dict[str, Any]:
-        """What this process says of itself; processes beside it ask for it."""
+        """What this process says of itself."""
         self.counters.gauges.update(
             idempotency_answers=len(self.answers),
             idempotency_bytes=self.answers.bytes,

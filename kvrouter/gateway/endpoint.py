@@ -9,15 +9,17 @@ import uuid
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
-from kvrouter.errors import GatewayError
-from kvrouter.gateway.answers import Answer, RawHeaders, error_answer
+from kvrouter.errors import GatewayError, TransportError, UnreachableError
+from kvrouter.gateway.answers import Answer, RawHeaders, error_answer, unpack_answer
 from kvrouter.gateway.bodies import BodyReader, ClientGoneError
-from kvrouter.gateway.calls import Call, read_call
+from kvrouter.gateway.calls import Call, pack_call, read_call, unpack_call
 from kvrouter.gateway.counters import GatewayCounters
 from kvrouter.gateway.cutover import Cutover
+from kvrouter.gateway.error_table import gateway_error
 from kvrouter.gateway.event_stream import SSE_HEADERS, Ending, EventStream, relay
 from kvrouter.gateway.idempotency import AnswerStore, RequestKey, body_digest
 from kvrouter.gateway.legacy import LegacyService
@@ -26,6 +28,7 @@ from kvrouter.gateway.nats_service import NatsService
 from kvrouter.gateway.quiet_log import QuietLog
 from kvrouter.gateway.route_table import Route
 from kvrouter.gateway.shadow import Shadow
+from kvrouter.gateway.siblings import Siblings
 from kvrouter.gateway.sides import Side
 
 __all__ = ["Endpoint", "EndpointParts", "StreamSlots", "send_answer"]
@@ -33,6 +36,7 @@ __all__ = ["Endpoint", "EndpointParts", "StreamSlots", "send_answer"]
 STREAM_RETRY_SECONDS = 10
 _SIDE = b"x-gateway-side"
 _AGAIN_SECONDS = 0.5
+_HANDING_OVER_SECONDS = 5.0
 
 
 class StreamSlots:
@@ -64,6 +68,7 @@ class EndpointParts:
     slots: StreamSlots
     cutover: Cutover
     shadow: Shadow
+    siblings: Siblings
     counters: GatewayCounters
     log: QuietLog
     keep_alive_seconds: float
@@ -118,15 +123,40 @@ class Endpoint:
     async def _answer(self, call: Call) -> Answer:
         if not call.key:
             return await self._ask(call)
+        key = RequestKey(call.caller.tenant_id, call.caller.user_id, self.route.name, call.key)
+        owner = self._parts.siblings.owner_of("\0".join(key))
+        if owner is None:
+            return await self._answer_once(key, call)
+        try:
+            return await self._answered_by(owner, call)
+        except UnreachableError:  # It is being started again, and remembers nothing.
+            return await self._answer_once(key, call)
+        except TransportError as error:
+            raise gateway_error(error) from None
 
+    async def _answered_by(self, owner: int, call: Call) -> Answer:
+        """Have a call answered by the process that looks after its key."""
+        question = [self.route.name, pack_call(call)]
+        seconds = self._nats.timeout_seconds + _HANDING_OVER_SECONDS
+        return unpack_answer(await self._parts.siblings.ask(owner, "answer", question, seconds=seconds))
+
+    async def _answer_once(self, key: RequestKey, call: Call) -> Answer:
         async def work() -> Answer:
             try:
                 return await self._ask(call)
             except GatewayError as error:
                 return error_answer(error)
 
-        key = RequestKey(call.caller.tenant_id, call.caller.user_id, self.route.name, call.key)
         return await self._parts.answers.answer(key, body_digest(call.path, call.body), work)
+
+    async def answer_sibling(self, packed: Any) -> Any:
+        """Answer a call whose key is ours, for a process beside us that was asked."""
+        call = unpack_call(self.route, packed)
+        key = RequestKey(call.caller.tenant_id, call.caller.user_id, self.route.name, call.key)
+        try:
+            return await self._answer_once(key, call)
+        except GatewayError as error:
+            return error_answer(error)
 
     async def _ask(self, call: Call) -> Answer:
         """Have a call answered by its side, and send a copy to the other one where that is wanted."""

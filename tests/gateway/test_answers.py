@@ -134,7 +134,7 @@ def test_a_message_that_nats_does_not_take_is_too_large(shared: GatewayProcess) 
 
 
 def test_without_a_service_clients_are_told_when_to_come_again(shared: GatewayProcess) -> None:
-    """A-436: the NATS server says at once that nobody listens."""
+    """A-436, D-21: the NATS server says at once that nobody listens, and today's client library how."""
     answer = shared.post("/quest/generate", {"player_id": "p"})
 
     assert answer.status_code == 503

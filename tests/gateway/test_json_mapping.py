@@ -105,7 +105,7 @@ def written_by_theirs(message: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("values", GOOD)
 def test_good_values_are_read_and_written_as_by_protobuf(values: dict[str, Any]) -> None:
-    """A-402: both directions, one example of every kind of field."""
+    """A-402, D-21: both directions, one example of every kind of field, with today's protobuf package."""
     message = read_by_ours(values)
 
     assert message is not None

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -52,6 +53,29 @@ def test_whoever_is_asked_answers_for_all(three: GatewayProcess) -> None:
     assert three.metric("gateway_request_latency_seconds_count", **labels) == before + REQUESTS
     assert three.metric("gateway_processes_read") == three.metric("gateway_processes") == 3
     assert len(children(three)) == 3
+
+
+def test_a_key_means_one_request_whichever_process_is_asked(three: GatewayProcess, service: ScriptedProcess) -> None:
+    """A-406: each key is looked after by one of them, so a replay and a conflict are the same from all."""
+    body = infer("count", "keyed") | {"idempotency_key": "keyed"}
+    answers = [httpx.post(three.url + INFER, json=body, timeout=60) for _ in range(REQUESTS)]
+    conflicts = [httpx.post(three.url + INFER, json=body | {"model_id": "echo"}, timeout=60) for _ in range(6)]
+
+    assert {answer.json()["output"]["text"] for answer in answers} == {"1"}
+    assert [answer.headers.get("idempotent-replayed") for answer in answers[1:]] == ["true"] * (REQUESTS - 1)
+    assert {answer.status_code for answer in conflicts} == {409}
+
+
+def test_requests_under_one_key_at_a_time_are_one(three: GatewayProcess, service: ScriptedProcess) -> None:
+    """A-406: over several processes too."""
+    body = infer("count:wait", "at-once") | {"idempotency_key": "at-once"}
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(httpx.post, three.url + INFER, json=body, timeout=60) for _ in range(8)]
+        three.eventually_metric("gateway_idempotency_total", 7, event="joined")
+        service.go("at-once")
+        answers = [each.result() for each in asked]
+
+    assert {answer.json()["output"]["text"] for answer in answers} == {"1"}
 
 
 def test_one_that_dies_is_started_again_and_nobody_is_refused(three: GatewayProcess) -> None:
