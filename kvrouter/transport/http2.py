@@ -12,10 +12,11 @@ try:
     import h2.events
     import h2.exceptions
     import h2.settings
+    from hpack import NeverIndexedHeaderTuple
 except ImportError as missing:
     raise MissingExtraError("the request plane over HTTP/2", "http2") from missing
 
-__all__ = ["STREAM_OVER", "h2"]
+__all__ = ["STREAM_OVER", "NeverIndexedHeaderTuple", "h2"]
 
 # At the level of debugging it repeats every header, tokens too; whoever wants that asks for it by name.
 _headers_log = logging.getLogger("hpack")

@@ -17,7 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from kvrouter.transport.duplex import Wakeups
-from kvrouter.transport.http2 import STREAM_OVER, h2
+from kvrouter.transport.http2 import STREAM_OVER, NeverIndexedHeaderTuple, h2
 from kvrouter.transport.http_app import UNTIL_GONE, Application
 from kvrouter.transport.tcp_connection import Heartbeat
 
@@ -26,10 +26,12 @@ __all__ = ["AcceptedConnection", "Served"]
 STREAMS_MAX = 1000
 _STREAM_WINDOW_BYTES = 256 << 10
 _CONNECTION_WINDOW_BYTES = 1 << 26
+_CONNECTION_CREDIT_BYTES = 1 << 20
 _FRAME_BYTES_MAX = 1 << 20
 _HEADERS_BYTES_MAX = 64 << 10
 _WAITING_BYTES_MAX = 1 << 20
 _GREETING_SECONDS = 10.0
+_UNIQUE = frozenset({b"content-location", b"location"})
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
@@ -129,7 +131,7 @@ class _Stream:
             return
         if message["type"] == "http.response.start":
             self.is_begun = True
-            headers = [(b":status", b"%d" % message["status"]), *message.get("headers", ())]
+            headers = [(b":status", b"%d" % message["status"]), *map(_unindexed, message.get("headers", ()))]
             self._connection.send_headers(self, headers)
             return
         view = memoryview(message.get("body", b""))
@@ -140,6 +142,11 @@ class _Stream:
             if not view:
                 return
             await self.changed.wait()
+
+
+def _unindexed(header: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
+    """What no other answer has is no use in the table of headers, and would push the others out of it."""
+    return NeverIndexedHeaderTuple(*header) if header[0] in _UNIQUE else header
 
 
 class AcceptedConnection(asyncio.Protocol):
@@ -243,9 +250,12 @@ class AcceptedConnection(asyncio.Protocol):
                 if window <= 0:
                     break
                 piece = bytes(view[sent : sent + window])
-                self._h2.send_data(stream.id, piece)
                 sent += len(piece)
-            if ends and sent == len(view):
+                is_last = ends and sent == len(view)
+                self._h2.send_data(stream.id, piece, end_stream=is_last)
+                if is_last:
+                    self._complete(stream)
+            if ends and not len(view):
                 self._h2.end_stream(stream.id)
                 self._complete(stream)
         self._plan_flush()
@@ -293,7 +303,7 @@ class AcceptedConnection(asyncio.Protocol):
             self.connection_lost(None)
             self._transport.close()
             return
-        if self._due and self._is_open:
+        if self._due >= _CONNECTION_CREDIT_BYTES and self._is_open:
             self._h2.increment_flow_control_window(self._due)
             self._due = 0
         self._plan_flush()

@@ -275,9 +275,7 @@ class HttpRequestClient:
 
     def _send(self, exchange: HttpExchange, call: _Call, encoded: bytes, *, many_in: bool) -> None:
         call.carried_by(exchange)
-        exchange.write(encoded)
-        if not many_in:
-            exchange.finish()
+        exchange.write(encoded, ends=not many_in)
 
     async def _request_attached(
         self, call: _Call, origin: Origin, path: str, headers: list[Header], encoded: bytes

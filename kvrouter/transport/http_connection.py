@@ -18,6 +18,8 @@ __all__ = ["Header", "HttpConnection", "HttpExchange", "Receiver"]
 
 STREAM_WINDOW_BYTES = 256 << 10
 _CONNECTION_WINDOW_BYTES = 1 << 26
+_CONNECTION_CREDIT_BYTES = 1 << 20
+"""What has come is told in such pieces: a frame for each few bytes would cost more than they do."""
 _FRAME_BYTES_MAX = 1 << 20
 _WAITING_BYTES_MAX = 1 << 20
 _HEADERS_BYTES_MAX = 64 << 10
@@ -55,9 +57,10 @@ class HttpExchange:
         self._finished = self._ended = False
         self._room = Wakeups()
 
-    def write(self, data: bytes | memoryview) -> None:
-        """Send a piece of the body as far as the windows allow, the rest when they do."""
+    def write(self, data: bytes | memoryview, *, ends: bool = False) -> None:
+        """Send a piece of the body as far as the windows allow, the rest when they do; `ends`: it is the last one."""
         if not self._finished:
+            self._finished = ends
             self._out.append(memoryview(data))
             self._out_bytes += len(data)
             self._connection.pump(self)
@@ -216,7 +219,7 @@ class HttpConnection(asyncio.Protocol):
                 piece = exchange.next_piece(min(window, self._h2.max_outbound_frame_size))
                 if piece is None:
                     break
-                self._h2.send_data(exchange.id, piece)
+                self._h2.send_data(exchange.id, piece, end_stream=exchange.end_with())
             if exchange.end_with():
                 self._h2.end_stream(exchange.id)
         self._plan_flush()
@@ -275,7 +278,7 @@ class HttpConnection(asyncio.Protocol):
             broken = f"the peer broke the protocol of HTTP/2: {type(error).__name__}"
             self.abort("the peer said goodbye" if has_left else broken)
             return
-        if self._due and self._is_open():
+        if self._due >= _CONNECTION_CREDIT_BYTES and self._is_open():
             self._h2.increment_flow_control_window(self._due)
             self._due = 0
         self._plan_flush()

@@ -148,8 +148,9 @@ class HttpOrigins:
         exchange: HttpExchange = connection.open(method, path, headers, fetch)
         try:
             if body:
-                exchange.write(body)
-            exchange.finish()
+                exchange.write(body, ends=True)
+            else:
+                exchange.finish()
             return await fetch.done
         finally:
             exchange.reset()
