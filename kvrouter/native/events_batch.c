@@ -1,6 +1,7 @@
 /* Reading batches of events; `events_batch.h` says what of them. */
 #include "events_batch.h"
 #include "events_fields.h"
+#include "events_tokens.h"
 #include "python_abi.h"
 
 /* The limits of the reference decoder. */
@@ -100,6 +101,15 @@ static int read_hash(struct kvr_cursor *cursor, uint64_t *hash)
     return 0;
 }
 
+/* Those at the beginning that are integers of nine bytes, as nearly all are; how many. */
+static size_t read_wide_hashes(struct kvr_cursor *cursor, uint64_t *hashes, size_t count)
+{
+    size_t at = 0, most = kvr_left(cursor) / 9;
+    for (most = most < count ? most : count; at < most && cursor->at[0] == 0xCF; at++, cursor->at += 9)
+        hashes[at] = kvr_big64(cursor->at + 1);
+    return at;
+}
+
 static int read_hashes(struct reader *reader, struct kvr_event *event)
 {
     size_t count;
@@ -108,39 +118,12 @@ static int read_hashes(struct reader *reader, struct kvr_event *event)
     uint64_t *hashes = make_hashes(reader, count);
     if (hashes == NULL)
         return -1;
-    for (size_t at = 0; at < count; at++)
+    for (size_t at = read_wide_hashes(&reader->cursor, hashes, count); at < count; at++)
         if (read_hash(&reader->cursor, hashes + at))
             return -1;
     event->hashes = reader->batch->hash_count;
     event->hash_count = count;
     reader->batch->hash_count += count;
-    return 0;
-}
-
-/* Tokens are most of what engines send. Sizes alternate without a pattern, so the usual ones are read without a branch. */
-static int read_token_run(struct kvr_cursor *cursor, uint32_t *tokens, size_t count)
-{
-    const uint8_t *at = cursor->at, *last_whole = cursor->end - (kvr_left(cursor) < 5 ? kvr_left(cursor) : 5);
-    for (size_t number = 0; number < count; number++) {
-        uint32_t width;
-        if (at < last_whole && (width = (uint32_t)*at - 0xCC) <= 2) {
-            kvr_store32(tokens + number, kvr_big32(at + 1) >> (32 - (8u << width)));
-            at += 1 + ((size_t)1 << width);
-            continue;
-        }
-        if (at < last_whole && *at < 0x80) {
-            kvr_store32(tokens + number, *at++);
-            continue;
-        }
-        uint64_t token;
-        int is_negative;
-        cursor->at = at;
-        if (kvr_read_integer(cursor, &token, &is_negative) || is_negative || token > UINT32_MAX)
-            return -1;
-        at = cursor->at;
-        kvr_store32(tokens + number, (uint32_t)token);
-    }
-    cursor->at = at;
     return 0;
 }
 
@@ -152,7 +135,7 @@ static int read_tokens(struct reader *reader, struct kvr_event *event)
     if (kvr_read_array(&reader->cursor, &count) || count > TOKENS_PER_EVENT_MAX)
         return -1;
     uint32_t *tokens = make_tokens(reader, count);
-    if (tokens == NULL || read_token_run(&reader->cursor, tokens, count))
+    if (tokens == NULL || kvr_read_tokens(&reader->cursor, tokens, count))
         return -1;
     event->tokens = reader->batch->token_count;
     event->token_count = count;

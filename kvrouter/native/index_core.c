@@ -414,8 +414,10 @@ static uint32_t settle(void *context, const struct kvr_slot *slot)
 int kvr_index_open(struct kvr_index *index, uint64_t secret)
 {
     struct kvr_share *share = index->share;
+    struct kvr_pages beside = index->beside;
     memset(index, 0, sizeof *index);
     index->share = share;
+    index->beside = beside;
     index->account.arena = share == NULL ? NULL : &share->arena;
     index->secret = secret;
     kvr_stretches_open(&index->stretches, &index->bytes, kvr_mix(secret, ~secret));

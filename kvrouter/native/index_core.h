@@ -29,6 +29,7 @@ struct kvr_index {
     };
     uint64_t secret;
     struct kvr_pages pages; /* of the segments of the table */
+    struct kvr_pages beside; /* of tables that others keep beside the index; they end before it does */
     struct kvr_table table; /* scattered sequence hash to the number of a set */
     struct kvr_sets sets;
     struct kvr_stretches stretches;

@@ -251,6 +251,7 @@ static void dealloc(PyObject *object)
 {
     PyTypeObject *type = Py_TYPE(object);
     kvr_index_close(kvr_index_of(object));
+    kvr_pages_close(&kvr_index_of(object)->beside);
     ((freefunc)PyType_GetSlot(type, Py_tp_free))(object);
     Py_DECREF(type);
 }

@@ -12,7 +12,7 @@ static int open_tables(struct kvr_rank *rank, size_t *account)
     memset(&rank->unresolved, 0, sizeof rank->unresolved);
     rank->places = NULL;
     rank->place_count = rank->places_allocated = 0;
-    if (kvr_aliases_open(&rank->aliases, account) || kvr_copies_open(&rank->copies, account, rank->secret) ||
+    if (kvr_aliases_open(&rank->aliases, account, &rank->index->beside) || kvr_copies_open(&rank->copies, account, rank->secret) ||
         kvr_table_open(&rank->large, account, NULL, NULL) || kvr_queue_open(&rank->idle, account))
         return -1;
     return kvr_queue_open(&rank->unresolved, account);

@@ -10,8 +10,6 @@
 #define GONE_AT_ONCE 64
 #define HELD_AT_ONCE 512
 #define PLACES_AT_ONCE 2
-/* How far ahead rows are asked for that will be forgotten. */
-#define FORGOTTEN_SOON 6
 
 static const char *const TIER_NAMES[KVR_TIERS] = {"gpu", "cpu", "disk"};
 
@@ -155,7 +153,7 @@ static int block_went(struct kvr_rank *rank, struct kvr_place *place, uint64_t k
         return 0;
     gone->keys[gone->count++] = key;
     kvr_index_prefetch(rank->index, key);
-    return gone->count == GONE_AT_ONCE ? flush(rank, place, gone) : 0;
+    return 0;
 }
 
 int kvr_rank_holds(const struct kvr_rank *rank, uint32_t number, uint64_t key)
@@ -223,9 +221,21 @@ static void forget_row(struct kvr_rank *rank, uint64_t *row)
         rank->forget(rank->context, kvr_unmix(scattered, rank->secret));
 }
 
+/* Ask for what is forgotten soon: the one in the queue at `number`, if there is one. Inline, for a compiler drops calls
+ * that do nothing but ask. */
+KVR_INLINE void prefetch_idle(const struct kvr_rank *rank, size_t number)
+{
+    if (number < rank->idle.used)
+        kvr_aliases_prefetch(&rank->aliases, kvr_queue_peek(&rank->idle, number));
+}
+
 static void bound_idle(struct kvr_rank *rank)
 {
+    size_t most = idle_most(rank), count = kvr_queue_count(&rank->idle);
+    for (size_t number = 0; count > most && number < KVR_PREFETCH_BLOCKS && number < count - most; number++)
+        prefetch_idle(rank, number);
     while (kvr_queue_count(&rank->idle) > idle_most(rank)) {
+        prefetch_idle(rank, KVR_PREFETCH_BLOCKS);
         uint64_t *row = kvr_aliases_find(&rank->aliases, kvr_queue_take(&rank->idle));
         if (row != NULL && kvr_row_copies(row) == KVR_IDLE)
             forget_row(rank, row);
@@ -244,13 +254,12 @@ static int bound_unresolved(struct kvr_rank *rank)
     return 0;
 }
 
-int kvr_rank_make_idle(struct kvr_rank *rank, uint64_t *row, uint32_t before)
+/* A row without copies, of a known meaning, waits to be forgotten. */
+static int make_idle(struct kvr_rank *rank, uint64_t *row, uint32_t before)
 {
     if (kvr_queue_join(&rank->idle, kvr_row_hash(row)) || kvr_rank_renumber(rank, row, before, KVR_IDLE))
         return -1;
-    kvr_aliases_prefetch(&rank->aliases, kvr_queue_peek(&rank->idle, FORGOTTEN_SOON));
     rank->evicted++;
-    bound_idle(rank);
     return 0;
 }
 
@@ -259,7 +268,9 @@ int kvr_rank_retire(struct kvr_rank *rank, uint64_t hash)
     uint64_t *row = kvr_rank_find(rank, hash);
     if (row == NULL || kvr_row_copies(row) != KVR_LOOSE)
         return 0;
-    return kvr_rank_make_idle(rank, row, KVR_LOOSE);
+    int failed = make_idle(rank, row, KVR_LOOSE);
+    bound_idle(rank);
+    return failed;
 }
 
 int kvr_rank_forget(struct kvr_rank *rank, uint64_t hash)
@@ -294,17 +305,17 @@ static int add_to_row(struct kvr_rank *rank, struct kvr_place *place, uint64_t *
 
 int kvr_rank_add(struct kvr_rank *rank, uint32_t number, const uint64_t *hashes, size_t count)
 {
+    struct kvr_turns turns;
+    kvr_turns_open(&turns, rank, hashes, count);
     for (size_t at = 0; at < count; at++) {
-        if (at + KVR_PREFETCH_BLOCKS < count)
-            kvr_rank_prefetch(rank, hashes[at + KVR_PREFETCH_BLOCKS]);
+        uint64_t scattered = kvr_turns_next(&turns, at);
         struct kvr_place *place = &rank->places[number];
-        uint64_t *row = kvr_rank_find(rank, hashes[at]);
+        uint64_t *row = kvr_aliases_find(&rank->aliases, scattered);
         if (row != NULL) {
             if (add_to_row(rank, place, row))
                 return -1;
             continue;
         }
-        uint64_t scattered = kvr_mix(hashes[at], rank->secret);
         uint32_t waiting = kvr_copies_with(&rank->copies, KVR_NO_COPIES, number, 1);
         row = waiting == UINT32_MAX ? NULL : add_row(rank, scattered, 0, waiting);
         if (row == NULL) {
@@ -334,11 +345,11 @@ static int add_rows(struct kvr_rank *rank, const struct kvr_place *place, const 
                     size_t count)
 {
     uint8_t one = place->one < IN_LARGE ? (uint8_t)place->one : KVR_LOOSE;
+    struct kvr_turns turns;
+    kvr_turns_open(&turns, rank, hashes, count);
     for (size_t at = 0; at < count; at++) {
         int is_new;
-        if (at + KVR_PREFETCH_BLOCKS < count)
-            kvr_rank_prefetch(rank, hashes[at + KVR_PREFETCH_BLOCKS]);
-        uint64_t scattered = kvr_mix(hashes[at], rank->secret);
+        uint64_t scattered = kvr_turns_next(&turns, at);
         uint64_t *row = kvr_aliases_add(&rank->aliases, scattered, keys[at], one, &is_new);
         if (row == NULL || !is_new) {
             undo(rank, hashes, at); /* If this one was there, its first mention is among them or not ours. */
@@ -417,7 +428,7 @@ int kvr_rank_learn(struct kvr_rank *rank, uint64_t hash, uint64_t key)
 static int last_copy_went(struct kvr_rank *rank, uint64_t *row, uint32_t before)
 {
     if (kvr_copies_is_known(&rank->copies, before))
-        return kvr_rank_make_idle(rank, row, before);
+        return make_idle(rank, row, before);
     if (kvr_queue_leave(&rank->unresolved, kvr_row_hash(row)))
         return -1;
     kvr_rank_drop_row(rank, row);
@@ -430,12 +441,19 @@ static int has_one(const struct kvr_place *place, const uint64_t *row)
     return kvr_row_copies(row) == place->one && place->one != IN_LARGE;
 }
 
+/* The only copy of such a row goes. */
+static int remove_only(struct kvr_rank *rank, struct kvr_place *place, uint64_t *row, struct gone *gone)
+{
+    if (kvr_queue_join(&rank->idle, kvr_row_hash(row)))
+        return -1;
+    kvr_row_set_copies(row, KVR_IDLE);
+    rank->copies.all[place->one].rows--; /* The place has one as well. */
+    rank->evicted++;
+    return block_went(rank, place, kvr_row_key(row), gone);
+}
+
 static int remove_from_row(struct kvr_rank *rank, struct kvr_place *place, uint64_t *row, struct gone *gone)
 {
-    if (has_one(place, row)) {
-        uint64_t only = kvr_row_key(row);
-        return kvr_rank_make_idle(rank, row, place->one) ? -1 : block_went(rank, place, only, gone);
-    }
     uint32_t number = (uint32_t)(place - rank->places), before = kvr_rank_number(rank, row);
     uint32_t left = kvr_copies_in(&rank->copies, before, number) - 1, places;
     if (left > 0)
@@ -449,22 +467,31 @@ static int remove_from_row(struct kvr_rank *rank, struct kvr_place *place, uint6
     return is_known ? block_went(rank, place, key, gone) : 0;
 }
 
+/* What follows from the removals so far. */
+static int conclude(struct kvr_rank *rank, const struct kvr_place *place, struct gone *gone)
+{
+    bound_idle(rank);
+    return flush(rank, place, gone);
+}
+
 int kvr_rank_remove(struct kvr_rank *rank, uint32_t number, const uint64_t *hashes, size_t count, size_t *unknown)
 {
     struct kvr_place *place = &rank->places[number];
+    struct kvr_turns turns;
     struct gone gone;
+    int failed = 0;
     gone.count = 0;
-    for (size_t at = 0; at < count; at++) {
-        if (at + KVR_PREFETCH_BLOCKS < count)
-            kvr_rank_prefetch(rank, hashes[at + KVR_PREFETCH_BLOCKS]);
-        uint64_t *row = kvr_rank_find(rank, hashes[at]);
-        if (row == NULL ||
-            (!has_one(place, row) && !kvr_copies_in(&rank->copies, kvr_rank_number(rank, row), number)))
+    kvr_turns_open(&turns, rank, hashes, count);
+    for (size_t at = 0; at < count && !failed; at++) {
+        uint64_t *row = kvr_aliases_find(&rank->aliases, kvr_turns_next(&turns, at));
+        if (row != NULL && has_one(place, row))
+            failed = remove_only(rank, place, row, &gone);
+        else if (row != NULL && kvr_copies_in(&rank->copies, kvr_rank_number(rank, row), number))
+            failed = remove_from_row(rank, place, row, &gone);
+        else
             ++*unknown;
-        else if (remove_from_row(rank, place, row, &gone)) {
-            (void)flush(rank, place, &gone);
-            return -1;
-        }
+        if (at % GONE_AT_ONCE == GONE_AT_ONCE - 1)
+            failed |= conclude(rank, place, &gone);
     }
-    return flush(rank, place, &gone);
+    return conclude(rank, place, &gone) || failed ? -1 : 0;
 }

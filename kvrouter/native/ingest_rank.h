@@ -110,8 +110,6 @@ int kvr_rank_holds(const struct kvr_rank *rank, uint32_t place, uint64_t key);
 /* Give a row another number of copies, which nothing may refer to yet. */
 int kvr_rank_renumber(struct kvr_rank *rank, uint64_t *row, uint32_t before, uint32_t after);
 void kvr_rank_drop_row(struct kvr_rank *rank, uint64_t *row);
-/* A row without copies, of a known meaning, waits to be forgotten. */
-int kvr_rank_make_idle(struct kvr_rank *rank, uint64_t *row, uint32_t before);
 /* Count one more of a scattered key. */
 int kvr_count_up(struct kvr_table *table, uint64_t scattered);
 /* The index's number of a tier; -1 without memory. */
@@ -139,6 +137,43 @@ KVR_INLINE void kvr_rank_prefetch_first(const struct kvr_rank *rank, const uint6
 {
     for (size_t at = 0; at < count && at < KVR_PREFETCH_BLOCKS; at++)
         kvr_rank_prefetch(rank, hashes[at]);
+}
+
+/* Hashes whose rows are looked for one after the other. Their homes are asked for some time before their turn, and in half
+ * of that time the other stripe, where that will be touched. */
+struct kvr_turns {
+    const struct kvr_rank *rank;
+    const uint64_t *hashes;
+    size_t count;
+    uint64_t scattered[KVR_PREFETCH_BLOCKS]; /* those that have been asked for */
+};
+
+KVR_INLINE void kvr_turns_ask(struct kvr_turns *turns, size_t at)
+{
+    uint64_t scattered = kvr_mix(turns->hashes[at], turns->rank->secret);
+    turns->scattered[at % KVR_PREFETCH_BLOCKS] = scattered;
+    kvr_aliases_prefetch(&turns->rank->aliases, scattered);
+}
+
+static inline void kvr_turns_open(struct kvr_turns *turns, const struct kvr_rank *rank, const uint64_t *hashes, size_t count)
+{
+    turns->rank = rank;
+    turns->hashes = hashes;
+    turns->count = count;
+    for (size_t at = 0; at < count && at < KVR_PREFETCH_BLOCKS; at++)
+        kvr_turns_ask(turns, at);
+}
+
+/* The scattered hash whose turn it is. */
+KVR_INLINE uint64_t kvr_turns_next(struct kvr_turns *turns, size_t at)
+{
+    uint64_t scattered = turns->scattered[at % KVR_PREFETCH_BLOCKS];
+    if (at + KVR_PREFETCH_BLOCKS < turns->count)
+        kvr_turns_ask(turns, at + KVR_PREFETCH_BLOCKS);
+    if (at + KVR_PREFETCH_BLOCKS / 2 < turns->count)
+        kvr_aliases_prefetch_other(&turns->rank->aliases,
+                                   turns->scattered[(at + KVR_PREFETCH_BLOCKS / 2) % KVR_PREFETCH_BLOCKS]);
+    return scattered;
 }
 
 #endif

@@ -1,6 +1,7 @@
 """One rank's table: the contract of both implementations, and what only the native one could get wrong."""
 
 import itertools
+import random
 import tracemalloc
 from collections.abc import Callable
 from typing import Any
@@ -151,6 +152,30 @@ def test_more_kinds_of_copies_than_a_row_can_number(make: Callable[..., Made]) -
     assert (table.unresolved, table.unknown_removals, len(index)) == (0, 0, 0)
 
 
+def test_meanings_come_and_go_by_the_ten_thousand(make: Callable[..., Made]) -> None:
+    """Whatever crowds, grows, splits, shrinks and joins on the way: each hash that is there means what was said."""
+    _, _, meanings = make()
+    choose = random.Random(1)
+    known: dict[int, int] = {}
+
+    for most in (20_000, 1_000, 9_000, 0):
+        while len(known) < most:
+            engine_hash = choose.getrandbits(64)
+            known[engine_hash] = meanings[engine_hash] = choose.getrandbits(64)
+        for engine_hash in choose.sample(sorted(known), len(known) - most):
+            del known[engine_hash], meanings[engine_hash]
+
+        assert len(meanings) == len(known)
+        assert all(meanings.get(engine_hash) == key for engine_hash, key in known.items())
+        assert all(choose.getrandbits(64) not in meanings for _ in range(1000))
+
+
+def _in_pages(table: Any) -> int:
+    """What Python's allocator does not see: the core takes pages of the system's."""
+    size: int = table.nbytes() if native_core.present else 0
+    return size
+
+
 @pytest.mark.parametrize("what", ["clear", "remove"])
 def test_memory_is_given_back(what: str) -> None:
     """A hundred thousand blocks leave next to nothing behind, cleared at once or removed one by one."""
@@ -165,12 +190,12 @@ def test_memory_is_given_back(what: str) -> None:
         before = tracemalloc.get_traced_memory()[0]
         _learn(table, meanings, {each: each ^ 5 for each in hashes})
         table.add("gpu", 0, hashes)
-        full = tracemalloc.get_traced_memory()[0] - before
+        full = tracemalloc.get_traced_memory()[0] - before + _in_pages(table)
         table.clear() if what == "clear" else table.remove("gpu", 0, hashes)
         for start in range(0, 200_000, 10_000):  # What a rank leaves in the index is swept out as others store.
             index.store(RANK + 1, range(start, start + 10_000))
             index.remove(RANK + 1, range(start, start + 10_000))
-        left = tracemalloc.get_traced_memory()[0] - before
+        left = tracemalloc.get_traced_memory()[0] - before + _in_pages(table)
     finally:
         tracemalloc.stop()
 

@@ -65,6 +65,25 @@ def test_a_large_batch_with_an_odd_event_in_the_middle_is_the_same_to_both() -> 
     pair.close()
 
 
+def test_tokens_of_every_width_are_the_same_to_both() -> None:
+    """They are read several at a time where they are of the usual sizes: every pair of sizes, at every place."""
+    pair = Pair()
+    edges = [0, 127, 128, 255, 256, 65_535, 65_536, 2**32 - 1]
+    tokens = [token for one in edges for other in edges for token in (one, other, other)]
+    odd = [2**32, -1, None, "1", 1.0]
+
+    for start in range(4):
+        part = tokens[start : start + 4 * ((len(tokens) - start) // 4)]
+        hashes = [1000 * start + at for at in range(len(part) // 4)]
+        # The last token is the last of the payload, wherever it begins.
+        pair.send(msgpack.packb([0.0, [["BlockStored", hashes, None, part, 4]], 0]))
+        for at, value in enumerate(odd):
+            wrong = [*part[: at + start], value, *part[at + start + 1 :]]
+            pair.send(msgpack.packb([0.0, [["BlockStored", hashes, None, wrong, 4]]]))
+
+    pair.close()
+
+
 def test_nesting_beyond_what_any_event_has_is_left_to_the_reference() -> None:
     """It is an unknown field like any other, or no msgpack at all; in neither case does anything recurse."""
     pair = Pair()
