@@ -279,10 +279,13 @@ class NatsChannel:
     async def _beat(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
+            due = loop.time() + self._heartbeat_seconds
             await asyncio.sleep(self._heartbeat_seconds)
+            # This process itself may have been held up: what has arrived meanwhile is read before anybody is judged.
+            held_up = loop.time() - due > self._heartbeat_seconds
             for inbox, peer in tuple(self._peers.items()):
                 silent = loop.time() - peer.heard_at
-                if silent < 3 * self._heartbeat_seconds:
+                if held_up or silent < 3 * self._heartbeat_seconds:
                     self._enqueue(inbox, Envelope(Kind.PING, NO_STREAM, 0))
                 else:
                     self._lose(peer, silent)

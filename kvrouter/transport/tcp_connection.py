@@ -50,6 +50,7 @@ class TcpConnection(asyncio.Protocol):
         self._room = Wakeups()
         self._heard_at = self._loop.time()
         self._timer: asyncio.TimerHandle | None = None
+        self._beat_due = 0.0
 
     # -- asyncio's calls ---------------------------------------------------------------------------------------------
 
@@ -60,7 +61,7 @@ class TcpConnection(asyncio.Protocol):
         self.is_open = True
         self.mux.connected(host_of(transport))
         self._heard_at = self._loop.time()
-        self._timer = self._loop.call_later(self._heartbeat.interval_seconds, self._beat)
+        self._beat_after(self._heartbeat.interval_seconds)
 
     def data_received(self, data: bytes) -> None:
         """Bytes have arrived."""
@@ -139,14 +140,21 @@ class TcpConnection(asyncio.Protocol):
                 self._transport.write(b"".join(out))
 
     def _beat(self) -> None:
-        silent = self._loop.time() - self._heard_at
-        if silent >= self._heartbeat.timeout_seconds:
+        now = self._loop.time()
+        silent = now - self._heard_at
+        # This process itself may have been held up: what has arrived meanwhile is read before the peer is judged.
+        held_up = now - self._beat_due > self._heartbeat.interval_seconds
+        if silent >= self._heartbeat.timeout_seconds and not held_up:
             self.abort(f"the peer was silent for {silent:.0f} seconds")
             return
         if silent >= self._heartbeat.interval_seconds:
             self.mux.ping()
         next_at = min(self._heartbeat.interval_seconds, self._heartbeat.timeout_seconds - silent)
-        self._timer = self._loop.call_later(max(0.01, next_at), self._beat)
+        self._beat_after(self._heartbeat.interval_seconds if held_up else max(0.01, next_at))
+
+    def _beat_after(self, seconds: float) -> None:
+        self._beat_due = self._loop.time() + seconds
+        self._timer = self._loop.call_later(seconds, self._beat)
 
 
 def host_of(transport: asyncio.BaseTransport) -> str:

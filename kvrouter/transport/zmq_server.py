@@ -167,7 +167,10 @@ class ZmqRequestServer:
     async def _forget_silent(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
+            due = loop.time() + self._silent_seconds / 4
             await asyncio.sleep(self._silent_seconds / 4)
+            if loop.time() - due > self._silent_seconds / 4:
+                continue  # this process itself was held up: what has arrived meanwhile is read first
             oldest = loop.time() - self._silent_seconds
             for identity, peer in tuple(self._peers.items()):
                 if peer.heard_at < oldest:

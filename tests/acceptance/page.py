@@ -34,6 +34,10 @@ class Proofs:
         self.tests: Mapping[str, Sequence[str]] = naming_tests(checkout / "tests")
         self._checkout = checkout
 
+    def stands(self, row: Row) -> bool:
+        """Whether there is anything that a row stands on."""
+        return bool(self.tests.get(row.number) or row.figures or row.pages or row.instead)
+
     def has_section(self, section: str) -> bool:
         """Whether a page has that section: `planes.md#call-home`."""
         name, _, anchor = section.partition("#")
@@ -63,8 +67,7 @@ def faults(parts: Sequence[Part], proofs: Proofs) -> list[str]:
 
 
 def _faults_of(row: Row, proofs: Proofs) -> list[str]:
-    tests = proofs.tests.get(row.number, ())
-    stands = bool(tests or row.figures or row.pages or row.instead)
+    stands = proofs.stands(row)
     found = []
     if not stands and not row.pending:
         found.append("no test names it, and nothing else stands for it")

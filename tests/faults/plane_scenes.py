@@ -63,14 +63,11 @@ class Asking:
             return await stream.collect()
 
     async def ask_until_answered(self, endpoint: str, body: bytes = b"") -> list[bytes]:
-        """Likewise, again and again while there is no connection."""
+        """Likewise, again and again until there is a whole one."""
         while True:
-            try:
+            with contextlib.suppress(TransportError):
                 return await self.ask(endpoint, body)
-            except TransportError as error:
-                if not error.retryable:
-                    raise
-                await asyncio.sleep(0.02)
+            await asyncio.sleep(0.02)
 
     async def begun(self, name: str, *, seconds: float | None = None) -> tuple[ClientStream, str]:
         """A request that lasts, whose first item has arrived, and its id; begun again where it was lost before."""
