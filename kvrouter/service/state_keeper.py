@@ -251,6 +251,8 @@ def open_state_keeper(
     address = parse_store_url(settings.snapshots)
     if address.kind == "file":
         _check_directory(Path(address.prefix).expanduser() / settings.fleet)
+    elif address.kind == "memory":
+        raise SettingsError("events.snapshots: memory is gone with the router; name a directory, NATS or Redis")
     name = settings.router_id or "router"
     snapshots = StateSnapshots(
         open_object_store(settings.snapshots),

@@ -66,6 +66,8 @@ def test_every_command_explains_itself(command: list[str]) -> None:
         (["events", "tail", "tcp://127.0.0.1:9", "--frob"], {}, "unknown argument --frob"),
         (["objects", "memory:", "--host", "0.0.0.0"], {}, "--insecure"),
         (["objects", "s3://bucket"], {}, "must look like"),
+        (["serve", "--snapshots", "memory:"], {}, "gone with the router"),
+        (["serve", "--snapshots", "http://127.0.0.1:9"], {}, "objects only"),
         (["objects", "memory:", "--tls-certificate", "a.pem", "--tls-key", "absent.pem"], {}, "absent.pem"),
         (["objects", "memory:", "--tls-key", "absent.pem"], {}, "belong together"),
         (["sreve"], {}, "'sreve'"),
