@@ -66,6 +66,8 @@ async def run_service(
         listener = listen(settings.server.host, settings.server.port)
         service = Service(settings, admin_socket=admin_socket, planes=planes)
         service.load_tokenizers()
+        if service.planes is not None:
+            service.planes.ways.ready()
         try:
             if service.keeper is not None:
                 await _unless(stop.asked, service.keeper.load())

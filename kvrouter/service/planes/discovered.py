@@ -20,7 +20,7 @@ from kvrouter.store.key_values import Synced
 
 __all__ = ["DiscoveredWorkers", "spec_of"]
 
-RETRY_SECONDS: Final = 5.0
+_RETRY_SECONDS: Final = 5.0
 _DEGRADED_TAINT: Final = "degraded:PreferNoSchedule"
 _ADDRESS_CHARACTERS_MAX: Final = 512
 _NOT_TOLD: Final = frozenset({"url", "endpoint", "api_key"})
@@ -45,6 +45,7 @@ class DiscoveredWorkers:
         gone: Callable[[Instance], None],
         metrics: DiscoveryMetrics,
         clock: Callable[[], float],
+        retry_seconds: float = _RETRY_SECONDS,
     ) -> None:
         self.instances: dict[str, Instance] = {}
         """By their keys."""
@@ -54,6 +55,7 @@ class DiscoveredWorkers:
         """Why records cannot be followed now."""
         self._registry, self._discovery, self._names = registry, discovery, names
         self._endpoint_of, self._gone, self._metrics, self._clock = endpoint_of, gone, metrics, clock
+        self._retry_seconds = retry_seconds
         self._endpoints: dict[str, Endpoint] = {}
 
     async def run(self) -> None:
@@ -64,7 +66,7 @@ class DiscoveredWorkers:
             except StoreError as error:
                 self.last_error = str(error)
                 log_event(_log, logging.ERROR, "discovery_failed", error=str(error))
-            await asyncio.sleep(RETRY_SECONDS)
+            await asyncio.sleep(self._retry_seconds)
 
     async def _follow(self) -> None:
         unseen: set[str] | None = set(self.instances)

@@ -25,7 +25,7 @@ from kvrouter.transport.plane_settings import PlaneSettings, RequestPlane
 from kvrouter.transport.planes import RequestClient
 from kvrouter.transport.registry import NoTransportError, Registered, TransportRegistry
 
-__all__ = ["REQUEST_PLANES", "PlaneChoices", "Ways"]
+__all__ = ["REQUEST_PLANES", "PlaneChoices", "Ways", "home_listener"]
 
 REQUEST_PLANES: Final[tuple[RequestPlane, ...]] = ("tcp", "http", "nats", "zmq", "grpc")
 _CALLING_HOME: Final[tuple[RequestPlane, ...]] = ("tcp", "http", "nats")
@@ -136,7 +136,7 @@ class _AnswersHome:
     def way(self, plane: RequestPlane) -> RequestClient:
         """The client whose requests travel over a plane."""
         if self._client is None:
-            self._client = CallHomeClient(self, _listener(self._choices), token=self._choices.planes.security.token)
+            self._client = CallHomeClient(self, home_listener(self._choices), token=self._choices.planes.security.token)
         if plane not in self._senders:
             self._senders[plane] = _sender(plane, self._choices)
         return _HomeWay(self._client, plane)
@@ -236,7 +236,7 @@ def _nats_server(choices: PlaneChoices) -> str:
     return choices.nats_server
 
 
-def _listener(choices: PlaneChoices) -> CallHomeListener:
+def home_listener(choices: PlaneChoices) -> CallHomeListener:
     """Where workers dial; where this process listens on every address, they are told one of its own."""
     home = choices.planes.call_home
     host = home.host or choices.host
