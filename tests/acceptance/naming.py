@@ -31,10 +31,12 @@ def naming_tests(folder: Path) -> dict[str, list[str]]:
     return found
 
 
-def _tests(tree: ast.Module) -> Iterator[tuple[str, str]]:
+def _tests(tree: ast.Module | ast.If) -> Iterator[tuple[str, str]]:
     """The tests of a module, and the classes that have some, with their docstrings."""
     for node in tree.body:
-        if _is_test(node):
+        if isinstance(node, ast.If):
+            yield from _tests(node)
+        elif _is_test(node):
             yield node.name, ast.get_docstring(node) or ""
         elif isinstance(node, ast.ClassDef):
             tests = [member for member in node.body if _is_test(member)]

@@ -17,7 +17,7 @@ if find_spec("ucxx") is not None:
     from kvrouter.transport.ucx_client import UcxRequestClient
 
     class TestUcx(RequestPlaneContract):
-        """Over TCP and shared memory."""
+        """A-381, A-389: over TCP and shared memory."""
 
         transport = "ucx"
 
