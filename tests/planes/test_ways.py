@@ -13,8 +13,19 @@ from prometheus_client import CollectorRegistry
 
 from kvrouter.discovery import Discovery, Instance, TransportEndpoint
 from kvrouter.discovery.metrics import DiscoveryMetrics
-from kvrouter.errors import MissingExtraError, StoreError
-from kvrouter.service.planes.connection import PlaneConnection
+from kvrouter.errors import (
+    DeadlineError,
+    DisconnectedError,
+    HandlerError,
+    MissingExtraError,
+    NoInstancesError,
+    ProtocolError,
+    RefusedError,
+    StoreError,
+    TransportError,
+    UnreachableError,
+)
+from kvrouter.service.planes.connection import PlaneConnection, upstream_error
 from kvrouter.service.planes.discovered import DiscoveredWorkers
 from kvrouter.service.planes.figures import PlaneFigures
 from kvrouter.service.planes.ways import PlaneChoices, Ways, home_listener
@@ -253,3 +264,31 @@ def test_an_endpoint_of_a_plane_needs_no_address() -> None:
     """A-116: what it is reached by is the pool's only question."""
     endpoint = Endpoint("", 0, host_header=b"worker")
     assert (endpoint.open, endpoint.host_header) == (None, b"worker")
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome", "status"),
+    [
+        (RefusedError("busy", code="RESOURCE_EXHAUSTED", retry_after_seconds=1.2), "saturated", 529),
+        (HandlerError("busy", code="RESOURCE_EXHAUSTED"), "saturated", 529),
+        (RefusedError("draining", code="UNAVAILABLE"), "saturated", None),
+        (RefusedError("no such endpoint", code="NOT_FOUND"), "connect_failed", None),
+        (RefusedError("who are you", code="UNAUTHENTICATED"), "connect_failed", None),
+        (RefusedError("taken before", code="ALREADY_EXISTS"), "upstream_lost", None),
+        (UnreachableError("refused"), "connect_failed", None),
+        (NoInstancesError("nobody listens"), "connect_failed", None),
+        (NoTransportError("none in common"), "connect_failed", None),
+        (DisconnectedError("lost"), "upstream_lost", None),
+        (DeadlineError("late"), "timeout", None),
+        (HandlerError("failed"), "error_status", None),
+        (ProtocolError("nonsense"), "bad_response", None),
+    ],
+)
+def test_how_a_call_failed_is_said_in_the_data_planes_words(
+    error: TransportError, outcome: str, status: int | None
+) -> None:
+    """A-210: which decide whether others are asked, and what a worker is blamed for."""
+    told = upstream_error(error, overload_status=529)
+
+    assert (told.outcome, told.status, str(told)) == (outcome, status, str(error))
+    assert told.retry_after_seconds == (2 if getattr(error, "retry_after_seconds", None) else 1)

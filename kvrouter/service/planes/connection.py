@@ -205,6 +205,8 @@ def upstream_error(error: TransportError, *, overload_status: int) -> UpstreamEr
     if error.code == "RESOURCE_EXHAUSTED" and isinstance(error, RefusedError | HandlerError):
         again = ceil(getattr(error, "retry_after_seconds", None) or 1)
         return UpstreamError(str(error), outcome="saturated", status=overload_status, retry_after_seconds=again)
+    if error.code == "ALREADY_EXISTS":  # taken over another way, whose acknowledgement was lost with its connection
+        return UpstreamError(str(error), outcome="upstream_lost")
     if isinstance(error, RefusedError):
         # Draining; or it does not know the endpoint or us, which the next check will find too.
         return UpstreamError(str(error), outcome="saturated" if error.retryable else "connect_failed")
