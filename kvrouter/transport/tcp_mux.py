@@ -80,10 +80,7 @@ class _StreamWire:
         self._mux, self._id = mux, stream_id
 
     def transmit(self, kind: Kind, payload: bytes | memoryview = b"", *, more: bool = False) -> None:
-        self.send(kind, payload, MORE if more else 0)
-
-    def send(self, kind: Kind, payload: bytes | memoryview, flags: int) -> None:
-        self._mux.output.write(HEAD.pack(len(payload), kind, flags, 0, self._id), payload)
+        self._mux.output.write(HEAD.pack(len(payload), kind, MORE if more else 0, 0, self._id), payload)
 
     async def writable(self) -> None:
         await self._mux.output.writable()
@@ -149,7 +146,8 @@ class TcpMux:
         flags_of_last = 0 if many_in else ENDS
         for at in range(0, last + 1, frame_bytes_max):
             piece = view[at : at + frame_bytes_max] if last else view
-            wire.send(Kind.REQUEST, piece, MORE if at < last else flags_of_last)
+            flags = MORE if at < last else flags_of_last
+            self.output.write(HEAD.pack(len(piece), Kind.REQUEST, flags, 0, stream_id), piece)
         return stream
 
     def ping(self, payload: bytes = bytes(8)) -> None:
