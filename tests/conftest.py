@@ -27,11 +27,13 @@ LONGEST = (
     "tests/service/test_recorded_engines.py",
     "tests/faults/test_real_schedules.py",
     "tests/faults/test_schedules.py",
+    "tests/faults/test_planes.py",
     "tests/demo/test_demo.py",
 )
 # What is done by the thousand reaches no line that examples do not reach, and takes twice as long when it is measured.
 UNMEASURED = (
     "tests/faults/test_schedules.py",
+    "tests/faults/test_planes.py",
     "tests/fuzz",
     "tests/index/test_native_memory.py",
     "tests/ingest/test_budget_model.py",
