@@ -51,9 +51,16 @@ class Broker:
                 self._client = await connect_nats(self._server, self._access, pending_size=0)
 
     async def listen(self, subject: str, heard: Callable[[Msg], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
-        """Call `heard` with each message of a subject; returns what ends that. Needs `connect`."""
+        """Call `heard` with each message of a subject; returns what ends that. Needs `connect`.
+
+        Raises:
+            ConnectionError: the server cannot be reached.
+        """
         assert self._client is not None, "not connected"
-        subscription = await self._client.subscribe(subject, cb=heard)
+        try:
+            subscription = await self._client.subscribe(subject, cb=heard)
+        except NatsError as error:
+            raise ConnectionError(f"NATS: {type(error).__name__}: {error}") from None
 
         async def end() -> None:
             with contextlib.suppress(NatsError, OSError):

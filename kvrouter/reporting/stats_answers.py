@@ -26,11 +26,19 @@ class StatsAnswers:
         self._ends: list[Callable[[], Awaitable[None]]] = []
 
     async def start(self) -> None:
-        """Begin to answer. May be called again; answers stay single."""
+        """Begin to answer. May be called again; answers stay single.
+
+        Raises:
+            ConnectionError: the server cannot be reached.
+        """
         if self._ends:
             return
-        for subject in subjects(self._identity):
-            self._ends.append(await self._broker.listen(subject, self._heard))
+        try:
+            for subject in subjects(self._identity):
+                self._ends.append(await self._broker.listen(subject, self._heard))
+        except BaseException:
+            await self.stop()  # On some subjects only it would answer some questions only.
+            raise
         await self._broker.flush()
 
     async def stop(self) -> None:

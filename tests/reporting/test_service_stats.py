@@ -151,10 +151,17 @@ def test_a_collector_that_hears_nothing_ends_with_its_window(nats: NatsServer, r
 
 
 def test_gauges_show_the_sums_and_zero_without_a_server(run: Run, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A-005, A-362: what dashboards see while the server is there, while it is gone, and again."""
+    """A-005, A-362: while the server is there, while it is gone, and again; no instance ever answers twice."""
     server = NatsServer(tmp_path_factory.mktemp("nats")).start()
     registry = CollectorRegistry()
     gauges = StatsGauges(registry)
+
+    answered: list[Collected] = []
+
+    def take(collected: Collected | None) -> None:
+        gauges.show("demo_backend", collected)
+        if collected is not None:
+            answered.append(collected)
 
     def shown(name: str) -> float | None:
         return registry.get_sample_value(f"nats_service_{name}", {"service": "demo_backend"})
@@ -166,7 +173,7 @@ def test_gauges_show_the_sums_and_zero_without_a_server(run: Run, tmp_path_facto
     async def scenario() -> None:
         async with worker(server, 0x4A), broker(server) as asking:
             collector = StatsCollector(asking, "demo_backend", window_seconds=0.5, interval_seconds=0.05)
-            running = asyncio.create_task(collector.run(lambda collected: gauges.show("demo_backend", collected)))
+            running = asyncio.create_task(collector.run(take))
             await until(1.0)
             assert shown("active_endpoints") == 2.0
             server.kill()
@@ -180,3 +187,4 @@ def test_gauges_show_the_sums_and_zero_without_a_server(run: Run, tmp_path_facto
         run(scenario())
     finally:
         server.kill()
+    assert [each.repeated for each in answered] == [0] * len(answered)
