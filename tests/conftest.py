@@ -33,7 +33,6 @@ LONGEST = (
 # What is done by the thousand reaches no line that examples do not reach, and takes twice as long when it is measured.
 UNMEASURED = (
     "tests/faults/test_schedules.py",
-    "tests/faults/test_planes.py",
     "tests/fuzz",
     "tests/index/test_native_memory.py",
     "tests/ingest/test_budget_model.py",
