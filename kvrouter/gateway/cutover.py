@@ -18,7 +18,7 @@ from kvrouter.errors import GatewayError, StoreError
 from kvrouter.gateway.calls import Call
 from kvrouter.gateway.route_table import Route, RouteTable
 from kvrouter.service.logs import log_event
-from kvrouter.store.key_values import KeyValueBucket, Synced
+from kvrouter.store.key_values import Entry, KeyValueBucket, Synced
 
 __all__ = ["BUCKET", "Cutover", "Shares", "bucket_of"]
 
@@ -49,6 +49,7 @@ class Cutover:
         self._routes = {route.name: route for route in table}
         self._bucket = bucket
         self._shares = {route.name: _of_table(route) for route in table}
+        self._revisions: dict[str, int] = {}
         self.synced = asyncio.Event()
         self.refused = 0
 
@@ -83,9 +84,10 @@ class Cutover:
         route = self._route(name)
         shares = _checked(route, values, self._shares[name])
         try:
-            await self._bucket.put(_PREFIX + name, msgspec.json.encode(shares._asdict()))
+            revision = await self._bucket.put(_PREFIX + name, msgspec.json.encode(shares._asdict()))
         except StoreError as error:
             raise _store_failed(error) from None
+        self._revisions[name] = max(revision, self._revisions.get(name, 0))
         self._set(name, shares)
         return shares
 
@@ -114,17 +116,22 @@ class Cutover:
                 if isinstance(change, Synced):
                     self.synced.set()
                 else:
-                    self._heard(change.key.removeprefix(_PREFIX), None if change.entry is None else change.entry.value)
+                    # News may be older than what was set here since; that a key is gone has no revision to tell it by.
+                    entry = change.entry or await self._bucket.get(change.key)
+                    self._heard(change.key.removeprefix(_PREFIX), entry)
 
-    def _heard(self, name: str, value: bytes | None) -> None:
+    def _heard(self, name: str, entry: Entry | None) -> None:
         route = self._routes.get(name)
         if route is None:
             return  # Of a table that another gateway has.
-        if value is None:
+        if entry is None:
             self._set(name, _of_table(route))
             return
+        if entry.revision < self._revisions.get(name, 0):
+            return
+        self._revisions[name] = entry.revision
         try:
-            self._set(name, _checked(route, msgspec.json.decode(value), _of_table(route)))
+            self._set(name, _checked(route, msgspec.json.decode(entry.value), _of_table(route)))
         except (msgspec.DecodeError, GatewayError) as error:
             self.refused += 1
             log_event(_log, logging.ERROR, "cutover_refused", route=name, error=str(error))

@@ -138,6 +138,7 @@ def test_every_gateway_follows_one_change(
         assert at_first == "nats"
         assert other.metric("gateway_cutover_ratio", route=NAME) == 1
         assert other.client.delete(ADMIN).json() == {"route": NAME, "nats": 0.0, "shadow": 0.0}
+        eventually(lambda: side(over) == "legacy")
 
 
 @pytest.mark.parametrize(
