@@ -161,6 +161,9 @@ class HttpApp:
     async def _answer(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         method, path = str(scope["method"]), str(scope["path"])
         headers: _Headers = dict(scope["headers"])
+        if method in ("GET", "HEAD") and path in (f"{self.options.root}/health", f"{ROOT_ALIAS}/health"):
+            await self._health(send)  # whoever probes has no token
+            return
         peer = _peer(scope, headers)
         self.endpoints.identify(peer)
         response = _below(path, self.options.response_root)
@@ -169,9 +172,6 @@ class HttpApp:
             return
         for root in (self.options.root, ROOT_ALIAS):
             tail = _below(path, root)
-            if tail == "health" and method in ("GET", "HEAD"):
-                await self._health(send)
-                return
             if tail is not None:
                 _check_method(method, "POST")
                 until_gone = (scope.get("extensions") or {}).get(UNTIL_GONE)
@@ -196,7 +196,9 @@ class HttpApp:
 
     async def _health(self, send: Send) -> None:
         draining = self.endpoints.draining
-        told = {"status": "draining" if draining else "ready", "endpoints": self.endpoints.names()}
+        told: dict[str, object] = {"status": "draining" if draining else "ready"}
+        if self.endpoints.guard is None:
+            told["endpoints"] = self.endpoints.names()
         await _reply(send, 503 if draining else 200, msgspec.json.encode(told))
 
     # -- requests ----------------------------------------------------------------------------------------------------

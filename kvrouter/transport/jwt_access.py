@@ -102,9 +102,11 @@ class JwtVerifier:
             raise UnauthenticatedError("the token is not good yet")
         if self._scope is not None and self._scope not in _scopes(claims):
             raise PermissionDeniedError(f"the token has not the scope {self._scope!r}")
-        endpoints = claims.get("endpoints")
-        narrowed = frozenset(map(str, endpoints)) if isinstance(endpoints, list) else None
-        return Identity(str(claims["sub"]), narrowed), float(expires)
+        narrowed = claims.get("endpoints")
+        if narrowed is not None and not isinstance(narrowed, list):
+            raise UnauthenticatedError("the token's endpoints are no list")
+        endpoints = None if narrowed is None else frozenset(map(str, narrowed))
+        return Identity(str(claims["sub"]), endpoints), float(expires)
 
     def _claims(self, token: str) -> Mapping[str, Any]:
         if len(token) > _TOKEN_CHARACTERS_MAX:

@@ -242,6 +242,18 @@ def test_refusals_are_statuses_of_http() -> None:
     run(scenario())
 
 
+def test_probes_need_no_token() -> None:
+    """A-140, A-164: a kubelet has none; it is told whether the worker is ready, and not what it serves."""
+
+    async def scenario() -> None:
+        async with Secured.started("http", Ways(), AccessGuard(authorise=KEYS)) as served, httpx.AsyncClient() as http:
+            answer = await http.get(f"{served.server.address}/health", timeout=60)
+            assert (answer.status_code, answer.json()) == (200, {"status": "ready"})
+            assert (await http.post(f"{served.server.address}/health", timeout=60)).status_code == 401
+
+    run(scenario())
+
+
 def test_refusals_are_statuses_of_grpc() -> None:
     """A-140, A-141: the call ends with the code, beside the envelope that says it."""
     guard = AccessGuard(authorise=KEYS, rate_limit=TokenBuckets(per_second=0.1, burst=1), clock=lambda: 0.0)

@@ -129,6 +129,7 @@ def test_what_a_token_says_of_its_algorithm_is_not_believed(algorithm: str, key_
         ({"exp": "soon"}, "times are none"),
         ({"exp": float("nan")}, "times are none"),
         ({"exp": float("inf")}, "times are none"),
+        ({"endpoints": "echo"}, "endpoints are no list"),
         ({"sub": None}, "no sub"),
         ({"nbf": NOW + 31}, "not good yet"),
         ({"iss": "elsewhere"}, "another issuer"),
