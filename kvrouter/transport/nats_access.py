@@ -16,12 +16,13 @@ class NatsAccess:
 
     credentials: NatsCredentials | None = None
     tls: PlaneTls | None = None
+    connect_seconds: float = 5.0
 
     def connect_options(self, server: str) -> dict[str, Any]:
         """What the client library is to be called with for a server; raises SettingsError that names a file."""
         address, credentials = _split(server)
         credentials = credentials or self.credentials
-        options: dict[str, Any] = {"servers": address}
+        options: dict[str, Any] = {"servers": address, "connect_timeout": self.connect_seconds}
         if credentials is not None:
             options |= credentials.connect_options()
         if self.tls is not None:

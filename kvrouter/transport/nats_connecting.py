@@ -19,7 +19,6 @@ except ImportError as error:
 
 __all__ = ["connect_nats"]
 
-_CONNECT_SECONDS = 5.0
 _CLOSE_SECONDS = 0.5
 _PING_SECONDS, _PINGS_UNANSWERED_MAX = 20.0, 2
 
@@ -42,7 +41,8 @@ async def connect_nats(
         "reconnect_time_wait": 0.2, "max_reconnect_attempts": -1,
         "ping_interval": _PING_SECONDS, "max_outstanding_pings": _PINGS_UNANSWERED_MAX,
     }  # fmt: skip
-    told |= (access or NatsAccess()).connect_options(server) | options
+    access = access or NatsAccess()
+    told |= access.connect_options(server) | options
     reasons: list[Exception] = []
     client = Client()
 
@@ -54,7 +54,7 @@ async def connect_nats(
                 raise error
 
     try:
-        async with asyncio.timeout(_CONNECT_SECONDS):
+        async with asyncio.timeout(access.connect_seconds):
             await client.connect(name="kvrouter", disconnected_cb=disconnected, error_cb=failed, **told)
     except (NatsError, OSError, TimeoutError) as error:
         told_last = reasons[-1] if reasons else error

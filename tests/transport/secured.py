@@ -45,7 +45,7 @@ class Ways:
     nats: str = ""
     server_tls: PlaneTls | None = None
     client_tls: PlaneTls | None = None
-    access: NatsAccess | None = None
+    access: NatsAccess = field(default_factory=lambda: NatsAccess(connect_seconds=PATIENT_SECONDS))
     _subject: str = field(default_factory=lambda: f"workers.{uuid4().hex}")
 
     def server(self, way: str, endpoints: Endpoints) -> RequestServer:
@@ -58,9 +58,15 @@ class Ways:
             case "grpc":
                 return GrpcRequestServer(endpoints, tls=self.server_tls)
             case "zmq":
-                return ZmqRequestServer(endpoints)
+                return ZmqRequestServer(endpoints, silent_seconds=4 * PATIENT_SECONDS)
             case "nats":
-                return NatsRequestServer(endpoints, server=self.nats, subject=self._subject, access=self.access)
+                return NatsRequestServer(
+                    endpoints,
+                    server=self.nats,
+                    subject=self._subject,
+                    heartbeat_seconds=PATIENT_SECONDS,
+                    access=self.access,
+                )
         worker = CallHomeWorker(endpoints, pool=PoolSettings(idle_min=0), tls=self.client_tls)
         if way == "call-home":
             return TcpV0Server(worker, tls=self.server_tls)
@@ -83,9 +89,9 @@ class Ways:
             case "grpc":
                 return GrpcRequestClient(token=token, tls=tls)
             case "zmq":
-                return ZmqRequestClient(token=token, connect_seconds=PATIENT_SECONDS)
+                return ZmqRequestClient(token=token, heartbeat_seconds=PATIENT_SECONDS, connect_seconds=PATIENT_SECONDS)
             case "nats":
-                return NatsRequestClient(self.nats, token=token, access=self.access)
+                return NatsRequestClient(self.nats, heartbeat_seconds=PATIENT_SECONDS, token=token, access=self.access)
         sender: Any = TcpV0Sender(ack_seconds=PATIENT_SECONDS, tls=tls)
         if way == "call-home over nats":
             sender = NatsAckSender(self.nats, ack_seconds=PATIENT_SECONDS, access=self.access)

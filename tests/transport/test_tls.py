@@ -279,7 +279,7 @@ def test_both_ends_prove_themselves_to_a_nats_server(
     url = f"tls://127.0.0.1:{guarded_nats.port}"
     if shown == "url":
         url = f"tls://worker:s3cret%2F%40%3A@127.0.0.1:{guarded_nats.port}"
-    ways = Ways(nats=url, access=NatsAccess(credentials=credentials, tls=client_tls))
+    ways = Ways(nats=url, access=NatsAccess(credentials=credentials, tls=client_tls, connect_seconds=PATIENT_SECONDS))
 
     async def scenario() -> None:
         async with Secured.started(way, ways) as served:
@@ -292,7 +292,7 @@ def test_both_ends_prove_themselves_to_a_nats_server(
 def test_a_nats_server_that_does_not_know_us_says_so(way: str, guarded_nats: NatsServer, client_tls: PlaneTls) -> None:
     """A-140: with an error of its own, that does not repeat what was shown."""
     url = f"tls://worker:wrong-password@127.0.0.1:{guarded_nats.port}"
-    ways = Ways(nats=url, access=NatsAccess(tls=client_tls))
+    ways = Ways(nats=url, access=NatsAccess(tls=client_tls, connect_seconds=PATIENT_SECONDS))
 
     async def scenario() -> None:
         with pytest.raises(UnauthenticatedError) as refusal:

@@ -64,7 +64,7 @@ async def served(curve: ZmqCurve | None) -> AsyncIterator[ZmqRequestServer]:
 
 async def ask(server: ZmqRequestServer, curve: ZmqCurve | None, *, connect_seconds: float = PATIENT_SECONDS) -> bytes:
     """One request of a client of its own."""
-    client = ZmqRequestClient(curve=curve, connect_seconds=connect_seconds)
+    client = ZmqRequestClient(curve=curve, heartbeat_seconds=PATIENT_SECONDS, connect_seconds=connect_seconds)
     try:
         request = Request(endpoint="echo", body=b"x")
         async with await client.request(server.address, request, Context()) as stream:
