@@ -186,11 +186,17 @@ class RankLoad:
     first_seconds: float
     urgency: float
     miss_price: float
+    loss_rate: float
+    loss_seconds: float
     belief: float
     @property
     def rank(self) -> int: ...
     @property
     def arrivals(self) -> int: ...
+    @property
+    def begun(self) -> int: ...
+    @property
+    def begun_tokens(self) -> int: ...
     @property
     def head_tokens(self) -> int: ...
     @property
@@ -263,6 +269,8 @@ class Weigher:
         tokens: int,
         doubtful: Collection[int],
         now: float,
+        extra_seconds: tuple[float, ...] | None,
+        lower_tiers: tuple[tuple[str, float], ...],
         /,
     ) -> tuple[int, int, int, int, int, float, bytes] | None: ...
     def place(
@@ -274,6 +282,8 @@ class Weigher:
         tokens: int,
         doubtful: Collection[int],
         now: float,
+        extra_seconds: tuple[float, ...] | None,
+        lower_tiers: tuple[tuple[str, float], ...],
         turn: int,
         /,
     ) -> tuple[int, int, int, int, int, float, bytes] | None: ...

@@ -207,6 +207,8 @@ KVR_IMPORT int PyObject_AsFileDescriptor(PyObject *);
 
 KVR_IMPORT extern PyTypeObject PyLong_Type;
 #define PyLong_CheckExact(object) (Py_TYPE(object) == &PyLong_Type)
+KVR_IMPORT extern PyTypeObject PyFloat_Type;
+#define PyFloat_CheckExact(object) (Py_TYPE(object) == &PyFloat_Type)
 #define PyLong_Check(object) (PyType_GetFlags(Py_TYPE(object)) & (1UL << 24))
 #define PyList_Check(object) (PyType_GetFlags(Py_TYPE(object)) & (1UL << 25))
 #define PyTuple_Check(object) (PyType_GetFlags(Py_TYPE(object)) & (1UL << 26))

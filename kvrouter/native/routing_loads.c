@@ -36,8 +36,8 @@ static PyObject *new(PyTypeObject *type, PyObject *arguments, PyObject *names)
     load->active_requests = requests;
     load->prefill_tokens = tokens;
     load->decode_blocks = blocks;
-    load->prefill_pairs = load->waiting = load->head_tokens = load->head_pairs = 0;
-    load->head_since = load->first_seconds = load->urgency = load->miss_price = 0.0;
+    load->prefill_pairs = load->waiting = load->head_tokens = load->head_pairs = load->begun = load->begun_tokens = 0;
+    load->head_since = load->first_seconds = load->urgency = load->miss_price = load->loss_rate = load->loss_seconds = 0.0;
     load->token_seconds = 1.0 / 8000.0;
     load->pair_seconds = 0.0;
     load->belief = 1.0;
@@ -102,6 +102,8 @@ void kvr_load_begin(struct kvr_load *load, long long tokens, long long pairs, do
     load->head_tokens = tokens;
     load->head_pairs = pairs;
     load->head_since = since;
+    load->begun = load->waiting;
+    load->begun_tokens = load->prefill_tokens;
 }
 
 /* add(requests, tokens, blocks, pairs=0, waiting=0) */
@@ -240,31 +242,82 @@ static double wait_of(const struct kvr_load *load, double now)
     return late > 0.0 ? wait + late : wait;
 }
 
-struct kvr_cost kvr_cost_of(const struct kvr_load *load, double credit, double tokens, const struct kvr_weights *weights,
-                            double now)
+/* Requests that share a step with what comes now: not those that were there when the running step began. */
+static double mates_of(const struct kvr_load *load, double fresh, double limit)
 {
-    double fresh = tokens > credit ? tokens - credit : 0.0;
+    double inside = (double)load->begun, inside_tokens = (double)load->begun_tokens;
+    if (inside_tokens > limit) {
+        inside = inside * limit / inside_tokens;
+        inside_tokens = limit;
+    }
+    double mates = (double)load->waiting - inside, step = (double)load->prefill_tokens - inside_tokens;
+    if (!(mates > 0.0))
+        mates = 0.0;
+    step = (step > 0.0 ? step : 0.0) + fresh;
+    return step > limit ? mates * limit / step : mates;
+}
+
+/* What is left of cached tokens; see `staying` of `kvrouter/routing/cost.py`. */
+static long long staying(long long tokens, double losses)
+{
+    if (!(losses > 0.0))
+        return tokens;
+    return (long long)((double)tokens / (1.0 + losses * (1.0 + losses * 0.5 * (1.0 + losses / 3.0))));
+}
+
+/* Seconds for the last `fresh` tokens of a prompt. */
+static double prefill_of(const struct kvr_load *load, double fresh, double tokens)
+{
+    return fresh * load->token_seconds + fresh * (2.0 * tokens - fresh) * 0.5 * load->pair_seconds;
+}
+
+struct kvr_cost kvr_cost_of(const struct kvr_load *load, long long credit, double tokens, const struct kvr_weights *weights,
+                            double now, const struct kvr_shared_part *shared)
+{
     double active = (double)load->active_requests, waiting = (double)load->waiting;
     struct kvr_cost cost = {.wait = wait_of(load, now)};
-    cost.prefill = fresh * load->token_seconds + fresh * (2.0 * tokens - fresh) * 0.5 * load->pair_seconds;
-    cost.first_token =
-        load->first_seconds + cost.wait + cost.prefill +
+    cost.credit = staying(credit, load->loss_rate * (cost.wait < load->loss_seconds ? cost.wait : load->loss_seconds));
+    double fresh = tokens > (double)cost.credit ? tokens - (double)cost.credit : 0.0;
+    cost.prefill = cost.charged = prefill_of(load, fresh, tokens);
+    cost.first_token = load->first_seconds + cost.wait + cost.prefill;
+    if (shared->most > cost.credit) {
+        double least = prefill_of(load, tokens > (double)shared->most ? tokens - (double)shared->most : 0.0, tokens);
+        cost.charged = least + (cost.prefill - least) / shared->holders;
+    }
+    double running =
         (active * weights->request_tokens + (double)load->decode_blocks * (double)load->block_size * weights->context_tokens) *
-            load->token_seconds;
-    double step = (double)load->prefill_tokens + fresh;
-    double mates = step > weights->step_tokens ? waiting * weights->step_tokens / step : waiting;
+        load->token_seconds;
+    cost.mates = mates_of(load, fresh, weights->step_tokens);
     double later = load->urgency * (cost.wait + cost.prefill * 0.5);
     if (later > weights->later_max)
         later = weights->later_max;
     double decoding = active > waiting ? (active - waiting) * weights->decode_price : 0.0;
-    cost.price = cost.first_token + cost.prefill * (weights->work_price + mates + later + decoding + load->miss_price);
+    cost.price = load->first_seconds + cost.wait + cost.charged + running;
+    cost.price += cost.charged * (weights->work_price + cost.mates + later + decoding + load->miss_price);
     return cost;
+}
+
+/* Who has how much of a prompt. */
+static struct kvr_shared_part shared_by(PyObject *loads, Py_ssize_t count, const struct kvr_credits *credits, double affinity)
+{
+    struct kvr_shared_part shared = {.holders = 1.0};
+    for (Py_ssize_t at = 0; at < count; at++) {
+        long long credit = kvr_credit(credits, kvr_load_of(PyTuple_GetItem(loads, at))->rank);
+        shared.most = credit > shared.most ? credit : shared.most;
+    }
+    if (shared.most <= 0)
+        return shared;
+    long long holders = 0;
+    for (Py_ssize_t at = 0; at < count; at++)
+        holders += (double)kvr_credit(credits, kvr_load_of(PyTuple_GetItem(loads, at))->rank) >= (double)shared.most * affinity;
+    shared.holders = (double)holders;
+    return shared;
 }
 
 static void prefer(struct kvr_choice *choice, const struct kvr_load *load, const struct kvr_cost *cost,
                    Py_ssize_t position)
 {
-    if (cost->price < choice->cost.price || (cost->price == choice->cost.price && waited_longer(load, choice->load))) {
+    if (choice->load == NULL || cost->price < choice->cost.price || (cost->price == choice->cost.price && waited_longer(load, choice->load))) {
         choice->load = load;
         choice->cost = *cost;
         choice->position = position;
@@ -272,23 +325,21 @@ static void prefer(struct kvr_choice *choice, const struct kvr_load *load, const
 }
 
 enum kvr_reason kvr_choose(PyObject *loads, Py_ssize_t count, const struct kvr_credits *credits, double tokens,
-                           const struct kvr_weights *weights, double now, struct kvr_choice *chosen)
+                           const struct kvr_weights *weights, double now, PyObject *extra, struct kvr_choice *chosen)
 {
-    const struct kvr_load *first = kvr_load_of(PyTuple_GetItem(loads, 0));
-    struct kvr_choice best = {.load = first, .cost = kvr_cost_of(first, (double)kvr_credit(credits, first->rank), tokens, weights, now)};
-    long long most = kvr_credit(credits, first->rank);
-    for (Py_ssize_t at = 1; at < count; at++) {
+    struct kvr_choice best = {.shared = shared_by(loads, count, credits, weights->affinity)};
+    for (Py_ssize_t at = 0; at < count; at++) {
         const struct kvr_load *load = kvr_load_of(PyTuple_GetItem(loads, at));
-        long long credit = kvr_credit(credits, load->rank);
-        struct kvr_cost cost = kvr_cost_of(load, (double)credit, tokens, weights, now);
-        most = credit > most ? credit : most;
+        struct kvr_cost cost = kvr_cost_of(load, kvr_credit(credits, load->rank), tokens, weights, now, &best.shared);
+        if (extra != NULL)
+            cost.price += PyFloat_AsDouble(PyTuple_GetItem(extra, at));
         prefer(&best, load, &cost, at);
     }
     *chosen = best;
-    if (most <= 0)
+    if (best.shared.most <= 0)
         return KVR_REASON_LOAD;
     double credit = (double)kvr_credit(credits, best.load->rank);
-    return credit >= (double)most * weights->affinity ? KVR_REASON_AFFINITY : KVR_REASON_ESCAPE;
+    return credit >= (double)best.shared.most * weights->affinity ? KVR_REASON_AFFINITY : KVR_REASON_ESCAPE;
 }
 
 /* RankLoad.choose(loads, credits, tokens, weights, now) -> position and reason: 0 load, 1 affinity, 2 escape */
@@ -307,7 +358,7 @@ static PyObject *choose_among(PyObject *type, PyObject *const *arguments, Py_ssi
     double tokens = PyFloat_AsDouble(arguments[2]), now = PyFloat_AsDouble(arguments[4]);
     if (PyErr_Occurred())
         return NULL;
-    enum kvr_reason reason = kvr_choose(arguments[0], count, &credits, tokens, &weights, now, &chosen);
+    enum kvr_reason reason = kvr_choose(arguments[0], count, &credits, tokens, &weights, now, NULL, &chosen);
     PyObject *position = PyLong_FromSsize_t(chosen.position), *number = PyLong_FromLong(reason);
     PyObject *result = position && number ? PyTuple_Pack(2, position, number) : NULL;
     Py_XDECREF(position);
@@ -338,6 +389,8 @@ static PyMemberDef members[] = {
     {"decode_blocks", T_LONGLONG, offsetof(struct kvr_load, decode_blocks), 0, NULL},
     {"prefill_pairs", T_LONGLONG, offsetof(struct kvr_load, prefill_pairs), 0, NULL},
     {"waiting", T_LONGLONG, offsetof(struct kvr_load, waiting), 0, NULL},
+    {"begun", T_LONGLONG, offsetof(struct kvr_load, begun), READONLY, NULL},
+    {"begun_tokens", T_LONGLONG, offsetof(struct kvr_load, begun_tokens), READONLY, NULL},
     {"head_tokens", T_LONGLONG, offsetof(struct kvr_load, head_tokens), READONLY, NULL},
     {"head_pairs", T_LONGLONG, offsetof(struct kvr_load, head_pairs), READONLY, NULL},
     {"head_since", T_DOUBLE, offsetof(struct kvr_load, head_since), READONLY, NULL},
@@ -346,6 +399,8 @@ static PyMemberDef members[] = {
     {"first_seconds", T_DOUBLE, offsetof(struct kvr_load, first_seconds), 0, NULL},
     {"urgency", T_DOUBLE, offsetof(struct kvr_load, urgency), 0, NULL},
     {"miss_price", T_DOUBLE, offsetof(struct kvr_load, miss_price), 0, NULL},
+    {"loss_rate", T_DOUBLE, offsetof(struct kvr_load, loss_rate), 0, NULL},
+    {"loss_seconds", T_DOUBLE, offsetof(struct kvr_load, loss_seconds), 0, NULL},
     {"belief", T_DOUBLE, offsetof(struct kvr_load, belief), 0, NULL},
     {"first_tokens", T_LONGLONG, offsetof(struct kvr_load, first_tokens), READONLY, NULL},
     {"predicted_seconds", T_DOUBLE, offsetof(struct kvr_load, predicted_seconds), READONLY, NULL},

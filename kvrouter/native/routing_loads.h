@@ -22,9 +22,11 @@ struct kvr_load {
     long long head_tokens;
     long long head_pairs;
     double head_since;
+    long long begun, begun_tokens; /* what waited when the running step began */
     /* What the router has learnt of the rank. */
     double token_seconds, pair_seconds, first_seconds;
     double urgency, miss_price;
+    double loss_rate, loss_seconds; /* of what is cached, while a request waits: share for each second, and for how long */
     double belief; /* share of what it promises to have cached that is believed */
     /* First tokens whose time was predicted, and the sums of these times, of those that they took, of the differences. */
     long long first_tokens;
@@ -61,15 +63,24 @@ struct kvr_weights {
     double affinity;
 };
 
+/* How much of a prompt is cached where most of it is, and how many ranks have about as much. */
+struct kvr_shared_part {
+    long long most;
+    double holders;
+};
+
 /* What a prompt costs on a rank, in seconds. */
 struct kvr_cost {
     double wait, prefill;
     double first_token; /* predicted time to it */
     double price;       /* and what others lose */
+    double mates;       /* requests that would share a step with it */
+    double charged;     /* the part of `prefill` that counts in the price */
+    long long credit;   /* tokens that are believed to be cached still when the rank begins with it */
 };
 
-struct kvr_cost kvr_cost_of(const struct kvr_load *load, double credit, double tokens, const struct kvr_weights *weights,
-                            double now);
+struct kvr_cost kvr_cost_of(const struct kvr_load *load, long long credit, double tokens, const struct kvr_weights *weights,
+                            double now, const struct kvr_shared_part *shared);
 
 /* From a tuple of numbers in this order: 0, or -1 with an exception set. */
 int kvr_read_weights(PyObject *tuple, struct kvr_weights *weights);
@@ -97,10 +108,12 @@ struct kvr_choice {
     const struct kvr_load *load;
     struct kvr_cost cost;
     Py_ssize_t position;
+    struct kvr_shared_part shared;
 };
 
-/* Choose among at least one load for a prompt of so many tokens. */
+/* Choose among at least one load for a prompt of so many tokens. `extra` is NULL, or a tuple of as many numbers: what
+ * each costs on top of its price. */
 enum kvr_reason kvr_choose(PyObject *loads, Py_ssize_t count, const struct kvr_credits *credits, double tokens,
-                           const struct kvr_weights *weights, double now, struct kvr_choice *chosen);
+                           const struct kvr_weights *weights, double now, PyObject *extra, struct kvr_choice *chosen);
 
 #endif

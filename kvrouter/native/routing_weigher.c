@@ -11,6 +11,7 @@
 #include "routing_loads.h"
 #include "routing_predictions.h"
 #include "routing_predictions_object.h"
+#include "routing_tiers.h"
 
 /* Candidates that are noted in a decision; of more, the chosen one and those that have some of the prompt. */
 #define NOTED_MAX 64
@@ -19,8 +20,8 @@
  * costs, and what was known of the rank. */
 struct row {
     long long numbers[8];
-    struct kvr_cost cost;
-    double known[5];
+    double cost[6];
+    double known[6];
 };
 
 /* How long predictions hold; see `kvrouter/routing/knowledge.py`. */
@@ -40,6 +41,7 @@ struct weigher {
     struct kvr_overlap confirmed, predicted;
     struct kvr_known known[KVR_RANKS_MAX];
     struct kvr_credits promised, doubted;
+    struct kvr_lower_tiers lower;
     const struct kvr_credits *credited; /* the former, or the latter where not all is believed */
 };
 
@@ -138,20 +140,30 @@ static int find_promised(struct weigher *weigher, const struct prompt *prompt, c
     return 0;
 }
 
-/* What is believed of what is promised: all of it, where nobody is known to break promises. */
-static void find_credited(struct weigher *weigher, PyObject *loads, Py_ssize_t count)
+/* What counts of what is promised: all of it, where nobody is known to break promises; and what is in lower tiers.
+ * 0, or -1 with an exception set. */
+static int find_credited(struct weigher *weigher, const struct prompt *prompt, PyObject *loads, Py_ssize_t count,
+                         PyObject *lower)
 {
+    Py_ssize_t tiers = PyTuple_Size(lower);
     int is_all = 1;
     for (Py_ssize_t at = 0; at < count; at++)
         is_all &= kvr_load_of(PyTuple_GetItem(loads, at))->belief == 1.0;
-    weigher->credited = is_all ? &weigher->promised : &weigher->doubted;
-    if (is_all)
-        return;
-    memcpy(weigher->doubted.ranks, weigher->promised.ranks, sizeof weigher->doubted.ranks);
-    for (Py_ssize_t at = 0; at < count; at++) {
-        const struct kvr_load *load = kvr_load_of(PyTuple_GetItem(loads, at));
-        weigher->doubted.tokens[load->rank] = kvr_believed(kvr_credit(&weigher->promised, load->rank), load->belief);
+    weigher->credited = is_all && tiers == 0 ? &weigher->promised : &weigher->doubted;
+    if (weigher->credited == &weigher->promised)
+        return 0;
+    kvr_copy_credits(&weigher->doubted, &weigher->promised);
+    if (tiers > 0) {
+        struct kvr_keys keys = {.array = prompt->hashes};
+        keys.count = prompt->usable < prompt->count ? prompt->usable : prompt->count;
+        if (kvr_credit_lower_tiers(kvr_index_of(weigher->index), &keys, prompt->block_size, lower, &weigher->doubted, &weigher->lower))
+            return -1;
     }
+    for (Py_ssize_t at = 0; !is_all && at < count; at++) {
+        const struct kvr_load *load = kvr_load_of(PyTuple_GetItem(loads, at));
+        weigher->doubted.tokens[load->rank] = kvr_believed(kvr_credit(&weigher->doubted, load->rank), load->belief);
+    }
+    return 0;
 }
 
 static long long confirmed_tokens(const struct weigher *weigher, const struct prompt *prompt, uint32_t rank)
@@ -165,29 +177,31 @@ static long long confirmed_tokens(const struct weigher *weigher, const struct pr
 /* -- the answer --------------------------------------------------------------------------------------------------- */
 
 static void note_row(const struct weigher *weigher, const struct prompt *prompt, PyObject *loads, Py_ssize_t position,
-                     double now, struct row *row)
+                     const struct kvr_shared_part *shared, double now, struct row *row)
 {
     const struct kvr_load *load = kvr_load_of(PyTuple_GetItem(loads, position));
     long long promised = kvr_credit(&weigher->promised, load->rank), credited = kvr_credit(weigher->credited, load->rank);
+    struct kvr_cost cost = kvr_cost_of(load, credited, (double)prompt->tokens, &weigher->weights, now, shared);
     *row = (struct row){.numbers = {position, load->active_requests, load->waiting, load->prefill_tokens, load->decode_blocks, promised,
-                                    confirmed_tokens(weigher, prompt, load->rank), credited},
-                        .cost = kvr_cost_of(load, (double)credited, (double)prompt->tokens, &weigher->weights, now),
+                                    confirmed_tokens(weigher, prompt, load->rank), cost.credit},
+                        .cost = {cost.wait, cost.prefill, cost.first_token, cost.price, cost.mates, cost.charged},
                         .known = {load->token_seconds, load->pair_seconds, load->first_seconds, load->urgency,
-                                  load->miss_price}};
+                                  load->miss_price, load->loss_rate}};
 }
 
 /* The candidates as they are now, for whoever asks why. */
 static PyObject *note_rows(const struct weigher *weigher, const struct prompt *prompt, PyObject *loads, Py_ssize_t count,
-                           Py_ssize_t chosen, double now)
+                           const struct kvr_choice *choice, double now)
 {
     struct row rows[NOTED_MAX], *out = rows;
+    Py_ssize_t chosen = choice->position;
     if (count > NOTED_MAX)
-        note_row(weigher, prompt, loads, chosen, now, out++);
+        note_row(weigher, prompt, loads, chosen, &choice->shared, now, out++);
     for (Py_ssize_t at = 0; at < count && out < rows + NOTED_MAX; at++) {
         if (count > NOTED_MAX &&
             (at == chosen || kvr_credit(&weigher->promised, kvr_load_of(PyTuple_GetItem(loads, at))->rank) == 0))
             continue;
-        note_row(weigher, prompt, loads, at, now, out++);
+        note_row(weigher, prompt, loads, at, &choice->shared, now, out++);
     }
     return PyBytes_FromStringAndSize((const char *)rows, (const char *)out - (const char *)rows);
 }
@@ -196,14 +210,14 @@ static PyObject *note_rows(const struct weigher *weigher, const struct prompt *p
 static PyObject *answer(const struct weigher *weigher, const struct prompt *prompt, PyObject *loads, Py_ssize_t count,
                         const struct kvr_choice *chosen, enum kvr_reason reason, double now)
 {
-    PyObject *rows = note_rows(weigher, prompt, loads, count, chosen->position, now);
+    PyObject *rows = note_rows(weigher, prompt, loads, count, chosen, now);
     if (rows == NULL)
         return NULL;
     PyObject *parts[] = {PyLong_FromSsize_t(chosen->position),
                          PyLong_FromLong(reason),
                          PyLong_FromLongLong(kvr_credit(&weigher->promised, chosen->load->rank)),
                          PyLong_FromLongLong(confirmed_tokens(weigher, prompt, chosen->load->rank)),
-                         PyLong_FromLongLong(kvr_credit(weigher->credited, chosen->load->rank)),
+                         PyLong_FromLongLong(chosen->cost.credit),
                          PyFloat_FromDouble(chosen->cost.first_token),
                          rows};
     PyObject *result = NULL;
@@ -262,6 +276,17 @@ static int read_prompt(PyObject *hashes, PyObject *block_size, PyObject *tokens,
     return 0;
 }
 
+/* Both may be given by whoever asks: 0 if `extra` is None or has a number for each candidate, and `lower` is a tuple. */
+static int check_tuples(PyObject *extra, PyObject *lower, Py_ssize_t count)
+{
+    int fits = PyTuple_Check(lower) && (extra == Py_None || (PyTuple_Check(extra) && PyTuple_Size(extra) == count));
+    for (Py_ssize_t at = 0; fits && extra != Py_None && at < count; at++)
+        fits = PyFloat_CheckExact(PyTuple_GetItem(extra, at)); /* Anything else could run code meanwhile. */
+    if (!fits)
+        PyErr_SetString(PyExc_TypeError, "extra seconds are None or a float for each candidate, lower tiers a tuple");
+    return !fits;
+}
+
 /* What both methods do. `turn` is NULL where nothing may be changed. */
 static PyObject *decide(struct weigher *weigher, PyObject *const *arguments, PyObject *turn)
 {
@@ -273,6 +298,8 @@ static PyObject *decide(struct weigher *weigher, PyObject *const *arguments, PyO
         PyErr_SetString(PyExc_TypeError, "predictions are PredictedBlocks");
         return NULL;
     }
+    if (check_tuples(arguments[7], arguments[8], count))
+        return NULL;
     double now = PyFloat_AsDouble(arguments[6]);
     long long number = turn ? PyLong_AsLongLong(turn) : 0;
     if (PyErr_Occurred())
@@ -286,10 +313,12 @@ static PyObject *decide(struct weigher *weigher, PyObject *const *arguments, PyO
     kvr_predictions_expire(predictions, now);
     if (find_promised(weigher, &prompt, predictions))
         return NULL;
-    find_credited(weigher, arguments[0], count);
+    if (find_credited(weigher, &prompt, arguments[0], count, arguments[8]))
+        return NULL;
     struct kvr_choice chosen;
+    PyObject *extra = arguments[7] == Py_None ? NULL : arguments[7];
     enum kvr_reason reason =
-        kvr_choose(arguments[0], count, weigher->credited, (double)prompt.tokens, &weigher->weights, now, &chosen);
+        kvr_choose(arguments[0], count, weigher->credited, (double)prompt.tokens, &weigher->weights, now, extra, &chosen);
     PyObject *result = answer(weigher, &prompt, arguments[0], count, &chosen, reason, now);
     if (turn != NULL && result != NULL) {
         kvr_load_of(PyTuple_GetItem(arguments[0], chosen.position))->turn = number;
@@ -301,23 +330,22 @@ static PyObject *decide(struct weigher *weigher, PyObject *const *arguments, PyO
     return result;
 }
 
-/* weigh(loads, predictions, hashes, block_size, tokens, doubtful, now)
+/* weigh(loads, predictions, hashes, block_size, tokens, doubtful, now, extra seconds, lower tiers)
  * -> position, reason, tokens promised, confirmed and credited, cost, rows; None where a rank in doubt has some of the prompt */
 static PyObject *weigh(PyObject *self, PyObject *const *arguments, Py_ssize_t given)
 {
-    if (given == 7)
+    if (given == 9)
         return decide(weigher_of(self), arguments, NULL);
-    PyErr_Format(PyExc_TypeError, "weigh takes 7 arguments, not %zd", given);
+    PyErr_Format(PyExc_TypeError, "weigh takes 9 arguments, not %zd", given);
     return NULL;
 }
 
-/* place(loads, predictions, hashes, block_size, tokens, doubtful, now, turn) -> the same; and the chosen rank has had
- * this turn, and is predicted to hold the prompt */
+/* place(..., turn) -> the same; and the chosen rank has had this turn, and is predicted to hold the prompt */
 static PyObject *place(PyObject *self, PyObject *const *arguments, Py_ssize_t given)
 {
-    if (given == 8)
-        return decide(weigher_of(self), arguments, arguments[7]);
-    PyErr_Format(PyExc_TypeError, "place takes 8 arguments, not %zd", given);
+    if (given == 10)
+        return decide(weigher_of(self), arguments, arguments[9]);
+    PyErr_Format(PyExc_TypeError, "place takes 10 arguments, not %zd", given);
     return NULL;
 }
 

@@ -87,17 +87,21 @@ class Audit:
         if load is not None:
             self._promote(noted, load)
 
-    def answered(self, load: RankLoad, *, promised: int, cached: int, now: float) -> None:
-        """An engine says that it had `cached` tokens of a prompt cached, of which `promised` were promised."""
+    def answered(self, load: RankLoad, *, promised: int, cached: int, now: float, expected: int | None = None) -> None:
+        """An engine says that it had `cached` tokens of a prompt cached, of which `promised` were promised.
+
+        It is judged by those that were `expected` to be there still, all of them if nothing is said.
+        """
         if promised <= 0:
             return
-        noted, kept = self.rank(load.rank), min(cached, promised)
+        expected = promised if expected is None else expected
+        noted = self.rank(load.rank)
         noted.answers += 1
         noted.promised_tokens += promised
-        noted.kept_tokens += kept
+        noted.kept_tokens += min(cached, promised)
         noted.tested_at = now
         answers, promised_lately, kept_lately = noted.window
-        noted.window = answers + 1, promised_lately + promised, kept_lately + kept
+        noted.window = answers + 1, promised_lately + expected, kept_lately + min(cached, expected)
         if answers + 1 >= self._answers:
             self._judge(noted, load, now)
 
@@ -111,7 +115,7 @@ class Audit:
     def _judge(self, noted: RankAudit, load: RankLoad, now: float) -> None:
         _, promised, kept = noted.window
         noted.window = (0, 0, 0)
-        share = kept / promised
+        share = kept / promised if promised else 1.0
         verdict: Verdict | None = None
         if share < self._broken_below:
             verdict = "broken"

@@ -17,7 +17,7 @@ __all__ = ["NOTED_MAX", "Candidate", "Decision", "note_candidates"]
 
 NOTED_MAX = 64
 """Candidates noted per decision; in larger fleets only some. The native core has the same number."""
-_ROW = Struct("=8q9d")
+_ROW = Struct("=8q12d")
 
 
 class Candidate:
@@ -32,11 +32,14 @@ class Candidate:
     __slots__ = (
         "active_requests",
         "block_size",
+        "charged_seconds",
         "confirmed_tokens",
         "cost",
         "credited_tokens",
         "decode_blocks",
         "first_seconds",
+        "loss_rate",
+        "mates",
         "miss_price",
         "overlap_tokens",
         "pair_seconds",
@@ -56,8 +59,9 @@ class Candidate:
         self.block_size = target.load.block_size
         self.active_requests, self.waiting, self.prefill_tokens, self.decode_blocks = row[1:5]
         self.overlap_tokens, self.confirmed_tokens, self.credited_tokens = row[5:8]
-        self.wait_seconds, self.prefill_seconds, self.cost, self.price = row[8:12]
-        self.token_seconds, self.pair_seconds, self.first_seconds, self.urgency, self.miss_price = row[12:]
+        self.wait_seconds, self.prefill_seconds, self.cost, self.price, self.mates = row[8:13]
+        self.charged_seconds, self.token_seconds, self.pair_seconds, self.first_seconds = row[13:17]
+        self.urgency, self.miss_price, self.loss_rate = row[17:]
 
 
 def note_candidates(
@@ -74,25 +78,28 @@ def note_candidates(
         promised = overlaps.promised
         holding = (at for at, each in enumerate(candidates) if each.dense_rank in promised and at != chosen)
         positions = [chosen, *islice(holding, NOTED_MAX - 1)]
+    shared = model.shared(overlaps.credited.get(each.dense_rank, 0) for each in candidates)
     rows = bytearray()
     for position in positions:
         target = candidates[position]
         number, load = target.dense_rank, target.load
-        known = [each.get(number, 0) for each in (overlaps.promised, overlaps.confirmed, overlaps.credited)]
-        cost = model.cost(load, known[2], tokens, now)
+        cost = model.cost(load, overlaps.credited.get(number, 0), tokens, now, shared)
         rows += _ROW.pack(
             position,
             load.active_requests,
             load.waiting,
             load.prefill_tokens,
             load.decode_blocks,
-            *known,
-            *cost,
+            overlaps.promised.get(number, 0),
+            overlaps.confirmed.get(number, 0),
+            cost.credit,
+            *cost[:6],
             load.token_seconds,
             load.pair_seconds,
             load.first_seconds,
             load.urgency,
             load.miss_price,
+            load.loss_rate,
         )
     return bytes(rows)
 

@@ -48,9 +48,8 @@ class Candidates(tuple[FleetRank, ...]):
         """Take them in this order."""
         self = super().__new__(cls, ranks)
         self.loads = tuple(rank.load for rank in self)
-        self.extra_seconds = (
-            tuple(extra_seconds) if len(set(extra_seconds)) > 1 else None
-        )  # what all cost decides nothing
+        # What all cost decides nothing.
+        self.extra_seconds = tuple(map(float, extra_seconds)) if len(set(extra_seconds)) > 1 else None
         return self
 
     def only(self, keep: Iterable[bool]) -> "Candidates":

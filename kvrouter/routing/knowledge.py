@@ -91,8 +91,8 @@ class Knowledge:
         """By block size, what is predicted in hashes of which events speak too (`Prompt.exact`)."""
         self.bytewise: dict[int, PredictedBlocks] = {}
         """By block size, what is predicted in others."""
-        self.lower_tiers: tuple[str, ...] = ()
-        """Tiers below the GPU that are in use, from above; renewed by `expire`."""
+        self.lower_tiers: tuple[tuple[str, float], ...] = ()
+        """Tiers below the GPU that are in use, from above, and what a token there saves; renewed by `expire`."""
 
     def __len__(self) -> int:
         """Pairs of a block and a rank that is predicted to hold it; of long prompts only landmarks count."""
@@ -156,7 +156,8 @@ class Knowledge:
         """End the predictions whose time is over, and see which tiers there are."""
         known = self._truth.tiers()
         if len(known) > 1:
-            self.lower_tiers = tuple(tier for tier in self._settings.tier_costs if tier in known)
+            costs = self._settings.tier_costs.items()
+            self.lower_tiers = tuple((tier, 1.0 - cost) for tier, cost in costs if tier in known)
         for predictions in self._all():
             predictions.expire(now)
 
@@ -180,9 +181,8 @@ class Knowledge:
         """What continues the prefix below the GPU is loaded: faster than computing it, and not for nothing."""
         credited, reached = dict(credited), dict(promised)
         tiers = ["gpu"]
-        for tier in self.lower_tiers:
+        for tier, saved in self.lower_tiers:
             tiers.append(tier)
-            saved = 1.0 - self._settings.tier_costs[tier]
             for rank, tokens in self._confirmed(prompt, tiers).items():
                 more = tokens - reached.get(rank, 0)
                 if more > 0:

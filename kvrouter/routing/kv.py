@@ -27,7 +27,6 @@ class KvPolicy:
 
     def __init__(self, settings: RoutingSettings) -> None:
         self._model = CostModel(settings)
-        self._affinity = settings.affinity
 
     def choose(self, candidates: Candidates, request: Request) -> Choice:
         """Return the best rank; the reason is `load` where nobody has anything of the prompt.
@@ -36,17 +35,17 @@ class KvPolicy:
         """
         credit_of, cost = request.credits.get, self._model.cost
         tokens, now = request.tokens, request.now
-        best, least, most = candidates[0], 0.0, 0
+        shared = self._model.shared(credit_of(each.dense_rank, 0) for each in candidates)
+        best, least = candidates[0], 0.0
         extra = candidates.extra_seconds or repeat(0.0, len(candidates))
         for position, (each, extra_seconds) in enumerate(zip(candidates, extra, strict=True)):
             credit = credit_of(each.dense_rank, 0)
-            price = cost(each.load, credit, tokens, now).price + extra_seconds
-            most = max(credit, most)
+            price = cost(each.load, credit, tokens, now, shared).price + extra_seconds
             if not position or price < least or (price == least and _waited_longer(each, best)):
                 best, least = each, price
-        if not most:
+        if not shared.most:
             return best, "load"
-        return best, "affinity" if credit_of(best.dense_rank, 0) >= most * self._affinity else "escape"
+        return best, "affinity" if credit_of(best.dense_rank, 0) >= shared.most * self._model.affinity else "escape"
 
 
 class NativeKvPolicy(KvPolicy):
@@ -54,7 +53,7 @@ class NativeKvPolicy(KvPolicy):
 
     def __init__(self, settings: RoutingSettings) -> None:
         super().__init__(settings)
-        self.weights = (*self._model.weights, self._affinity)
+        self.weights = self._model.weights
         self._choose = native_core.native.RankLoad.choose
 
     def choose(self, candidates: Candidates, request: Request) -> Choice:

@@ -8,9 +8,12 @@ Once a second is often enough; so that nothing has to wake up for it, whoever te
 from collections.abc import Callable
 
 from kvrouter.routing.audit import Audit
+from kvrouter.routing.cost import staying
 from kvrouter.routing.fleet import Fleet, FleetWorker
 from kvrouter.routing.load import Booking
+from kvrouter.routing.losses import Losses
 from kvrouter.routing.pressure import Evictions, Pressure
+from kvrouter.routing.rank_load import pairs_of
 from kvrouter.routing.settings import RoutingSettings
 from kvrouter.routing.speeds import Speeds
 
@@ -23,7 +26,7 @@ BlockSize = Callable[[int], int | None]
 class Learning:
     """Speeds, pressure and kept promises of one fleet."""
 
-    __slots__ = ("_block_size", "_fleet", "_usual_block_size", "audit", "due", "last", "pressure", "speeds")
+    __slots__ = ("_block_size", "_fleet", "_usual_block_size", "audit", "due", "last", "losses", "pressure", "speeds")
 
     def __init__(self, fleet: Fleet, settings: RoutingSettings, *, evictions: Evictions, block_size: BlockSize) -> None:
         self._fleet = fleet
@@ -31,6 +34,7 @@ class Learning:
         self.speeds = Speeds(settings)
         self.pressure = Pressure(evictions)
         self.audit = Audit()
+        self.losses = Losses()
         self.last = self.due = float("-inf")
         """`advance` is to be called when the time is not between these two."""
 
@@ -45,6 +49,7 @@ class Learning:
             self.speeds.forget(rank.dense_rank)
             self.pressure.forget(rank.dense_rank)
             self.audit.forget(rank.dense_rank)
+            self.losses.forget(rank.dense_rank)
 
     def first_token(self, booking: Booking, now: float) -> None:
         """The first token of a booking came, which has not been noted in it yet."""
@@ -52,6 +57,18 @@ class Learning:
         if outcome is not None and outcome.first_token_seconds is not None:
             booking.load.observe(outcome.cost, outcome.first_token_seconds)
         self.speeds.first_token(booking, now)
+
+    def answered(self, booking: Booking, *, promised: int, cached: int, now: float) -> None:
+        """A booking ended of which `promised` tokens were promised and `cached` were."""
+        load, expected = booking.load, promised
+        outcome = booking.outcome
+        if outcome is not None and outcome.first_token_seconds is not None and promised > 0:
+            fresh = max(outcome.prompt_tokens - cached, 0)
+            own = fresh * load.token_seconds + pairs_of(fresh, outcome.prompt_tokens) * load.pair_seconds
+            waited = max(outcome.first_token_seconds - load.first_seconds - own, 0.0)
+            expected = staying(promised, load.loss_rate * waited)
+            self.losses.learn(load, promised=promised, kept=min(cached, promised), waited=waited)
+        self.audit.answered(load, promised=promised, expected=expected, cached=cached, now=now)
 
     def slowness(self, dense_rank: int) -> float:
         """How many times longer than all ranks that serve the same models together a rank takes for its work."""

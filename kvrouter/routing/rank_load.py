@@ -17,6 +17,7 @@ class Outcome(Protocol):
     """What was promised of a request, and what became of it as far as it is known yet; a `Decision`."""
 
     cost: float
+    prompt_tokens: int
     overlap_tokens: int
     confirmed_tokens: int
     first_token_seconds: float | None
@@ -35,17 +36,19 @@ class RankLoad:
 
     `waiting` of the requests have no first token yet. Their prompts take time for each token, and for each pair of a
     token and one before it: `prefill_tokens` and `prefill_pairs`. The front one, `head_...`, is in work since
-    `head_since`. The rest is what the router has learnt and `cost.py` multiplies with it: `token_seconds`,
-    `pair_seconds` and `first_seconds`, the price of delay `urgency`, and `miss_price`. Of the tokens that it promises
-    to have cached, `belief` is the share that is believed (`audit.py`). Of its `first_tokens` whose time was predicted
-    there are the sums of these times, of those that they took, and of the differences, all taken as positive.
+    `head_since`; `begun` requests with `begun_tokens` waited then, itself included. The rest is what the router has
+    learnt and `cost.py` multiplies with it: `token_seconds`, `pair_seconds` and `first_seconds`, the price of delay
+    `urgency`, and `miss_price`. Of the tokens that it promises to have cached, `belief` is the share that is believed
+    (`audit.py`), and `loss_rate` the share that is lost in each second that a prompt waits, for at most `loss_seconds`
+    (`losses.py`). Of its `first_tokens` whose time was predicted there are the sums of these times, of those that they
+    took, and of the differences, all taken as positive.
     """
 
     __slots__ = (
-        "active_requests", "arrivals", "belief", "block_size", "decode_blocks", "error_seconds", "first_seconds",
-        "first_tokens", "head_pairs", "head_since", "head_tokens", "miss_price", "observed_seconds", "pair_seconds",
-        "predicted_seconds", "prefill_pairs", "prefill_tokens", "queue", "rank", "token_seconds", "turn", "urgency",
-        "waiting",
+        "active_requests", "arrivals", "begun", "begun_tokens", "belief", "block_size", "decode_blocks",
+        "error_seconds", "first_seconds", "first_tokens", "head_pairs", "head_since", "head_tokens", "loss_rate",
+        "loss_seconds", "miss_price", "observed_seconds", "pair_seconds", "predicted_seconds", "prefill_pairs",
+        "prefill_tokens", "queue", "rank", "token_seconds", "turn", "urgency", "waiting",
     )  # fmt: skip
 
     def __init__(
@@ -57,10 +60,11 @@ class RankLoad:
         self.rank = rank
         self.block_size = 16
         self.prefill_pairs = self.waiting = self.turn = self.arrivals = 0
-        self.head_tokens = self.head_pairs = 0
+        self.head_tokens = self.head_pairs = self.begun = self.begun_tokens = 0
         self.head_since = 0.0
         self.token_seconds = 1.0 / 8000.0
         self.pair_seconds = self.first_seconds = self.urgency = self.miss_price = 0.0
+        self.loss_rate = self.loss_seconds = 0.0
         self.belief = 1.0
         self.first_tokens = 0
         self.predicted_seconds = self.observed_seconds = self.error_seconds = 0.0
@@ -87,6 +91,7 @@ class RankLoad:
     def begin(self, tokens: int, pairs: int, since: float, /) -> None:
         """Say which prompt is in work, and since when."""
         self.head_tokens, self.head_pairs, self.head_since = tokens, pairs, since
+        self.begun, self.begun_tokens = self.waiting, self.prefill_tokens
 
     def observe(self, predicted: float, observed: float, /) -> None:
         """A first token came after `observed` seconds that was predicted after `predicted`."""

@@ -206,7 +206,7 @@ class Router:
         if room is not None:
             candidates = _with_room(candidates, room)
         decision = None
-        if policy is None and prompt is not None and self._weigher is not None and candidates.extra_seconds is None:
+        if policy is None and prompt is not None and self._weigher is not None:
             decision = self._weigh(self._weigher, candidates, prompt, now)
         if decision is None:
             chooser = self._policy if policy is None else self._resolve(policy)
@@ -238,7 +238,7 @@ class Router:
             candidates = _with_room(candidates, room)
         if prompt is not None and self._weigher is not None and not exclude and not self._shares_blocks:
             known = self._single_predictions(prompt)
-        if known is None or prompt is None or self._weigher is None or candidates.extra_seconds is not None:
+        if known is None or prompt is None or self._weigher is None:
             decision = self.decide(
                 prompt, model=model, session=session, exclude=exclude, constraints=constraints, room=room, now=now
             )
@@ -249,7 +249,10 @@ class Router:
             book.check_room()
         block_size, tokens = self._lookup.only_block_size, prompt.tokens
         hashes, doubtful, turn = prompt.hash_bytes(block_size), self.ingest.doubtful, self._turns + 1
-        found = self._weigher.place(candidates.loads, known, hashes, block_size, tokens, doubtful, now, turn)
+        extra, lower = candidates.extra_seconds, self.knowledge.lower_tiers
+        found = self._weigher.place(
+            candidates.loads, known, hashes, block_size, tokens, doubtful, now, extra, lower, turn
+        )
         if found is None:
             decision = self._compare(candidates, prompt, session, self._policy, now)
             self._take_turn(decision)
@@ -344,7 +347,7 @@ class Router:
                 promised = outcome.confirmed_tokens
                 if not promised and self.ingest.is_trusted(booking.rank) == "predicted":
                     promised = outcome.overlap_tokens  # where no events come, all promises are predictions
-                self.learning.audit.answered(booking.load, promised=promised, cached=cached_tokens, now=now)
+                self.learning.answered(booking, promised=promised, cached=cached_tokens, now=now)
         return self.book.free(id, now=now)
 
     def predict(
@@ -376,12 +379,7 @@ class Router:
     def _single_predictions(self, prompt: Prompt) -> PredictedBlocks | None:
         """The predictions that the native core can weigh; None where things are not as simple as they mostly are."""
         block_size = self._lookup.only_block_size
-        if (
-            not block_size
-            or not prompt.exact
-            or self.knowledge.lower_tiers
-            or (prompt.block_size is not None and prompt.block_size != block_size)
-        ):
+        if not block_size or not prompt.exact or (prompt.block_size is not None and prompt.block_size != block_size):
             return None
         known = self.knowledge.exact
         predictions = known.get(block_size)
@@ -394,8 +392,17 @@ class Router:
         predictions, block_size = self._single_predictions(prompt), self._lookup.only_block_size
         if predictions is None:
             return None
-        hashes, doubtful = prompt.hash_bytes(block_size), self.ingest.doubtful
-        found = weigher.weigh(candidates.loads, predictions, hashes, block_size, prompt.tokens, doubtful, now)
+        found = weigher.weigh(
+            candidates.loads,
+            predictions,
+            prompt.hash_bytes(block_size),
+            block_size,
+            prompt.tokens,
+            self.ingest.doubtful,
+            now,
+            candidates.extra_seconds,
+            self.knowledge.lower_tiers,
+        )
         return None if found is None else self._decision(candidates, prompt, prompt.tokens, block_size, found)
 
     @staticmethod
@@ -435,16 +442,16 @@ class Router:
             candidates = worth_their_extra(candidates, self._model, now)
         target, reason = chooser.choose(candidates, Request(prompt, tokens, overlaps.credited, session, now))
         number = target.dense_rank
-        credited = overlaps.credited.get(number, 0)
+        cost = self._model.cost(target.load, overlaps.credited.get(number, 0), tokens, now)
         return Decision(
             target,
             prompt,
             tokens,
             overlaps.promised.get(number, 0),
             overlaps.confirmed.get(number, 0),
-            tokens - credited,
+            tokens - cost.credit,
             self.knowledge.block_size(number, prompt),
-            self._model.cost(target.load, credited, tokens, now).first_token,
+            cost.first_token,
             chooser.name,
             reason,
             candidates,

@@ -54,7 +54,7 @@ class RoutingSettings:
     context_tokens: float = 0.01
     step_tokens: int = 8192
     work_price: float = 0.2
-    decode_price: float = 0.02
+    decode_price: float = 0.005
     later_max: float = 8.0
     affinity: float = 0.8
     source_credits: Mapping[str, float] = field(default_factory=_credits)
@@ -75,5 +75,8 @@ class RoutingSettings:
             raise ValueError(f"attention_tokens is {self.attention_tokens}; it must be at least 0")
         if self.step_tokens < 1:
             raise ValueError(f"step_tokens is {self.step_tokens}; it must be at least 1")
+        for tier, cost in self.tier_costs.items():
+            if not 0 <= cost <= 1:
+                raise ValueError(f"tier_costs of {tier} is {cost}; it must be 0..1")
         if not 0 < self.affinity <= 1:
             raise ValueError(f"affinity is {self.affinity}; it must be above 0 and at most 1")

@@ -205,6 +205,7 @@ class _Collector(Collector):
             ("first_seconds", "Learnt: time to a first token beside its prompt."),
             ("urgency", "Measured: later requests that wait for each second of queue on a rank."),
             ("miss_price", "Measured: what computing evicts, as a share of its own time."),
+            ("loss_rate", "Measured: share of what is cached that is lost for each second that a request waits."),
         ):
             rows = [(labels, float(getattr(load, name))) for labels, load in loads]
             yield gauge(f"rank_{name}", text, ("worker", "rank"), rows)

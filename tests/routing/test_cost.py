@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from kvrouter.blocks import Prompt
 from kvrouter.routing import RankLoad, RoutingSettings
-from kvrouter.routing.cost import LATE_SECONDS, CostModel
+from kvrouter.routing.cost import LATE_SECONDS, CostModel, staying
 from kvrouter.routing.rank_load import RankLoad as Reference
 from tests.routing.fleets import fleet, prompt_of, stored
 
@@ -73,13 +73,40 @@ def test_on_an_idle_fleet_only_the_own_time_counts_and_a_little_for_the_work() -
 
 
 def test_who_shares_a_batch_is_delayed() -> None:
-    """All of those that wait, if the batch has room for all; else the part that fits."""
+    """All of those that came since the running step began, if the next has room for all; else the part that fits."""
     knobs = RoutingSettings(work_price=0.0, request_tokens=0.0, step_tokens=4000)
-    short, long = rank(2, 2000), rank(2, 9000)
+    short, long = rank(1, 500), rank(1, 500)
+    short.add(2, 2000, 0, 0, 2)
+    long.add(2, 9000, 0, 0, 2)
 
     for load, mates in ((short, 2.0), (long, 2.0 * 4000 / 10_000)):
         cost = CostModel(knobs).cost(load, 0, 1000, 0.0)
+        assert cost.mates == pytest.approx(mates)
         assert cost.price - cost.first_token == pytest.approx(mates * 1.0)
+
+
+def test_who_is_in_the_running_step_is_not_delayed() -> None:
+    """A step takes in nobody after it has begun; of a longer queue only a part is in it."""
+    knobs = RoutingSettings(step_tokens=4000)
+    inside, half = rank(3, 3000), rank(4, 8000)
+
+    assert CostModel(knobs).mates(inside, 1000) == 0
+    assert CostModel(knobs).mates(half, 0) == 2
+
+
+def test_what_is_lost_while_a_prompt_waits_is_not_credited() -> None:
+    """The longer the queue, the less is left; with no queue, or where nothing is lost, all of it is."""
+    idle, busy, safe = rank(), rank(1, 10_000), rank(1, 10_000)
+    idle.loss_rate = busy.loss_rate = 0.1
+    idle.loss_seconds = busy.loss_seconds = 10.0
+
+    left = [MODEL.cost(load, 1000, 2000, 0.0).credit for load in (idle, busy, safe)]
+
+    assert left == [1000, 375, 1000]
+    busy.loss_seconds = 3.0
+    assert MODEL.cost(busy, 1000, 2000, 0.0).credit == 741
+    assert [staying(10_000, losses) for losses in (0.0, 0.3, 1.0, 2.0)] == [10_000, 7410, 3750, 1578]
+    assert (staying(10_000, inf), staying(10_000, nan)) == (0, 10_000)
 
 
 def test_later_requests_are_delayed_where_many_come() -> None:
@@ -105,13 +132,26 @@ def test_computing_is_dearer_where_it_evicts_what_would_be_used_again() -> None:
     assert CostModel(knobs).cost(load, 0, 1000, 0.0).price == pytest.approx(1.0 * (1 + 0.7 + 5 * 0.1))
 
 
+def test_what_several_have_is_charged_to_all_that_will_use_it() -> None:
+    """The more ranks hold a system prompt, the sooner another one computes it too."""
+    knobs = RoutingSettings(work_price=0.0)
+    model, load = CostModel(knobs), rank()
+    alone, many = model.shared([900, 100, 0, 0]), model.shared([900, 800, 730, 0])
+
+    assert (alone, many) == ((900, 1), (900, 3))
+    assert model.cost(load, 0, 1000, 0.0, alone).charged == pytest.approx(1.0)
+    assert model.cost(load, 0, 1000, 0.0, many).charged == pytest.approx(0.1 + 0.9 / 3)
+    assert model.cost(load, 900, 1000, 0.0, many).charged == pytest.approx(0.1)
+    assert model.shared([]) == model.shared([0, 0]) == (0, 1)
+
+
 NUMBERS = st.integers(0, 100_000)
 RATES = st.floats(0.0, 0.01)
 
 
 @given(
     counts=st.tuples(NUMBERS, NUMBERS, NUMBERS, NUMBERS, NUMBERS),
-    rates=st.tuples(RATES, RATES, RATES, RATES, RATES),
+    rates=st.tuples(RATES, RATES, RATES, RATES, RATES, RATES),
     credit=NUMBERS,
     tokens=NUMBERS,
     now=st.floats(-10, 1e6),
@@ -125,7 +165,8 @@ def test_no_cost_is_negative_and_both_cores_agree(
         load = kind(counts[0], counts[1], counts[2], rank=0)
         load.waiting, load.prefill_pairs = counts[3], counts[4]
         load.begin(counts[4], counts[3], rates[0] * 1000)
-        load.token_seconds, load.pair_seconds, load.first_seconds, load.urgency, load.miss_price = rates
+        load.token_seconds, load.pair_seconds, load.first_seconds, load.urgency, load.miss_price = rates[:5]
+        load.loss_rate, load.loss_seconds = rates[5] * 100, rates[4] * 1e4
         cost = MODEL.cost(load, credit, tokens, now)
         assert 0 <= cost.prefill <= cost.first_token <= cost.price
         assert 0 <= cost.wait <= cost.first_token
@@ -149,8 +190,8 @@ def test_a_decision_can_be_added_up_by_hand() -> None:
     assert first.wait_seconds == pytest.approx(1600 * speed + 1600**2 / 2 * pair - 0.1)
     assert first.prefill_seconds == pytest.approx(4000 * speed + 4000 * 6000 * pair)
     running = (1 * knobs.request_tokens + 100 * 16 * knobs.context_tokens) * speed
-    assert first.cost == pytest.approx(first.wait_seconds + first.prefill_seconds + running)
-    assert first.price == pytest.approx(first.cost + first.prefill_seconds * (knobs.work_price + 1))
+    assert first.cost == pytest.approx(first.wait_seconds + first.prefill_seconds)
+    assert first.price == pytest.approx(first.cost + running + first.prefill_seconds * knobs.work_price)
     assert other.cost == pytest.approx(8000 * speed + 8000**2 / 2 * pair)
     assert other.price == pytest.approx(other.cost * (1 + knobs.work_price))
     assert decision.cost == min((first, other), key=lambda each: each.price).cost

@@ -64,6 +64,15 @@ def test_a_load_refuses_what_is_none(call: Any, error: type[Exception]) -> None:
         ({5: None}, TypeError),
         ({5: 7}, TypeError),
         ({6: "now"}, TypeError),
+        ({7: 0.0}, TypeError),
+        ({7: ()}, TypeError),
+        ({7: ("a",)}, TypeError),
+        ({8: None}, TypeError),
+        ({8: ("cpu",)}, TypeError),
+        ({8: (("cpu", "much"),)}, TypeError),
+        ({8: (("cpu", 0.5, 1),)}, TypeError),
+        ({8: ((1, 0.5),)}, TypeError),
+        ({8: (("cpu", -0.5),)}, ValueError),
     ],
 )
 def test_the_core_refuses_what_it_cannot_weigh(changed: dict[int, object], error: type[Exception]) -> None:
@@ -72,6 +81,7 @@ def test_the_core_refuses_what_it_cannot_weigh(changed: dict[int, object], error
     index.store(0, Prompt(prompt_of(1)).hashes(16))
     weigher = native.Weigher(index, (1.0,) * 7, (1.0,) * 4)
     good = [(native.RankLoad(),), native.PredictedBlocks(), Prompt(prompt_of(1)).hash_bytes(16), 16, 64, {5}, 0.0]
+    good += [None, ()]
 
     assert weigher.weigh(*good)[:4] == (0, 1, 48, 48)
     with pytest.raises(error):
@@ -90,4 +100,4 @@ def test_the_core_refuses_what_it_cannot_weigh(changed: dict[int, object], error
         native.Weigher(object(), (1.0,) * 7, (1.0,) * 4)
     with pytest.raises(TypeError):
         native.Weigher(index, (1.0,) * 6, (1.0,) * 4)
-    assert weigher.weigh(*good[:5], {0}, 0.0) is None
+    assert weigher.weigh(*good[:5], {0}, 0.0, None, ()) is None

@@ -10,6 +10,7 @@ from kvrouter import native_core
 from kvrouter.blocks import Prompt
 from kvrouter.events import Source
 from kvrouter.routing import Decision, Router, RoutingSettings
+from kvrouter.routing.constraints import Constraints, Traits
 from kvrouter.routing.fleet import Candidates, FleetRank
 from kvrouter.routing.kv import KvPolicy, NativeKvPolicy
 from kvrouter.routing.load import RankLoad
@@ -27,6 +28,10 @@ STEPS = st.one_of(
     st.tuples(st.just("pass"), st.sampled_from([0.5, 3.0, 20.0, 700.0])),
     st.tuples(st.just("free"), st.integers(0, 30)),
     st.tuples(st.just("exclude"), PARTS, st.integers(0, 3)),
+    st.tuples(st.just("offload"), st.integers(0, 3), PARTS, st.sampled_from(["cpu", "disk", "shelf"])),
+    st.tuples(st.just("zones"), st.lists(st.sampled_from(["", "here", "there"]), min_size=4, max_size=4)),
+    st.tuples(st.just("near"), PARTS, st.sampled_from(["here", "there"])),
+    st.tuples(st.just("loses"), st.integers(0, 3), st.sampled_from([0.0, 0.05, 3.0])),
 )
 
 
@@ -75,6 +80,19 @@ def test_every_history_leads_to_the_same_decisions(steps: list[Any]) -> None:
                     load = router.book.load(worker)
                     for _ in range(16):
                         router.learning.audit.answered(load, promised=1000, cached=cached, now=now)
+                case "offload", worker, parts, tier:
+                    hashes = Prompt(prompt_of(*parts, tokens=100)).hashes(16)
+                    router.ingest.lookup.index.store(worker, hashes, tier)
+                    router.expire(now)
+                case "zones", zones:
+                    for name, zone in zip(WORKERS, zones, strict=True):
+                        router.set_traits(name, Traits(zone=zone or None))
+                case "near", parts, zone:
+                    prompt = Prompt(prompt_of(*parts, tokens=100))
+                    said.append(shown(router.decide(prompt, constraints=Constraints(zone=zone), now=now)))
+                case "loses", worker, rate:
+                    router.book.load(worker).loss_rate = rate
+                    router.book.load(worker).loss_seconds = 30.0
                 case "free", number:
                     router.book.free(number)
                 case "pass", _:

@@ -25,10 +25,12 @@ class Desk:
     def __init__(self) -> None:
         index = PrefixIndex()
         index.store(0, Prompt(prompt_of(1, tokens=700)).hashes(16))
+        index.store(0, Prompt(prompt_of(1, 2, tokens=700)).hashes(16), "cpu")
         self.weigher = native.Weigher(index, *WEIGHTS)
         self.loads = tuple(native.RankLoad(number, 100 * number, number, rank=number) for number in range(6))
         self.predicted = native.PredictedBlocks()
-        self.question = (self.loads, self.predicted, HASHES, 16, TOKENS, {4, 5}, 0.0)
+        prompt = HASHES, 16, TOKENS
+        self.question = (self.loads, self.predicted, *prompt, {4, 5}, 0.0, (0.0, 0.5) * 3, (("cpu", 0.9),))
 
     def busy(self) -> list[tuple[int, int, int]]:
         """How busy everybody is."""

@@ -18,18 +18,23 @@ EXACT, ROUNDED = 1e-9, 2e-3
 
 
 def by_hand(candidate: dict[str, Any], prompt_tokens: int) -> dict[str, float]:
-    """The formulas of the page, with a candidate's own numbers; `wait_seconds` is taken as it is."""
+    """The formulas of the page, with a candidate's own numbers; waits, mates and charges are taken as they are."""
     new = prompt_tokens - candidate["credited_tokens"]
     token, pair = candidate["token_seconds"], candidate["pair_seconds"]
     prefill = new * token + new * (prompt_tokens - new / 2) * pair
     context = candidate["decode_blocks"] * candidate["block_size"]
     running = (candidate["active_requests"] * 160 + context * 0.01) * token
-    cost = candidate["first_seconds"] + candidate["wait_seconds"] + prefill + running
-    batch = candidate["prefill_tokens"] + new
-    mates = candidate["waiting"] * min(1.0, 8192 / batch if batch else 1.0)
+    cost = candidate["first_seconds"] + candidate["wait_seconds"] + prefill
     later = min(candidate["urgency"] * (candidate["wait_seconds"] + prefill / 2), 8)
-    decoding = 0.02 * (candidate["active_requests"] - candidate["waiting"])
-    price = cost + prefill * (0.2 + mates + later + decoding + candidate["miss_price"])
+    decoding = 0.005 * (candidate["active_requests"] - candidate["waiting"])
+    charged = candidate["charged_seconds"]
+    price = (
+        cost
+        - prefill
+        + charged
+        + running
+        + charged * (0.2 + candidate["mates"] + later + decoding + candidate["miss_price"])
+    )
     return {"prefill_seconds": prefill, "cost": cost, "price": price}
 
 
