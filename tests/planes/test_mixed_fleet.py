@@ -29,7 +29,15 @@ class Deployment:
             "http": processes.worker(first.url, "--transport", "http"),
             "http+tcp": processes.worker(second.url, "--transport", "http", "--answers-home"),
         }
+        self._slow: Engine | None = None
         eventually(lambda: self.router.schedulable(4))
+
+    @property
+    def slow(self) -> Engine:
+        """An engine of another model, whose answers take their time."""
+        if self._slow is None:
+            self._slow = self.processes.engine("--decode-seconds", "0.05", "--model", "slow")
+        return self._slow
 
     def ids(self) -> dict[str, str]:
         """How each worker is reached, by its id."""
@@ -153,10 +161,10 @@ def test_a_worker_that_is_killed_is_not_missed(deployment: Deployment) -> None:
 
 def test_a_worker_that_is_told_to_stop_finishes_first(deployment: Deployment) -> None:
     """A-164: SIGTERM takes the record away, the stream that runs is whole, the process ends with 0."""
-    router, engine = deployment.router, deployment.processes.engine("--decode-seconds", "0.05", "--model", "other")
-    leaving = deployment.processes.worker(engine.url, "--transport", "zmq", "--metrics-port", "0")
+    router = deployment.router
+    leaving = deployment.processes.worker(deployment.slow.url, "--transport", "zmq")
     eventually(lambda: router.schedulable(5))
-    body = {**chat("go on", stream=True, max_tokens=40, ignore_eos=True), "model": "other"}
+    body = {**chat("go on", stream=True, max_tokens=40, ignore_eos=True), "model": "slow"}
 
     with httpx.stream("POST", f"{router.url}/v1/chat/completions", json=body, timeout=60) as answer:
         lines = answer.iter_lines()
@@ -170,11 +178,10 @@ def test_a_worker_that_is_told_to_stop_finishes_first(deployment: Deployment) ->
 
 
 def test_a_router_that_is_told_to_stop_finishes_first(deployment: Deployment) -> None:
-    """A-164, A-384: streams over a plane are drained as any other, and nothing is left behind."""
-    engine = deployment.processes.engine("--decode-seconds", "0.05", "--model", "slow")
-    deployment.processes.worker(engine.url, "--transport", "grpc", "--component", "slow")
-    router = deployment.processes.plane_router("--planes-component", "slow", "--request-plane", "grpc")
-    eventually(lambda: router.schedulable(1))
+    """A-164, A-384: streams over a plane are drained as any other. The last test here: nobody routes after it."""
+    router = deployment.router
+    deployment.processes.worker(deployment.slow.url, "--transport", "grpc")
+    eventually(lambda: router.schedulable(5))
     body = {**chat("go on", stream=True, max_tokens=40, ignore_eos=True), "model": "slow"}
 
     with httpx.stream("POST", f"{router.url}/v1/chat/completions", json=body, timeout=60) as answer:
