@@ -57,6 +57,9 @@ class GatewaySettings:
         at_least=0.001,
         at_most=86_400,
     )
+    header_seconds: float = _setting(
+        15.0, "time a client has to send a request head", flag="--header-seconds", at_least=0.1, at_most=600
+    )
     body_bytes_max: int = _setting(
         10 * _MIB, "largest request body", flag="--body-bytes-max", at_least=1024, at_most=1024 * _MIB
     )

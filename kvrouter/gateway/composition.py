@@ -61,7 +61,14 @@ class Gateway:
         self.guard = Guard(
             api_keys=settings.auth.api_keys, admin_keys=settings.auth.admin_keys, insecure=settings.auth.insecure
         )
-        self.link = NatsLink(nats_servers(ours.nats_url), options=credentials, tls=nats_tls(ours), told=self._link_said)
+        self._log = QuietLog(_log)
+        self.link = NatsLink(
+            nats_servers(ours.nats_url),
+            options=credentials,
+            tls=nats_tls(ours),
+            told=self._link_said,
+            failed=lambda error: self._log.tell(logging.WARNING, "nats_error", "", error=str(error)),
+        )
         self.store = open_key_value_store(ours.store)
         self.cutover = Cutover(self.table, self.store.bucket(BUCKET))
         self.siblings = Siblings(place.folder, place.number, place.count, self._answer_sibling)
@@ -78,7 +85,7 @@ class Gateway:
         return None if self.link.is_connected else "NATS cannot be reached"
 
     def _make_parts(self, place: Place) -> EndpointParts:
-        ours, counters, log = self.settings.gateway, self.counters, QuietLog(_log)
+        ours, counters, log = self.settings.gateway, self.counters, self._log
         return EndpointParts(
             bodies=BodyReader(bytes_max=ours.body_bytes_max, seconds=ours.body_seconds),
             answers=AnswerStore(

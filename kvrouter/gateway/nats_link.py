@@ -64,10 +64,11 @@ class NatsLink:
         tls: ssl.SSLContext | None = None,
         reconnect_seconds: float = RECONNECT_SECONDS,
         told: Callable[[str], None] = lambda _: None,
+        failed: Callable[[Exception], None] = lambda _: None,
     ) -> None:
-        """`told` hears `connected`, `disconnected` and `reconnected`."""
+        """`told` hears `connected`, `disconnected` and `reconnected`; `failed` what the client library complains of."""
         self._servers, self._options, self._tls = servers, dict(options or {}), tls
-        self._reconnect_seconds, self._told = reconnect_seconds, told
+        self._reconnect_seconds, self._told, self._failed = reconnect_seconds, told, failed
         self._client: Client | None = None
         self._prefix = ""
         self._numbers = count()
@@ -87,8 +88,10 @@ class NatsLink:
         async def failed(error: Exception) -> None:
             if isinstance(error, SlowConsumerError):
                 self._overrun(error.sub)
-            else:
+            elif self._client is None:
                 reasons[:] = [error]
+            else:
+                self._failed(error)
 
         options: dict[str, Any] = dict(self._options)
         if self._tls is not None:
@@ -149,15 +152,15 @@ class NatsLink:
         client = self._connected()
         inbox = client.new_inbox()
         stream = ReplyStream(queue_messages_max=queue_messages_max)
-        subscription = await client.subscribe(
-            inbox,
-            cb=stream.heard,
-            pending_msgs_limit=PENDING_MESSAGES_MAX,
-            pending_bytes_limit=PENDING_BYTES_MAX,
-        )
-        self._streams[id(subscription)] = stream
-        stream.closing = lambda: self._unsubscribe(subscription)
         try:
+            subscription = await client.subscribe(
+                inbox,
+                cb=stream.heard,
+                pending_msgs_limit=PENDING_MESSAGES_MAX,
+                pending_bytes_limit=PENDING_BYTES_MAX,
+            )
+            self._streams[id(subscription)] = stream
+            stream.closing = lambda: self._unsubscribe(subscription)
             await client.flush(timeout=_FLUSH_SECONDS)
             await self._publish(client, subject, data, inbox, headers)
         except BaseException as error:

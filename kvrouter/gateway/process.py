@@ -157,4 +157,10 @@ def _server(gateway: Gateway, listener: socket.socket) -> HttpServer:
     for file in (ours.tls_certificate, ours.tls_key):
         if file is not None and not file.is_file():
             raise SettingsError(f"gateway.tls_certificate: there is no file {file}")
-    return HttpServer(GatewayApplication(gateway), listener, certificate=ours.tls_certificate, key=ours.tls_key)
+    return HttpServer(
+        GatewayApplication(gateway),
+        listener,
+        head_seconds=ours.header_seconds,
+        certificate=ours.tls_certificate,
+        key=ours.tls_key,
+    )

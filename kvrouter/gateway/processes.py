@@ -28,7 +28,7 @@ from kvrouter.gateway.composition import Gateway, Place
 from kvrouter.gateway.nats_settings import nats_credentials
 from kvrouter.gateway.process import run_gateway
 from kvrouter.service.auth import refuse_open_bind
-from kvrouter.service.listening import listen
+from kvrouter.service.listening import listen, raise_descriptor_limit
 from kvrouter.service.logs import configure_logging, log_event
 from kvrouter.settings import Settings
 
@@ -48,6 +48,7 @@ def run_processes(settings: Settings, environment: Mapping[str, str]) -> int:
     ours = settings.gateway
     configure_logging(level=settings.log.level, style=settings.log.format)
     refuse_open_bind(ours.host, api_keys=settings.auth.api_keys, insecure=settings.auth.insecure)
+    raise_descriptor_limit()
     credentials = nats_credentials(ours, environment)
     listener = listen(ours.host, ours.port)
     if ours.processes == 1:

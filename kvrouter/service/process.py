@@ -7,7 +7,6 @@ import asyncio
 import gc
 import logging
 import os
-import resource
 import signal
 import socket
 import ssl
@@ -22,7 +21,7 @@ from kvrouter.errors import SettingsError
 from kvrouter.service.app import Service
 from kvrouter.service.auth import refuse_open_bind
 from kvrouter.service.collector import set_survivors_aside
-from kvrouter.service.listening import listen
+from kvrouter.service.listening import listen, raise_descriptor_limit
 from kvrouter.service.logs import NO_LEVELS, configure_logging, log_event
 from kvrouter.service.planes.ways import PlaneChoices
 from kvrouter.service.workers import WorkerSpec, parse_worker_spec
@@ -30,7 +29,6 @@ from kvrouter.settings import Settings
 
 __all__ = ["run_service"]
 
-_DESCRIPTORS = 1_048_576
 _SOCKET_FOLDER_BYTES_MAX = 70
 """A name of our own and that of the socket follow; macOS allows 103 in all."""
 _LAST_SAVE_SECONDS = 5.0
@@ -55,7 +53,7 @@ async def run_service(
     configure_logging(level=settings.log.level, style=settings.log.format, levels=log_levels)
     if settings.server.exit_with_parent:
         _refuse_deaf_input()
-    _raise_descriptor_limit()
+    raise_descriptor_limit()
     refuse_open_bind(settings.server.host, api_keys=settings.auth.api_keys, insecure=settings.auth.insecure)
     specs = _worker_specs(settings.workers)
     certificate = _tls_context(settings)
@@ -187,15 +185,6 @@ def _refuse_deaf_input() -> None:
     mode = os.fstat(sys.stdin.fileno()).st_mode
     if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
         raise SettingsError("--exit-with-parent needs a pipe as standard input")
-
-
-def _raise_descriptor_limit() -> None:
-    """Take the descriptors that the system lets us have: each connection is one, and soft limits are often 1024."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        with suppress(OSError, ValueError):  # some systems set the limit lower than they say
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class _Stop:

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -196,6 +197,29 @@ def test_without_keys_a_page_of_another_site_gets_nothing(shared: GatewayProcess
     ours = shared.post(INFER, infer("echo"), origin=f"http://{own}")
 
     assert (foreign.status_code, ours.status_code) == (403, 200)
+
+
+def test_a_head_has_a_size_and_a_time(shared: GatewayProcess, server: NatsServer, tmp_path: Path) -> None:
+    """A client that never ends its head is cut, also on a connection that has served requests; bodies are no heads."""
+    assert shared.post(INFER, infer("echo", "x" * 200_000)).status_code == 200
+    with gateway(tmp_path, server, "--header-seconds", "1") as running:
+        address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
+        for sent in (b"", b"GET /live HTTP/1.1\r\nx: ", b"GET /live HTTP/1.1\r\nhost: x\r\n\r\nGET /li"):
+            with socket.create_connection(address, timeout=60) as slow:
+                slow.sendall(sent)
+                assert read_to_end(slow).count(b"alive") <= sent.count(b"\r\n\r\n")
+        with socket.create_connection(address, timeout=60) as large:
+            large.sendall(b"GET /live HTTP/1.1\r\nx: " + b"y" * 70_000)
+            assert read_to_end(large) == b""
+
+
+def read_to_end(connection: socket.socket) -> bytes:
+    """What comes until the other side has had enough."""
+    read = bytearray()
+    with contextlib.suppress(ConnectionError):
+        while more := connection.recv(65_536):
+            read += more
+    return bytes(read)
 
 
 def test_a_stop_waits_for_what_runs(server: NatsServer, service: ScriptedProcess, tmp_path: Path) -> None:
