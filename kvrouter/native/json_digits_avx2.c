@@ -5,8 +5,9 @@
  */
 #include "json_digits_masks.h"
 
-#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__)) && !defined(KVR_WITHOUT_SSE2) && \
-    !defined(KVR_WITHOUT_AVX2)
+/* GCC for Windows does not align the stack for registers of 32 bytes. */
+#if defined(__x86_64__) && (defined(__clang__) || (defined(__GNUC__) && !defined(_WIN32))) && \
+    !defined(KVR_WITHOUT_SSE2) && !defined(KVR_WITHOUT_AVX2)
 
 #include <cpuid.h>
 #include <immintrin.h>

@@ -178,8 +178,8 @@ class Relay(msgspec.Struct, eq=False):
             # All of it is here, as with most answers that are no streams: no framing has to be kept.
             self._keep_alive = request.keep_alive and not self._plane.draining
             answer = self._start(head, length, body)
-            if length:
-                self._first_body_byte()
+            if length and head.status < 300:
+                self._plane.first_token(route)
             self._client.send(answer)
             self._complete(surplus=False, whole=body)
         else:
