@@ -9,7 +9,7 @@ import ipaddress
 
 from kvrouter.errors import RequestError, SettingsError
 
-__all__ = ["Authenticator", "bearer_token", "refuse_foreign_page", "refuse_open_bind"]
+__all__ = ["Authenticator", "bearer_token", "is_loopback", "refuse_foreign_page", "refuse_open_bind"]
 
 OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", "/ready"})
 _FLEET = ("/workers", "/request-plane")
@@ -23,7 +23,7 @@ def refuse_open_bind(host: str, *, api_keys: tuple[str, ...], insecure: bool) ->
     Raises:
         SettingsError: the address is not loopback, there are no keys, and nobody said `--insecure`.
     """
-    if insecure or api_keys or _is_loopback(host):
+    if insecure or api_keys or is_loopback(host):
         return
     raise SettingsError(
         f"refusing to bind {host} without API keys: set KVROUTER_API_KEYS (or --api-key), or say --insecure"
@@ -110,7 +110,8 @@ def _matches(token: bytes, keys: tuple[bytes, ...]) -> bool:
     return found
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what listens there."""
     if host == "localhost":
         return True
     try:

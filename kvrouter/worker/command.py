@@ -38,6 +38,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--component", default="backend", help="default: backend")
     parser.add_argument("--endpoint", default="generate", help="default: generate")
     parser.add_argument("--host", help="address to bind (default: that of the environment, or 127.0.0.1)")
+    parser.add_argument(
+        "--insecure", action="store_true", help="take requests of other machines without tokens or client certificates"
+    )
     parser.add_argument("--advertise", metavar="HOST", help="host that routers reach it by, where --host is a wildcard")
     parser.add_argument("--nats-server", metavar="URL", help="for the transport nats (default: NATS_SERVER)")
     parser.add_argument(

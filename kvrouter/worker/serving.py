@@ -21,6 +21,7 @@ from kvrouter.transport.servers import ServerSettings
 from kvrouter.transport.variables import Variables
 from kvrouter.worker.engine import engine_handler
 from kvrouter.worker.engine_load import engine_load
+from kvrouter.worker.open_binds import refuse_open_ways
 
 __all__ = ["WorkerOptions", "serving", "worker_options"]
 
@@ -69,7 +70,7 @@ def worker_options(arguments: argparse.Namespace, environment: Mapping[str, str]
     """Read the command line, and the planes' variables where it says nothing.
 
     Raises:
-        SettingsError: one of them has a value that is none.
+        SettingsError: one of them has a value that is none, or everybody could ask (see `--insecure`).
     """
     spec = parse_worker_spec(arguments.engine)
     assert spec.url is not None
@@ -79,6 +80,8 @@ def worker_options(arguments: argparse.Namespace, environment: Mapping[str, str]
     if answers_home and not _CALLING_HOME.issuperset(transports):
         raise SettingsError(f"--answers-home: answers call home with {', '.join(sorted(_CALLING_HOME))} only")
     host_variable = "HTTP_RPC_HOST" if transports[0] == "http" else "TCP_REQUEST_HOST"
+    host = arguments.host or found.text(host_variable, _LOOPBACK)
+    refuse_open_ways(host, transports, planes, http, insecure=arguments.insecure)
     nats_server = arguments.nats_server or environment.get("NATS_SERVER", "").strip() or _NATS_SERVER
     return WorkerOptions(
         engine=spec.url,
@@ -88,7 +91,7 @@ def worker_options(arguments: argparse.Namespace, environment: Mapping[str, str]
         name=f"{arguments.namespace}/{arguments.component}",
         endpoint=arguments.endpoint,
         transports=transports,
-        host=arguments.host or found.text(host_variable, _LOOPBACK),
+        host=host,
         advertise=arguments.advertise,
         nats_server=nats_server if "nats" in transports else None,
         answers_home=answers_home,

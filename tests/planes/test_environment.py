@@ -95,13 +95,40 @@ def test_a_worker_serves_where_its_variables_say() -> None:
 
     found = worker(
         KVROUTER_REQUEST_PLANE="http", DYN_HTTP_RPC_HOST="10.0.0.1", DYN_HTTP_RPC_PORT="8081",
-        DYN_HTTP_RPC_ROOT_PATH="/v1/dynamo", DYN_HTTP_RESPONSE_PORT="8082",
+        DYN_HTTP_RPC_ROOT_PATH="/v1/dynamo", DYN_HTTP_RESPONSE_PORT="8082", KVROUTER_REQUEST_API_KEYS="one=key",
     )  # fmt: skip
     assert (found.transports, found.host, found.servers.http.rpc_port) == (("http",), "10.0.0.1", 8081)
     assert (found.servers.http.rpc_root, found.servers.response_port) == ("/v1/dynamo", 8082)
 
-    tcp = worker("--host", "10.0.0.2", DYN_TCP_REQUEST_HOST="10.0.0.1", DYN_TCP_REQUEST_PORT="9001")
+    tcp = worker("--host", "10.0.0.2", "--insecure", DYN_TCP_REQUEST_HOST="10.0.0.1", DYN_TCP_REQUEST_PORT="9001")
     assert (tcp.host, tcp.servers.tcp.port) == ("10.0.0.2", 9001)
+
+
+@pytest.mark.parametrize("transport", ["tcp", "http", "zmq", "grpc"])
+def test_a_worker_takes_nobodys_requests_from_other_machines_by_mistake(transport: str) -> None:
+    """A-138: not without tokens, client certificates or keys, unless somebody says so."""
+    flags = ("--transport", "nats", "--transport", transport, "--host", "0.0.0.0")
+    with pytest.raises(SettingsError, match=f"refusing to bind 0.0.0.0 for {transport} .* or say --insecure"):
+        worker(*flags)
+
+    assert worker(*flags, "--insecure").host == "0.0.0.0"
+    assert worker(*flags, KVROUTER_REQUEST_API_KEYS="one=key").host == "0.0.0.0"
+    assert worker("--transport", "nats", "--host", "0.0.0.0").host == "0.0.0.0"
+
+
+@pytest.mark.parametrize(
+    ("transport", "environment"),
+    [
+        ("tcp", {"TCP_TLS_CERT_PATH": "c", "TCP_TLS_KEY_PATH": "k", "TCP_TLS_CLIENT_CA_CERT_PATH": "ca"}),
+        ("http", {"HTTP_TLS_CERT_PATH": "c", "HTTP_TLS_KEY_PATH": "k", "HTTP_TLS_CLIENT_CA_CERT_PATH": "ca"}),
+        ("grpc", {"GRPC_TLS_CERT_PATH": "c", "GRPC_TLS_KEY_PATH": "k", "GRPC_TLS_CLIENT_CA_CERT_PATH": "ca"}),
+    ],
+)
+def test_clients_may_prove_themselves_by_certificates(transport: str, environment: dict[str, str]) -> None:
+    """A-139: a server that asks for them is not open."""
+    named = {f"KVROUTER_{name}": value for name, value in environment.items()}
+
+    assert worker("--transport", transport, "--host", "0.0.0.0", **named).host == "0.0.0.0"
 
 
 def test_what_a_worker_tells_of_itself_is_not_between_it_and_its_engine() -> None:
