@@ -18,6 +18,8 @@ from typing import Final
 
 from benchmarks.report import Report, argument_parser
 from benchmarks.routing_grid import CACHES, LOADS, WORKERS, Cell, Grid
+from benchmarks.routing_journal import Journal, JournalError
+from benchmarks.routing_table import tables
 from kvrouter.replay.comparison import paired_difference
 from kvrouter.replay.measures import Measures
 from kvrouter.replay.runs import Run, RunResult, play_all
@@ -55,11 +57,25 @@ def main() -> int:
         "loads": {name: LOADS[name] for name in arguments.loads},
         "policies": arguments.policies,
     }
+    played = {"requests": arguments.requests, "quick": arguments.quick}
+    seeds = range(1, arguments.seeds + 1)
+    try:
+        journal = Journal(Path(arguments.journal) if arguments.journal else None, played)
+    except JournalError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
     began = time.monotonic()
-    measured = measure(grid, arguments.policies, range(1, arguments.seeds + 1), arguments.processes)
+    measured = measure(grid, arguments.policies, seeds, arguments.processes, journal, plays=not arguments.known_only)
     report.conditions["seconds"] = round(time.monotonic() - began, 1)
-    add_rows(report, grid.cells, measured)
-    report.emit(arguments.json)
+    whole = [cell for cell in grid.cells if _is_whole(measured[cell.name], arguments.policies, seeds)]
+    if not whole:
+        sys.stderr.write("no cell has been measured under every policy and seed yet\n")
+        return 1
+    add_rows(report, whole, measured)
+    if arguments.markdown:
+        sys.stdout.write(tables(whole, {str(row["name"]): row for row in report.rows}))
+    else:
+        report.emit(arguments.json)
     return 0
 
 
@@ -68,20 +84,48 @@ def measure(
     policies: Sequence[str],
     seeds: Iterable[int],
     processes: int | None,
+    journal: Journal,
+    *,
+    plays: bool = True,
 ) -> dict[str, Measured]:
-    """Run all cells; returns by the cell's name what was measured."""
-    runs: list[Run] = []
-    names: dict[Run, str] = {}
-    for cell in grid.cells:
-        for run in cell.runs(policies, seeds):
-            runs.append(run)
-            names[run] = cell.name
+    """Run all cells, or those of them that are not in the journal; returns by the cell's name what was measured.
+
+    Small caches come first: a run in which none was ever full is that of a larger one too.
+    """
     measured: dict[str, Measured] = defaultdict(lambda: defaultdict(dict))
-    began = time.monotonic()
-    for done, result in enumerate(play_all(runs, grid.sources, processes=processes), 1):
-        measured[names[result.run]][result.run.policy][result.run.seed] = result.measures
-        _tell(done, len(runs), time.monotonic() - began, result)
+    roomy: dict[tuple[object, ...], Measures] = {}
+    seeds = list(seeds)
+    for cache_tokens in sorted({cell.cache_tokens for cell in grid.cells}):
+        names: dict[Run, str] = {}
+        cells = [cell for cell in grid.cells if cell.cache_tokens == cache_tokens]
+        for name, run in ((cell.name, run) for cell in cells for run in cell.runs(policies, seeds)):
+            known = journal.known.get((name, run.policy, run.seed)) or roomy.get(_but_cache(run))
+            if known is None:
+                names[run] = name
+            else:
+                _take(measured[name], run, known, roomy)
+        began = time.monotonic()
+        for done, result in enumerate(play_all(list(names) if plays else [], grid.sources, processes=processes), 1):
+            name, run = names[result.run], result.run
+            journal.note((name, run.policy, run.seed), result.measures)
+            _take(measured[name], run, result.measures, roomy)
+            _tell(done, len(names), time.monotonic() - began, result)
     return measured
+
+
+def _take(measured: Measured, run: Run, measures: Measures, roomy: dict[tuple[object, ...], Measures]) -> None:
+    measured[run.policy][run.seed] = measures
+    if not measures.full_workers:
+        roomy[_but_cache(run)] = measures
+
+
+def _but_cache(run: Run) -> tuple[object, ...]:
+    """What decides of a run beside the size of caches."""
+    return run.source, run.policy, run.seed, run.rate_scale, run.fleet.workers
+
+
+def _is_whole(found: Measured, policies: Iterable[str], seeds: Iterable[int]) -> bool:
+    return all(seed in found.get(policy, {}) for policy in policies for seed in seeds)
 
 
 def add_rows(report: Report, grid: Sequence[Cell], measured: dict[str, Measured]) -> None:
@@ -160,6 +204,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--requests", type=int, metavar="N", help="requests of each recorded trace")
     parser.add_argument("--seeds", type=int, metavar="N", help="runs of each policy in each cell")
     parser.add_argument("--processes", type=int, metavar="N", help="default: one for each core")
+    parser.add_argument(
+        "--journal", metavar="FILE", help="keep every run there, and do not repeat those that are there"
+    )
+    parser.add_argument("--known-only", action="store_true", help="report what is in the journal; run nothing")
+    parser.add_argument("--markdown", action="store_true", help="print the cells as tables for a page")
     arguments = parser.parse_args()
     quick = arguments.quick
     arguments.kinds = arguments.kinds or (["multi-turn", "shared-prompt"] if quick else list(KINDS))

@@ -45,6 +45,7 @@ class Measures:
         prediction_error: mean difference of predicted and real time to first token, of the mean real one.
         prediction_bias: the same with its sign: above 0 the router predicted too long a time.
         preemptions: how often a request lost its blocks to others and was computed again.
+        full_workers: workers whose cache was ever full; where there are none, larger caches would change nothing.
         retries: how often one was sent again because its worker restarted.
     """
 
@@ -68,6 +69,7 @@ class Measures:
     prediction_error: float
     prediction_bias: float
     preemptions: int
+    full_workers: int
     retries: int
 
     @property
@@ -111,6 +113,7 @@ def measure(outcome: Outcome, *, goal: Goal, bounds: Bounds | None = None) -> Me
         prediction_error=float(np.abs(prediction).mean()) / mean_ttft if mean_ttft else 0.0,
         prediction_bias=float(prediction.mean()) / mean_ttft if mean_ttft else 0.0,
         preemptions=sum(worker.preemptions for worker in outcome.workers),
+        full_workers=sum(worker.was_full for worker in outcome.workers),
         retries=outcome.retries,
     )
 

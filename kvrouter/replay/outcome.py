@@ -27,6 +27,7 @@ class WorkerTotals:
     prefilled_tokens: int
     evicted_blocks: int
     preemptions: int
+    was_full: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +123,7 @@ class OutcomeRows:
                 prefilled_tokens=worker.prefilled_tokens,
                 evicted_blocks=worker.cache.evicted_blocks,
                 preemptions=worker.preemptions,
+                was_full=worker.cache.was_full or worker.preemptions > 0,
             )
             for worker, count in zip(workers, requests, strict=True)
         )

@@ -17,12 +17,14 @@ __all__ = ["WorkerCache"]
 class WorkerCache:
     """Gives requests their blocks, tells what is cached, and writes down each change as an event."""
 
-    __slots__ = ("_events", "block_tokens", "evicted_blocks", "pool")
+    __slots__ = ("_events", "block_tokens", "evicted_blocks", "pool", "was_full")
 
     def __init__(self, *, blocks: int, block_tokens: int) -> None:
         self.pool = BlockPool(blocks)
         self.block_tokens = block_tokens
         self.evicted_blocks = 0
+        self.was_full = False
+        """Whether anything was ever evicted, or had to wait for room: if not, more room would have changed nothing."""
         self._events: list[Event] = []
 
     def hit(self, keys: Sequence[int], tokens: int) -> list[int]:
@@ -35,13 +37,16 @@ class WorkerCache:
     def fits(self, hit: Sequence[int], tokens: int) -> bool:
         """Whether there is room for a request with `hit`, of which the first `tokens` shall be in blocks."""
         missing = self.blocks_for(tokens) - len(hit)
-        return missing <= self.pool.free - self.pool.idle(hit)
+        has_room = missing <= self.pool.free - self.pool.idle(hit)
+        self.was_full = self.was_full or not has_room
+        return has_room
 
     def take(self, count: int) -> list[int]:
         """Take free blocks, of which there must be enough; what they held is forgotten."""
         taken, evicted = self.pool.take(count)
         if evicted:
             self.evicted_blocks += len(evicted)
+            self.was_full = True
             self._events.append(BlockRemoved(block_hashes=tuple(evicted), medium="GPU"))
         return taken
 

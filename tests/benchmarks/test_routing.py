@@ -11,6 +11,8 @@ import pytest
 from benchmarks.report import Report
 from benchmarks.routing import add_rows, measure, verdict
 from benchmarks.routing_grid import LOADS, Cell, Grid
+from benchmarks.routing_journal import Journal, JournalError
+from benchmarks.routing_table import tables
 from tests.replay.test_comparison import MEASURES
 
 
@@ -80,18 +82,72 @@ def test_every_cell_is_reported_and_they_are_summed_up(tmp_path: Path) -> None:
     report = Report("routing")
     policies = ["kv", "least-loaded", "random"]
 
-    add_rows(report, small.cells, measure(small, policies, [1, 2], 1))
+    add_rows(report, small.cells, measure(small, policies, [1, 2], 1, Journal(None, {})))
 
-    *rows, share, worst = report.document()["rows"]  # type: ignore[misc]
-    assert [row["name"] for row in rows] == [cell.name for cell in small.cells]  # type: ignore[index]
+    *rows, share, worst = report.rows
+    assert [row["name"] for row in rows] == [cell.name for cell in small.cells]
     for row in rows:
-        assert row["peer_name"] in policies[1:]  # type: ignore[index]
-        assert {row["mean"], row["p99"]} <= {"best", "tied", "lost"}  # type: ignore[index]
-        assert list(row["policies"]) == policies  # type: ignore[index]
+        assert row["peer_name"] in policies[1:]
+        assert {row["mean"], row["p99"]} <= {"best", "tied", "lost"}
+        assert list(row["policies"]) == policies  # type: ignore[call-overload]
     assert share["name"] == "share-of-cells-best-or-tied"
-    assert 0 <= share["ours"] <= 1
+    assert 0 <= share["ours"] <= 1  # type: ignore[operator]
     assert worst["name"] == "worst-cell-mean-ttft-ratio"
-    assert worst["ours"] >= 1
+    assert worst["ours"] >= 1  # type: ignore[operator]
+
+
+def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
+    """Also if its last line is torn; and a journal of other runs is refused."""
+    small, path = grid(tmp_path / "absent", loads=["light"]), tmp_path / "journal"
+    whole = measure(small, ["kv", "random"], [1, 2], 1, Journal(path, {"requests": 50}))
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines[:3], lines[3][:40]]))
+
+    found = measure(small, ["kv", "random"], [1, 2], 1, Journal(path, {"requests": 50}), plays=False)
+    again = measure(small, ["kv", "random"], [1, 2], 1, Journal(path, {"requests": 50}))
+
+    assert sum(len(rows) for rows in found[small.cells[0].name].values()) == 2
+    assert again == whole
+    assert sorted(path.read_text().splitlines()) == sorted("".join(lines).splitlines())
+    with pytest.raises(JournalError, match="other conditions"):
+        Journal(path, {"requests": 51})
+    path.write_text(lines[0] + json.dumps({"cell": "a"}) + "\n")
+    with pytest.raises(JournalError, match="other measures"):
+        Journal(path, {"requests": 50})
+
+
+def test_caches_that_were_never_full_need_not_be_larger(tmp_path: Path) -> None:
+    """A run in one of them is that in a larger one; it is not repeated, and would not have been another."""
+    caches = [40_000, 5_000_000, 50_000_000]
+    both, path = grid(tmp_path / "absent", loads=["heavy"], caches=caches), tmp_path / "journal"
+    large = grid(tmp_path / "absent", loads=["heavy"], caches=caches[2:])
+
+    found = measure(both, ["kv"], [1], 1, Journal(path, {}))
+    alone = measure(large, ["kv"], [1], 1, Journal(None, {}))
+
+    small, middle, roomy = (found[cell.name]["kv"][1] for cell in both.cells)
+    assert small.full_workers > 0
+    assert middle.full_workers == 0
+    assert roomy == middle == alone[large.cells[0].name]["kv"][1]
+    assert len(path.read_text().splitlines()) == 1 + 2
+
+
+def test_a_page_shows_every_cell(tmp_path: Path) -> None:
+    """What was lost is marked, and counted."""
+    small = grid(tmp_path / "absent")
+    report = Report("routing")
+    add_rows(report, small.cells, measure(small, ["kv", "random"], [1, 2], 1, Journal(None, {})))
+    rows = {str(row["name"]): row for row in report.rows}
+    rows[small.cells[0].name]["p99"] = "lost"
+    rows[small.cells[1].name] |= {"mean": "best", "p99": "tied"}
+
+    page = tables(small.cells, rows)
+
+    assert "### Light load: 0 of 1 cells" in page
+    assert "### Heavy load: 1 of 1 cells" in page
+    assert page.count("| multi-turn | 2 | 100 k |") == 2
+    assert page.count("**lost**") == 1
+    assert " tied |" in page
 
 
 def test_cells_are_named_by_their_conditions() -> None:
