@@ -128,4 +128,6 @@ async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = {404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED"}.get(error.status_code, "INVALID_ARGUMENT")
     text = f"unknown path {request.url.path}" if error.status_code == 404 else str(error.detail)
-    return await _known_error(request, GatewayError(text, status=error.status_code, code=code))
+    response = await _known_error(request, GatewayError(text, status=error.status_code, code=code))
+    response.headers.update(error.headers or {})
+    return response

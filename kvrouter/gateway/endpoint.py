@@ -99,6 +99,9 @@ class Endpoint:
                 answer = await self._answer(call)
         except GatewayError as error:
             answer = error_answer(error)
+            if error.status == 405:
+                allowed = (b"allow", ", ".join(self.route.methods).encode())
+                answer = answer._replace(headers=(*answer.headers, allowed))
         except ClientGoneError:
             self._parts.counters.count("disconnects", self.route.name)
             return

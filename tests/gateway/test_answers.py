@@ -160,6 +160,7 @@ def test_what_is_no_route_is_told_in_the_same_form(shared: GatewayProcess, metho
 
     assert answer.status_code == status
     assert set(answer.json()["error"]) == {"code", "message"}
+    assert ("allow" in answer.headers) == (status == 405)
 
 
 def test_health_tells_of_the_connection_and_the_routes(shared: GatewayProcess) -> None:
