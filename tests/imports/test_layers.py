@@ -35,9 +35,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kvrouter.transport": {"kvrouter.errors", "kvrouter.events", "kvrouter.discovery", "kvrouter.store"},
     "kvrouter.discovery": {"kvrouter.errors", "kvrouter.store"},
     "kvrouter.gateway": {
-        "kvrouter", "kvrouter.errors", "kvrouter.events", "kvrouter.settings", "kvrouter.settings_gateway",
-        "kvrouter.settings_sources", "kvrouter.store", "kvrouter.service",
-    },  # fmt: skip
+        "kvrouter",
+        "kvrouter.errors",
+        "kvrouter.events",
+        "kvrouter.settings",
+        "kvrouter.settings_gateway",
+        "kvrouter.settings_sources",
+        "kvrouter.store",
+        "kvrouter.service",
+    },
     "kvrouter.relay": PURE | {"kvrouter_publishers"},
     "kvrouter.events_cli": {
         "kvrouter.asking",
