@@ -139,7 +139,9 @@ static int make_segment(struct kvr_table *table, struct kvr_segment *segment, co
     uint32_t end = 0;
     for (int number = 0; number < count; number++)
         end = measure_run(segment, runs[number], end);
-    uint32_t extent = (end > segment->capacity ? end : segment->capacity) + SPARE_SLOTS;
+    /* Whole lines, for they are looked at and moved as such: the last one too. */
+    uint32_t extent = (end > segment->capacity ? end : segment->capacity) + SPARE_SLOTS + KVR_HOME_SLOTS - 1;
+    extent -= extent % KVR_HOME_SLOTS;
     char *memory = kvr_pages_take(table->pages, table->account, segment_bytes(extent));
     if (memory == NULL)
         return -1;
