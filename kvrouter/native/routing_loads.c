@@ -271,8 +271,9 @@ static double prefill_of(const struct kvr_load *load, double fresh, double token
     return fresh * load->token_seconds + fresh * (2.0 * tokens - fresh) * 0.5 * load->pair_seconds;
 }
 
-struct kvr_cost kvr_cost_of(const struct kvr_load *load, long long credit, double tokens, const struct kvr_weights *weights,
-                            double now, const struct kvr_shared_part *shared)
+/* Inlined where all candidates are compared: that is most of a choice among many. */
+KVR_INLINE struct kvr_cost cost_of(const struct kvr_load *load, long long credit, double tokens,
+                                   const struct kvr_weights *weights, double now, const struct kvr_shared_part *shared)
 {
     double active = (double)load->active_requests, waiting = (double)load->waiting;
     struct kvr_cost cost = {.wait = wait_of(load, now)};
@@ -295,6 +296,12 @@ struct kvr_cost kvr_cost_of(const struct kvr_load *load, long long credit, doubl
     cost.price = load->first_seconds + cost.wait + cost.charged + running;
     cost.price += cost.charged * (weights->work_price + cost.mates + later + decoding + load->miss_price);
     return cost;
+}
+
+struct kvr_cost kvr_cost_of(const struct kvr_load *load, long long credit, double tokens, const struct kvr_weights *weights,
+                            double now, const struct kvr_shared_part *shared)
+{
+    return cost_of(load, credit, tokens, weights, now, shared);
 }
 
 /* Who has how much of a prompt. */
@@ -325,12 +332,15 @@ static void prefer(struct kvr_choice *choice, const struct kvr_load *load, const
 }
 
 enum kvr_reason kvr_choose(PyObject *loads, Py_ssize_t count, const struct kvr_credits *credits, double tokens,
-                           const struct kvr_weights *weights, double now, PyObject *extra, struct kvr_choice *chosen)
+                           const struct kvr_weights *weights, double now, PyObject *extra, struct kvr_cost *costs,
+                           struct kvr_choice *chosen)
 {
     struct kvr_choice best = {.shared = shared_by(loads, count, credits, weights->affinity)};
     for (Py_ssize_t at = 0; at < count; at++) {
         const struct kvr_load *load = kvr_load_of(PyTuple_GetItem(loads, at));
-        struct kvr_cost cost = kvr_cost_of(load, kvr_credit(credits, load->rank), tokens, weights, now, &best.shared);
+        struct kvr_cost cost = cost_of(load, kvr_credit(credits, load->rank), tokens, weights, now, &best.shared);
+        if (costs != NULL)
+            costs[at] = cost;
         if (extra != NULL)
             cost.price += PyFloat_AsDouble(PyTuple_GetItem(extra, at));
         prefer(&best, load, &cost, at);
@@ -358,7 +368,7 @@ static PyObject *choose_among(PyObject *type, PyObject *const *arguments, Py_ssi
     double tokens = PyFloat_AsDouble(arguments[2]), now = PyFloat_AsDouble(arguments[4]);
     if (PyErr_Occurred())
         return NULL;
-    enum kvr_reason reason = kvr_choose(arguments[0], count, &credits, tokens, &weights, now, NULL, &chosen);
+    enum kvr_reason reason = kvr_choose(arguments[0], count, &credits, tokens, &weights, now, NULL, NULL, &chosen);
     PyObject *position = PyLong_FromSsize_t(chosen.position), *number = PyLong_FromLong(reason);
     PyObject *result = position && number ? PyTuple_Pack(2, position, number) : NULL;
     Py_XDECREF(position);

@@ -112,8 +112,9 @@ struct kvr_choice {
 };
 
 /* Choose among at least one load for a prompt of so many tokens. `extra` is NULL, or a tuple of as many numbers: what
- * each costs on top of its price. */
+ * each costs on top of its price. `costs` is NULL, or has room for what each costs without that. */
 enum kvr_reason kvr_choose(PyObject *loads, Py_ssize_t count, const struct kvr_credits *credits, double tokens,
-                           const struct kvr_weights *weights, double now, PyObject *extra, struct kvr_choice *chosen);
+                           const struct kvr_weights *weights, double now, PyObject *extra, struct kvr_cost *costs,
+                           struct kvr_choice *chosen);
 
 #endif

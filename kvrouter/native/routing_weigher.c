@@ -42,6 +42,7 @@ struct weigher {
     struct kvr_known known[KVR_RANKS_MAX];
     struct kvr_credits promised, doubted;
     struct kvr_lower_tiers lower;
+    struct kvr_cost costs[NOTED_MAX]; /* of as many candidates as are noted, of the last choice */
     const struct kvr_credits *credited; /* the former, or the latter where not all is believed */
 };
 
@@ -176,17 +177,25 @@ static long long confirmed_tokens(const struct weigher *weigher, const struct pr
 
 /* -- the answer --------------------------------------------------------------------------------------------------- */
 
-static void note_row(const struct weigher *weigher, const struct prompt *prompt, PyObject *loads, Py_ssize_t position,
-                     const struct kvr_shared_part *shared, double now, struct row *row)
+static void note_row(const struct weigher *weigher, const struct prompt *prompt, const struct kvr_load *load,
+                     Py_ssize_t position, const struct kvr_cost *cost, struct row *row)
 {
-    const struct kvr_load *load = kvr_load_of(PyTuple_GetItem(loads, position));
-    long long promised = kvr_credit(&weigher->promised, load->rank), credited = kvr_credit(weigher->credited, load->rank);
-    struct kvr_cost cost = kvr_cost_of(load, credited, (double)prompt->tokens, &weigher->weights, now, shared);
-    *row = (struct row){.numbers = {position, load->active_requests, load->waiting, load->prefill_tokens, load->decode_blocks, promised,
-                                    confirmed_tokens(weigher, prompt, load->rank), cost.credit},
-                        .cost = {cost.wait, cost.prefill, cost.first_token, cost.price, cost.mates, cost.charged},
+    *row = (struct row){.numbers = {position, load->active_requests, load->waiting, load->prefill_tokens, load->decode_blocks,
+                                    kvr_credit(&weigher->promised, load->rank),
+                                    confirmed_tokens(weigher, prompt, load->rank), cost->credit},
+                        .cost = {cost->wait, cost->prefill, cost->first_token, cost->price, cost->mates, cost->charged},
                         .known = {load->token_seconds, load->pair_seconds, load->first_seconds, load->urgency,
                                   load->miss_price, load->loss_rate}};
+}
+
+/* The same for one whose cost has not been kept. */
+static void weigh_row(const struct weigher *weigher, const struct prompt *prompt, PyObject *loads, Py_ssize_t position,
+                      const struct kvr_shared_part *shared, double now, struct row *row)
+{
+    const struct kvr_load *load = kvr_load_of(PyTuple_GetItem(loads, position));
+    struct kvr_cost cost =
+        kvr_cost_of(load, kvr_credit(weigher->credited, load->rank), (double)prompt->tokens, &weigher->weights, now, shared);
+    note_row(weigher, prompt, load, position, &cost, row);
 }
 
 /* The candidates as they are now, for whoever asks why. */
@@ -195,14 +204,15 @@ static PyObject *note_rows(const struct weigher *weigher, const struct prompt *p
 {
     struct row rows[NOTED_MAX], *out = rows;
     Py_ssize_t chosen = choice->position;
-    if (count > NOTED_MAX)
-        note_row(weigher, prompt, loads, chosen, &choice->shared, now, out++);
-    for (Py_ssize_t at = 0; at < count && out < rows + NOTED_MAX; at++) {
-        if (count > NOTED_MAX &&
-            (at == chosen || kvr_credit(&weigher->promised, kvr_load_of(PyTuple_GetItem(loads, at))->rank) == 0))
-            continue;
-        note_row(weigher, prompt, loads, at, &choice->shared, now, out++);
+    if (count <= NOTED_MAX) {
+        for (Py_ssize_t at = 0; at < count; at++)
+            note_row(weigher, prompt, kvr_load_of(PyTuple_GetItem(loads, at)), at, &weigher->costs[at], out++);
+        return PyBytes_FromStringAndSize((const char *)rows, (const char *)out - (const char *)rows);
     }
+    weigh_row(weigher, prompt, loads, chosen, &choice->shared, now, out++);
+    for (Py_ssize_t at = 0; at < count && out < rows + NOTED_MAX; at++)
+        if (at != chosen && kvr_credit(&weigher->promised, kvr_load_of(PyTuple_GetItem(loads, at))->rank) != 0)
+            weigh_row(weigher, prompt, loads, at, &choice->shared, now, out++);
     return PyBytes_FromStringAndSize((const char *)rows, (const char *)out - (const char *)rows);
 }
 
@@ -318,7 +328,8 @@ static PyObject *decide(struct weigher *weigher, PyObject *const *arguments, PyO
     struct kvr_choice chosen;
     PyObject *extra = arguments[7] == Py_None ? NULL : arguments[7];
     enum kvr_reason reason =
-        kvr_choose(arguments[0], count, weigher->credited, (double)prompt.tokens, &weigher->weights, now, extra, &chosen);
+        kvr_choose(arguments[0], count, weigher->credited, (double)prompt.tokens, &weigher->weights, now, extra,
+                   count <= NOTED_MAX ? weigher->costs : NULL, &chosen);
     PyObject *result = answer(weigher, &prompt, arguments[0], count, &chosen, reason, now);
     if (turn != NULL && result != NULL) {
         kvr_load_of(PyTuple_GetItem(arguments[0], chosen.position))->turn = number;
