@@ -34,6 +34,7 @@ __all__ = ["Reporting"]
 
 _RETRY_SECONDS: Final = 2.0
 _REFRESH_SECONDS: Final = 1.0
+_CANCEL_SECONDS: Final = 0.5
 
 _log = logging.getLogger("kvrouter.reporting")
 
@@ -117,9 +118,7 @@ class Reporting:
         try:
             yield
         finally:
-            for task in self.tasks:
-                task.cancel()
-            await asyncio.gather(*self.tasks, return_exceptions=True)
+            await _end(self.tasks)
             self.tasks = ()
             if broker is not None:
                 await broker.close()
@@ -178,7 +177,10 @@ class Reporting:
 
     async def _refreshing(self) -> None:
         while True:
-            await self._refreshed()
+            try:
+                await self._refreshed()
+            except Exception as error:  # noqa: BLE001 - supervised edge: as in `_persistently`
+                log_event(_log, logging.DEBUG, "load_unknown", service=self.service, error=type(error).__name__)
             await asyncio.sleep(_REFRESH_SECONDS)
 
     async def _refreshed(self) -> None:
@@ -214,3 +216,12 @@ class Reporting:
             )
             for name, counts in self._counts.items()
         ]
+
+
+async def _end(tasks: "tuple[asyncio.Task[None], ...]") -> None:
+    """Cancel tasks until they have ended: under Python 3.11 NATS' library may lose a cancellation while it connects."""
+    left = {task for task in tasks if not task.done()}
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=_CANCEL_SECONDS)

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import pytest
 
+from kvrouter.events.load import LoadReport
 from kvrouter.events.nats_names import NatsCredentials
 from kvrouter.reporting import Reporting
 from kvrouter.reporting.kv_metrics import LOAD_METRICS
@@ -177,3 +178,32 @@ def test_a_server_that_asks_who_we_are_is_told(
     with nats_server(tmp_path_factory.mktemp("nats"), configuration='authorization { token: "open-sesame" }') as server:
         run(scenario(server))
     assert "sesame" not in str([record.__dict__["fields"] for record in lines.records])
+
+
+def test_jobs_that_overhear_their_end_are_told_again(
+    nats: NatsServer, lines: pytest.LogCaptureFixture, run: Run
+) -> None:
+    """A-006: neither a library that swallows a cancellation nor a fault of who knows the load outlives the worker."""
+
+    async def scenario() -> None:
+        begun, waiting, ended = asyncio.Event(), asyncio.Event(), list[str]()
+
+        async def load() -> list[LoadReport]:
+            if not begun.is_set():
+                begun.set()
+                raise ValueError("the engine says nonsense")
+            waiting.set()
+            try:
+                await asyncio.sleep(3600)
+            except asyncio.CancelledError:
+                ended.append("overheard")
+            return []
+
+        reporting = Reporting("demo/backend", plane="nats", nats_server=nats.url, refresh=load)
+        async with reporting.running(1):
+            await waiting.wait()
+        assert ended == ["overheard"]
+        assert logged(lines, "load_unknown") == [{"level": "DEBUG", "service": "demo_backend", "error": "ValueError"}]
+        assert "load" not in {task.get_name() for task in asyncio.all_tasks()}
+
+    run(scenario())

@@ -12,11 +12,11 @@ import nats as nats_client
 import pytest
 from prometheus_client import REGISTRY
 
-from kvrouter.cli import _parser as parser_of_commands
 from kvrouter.events.load import decode_load
 from kvrouter.transport.context import Context
 from kvrouter.transport.http_client import HttpRequestClient
 from kvrouter.transport.messages import Request
+from kvrouter.worker.command import add_parser
 from kvrouter.worker.serving import WorkerOptions, serving, worker_options
 from tests.listening import listening
 from tests.reporting.conftest import Run
@@ -42,7 +42,8 @@ async def engine() -> AsyncIterator[str]:
 
 def options(url: str, folder: Path, environment: dict[str, str]) -> WorkerOptions:
     """What the command makes of its arguments and an environment."""
-    parser, _ = parser_of_commands()
+    parser = argparse.ArgumentParser()
+    add_parser(parser.add_subparsers())
     discovery = (folder / "discovery").as_uri()
     found: argparse.Namespace = parser.parse_args(["worker", f"{url},id=engine-7", "--discovery", discovery])
     return worker_options(found, environment)
@@ -113,7 +114,8 @@ def test_gauges_are_the_workers_own() -> None:
 )
 def test_nats_among_the_ways_in_is_nats_mode(ways: list[str], plane: str, tmp_path: Path) -> None:
     """A-004: who asks for a way in over NATS has asked for NATS."""
-    parser, _ = parser_of_commands()
+    parser = argparse.ArgumentParser()
+    add_parser(parser.add_subparsers())
     flags = [flag for way in ways for flag in ("--transport", way)]
     found = parser.parse_args(["worker", "http://127.0.0.1:1", "--discovery", tmp_path.as_uri(), *flags])
 
