@@ -6,12 +6,13 @@ from typing import Protocol
 import msgspec
 
 from kvrouter.errors import DeadlineError, DisconnectedError
-from kvrouter.transport.access import Token, with_token
+from kvrouter.transport.access import Token
 from kvrouter.transport.callhome_listener import CallHomeListener, Expected
 from kvrouter.transport.callhome_wire import encode_connection_info
 from kvrouter.transport.client_stream import ClientStream
 from kvrouter.transport.context import Context
-from kvrouter.transport.messages import Request, encode_request
+from kvrouter.transport.messages import Request
+from kvrouter.transport.requesting import encode_now
 from kvrouter.transport.two_part import decode_two_part, encode_two_part
 
 __all__ = ["CallHomeClient", "RequestSender"]
@@ -60,11 +61,7 @@ class CallHomeClient:
     async def request(self, address: str, request: Request, context: Context) -> ClientStream:
         """Send a request; see `RequestClient`."""
         await self._ready()
-        remaining = context.remaining_seconds(asyncio.get_running_loop().time())
-        if remaining == 0:
-            raise DeadlineError(f"the deadline of request {context.id} is over")
-        headers = with_token(context.headers, self._token)
-        encoded = encode_request(request, id=context.id, headers=headers, remaining_seconds=remaining)
+        encoded = encode_now(request, context, token=self._token)
         expected, infos = self.listener.register(context, request.codec, many_in=request.many_in)
         told: dict[str, object] = {"connection_info": encode_connection_info(infos["response"])}
         if request.many_in:
@@ -82,10 +79,7 @@ class CallHomeClient:
         stream.on_ack(b"")
         expected.taken(self._call_home_seconds)
         self._note(address, expected)
-        await stream.accepted()
-        if request.many_in:
-            stream.pump(request.items)
-        return stream
+        return await stream.taken(request)
 
     def lose(self, address: str) -> None:
         """A worker is gone, as discovery says: whatever it has taken and not answered fails."""

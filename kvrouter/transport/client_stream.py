@@ -8,7 +8,7 @@ from typing import Self
 from kvrouter.errors import DeadlineError, TransportError
 from kvrouter.transport.context import Context
 from kvrouter.transport.duplex import Duplex, StreamLimits
-from kvrouter.transport.messages import Kind, Wire, decode_error
+from kvrouter.transport.messages import Kind, Request, Wire, decode_error
 
 __all__ = ["ClientStream"]
 
@@ -68,6 +68,17 @@ class ClientStream(Duplex):
             await self._changed.wait()
         if self._inbound.error is not None and not self._accepted:
             raise self._inbound.error
+
+    async def taken(self, request: Request) -> Self:
+        """Wait until the peer has taken `request`, and begin to send its further items; closed if it has not."""
+        try:
+            await self.accepted()
+        except BaseException:
+            await self.aclose()
+            raise
+        if request.many_in:
+            self.pump(request.items)
+        return self
 
     async def started(self) -> None:
         """Wait until the answer begins; raises TransportError if the handler failed before that."""

@@ -4,7 +4,6 @@ import asyncio
 from typing import Any
 
 from kvrouter.errors import (
-    DeadlineError,
     DisconnectedError,
     MissingExtraError,
     ProtocolError,
@@ -19,7 +18,8 @@ from kvrouter.transport.envelope_mux import new_stream_id
 from kvrouter.transport.grpc_exchange import GrpcExchange, channel_options, flushed
 from kvrouter.transport.grpc_messages import METHOD, SERVICE
 from kvrouter.transport.grpc_tls import channel_credentials, channel_name_options
-from kvrouter.transport.messages import Request, encode_request, refusal
+from kvrouter.transport.messages import Request, refusal
+from kvrouter.transport.requesting import encode_now
 from kvrouter.transport.tls import PlaneTls
 
 try:
@@ -59,24 +59,14 @@ class GrpcRequestClient:
         """Send a request; see `RequestClient`."""
         if self._closed:
             raise DisconnectedError("the client is closed", retryable=False)
-        remaining = context.remaining_seconds(asyncio.get_running_loop().time())
-        if remaining == 0:
-            raise DeadlineError(f"the deadline of request {context.id} is over")
-        encoded = encode_request(request, id=context.id, headers=context.headers, remaining_seconds=remaining)
+        encoded = encode_now(request, context)
         exchange, stream_id = GrpcExchange(), new_stream_id()
         stream = exchange.mux.open(encoded, context, many_in=request.many_in, stream_id=stream_id)
         shown = tuple(with_token({}, self._token).items())
         call = asyncio.create_task(self._call(address, exchange, stream_id, shown), name=f"grpc {address}")
         self._calls.add(call)
         call.add_done_callback(self._calls.discard)
-        try:
-            await stream.accepted()
-        except BaseException:
-            await stream.aclose()
-            raise
-        if request.many_in:
-            stream.pump(request.items)
-        return stream
+        return await stream.taken(request)
 
     async def aclose(self) -> None:
         """Close all connections. Idempotent."""

@@ -29,7 +29,8 @@ from kvrouter.transport.http_connection import Header, HttpExchange
 from kvrouter.transport.http_errors import refusal_of
 from kvrouter.transport.http_formats import CONTENT_TYPES, AnswerReader, Format, Said, answer_reader, format_of
 from kvrouter.transport.http_origins import HttpOrigins, Origin, parse_http_address
-from kvrouter.transport.messages import Codec, Kind, Request, decode_error, decode_request, encode_request
+from kvrouter.transport.messages import Codec, Kind, Request, decode_error, decode_request
+from kvrouter.transport.requesting import connected, encode_now
 from kvrouter.transport.tcp_connection import Heartbeat
 from kvrouter.transport.tls import PlaneTls
 from kvrouter.transport.two_part import decode_two_part, encode_two_part
@@ -204,19 +205,15 @@ class HttpRequestClient:
         headers = self._headers(request, context, len(encoded))
         path = f"{root}/{quote(request.endpoint)}"
         call = _Call(self, request.codec, f"{origin.scheme}://{origin.authority}{path}")
-        try:
-            async with asyncio.timeout_at(context.deadline):
-                connection = await self.origins.acquire(origin)
-        except TimeoutError:
-            raise DeadlineError(f"request {context.id} got no connection to {address} within its deadline") from None
+        connection = await connected(lambda _: self.origins.acquire(origin), address, context)
         call.stream = ClientStream(call, context, _LIMITS, many_in=request.many_in)
         try:
             async with asyncio.timeout(self._acknowledge_seconds), asyncio.timeout_at(context.deadline):
                 if self._answers == "inline":
                     self._send(connection.open("POST", path, headers, call), call, encoded, many_in=request.many_in)
-                    await call.stream.accepted()
                 else:
                     await self._request_attached(call, origin, path, headers, encoded)
+                return await call.stream.taken(request)
         except TimeoutError:
             await call.stream.aclose()
             if context.deadline is not None and asyncio.get_running_loop().time() >= context.deadline:
@@ -226,9 +223,6 @@ class HttpRequestClient:
         except BaseException:
             await call.stream.aclose()
             raise
-        if request.many_in:
-            call.stream.pump(request.items)
-        return call.stream
 
     async def aclose(self) -> None:
         """Close all connections. Idempotent."""
@@ -250,10 +244,7 @@ class HttpRequestClient:
     # -- inside ------------------------------------------------------------------------------------------------------
 
     def _encode(self, request: Request, context: Context) -> bytes:
-        remaining = context.remaining_seconds(asyncio.get_running_loop().time())
-        if remaining == 0:
-            raise DeadlineError(f"the deadline of request {context.id} is over")
-        encoded = encode_request(request, id=context.id, headers=context.headers, remaining_seconds=remaining)
+        encoded = encode_now(request, context)
         transport = "inline" if self._answers == "inline" else "http_response"
         info = msgspec.json.encode({"subject": uuid4().hex}).decode()
         header, body = decode_two_part(encoded)

@@ -3,13 +3,14 @@
 import asyncio
 from typing import Any
 
-from kvrouter.errors import DeadlineError, DisconnectedError, UnreachableError
-from kvrouter.transport.access import Token, with_token
+from kvrouter.errors import DisconnectedError, UnreachableError
+from kvrouter.transport.access import Token
 from kvrouter.transport.client_stream import ClientStream
 from kvrouter.transport.context import Context
-from kvrouter.transport.messages import Request, encode_request
+from kvrouter.transport.messages import Request
 from kvrouter.transport.nats_access import NatsAccess
 from kvrouter.transport.nats_channel import NatsChannel
+from kvrouter.transport.requesting import encode_now
 
 __all__ = ["NatsRequestClient"]
 
@@ -39,31 +40,21 @@ class NatsRequestClient:
 
     async def request(self, address: str, request: Request, context: Context) -> ClientStream:
         """Send a request; see `RequestClient`. Raises NoInstancesError where nobody listens."""
-        remaining = context.remaining_seconds(asyncio.get_running_loop().time())
-        if remaining == 0:
-            raise DeadlineError(f"the deadline of request {context.id} is over")
-        headers = with_token(context.headers, self._token)
-        encoded = encode_request(request, id=context.id, headers=headers, remaining_seconds=remaining)
         channel = await self._connected()
+        encoded = encode_now(request, context, token=self._token)
         stream = channel.open(address, encoded, context, many_in=request.many_in)
         try:
             async with asyncio.timeout(self._acknowledge_seconds):
-                await stream.accepted()
+                return await stream.taken(request)
         except TimeoutError:
-            await stream.aclose()
             message = f"nobody on {address} has taken the request within {self._acknowledge_seconds:g} seconds"
             raise UnreachableError(message) from None
-        except BaseException:
-            await stream.aclose()
-            raise
-        if request.many_in:
-            stream.pump(request.items)
-        return stream
 
     async def aclose(self) -> None:
         """Close the connection; streams that have not ended fail. Idempotent."""
         self._closed = True
-        channel, self._channel = self._channel, None
+        async with self._connecting:
+            channel, self._channel = self._channel, None
         if channel is not None:
             await channel.close("the client was closed")
 
@@ -78,7 +69,11 @@ class NatsRequestClient:
                     access=self._access,
                     options=self._options,
                 )
-                await channel.connect()
+                try:
+                    await channel.connect()
+                except BaseException:
+                    await channel.close("the client has given up")  # It would keep itself connected for ever.
+                    raise
                 self._channel = channel
             elif not self._channel.is_connected:
                 raise DisconnectedError("the NATS server cannot be reached now")

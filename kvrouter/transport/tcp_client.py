@@ -5,17 +5,17 @@ import os
 from itertools import count
 
 from kvrouter.errors import (
-    DeadlineError,
     DisconnectedError,
     PermissionDeniedError,
     TransportError,
     UnauthenticatedError,
     UnreachableError,
 )
-from kvrouter.transport.access import Token, token_of, with_token
+from kvrouter.transport.access import Token, token_of
 from kvrouter.transport.client_stream import ClientStream
 from kvrouter.transport.context import Context
-from kvrouter.transport.messages import Request, encode_request
+from kvrouter.transport.messages import Request
+from kvrouter.transport.requesting import connected, encode_now
 from kvrouter.transport.tcp_connection import Heartbeat, TcpConnection
 from kvrouter.transport.tcp_mux import MuxLimits, TcpMux
 from kvrouter.transport.tls import ClientTls, PlaneTls
@@ -51,33 +51,13 @@ class TcpRequestClient:
 
     async def request(self, address: str, request: Request, context: Context) -> ClientStream:
         """Send a request; see `RequestClient`."""
-        loop = asyncio.get_running_loop()
-        if context.remaining_seconds(loop.time()) == 0:
-            raise DeadlineError(f"the deadline of request {context.id} is over")
-        try:
-            async with asyncio.timeout_at(context.deadline):
-                connection = await self._connection(address)
-        except TimeoutError:
-            raise DeadlineError(f"request {context.id} got no connection to {address} within its deadline") from None
+        connection = await connected(self._connection, address, context)
         shown = token_of(self._token)
-        encoded = encode_request(
-            request,
-            id=context.id,
-            headers=context.headers if shown == connection.mux.token else with_token(context.headers, shown),
-            remaining_seconds=context.remaining_seconds(loop.time()),
-            bytes_max=self._limits.message_bytes_max,
-        )
+        token = None if shown == connection.mux.token else shown
+        encoded = encode_now(request, context, token=token, bytes_max=self._limits.message_bytes_max)
         stream_id = self._prefix + next(self._numbers).to_bytes(8, "big")
         stream = connection.mux.open(stream_id, encoded, context, many_in=request.many_in)
-        try:
-            await connection.writable()
-            await stream.accepted()
-        except BaseException:
-            await stream.aclose()
-            raise
-        if request.many_in:
-            stream.pump(request.items)
-        return stream
+        return await stream.taken(request)
 
     def connections(self) -> dict[str, int]:
         """Open connections, by address, with the number of their streams."""

@@ -2,11 +2,12 @@
 
 import asyncio
 
-from kvrouter.errors import DeadlineError, DisconnectedError, UnreachableError
-from kvrouter.transport.access import Token, with_token
+from kvrouter.errors import DisconnectedError, UnreachableError
+from kvrouter.transport.access import Token
 from kvrouter.transport.client_stream import ClientStream
 from kvrouter.transport.context import Context
-from kvrouter.transport.messages import Request, encode_request
+from kvrouter.transport.messages import Request
+from kvrouter.transport.requesting import connected, encode_now
 from kvrouter.transport.tcp_client import parse_tcp_address
 from kvrouter.transport.ucx_channel import UcxChannel, UCXError, UcxUse, ucxx
 
@@ -27,29 +28,9 @@ class UcxRequestClient:
 
     async def request(self, address: str, request: Request, context: Context) -> ClientStream:
         """Send a request; see `RequestClient`."""
-        loop = asyncio.get_running_loop()
-        if context.remaining_seconds(loop.time()) == 0:
-            raise DeadlineError(f"the deadline of request {context.id} is over")
-        try:
-            async with asyncio.timeout_at(context.deadline):
-                channel = await self._channel(address)
-        except TimeoutError:
-            raise DeadlineError(f"request {context.id} got no connection to {address} within its deadline") from None
-        encoded = encode_request(
-            request,
-            id=context.id,
-            headers=with_token(context.headers, self._token),
-            remaining_seconds=context.remaining_seconds(loop.time()),
-        )
-        stream = channel.mux.open(encoded, context, many_in=request.many_in)
-        try:
-            await stream.accepted()
-        except BaseException:
-            await stream.aclose()
-            raise
-        if request.many_in:
-            stream.pump(request.items)
-        return stream
+        channel = await connected(self._channel, address, context)
+        encoded = encode_now(request, context, token=self._token)
+        return await channel.mux.open(encoded, context, many_in=request.many_in).taken(request)
 
     async def aclose(self) -> None:
         """Close all connections. Idempotent."""

@@ -12,14 +12,15 @@ import zmq
 import zmq.asyncio
 from zmq.utils.monitor import parse_monitor_message
 
-from kvrouter.errors import DeadlineError, DisconnectedError, UnauthenticatedError, UnreachableError, WireError
-from kvrouter.transport.access import Token, with_token
+from kvrouter.errors import DisconnectedError, UnauthenticatedError, UnreachableError, WireError
+from kvrouter.transport.access import Token
 from kvrouter.transport.client_stream import ClientStream
 from kvrouter.transport.context import Context
 from kvrouter.transport.envelope import Envelope, decode_envelope, encode_envelope
 from kvrouter.transport.envelope_mux import EnvelopeMux
-from kvrouter.transport.messages import Kind, Request, encode_request
+from kvrouter.transport.messages import Kind, Request
 from kvrouter.transport.n_part import NPart
+from kvrouter.transport.requesting import connected, encode_now
 from kvrouter.transport.zmq_curve import ZmqCurve
 
 __all__ = ["NO_STREAM", "ZmqRequestClient"]
@@ -148,27 +149,9 @@ class ZmqRequestClient:
 
     async def request(self, address: str, request: Request, context: Context) -> ClientStream:
         """Send a request; see `RequestClient`."""
-        if self._closed:
-            raise DisconnectedError("the client is closed", retryable=False)
-        loop = asyncio.get_running_loop()
-        remaining = context.remaining_seconds(loop.time())
-        headers = with_token(context.headers, self._token)
-        encoded = encode_request(request, id=context.id, headers=headers, remaining_seconds=remaining)
-        peer = self._peer(address)
-        try:
-            async with asyncio.timeout_at(context.deadline):
-                await peer.greeted(self._connect_seconds)
-        except TimeoutError:
-            raise DeadlineError(f"request {context.id} got no connection to {address} within its deadline") from None
-        stream = peer.mux.open(encoded, context, many_in=request.many_in)
-        try:
-            await stream.accepted()
-        except BaseException:
-            await stream.aclose()
-            raise
-        if request.many_in:
-            stream.pump(request.items)
-        return stream
+        peer = await connected(self._peer, address, context)
+        encoded = encode_now(request, context, token=self._token)
+        return await peer.mux.open(encoded, context, many_in=request.many_in).taken(request)
 
     async def aclose(self) -> None:
         """Close all connections. Idempotent."""
@@ -180,8 +163,11 @@ class ZmqRequestClient:
         with suppress(zmq.ZMQError):
             self._context.term()
 
-    def _peer(self, address: str) -> _Peer:
+    async def _peer(self, address: str) -> _Peer:
+        if self._closed:
+            raise DisconnectedError("the client is closed", retryable=False)
         peer = self._peers.get(address)
         if peer is None or peer.reason is not None:
             peer = self._peers[address] = _Peer(self._context, address, self._heartbeat_seconds, self._curve)
+        await peer.greeted(self._connect_seconds)
         return peer
