@@ -18,6 +18,7 @@ from kvrouter.transport.two_part import MESSAGE_BYTES_MAX
 from kvrouter.transport.variables import Variables
 
 __all__ = [
+    "CALLING_HOME",
     "REQUEST_PLANES",
     "CallHomeSettings",
     "EventPlane",
@@ -33,6 +34,8 @@ ResponsePlane: TypeAlias = Literal["tcp", "http"]
 EventPlane: TypeAlias = Literal["zmq", "http", "nats", "redis"]
 
 REQUEST_PLANES: tuple[RequestPlane, ...] = ("tcp", "http", "nats", "zmq", "grpc")
+CALLING_HOME: tuple[RequestPlane, ...] = ("tcp", "http", "nats")
+"""Those whose answers may call home."""
 _RESPONSE_PLANES: tuple[ResponsePlane, ...] = ("tcp", "http")
 _EVENT_PLANES: tuple[EventPlane, ...] = ("zmq", "http", "nats", "redis")
 _LEVELS = ("debug", "info", "warning", "error", "critical")

@@ -8,7 +8,7 @@ from kvrouter.errors import TransportError
 from kvrouter.transport.callhome_worker import CallHomeWorker
 from kvrouter.transport.endpoints import Endpoints
 from kvrouter.transport.http_settings import HttpPlaneSettings
-from kvrouter.transport.plane_settings import TcpPlaneSettings
+from kvrouter.transport.plane_settings import CALLING_HOME, TcpPlaneSettings
 from kvrouter.transport.planes import RequestServer
 from kvrouter.transport.pool import PoolSettings
 from kvrouter.transport.security_settings import PlaneSecurity
@@ -123,7 +123,7 @@ def make_call_home_server(
 
             server = TcpV0Server(home, host=host, port=settings.tcp.port, tls=tls)
         case _:
-            message = f"answers call home with nats, http and tcp only, not with {transport_id}"
+            message = f"answers call home with {', '.join(CALLING_HOME)} only, not with {transport_id}"
             raise TransportError(message, code="INVALID_ARGUMENT")
     return server, home
 

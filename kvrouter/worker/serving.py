@@ -1,6 +1,7 @@
 """What `kvrouter worker` is told, and the worker that follows from it: engine, transports, figures."""
 
 import argparse
+import os
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from kvrouter.service.worker_spec import parse_worker_spec
 from kvrouter.store import open_key_value_store
 from kvrouter.transport.http_settings import http_plane_settings
 from kvrouter.transport.metrics import PoolMetrics, WorkHandlerMetrics
-from kvrouter.transport.plane_settings import REQUEST_PLANES, RequestPlane, plane_settings
+from kvrouter.transport.plane_settings import CALLING_HOME, REQUEST_PLANES, RequestPlane, plane_settings
 from kvrouter.transport.serve import ServedWorker, serve
 from kvrouter.transport.servers import ServerSettings
 from kvrouter.transport.variables import Variables
@@ -29,7 +30,6 @@ _LOOPBACK: Final = "127.0.0.1"
 _NATS_SERVER: Final = "nats://127.0.0.1:4222"
 _NOT_TOLD: Final = frozenset({"url", "api_key"})
 """Between the worker and its engine only."""
-_CALLING_HOME: Final = frozenset({"tcp", "http", "nats"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,8 +77,8 @@ def worker_options(arguments: argparse.Namespace, environment: Mapping[str, str]
     planes, http, found = plane_settings(environment), http_plane_settings(environment), Variables(environment)
     transports = tuple(dict.fromkeys(arguments.transport or (planes.request_plane,)))
     answers_home = bool(arguments.answers_home)
-    if answers_home and not _CALLING_HOME.issuperset(transports):
-        raise SettingsError(f"--answers-home: answers call home with {', '.join(sorted(_CALLING_HOME))} only")
+    if answers_home and not set(CALLING_HOME).issuperset(transports):
+        raise SettingsError(f"--answers-home: answers call home with {', '.join(CALLING_HOME)} only")
     host_variable = "HTTP_RPC_HOST" if transports[0] == "http" else "TCP_REQUEST_HOST"
     host = arguments.host or found.text(host_variable, _LOOPBACK)
     refuse_open_ways(host, transports, planes, http, insecure=arguments.insecure)
@@ -158,11 +158,18 @@ def _shown(figures: CollectorRegistry, options: WorkerOptions) -> Iterator[int |
     """Show the figures where they are wanted; gives the port.
 
     By prometheus_client's own server, in a thread of its own: a scrape does not wait for answers, nor they for it.
+
+    Raises:
+        SettingsError: the port cannot be had.
     """
     if options.metrics_port is None:
         yield None
         return
-    server, thread = start_http_server(options.metrics_port, options.host, registry=figures)
+    try:
+        server, thread = start_http_server(options.metrics_port, options.host, registry=figures)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+        raise SettingsError(f"--metrics-port: cannot listen on {options.host}:{options.metrics_port}: {reason}") from None
     try:
         yield server.server_port
     finally:

@@ -145,7 +145,7 @@ def test_answers_call_home_with_what_can_carry_an_acknowledgement(capsys: pytest
     assert worker("--transport", "http", "--answers-home").answers_home
 
     assert main(["worker", "http://127.0.0.1:1", "--discovery", "x", "--transport", "zmq", "--answers-home"]) == 2
-    assert capsys.readouterr().err == "kvrouter: --answers-home: answers call home with http, nats, tcp only\n"
+    assert capsys.readouterr().err == "kvrouter: --answers-home: answers call home with tcp, http, nats only\n"
 
 
 def test_loggers_may_have_levels_of_their_own() -> None:

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from kvrouter.service.planes.figures import PlaneFigures
 from kvrouter.service.planes.switching import encode_preference, preference_key
-from kvrouter.service.planes.ways import REQUEST_PLANES
+from kvrouter.transport.plane_settings import REQUEST_PLANES
 from tests.planes.inprocess import MODEL, eventually, routed, run
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "planes.md").read_text(encoding="utf-8")

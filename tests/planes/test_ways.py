@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Coroutine
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,9 @@ from kvrouter.transport.context import Context
 from kvrouter.transport.http_settings import HttpPlaneSettings
 from kvrouter.transport.messages import Request
 from kvrouter.transport.metrics import PlaneMetrics
-from kvrouter.transport.plane_settings import CallHomeSettings, PlaneSettings, RequestPlane
+from kvrouter.transport.plane_settings import CallHomeSettings, PlaneSettings, RequestPlane, TcpPlaneSettings
 from kvrouter.transport.registry import NoTransportError
+from kvrouter.transport.tls import PlaneTls
 from tests.planes.inprocess import Words, eventually, routed, run, worker
 from tests.service.inprocess import InProcess
 
@@ -90,6 +92,26 @@ def test_a_missing_part_is_said_once_at_the_start_or_leads_elsewhere(monkeypatch
         found.ready()
         with pytest.raises(NoTransportError, match=r"kvrouter\[http2\]"):
             await found.instances.request(INSTANCE, Request(endpoint="e"), Context())
+        await found.close()
+
+    run(scenario())
+
+
+def test_a_way_that_lacks_a_file_is_none_and_the_next_one_is_taken(tmp_path: Path) -> None:
+    """A file that somebody has taken away fails the ways that need it, and says which it was."""
+    tcp = TcpPlaneSettings(tls=PlaneTls(ca_path=str(tmp_path / "gone.pem")))
+    over_tcp = TransportEndpoint(transport_id="tcp", address="127.0.0.1:1")
+
+    async def ask(found: Ways, *transports: TransportEndpoint) -> None:
+        instance = msgspec.structs.replace(INSTANCE, transports=transports)
+        await found.instances.request(instance, Request(endpoint="e"), Context())
+
+    async def scenario() -> None:
+        found = Ways(replace(choices(), planes=PlaneSettings(tcp=tcp)), PlaneMetrics(CollectorRegistry()))
+        with pytest.raises(NoTransportError, match=r"gone\.pem"):
+            await ask(found, over_tcp)
+        with pytest.raises(UnreachableError, match=r"127\.0\.0\.1"):
+            await ask(found, over_tcp, *INSTANCE.transports)
         await found.close()
 
     run(scenario())

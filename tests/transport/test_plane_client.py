@@ -241,7 +241,7 @@ def test_a_worker_that_calls_home_says_so_in_its_record(nats: NatsServer) -> Non
             assert await ask(PlaneClient(directory, registry)) == "a"
             await directory.close()
         await client.aclose()
-        with pytest.raises(TransportError, match="nats, http and tcp only"):
+        with pytest.raises(TransportError, match="tcp, http, nats only, not with zmq"):
             worker(store, "b", "zmq", answers_home=True)
         with pytest.raises(TransportError, match="known: tcp, http, zmq, nats, grpc"):
             worker(store, "c", "pigeon")

@@ -6,10 +6,9 @@ from fastapi import FastAPI
 
 from kvrouter.errors import RequestError, StoreError
 from kvrouter.service.planes.request_planes import RequestPlanes
-from kvrouter.service.planes.ways import REQUEST_PLANES
 from kvrouter.service.workers import Worker, WorkerRegistry
 from kvrouter.transport.instance_client import ways
-from kvrouter.transport.plane_settings import RequestPlane
+from kvrouter.transport.plane_settings import REQUEST_PLANES, RequestPlane
 
 __all__ = ["add_plane_routes", "refuse_discovered"]
 

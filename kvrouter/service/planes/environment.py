@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Final
 
-from kvrouter.service.planes.ways import REQUEST_PLANES, PlaneChoices
+from kvrouter.service.planes.ways import PlaneChoices
 from kvrouter.settings import Settings
 from kvrouter.transport.http_settings import http_plane_settings
-from kvrouter.transport.plane_settings import log_levels, plane_settings
+from kvrouter.transport.plane_settings import REQUEST_PLANES, log_levels, plane_settings
 from kvrouter.transport.variables import variables_read
 
 __all__ = ["PLANE_VARIABLES", "plane_choices"]

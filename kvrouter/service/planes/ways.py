@@ -12,7 +12,7 @@ from ipaddress import ip_address
 from typing import Final
 
 from kvrouter.discovery import Instance
-from kvrouter.errors import MissingExtraError
+from kvrouter.errors import MissingExtraError, SettingsError
 from kvrouter.transport.callhome_client import CallHomeClient, RequestSender
 from kvrouter.transport.callhome_listener import CallHomeListener
 from kvrouter.transport.client_stream import ClientStream
@@ -21,14 +21,12 @@ from kvrouter.transport.http_settings import HttpPlaneSettings
 from kvrouter.transport.instance_client import CALL_HOME, InstanceClient, ways
 from kvrouter.transport.messages import Request
 from kvrouter.transport.metrics import PlaneMetrics
-from kvrouter.transport.plane_settings import PlaneSettings, RequestPlane
+from kvrouter.transport.plane_settings import CALLING_HOME, REQUEST_PLANES, PlaneSettings, RequestPlane
 from kvrouter.transport.planes import RequestClient
 from kvrouter.transport.registry import NoTransportError, Registered, TransportRegistry
 
-__all__ = ["REQUEST_PLANES", "PlaneChoices", "Ways", "home_listener"]
+__all__ = ["PlaneChoices", "Ways", "home_listener"]
 
-REQUEST_PLANES: Final[tuple[RequestPlane, ...]] = ("tcp", "http", "nats", "zmq", "grpc")
-_CALLING_HOME: Final[tuple[RequestPlane, ...]] = ("tcp", "http", "nats")
 _PREFERRED, _OTHER = 10, 100
 _NOWHERE: Final = ("192.0.2.1", 9)
 """An address of no machine (RFC 5737): nothing is sent, only asked which of our addresses would be the sender's."""
@@ -60,7 +58,7 @@ class Ways:
         self._clients: dict[str, _Later] = {}
         for plane in REQUEST_PLANES:
             self._add(metrics, plane, plane)
-        for plane in _CALLING_HOME:
+        for plane in CALLING_HOME:
             self._add(metrics, plane + CALL_HOME, plane)
 
     def ready(self) -> None:
@@ -111,12 +109,11 @@ class _Later:
         return self._client
 
     async def request(self, address: str, request: Request, context: Context) -> ClientStream:
-        """Send a request; see `RequestClient`."""
+        """Send a request; see `RequestClient`. What is not installed, or lacks one of its files, is no way."""
         try:
-            client = self.made()
-        except MissingExtraError as error:
+            return await self.made().request(address, request, context)
+        except (MissingExtraError, SettingsError) as error:
             raise NoTransportError(str(error)) from None
-        return await client.request(address, request, context)
 
     async def aclose(self) -> None:
         """Close what was made. Idempotent."""
