@@ -2,12 +2,11 @@
 
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from inspect import isawaitable
 from time import perf_counter_ns
 
 from kvrouter.transport.context import Context
 from kvrouter.transport.messages import Request
-from kvrouter.transport.server_stream import Handler
+from kvrouter.transport.server_stream import Handler, answering
 
 __all__ = ["HandlerCounts", "counted"]
 
@@ -31,20 +30,15 @@ def _counted(handler: Handler, counts: HandlerCounts) -> Handler:
     async def asked(request: Request, context: Context) -> AsyncIterator[bytes]:
         counts.requests += 1
         began = perf_counter_ns()
-        items: AsyncIterator[bytes] | None = None
         try:
-            answer = handler(request, context)
-            items = await answer if isawaitable(answer) else answer
-            async for item in items:
-                yield item
+            async with answering(handler, request, context) as items:
+                async for item in items:
+                    yield item
         except Exception as error:
             counts.errors += 1
             counts.last_error = type(error).__name__
             raise
         finally:
             counts.processing_ns += perf_counter_ns() - began
-            close = getattr(items, "aclose", None)
-            if close is not None:
-                await close()
 
     return asked

@@ -9,7 +9,6 @@ transport.
 """
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from inspect import isawaitable
 from time import perf_counter
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -33,7 +32,7 @@ from kvrouter.transport.endpoints import EndpointCounters, Endpoints
 from kvrouter.transport.messages import Request
 from kvrouter.transport.planes import RequestClient
 from kvrouter.transport.pool import ConnectionPool, PoolCounters
-from kvrouter.transport.server_stream import Handler
+from kvrouter.transport.server_stream import Handler, answering
 
 __all__ = ["InstrumentedClient", "PlaneMetrics", "PoolMetrics", "WorkHandlerMetrics"]
 
@@ -174,20 +173,14 @@ class WorkHandlerMetrics:
             requests.inc()
             bytes_in.inc(len(request.body))
             with inflight.track_inprogress(), duration.time():
-                items: AsyncIterator[bytes] | None = None
                 try:
-                    answer = handler(request, context)
-                    items = await answer if isawaitable(answer) else answer
-                    async for item in items:
-                        bytes_out.inc(len(item))
-                        yield item
+                    async with answering(handler, request, context) as items:
+                        async for item in items:
+                            bytes_out.inc(len(item))
+                            yield item
                 except Exception:
                     errors.generate += 1
                     raise
-                finally:
-                    close = getattr(items, "aclose", None)
-                    if close is not None:
-                        await close()
 
         return counted
 

@@ -13,8 +13,7 @@ answered here. An error with a code of `kvrouter.errors.TransportError` before t
 """
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -22,11 +21,9 @@ from kvrouter.errors import TransportError
 from kvrouter.transport.calls import EVENT_STREAM, JSON, answer_head, read_call
 from kvrouter.transport.context import Context
 from kvrouter.transport.messages import Request
-from kvrouter.transport.server_stream import Handler
+from kvrouter.transport.server_stream import Handler, closing
 
 __all__ = ["Answering", "openai_handler"]
-
-Item = TypeVar("Item")
 
 Answering: TypeAlias = Callable[[dict[str, Any], Context], AsyncIterator[Mapping[str, Any]]]
 """Answers a request's body with objects; an async generator, cancelled when nobody waits any more."""
@@ -52,7 +49,7 @@ def openai_handler(models: Sequence[str], routes: Mapping[str, Answering]) -> Ha
         else:
             body = _read(call.body)
             parts = _events if body.get("stream") is True else _whole
-            async with _closing(answering(body, context)) as objects, _closing(parts(objects)) as items:
+            async with closing(answering(body, context)) as objects, closing(parts(objects)) as items:
                 async for item in items:
                     yield item
 
@@ -78,17 +75,6 @@ async def _whole(objects: AsyncIterator[Mapping[str, Any]]) -> AsyncIterator[byt
         yield body
         return
     raise TransportError("the worker has no answer", code="INTERNAL")
-
-
-@asynccontextmanager
-async def _closing(iterator: AsyncIterator[Item]) -> AsyncIterator[AsyncIterator[Item]]:
-    """Close a generator that nobody reads to its end, now and not when it is collected."""
-    try:
-        yield iterator
-    finally:
-        close = getattr(iterator, "aclose", None)
-        if close is not None:
-            await close()
 
 
 def _read(body: bytes | memoryview) -> dict[str, Any]:

@@ -156,17 +156,20 @@ def serve(
     options: dict[str, Any] = {
         "host": host, "advertise": advertise, "nats_server": nats_server, "subject": subject, "settings": settings,
     }  # fmt: skip
-    servers: dict[str, RequestServer] = {}
-    homes: list[CallHomeWorker] = []
-    for each in transports:
-        if answers_home:
-            servers[each], home = make_call_home_server(each, endpoints, **options)
-            homes.append(home)
-        else:
-            servers[each] = make_server(each, endpoints, **options)
+    servers, homes = _servers(transports, endpoints, answers_home=answers_home, **options)
     kept = open_key_value_store(store) if isinstance(store, str) else store
     return ServedWorker(
         name, handlers, servers,
         endpoints=endpoints, store=kept, instance_id=instance_id, zone=zone, drain_seconds=drain_seconds,
         response_transport=_CALL_HOME if answers_home else None, worker=worker, homes=homes,
     )  # fmt: skip
+
+
+def _servers(
+    transports: Sequence[str], endpoints: Endpoints, *, answers_home: bool, **options: Any
+) -> tuple[dict[str, RequestServer], list[CallHomeWorker]]:
+    """A server for each way in, and what calls home where answers do."""
+    if not answers_home:
+        return {each: make_server(each, endpoints, **options) for each in transports}, []
+    made = {each: make_call_home_server(each, endpoints, **options) for each in transports}
+    return {each: server for each, (server, _) in made.items()}, [home for _, home in made.values()]

@@ -3,14 +3,17 @@
 import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TypeAlias
+from contextlib import asynccontextmanager
+from typing import TypeAlias, TypeVar
 
 from kvrouter.errors import DeadlineError, TransportError
 from kvrouter.transport.context import Context
 from kvrouter.transport.duplex import Duplex, StreamLimits
 from kvrouter.transport.messages import Kind, Request, Wire, encode_error
 
-__all__ = ["Handler", "ServerStream"]
+__all__ = ["Handler", "ServerStream", "answering", "closing"]
+
+Item = TypeVar("Item")
 
 _GRACE_SECONDS = 1.0
 """After a deadline the requester kills its request itself; the worker does where that does not arrive."""
@@ -127,6 +130,25 @@ class ServerStream(Duplex):
         self._outbound.ended = True
         self._inbound.drop()
         self._end_inbound(told)
+
+
+@asynccontextmanager
+async def answering(handler: Handler, request: Request, context: Context) -> AsyncIterator[AsyncIterator[bytes]]:
+    """The items of a handler's answer, for whoever wraps it; closed at the end."""
+    answer = handler(request, context)
+    async with closing(await answer if inspect.isawaitable(answer) else answer) as items:
+        yield items
+
+
+@asynccontextmanager
+async def closing(iterator: AsyncIterator[Item]) -> AsyncIterator[AsyncIterator[Item]]:
+    """Close a generator that nobody reads to its end, now and not when it is collected."""
+    try:
+        yield iterator
+    finally:
+        close = getattr(iterator, "aclose", None)
+        if close is not None:
+            await close()
 
 
 def _with_items(request: Request, items: AsyncIterator[bytes]) -> Request:
