@@ -5,7 +5,6 @@ file of the keys may change while it is used.
 """
 
 import hashlib
-import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -16,7 +15,7 @@ import msgspec
 
 from kvrouter.errors import MissingExtraError, PermissionDeniedError, SettingsError, UnauthenticatedError
 from kvrouter.transport.access import Identity
-from kvrouter.transport.tls import read_pem
+from kvrouter.transport.tls import file_stamp, read_pem
 
 try:
     import jwt
@@ -70,7 +69,7 @@ class JwtVerifier:
         self.failed_reloads = 0
         self._known: OrderedDict[bytes, tuple[Identity, float]] = OrderedDict()
         self._looked_at = clock()
-        self._changed_at = _changed_at(self._path)
+        self._stamp = file_stamp(self._path)
         self._keys = self._read()
 
     def identify(self, token: str | None) -> Identity:
@@ -146,10 +145,10 @@ class JwtVerifier:
 
     def _look(self) -> None:
         """Read the keys again if their file has changed; a file that cannot be read changes nothing."""
-        changed_at = _changed_at(self._path)
-        if changed_at == self._changed_at:
+        stamp = file_stamp(self._path)
+        if stamp == self._stamp:
             return
-        self._changed_at = changed_at
+        self._stamp = stamp
         try:
             self._keys = self._read()
         except SettingsError:
@@ -235,10 +234,3 @@ def _reason(error: Exception) -> str:
         case jwt.InvalidAlgorithmError():
             return "it was signed with another algorithm"
     return "it cannot be read"
-
-
-def _changed_at(path: str) -> int:
-    try:
-        return os.stat(path).st_mtime_ns  # noqa: PTH116 - as in tls.py
-    except OSError:
-        return 0

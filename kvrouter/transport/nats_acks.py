@@ -68,7 +68,8 @@ class NatsAckSender:
 
     async def aclose(self) -> None:
         """Close the connection. Idempotent."""
-        client, self._client = self._client, None
+        async with self._connecting:
+            client, self._client = self._client, None
         if client is not None:
             await _close(client)
 

@@ -15,12 +15,12 @@ from typing import Any, TypeAlias
 from kvrouter.errors import SettingsError
 from kvrouter.transport.variables import Variables
 
-__all__ = ["ClientTls", "PlaneTls", "ServerTls", "plane_tls", "read_pem"]
+__all__ = ["ClientTls", "PlaneTls", "ServerTls", "file_stamp", "plane_tls", "read_pem"]
 
 _PATHS = ("CERT_PATH", "KEY_PATH", "CA_CERT_PATH", "CLIENT_CA_CERT_PATH", "CLIENT_CERT_PATH", "CLIENT_KEY_PATH")
 _HANDSHAKE_SECONDS = 3.0
 
-_Stamp: TypeAlias = tuple[tuple[int, int, int] | None, ...]
+Stamp: TypeAlias = tuple[int, int, int] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,14 +91,14 @@ class _Reread:
         """Why files that changed could not be read; None while they could."""
         self._tls, self._alpn = tls, list(alpn)
         self._paths = [path for path in paths if path is not None]
-        self._stamp = _stamp(self._paths)
+        self._stamps = [file_stamp(path) for path in self._paths]
         self._context = self._make()
 
     def current(self) -> ssl.SSLContext:
         """The context of what the files say now, or said last before they could not be read."""
-        stamp = _stamp(self._paths)
-        if stamp != self._stamp:
-            self._stamp = stamp
+        stamps = [file_stamp(path) for path in self._paths]
+        if stamps != self._stamps:
+            self._stamps = stamps
             try:
                 self._context, self.last_error = self._make(), None
             except SettingsError as error:
@@ -177,6 +177,15 @@ def read_pem(path: str) -> bytes:
         raise SettingsError(f"cannot read {path}: {error.strerror or type(error).__name__}") from None
 
 
+def file_stamp(path: str) -> Stamp:
+    """What changes when a file is written, or another one is put in its place, also behind a symbolic link."""
+    try:
+        status = os.stat(path)  # noqa: PTH116 - as a plain call it costs a microsecond
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
 def _load_chain(context: ssl.SSLContext, cert_path: str, key_path: str | None) -> None:
     read_pem(cert_path)
     if key_path is not None:
@@ -195,16 +204,3 @@ def _load_authorities(context: ssl.SSLContext, path: str) -> None:
         context.load_verify_locations(path)
     except (ssl.SSLError, ValueError):
         raise SettingsError(f"TLS: {path}: no certificates of authorities in PEM") from None
-
-
-def _stamp(paths: Sequence[str]) -> _Stamp:
-    """What changes when a file is written, or another one is put in its place, also behind a symbolic link."""
-    stamps: list[tuple[int, int, int] | None] = []
-    for path in paths:
-        try:
-            status = os.stat(path)  # noqa: PTH116 - as a plain call it costs a microsecond
-        except OSError:
-            stamps.append(None)
-        else:
-            stamps.append((status.st_mtime_ns, status.st_size, status.st_ino))
-    return tuple(stamps)

@@ -1,6 +1,7 @@
 """Takes requests over UCX. Experimental."""
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 from kvrouter.transport.endpoints import Endpoints
@@ -9,6 +10,7 @@ from kvrouter.transport.ucx_channel import UcxChannel, UcxUse, ucxx
 __all__ = ["UcxRequestServer"]
 
 _FLUSH_SECONDS = 1.0
+_CLOSE_SECONDS = 10.0
 _TURN_SECONDS = 0.001
 
 
@@ -48,8 +50,10 @@ class UcxRequestServer:
         for channel in tuple(self._channels):
             await channel.flush(_FLUSH_SECONDS)
             channel.close("the worker has stopped")
-        while listener.active_clients:  # noqa: ASYNC110 - UCX tells nobody when it is done with them
-            await asyncio.sleep(_TURN_SECONDS)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                while listener.active_clients:  # noqa: ASYNC110 - UCX tells nobody when it is done with them
+                    await asyncio.sleep(_TURN_SECONDS)
         listener.close()
         del listener
         self._use.end()
