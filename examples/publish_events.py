@@ -4,7 +4,7 @@ Run it with: python examples/publish_events.py tcp://127.0.0.1:5557
 Watch it with: kvrouter events tail tcp://127.0.0.1:5557
 """
 
-import sys
+import argparse
 import time
 
 from kvrouter.events import BlockRemoved, BlockStored
@@ -33,4 +33,8 @@ def main(endpoint: str, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], float(sys.argv[2]) if len(sys.argv) > 2 else 60.0)
+    parser = argparse.ArgumentParser(description="an engine that only has events")
+    parser.add_argument("endpoint", help="where to publish, such as tcp://127.0.0.1:5557")
+    parser.add_argument("seconds", nargs="?", type=float, default=60.0, help="default: 60")
+    given = parser.parse_args()
+    main(given.endpoint, given.seconds)

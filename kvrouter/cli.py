@@ -34,12 +34,13 @@ _COMMANDS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand and return its exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
     try:
         parser, commands = _parser()
-        if not (sys.argv[1:] if arguments is None else arguments):
+        if not given:
             parser.print_help(sys.stderr)
             return 2
-        parsed, unknown = parser.parse_known_args(arguments)
+        parsed, unknown = parser.parse_known_args(given)
         if unknown:
             return _fail(_unknown_argument(unknown[0], parsed.command, commands), 2)
         return int(parsed.run(parsed))
@@ -48,7 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in _ROUTER_PARTS:
             raise
-        return _fail(MissingExtraError(f"this command (it found no {error.name})", "router"), 2)
+        # The gateway's has the router's parts in it: one installation, not two.
+        extra = "gateway" if list(given[:1]) == ["gateway"] else "router"
+        return _fail(MissingExtraError(f"this command (it found no {error.name})", extra), 2)
     except KvrouterError as error:
         return _fail(error, 1)
     except KeyboardInterrupt:

@@ -38,12 +38,12 @@ class Finding:
 
 def examine(readiness: Record, workers: Sequence[Record], sources: Sequence[Record]) -> list[Finding]:
     """Read the answers of `/readyz`, `/workers` and `/sources`; the worst findings come first."""
-    served = {str(worker["worker_id"]): int(worker["requests"]["total"]) for worker in workers}
+    by_id = {str(worker["worker_id"]): worker for worker in workers}
     findings = [
         *_router(readiness),
         *_models(readiness, workers, sources),
         *(finding for worker in workers for finding in _worker(worker)),
-        *(finding for source in sources for finding in _source(source, served.get(str(source["worker_id"]), 0))),
+        *(finding for source in sources for finding in _source(source, by_id.get(str(source["worker_id"])))),
     ]
     return sorted(findings, key=lambda finding: list(Severity).index(finding.severity))
 
@@ -84,9 +84,9 @@ def _worker(worker: Record) -> Iterator[Finding]:
         if health["last_error"]:
             what += f"; its last check said: {health['last_error']}"
         draining = worker["state"] == "draining"
-        remedy = (
-            "POST /workers/ID/resume when it may have requests" if draining else f"does {worker['url']}/health answer?"
-        )
+        # A worker behind a request plane has no URL of its own.
+        asked = f"does {worker['url']}/health answer?" if worker["url"] else "does its engine answer? is it running?"
+        remedy = "POST /workers/ID/resume when it may have requests" if draining else asked
         yield Finding(Severity.NOTE if draining else Severity.ERROR, about, what, remedy)
     if not worker["kv_events_endpoints"]:
         what = "it has no event source, so only what was routed to it counts as cached"
@@ -117,14 +117,14 @@ def _cached_tokens(about: str, tokens: Record) -> Iterator[Finding]:
         yield Finding(Severity.WARNING, about, what, remedy)
 
 
-def _source(source: Record, requests: int) -> Iterator[Finding]:
+def _source(source: Record, worker: Record | None) -> Iterator[Finding]:
     about = f"source {source['worker_id']}/{source['rank']} ({source['endpoint']})"
     if not source["connected"]:
         what = f"it is not connected: {source['last_error'] or 'nobody answered yet'}"
         remedy = "is the port open from here? does the engine bind tcp://*:PORT?"
         yield Finding(Severity.ERROR, about, what, remedy)
     elif source["applied_sequence"] is None and not source["messages"]:
-        yield _silence(about, source, requests)
+        yield _silence(about, source, worker)
     if source["announced_rank"] not in (None, source["rank"]):
         what = f"what comes there is of rank {source['announced_rank']}: endpoints of ranks are mixed up"
         yield Finding(Severity.ERROR, about, what, "give the ranks' ports in the order of the ranks")
@@ -139,13 +139,19 @@ def _source(source: Record, requests: int) -> Iterator[Finding]:
         yield Finding(Severity.WARNING, about, what, "raise --index-bytes-max")
 
 
-def _silence(about: str, source: Record, requests: int) -> Finding:
+def _silence(about: str, source: Record, worker: Record | None) -> Finding:
     """Connected, and nothing ever came: idle engines are silent, busy ones are not."""
-    if not requests:
+    requests = 0 if worker is None else int(worker["requests"]["total"])
+    if worker is None or not requests:
         what = "nothing has come yet; an engine without requests says nothing"
         return Finding(Severity.NOTE, about, what, "send a request with a prompt of some blocks, and look again")
+    tokens, block_size = worker["cached_tokens"], int(source["block_size"] or worker["block_size"])
+    if 0 < tokens["prompt"] < tokens["reports"] * block_size:
+        what = f"nothing has come yet; prompts shorter than a block of {block_size} tokens leave nothing to tell"
+        return Finding(Severity.NOTE, about, what, "send a request with a prompt of some blocks, and look again")
     topic = f"topic {source['topic']!r}" if source.get("topic") else "every topic"
-    what = f"nothing has come though its worker was sent {requests} requests (listening to {topic})"
+    sent = "1 request" if requests == 1 else f"{requests} requests"
+    what = f"nothing has come though its worker was sent {sent} (listening to {topic})"
     remedy = "are KV events and prefix caching on in the engine? is it the engine's topic and port?"
     return Finding(Severity.ERROR, about, what, remedy)
 

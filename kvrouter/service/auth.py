@@ -17,7 +17,9 @@ _FLEET_FOLDERS = tuple(f"{path}/" for path in _FLEET)
 _SAFE_METHODS = frozenset({"GET", "HEAD"})
 
 
-def refuse_open_bind(host: str, *, api_keys: tuple[str, ...], insecure: bool) -> None:
+def refuse_open_bind(
+    host: str, *, api_keys: tuple[str, ...], insecure: bool, variable: str = "KVROUTER_API_KEYS"
+) -> None:
     """Refuse to listen beyond this machine without keys.
 
     Raises:
@@ -25,9 +27,7 @@ def refuse_open_bind(host: str, *, api_keys: tuple[str, ...], insecure: bool) ->
     """
     if insecure or api_keys or is_loopback(host):
         return
-    raise SettingsError(
-        f"refusing to bind {host} without API keys: set KVROUTER_API_KEYS (or --api-key), or say --insecure"
-    )
+    raise SettingsError(f"refusing to bind {host} without API keys: set {variable} (or --api-key), or say --insecure")
 
 
 def refuse_foreign_page(method: str, path: str, origin: bytes | None, host: bytes | None) -> None:

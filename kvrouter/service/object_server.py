@@ -68,7 +68,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
 
     _check_tls(arguments.tls_certificate, arguments.tls_key)
     keys = (arguments.api_key,) if arguments.api_key else ()
-    refuse_open_bind(arguments.host, api_keys=keys, insecure=arguments.insecure)
+    refuse_open_bind(arguments.host, api_keys=keys, insecure=arguments.insecure, variable=KEY_VARIABLE)
     authenticator = Authenticator(api_keys=keys)
 
     def authorise(authorization: bytes | None) -> bool:

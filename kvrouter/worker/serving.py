@@ -169,7 +169,9 @@ def _shown(figures: CollectorRegistry, options: WorkerOptions) -> Iterator[int |
         server, thread = start_http_server(options.metrics_port, options.host, registry=figures)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
-        raise SettingsError(f"--metrics-port: cannot listen on {options.host}:{options.metrics_port}: {reason}") from None
+        raise SettingsError(
+            f"--metrics-port: cannot listen on {options.host}:{options.metrics_port}: {reason}"
+        ) from None
     try:
         yield server.server_port
     finally:

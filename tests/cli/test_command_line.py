@@ -1,6 +1,7 @@
 """The command line: it teaches, and wrong calls end with one line and exit code 2."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,14 @@ import pytest
 
 def kvrouter(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     """Run the real command in a process of its own."""
+    return python("-m", "kvrouter", *arguments, **environment)
+
+
+def python(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Run the interpreter, without settings of whoever runs the tests."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("KVROUTER_")}
     return subprocess.run(
-        [sys.executable, "-m", "kvrouter", *arguments],
+        [sys.executable, *arguments],
         capture_output=True,
         text=True,
         timeout=120,
@@ -64,7 +70,7 @@ def test_every_command_explains_itself(command: list[str]) -> None:
         (["demo", "--engines", "0"], {}, "--engines: must be between 1 and 32, got 0"),
         (["events", "tail"], {}, "ENDPOINT; see kvrouter events tail --help"),
         (["events", "tail", "tcp://127.0.0.1:9", "--frob"], {}, "unknown argument --frob"),
-        (["objects", "memory:", "--host", "0.0.0.0"], {}, "--insecure"),
+        (["objects", "memory:", "--host", "0.0.0.0"], {}, "set KVROUTER_OBJECTS_KEY"),
         (["objects", "s3://bucket"], {}, "must look like"),
         (["serve", "--snapshots", "memory:"], {}, "gone with the router"),
         (["serve", "--snapshots", "http://127.0.0.1:9"], {}, "objects only"),
@@ -83,13 +89,36 @@ def test_a_wrong_call_ends_with_one_line(arguments: list[str], environment: dict
     assert named in line
 
 
-def test_a_missing_part_is_one_sentence_with_the_remedy(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("command", "part", "extra"),
+    [
+        (("kvrouter", "serve"), "numpy", "router"),
+        (("kvrouter", "gateway"), "uvloop", "gateway"),
+        (("kvrouter.replay.engine",), "msgspec", "router"),
+    ],
+)
+def test_a_missing_part_is_one_sentence_with_the_remedy(
+    tmp_path: Path, command: tuple[str, ...], part: str, extra: str
+) -> None:
     """With only what engines need installed, the router's commands say how to get the rest."""
-    (tmp_path / "numpy.py").write_text("raise ModuleNotFoundError('No module named numpy', name='numpy')\n")
+    (tmp_path / f"{part}.py").write_text(f"raise ModuleNotFoundError('No module named {part}', name='{part}')\n")
     path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
 
-    answer = kvrouter("serve", PYTHONPATH=path)
+    answer = python("-m", *command, PYTHONPATH=path)
 
     assert answer.returncode == 2
     assert answer.stderr.count("\n") == 1
-    assert "pip install 'kvrouter[router]'" in answer.stderr
+    assert f"pip install 'kvrouter[{extra}]'" in answer.stderr
+
+
+def test_a_taken_port_of_a_workers_metrics_is_one_line(tmp_path: Path) -> None:
+    """As every other port that somebody else has."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        store = tmp_path.as_uri()
+
+        answer = kvrouter("worker", "http://127.0.0.1:9", "--discovery", store, "--metrics-port", port)
+
+    assert answer.returncode == 2
+    (line,) = answer.stderr.strip().splitlines()
+    assert line.startswith(f"kvrouter: --metrics-port: cannot listen on 127.0.0.1:{port}: ")

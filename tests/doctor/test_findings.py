@@ -19,6 +19,7 @@ def worker(**fields: Any) -> dict[str, Any]:
         "worker_id": "one",
         "models": ["llama"],
         "url": "http://10.0.0.1:8000",
+        "block_size": 16,
         "kv_events_endpoints": {"0": "tcp://10.0.0.1:5557"},
         "not_schedulable_reasons": [],
         "state": "active",
@@ -109,6 +110,27 @@ def test_an_idle_engine_may_be_silent() -> None:
 
     assert finding.severity is Severity.NOTE
     assert "nothing has come yet" in finding.what
+
+
+@pytest.mark.parametrize(("prompt", "severity"), [(14, "note"), (160, "error")])
+def test_prompts_shorter_than_a_block_leave_an_engine_silent(prompt: int, severity: str) -> None:
+    """The first hello of a newcomer is no fault; a longer prompt that nobody tells of is one."""
+    greeted = worker(
+        requests={"active": 0, "total": 1},
+        cached_tokens={"reports": 1, "prompt": prompt, "promised": 0, "actual": 0},
+    )
+
+    finding = only(one=greeted, heard=source(applied_sequence=None, messages=0, block_size=None))
+
+    assert finding.severity == severity
+
+
+def test_a_worker_behind_a_request_plane_has_no_address_to_ask() -> None:
+    """Its record has no URL, so none is named."""
+    finding = only(one=worker(url=None, not_schedulable_reasons=["not reached yet"]))
+
+    assert "engine" in finding.remedy
+    assert "None" not in finding.remedy
 
 
 def test_the_topic_that_nothing_came_under_is_named() -> None:

@@ -8,11 +8,13 @@ import signal
 import stat
 import sys
 from collections.abc import Callable
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-from kvrouter.errors import SettingsError
+from kvrouter.errors import MissingExtraError, SettingsError
 from kvrouter.replay.engine.options import EngineOptions, parse_options
-from kvrouter.replay.engine.simulated import SimulatedEngine
+
+if TYPE_CHECKING:
+    from kvrouter.replay.engine.simulated import SimulatedEngine
 
 
 def main() -> int:
@@ -21,7 +23,7 @@ def main() -> int:
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(_serve(options))
-    except SettingsError as error:
+    except (SettingsError, MissingExtraError) as error:
         sys.stderr.write(f"engine: {error}\n")
         return 2
     except OSError as error:
@@ -48,7 +50,7 @@ async def _serve(options: EngineOptions) -> None:
         loop.add_signal_handler(number, stopping.set)
     if options.exit_with_parent:
         await _watch_standard_input(stopping)
-    engine = SimulatedEngine(options)
+    engine = _engine(options)
     await engine.start()
     sys.stdout.write(json.dumps(engine.announcement()) + "\n")
     sys.stdout.flush()
@@ -61,6 +63,19 @@ async def _serve(options: EngineOptions) -> None:
             await running
     finally:
         engine.close()
+
+
+def _engine(options: EngineOptions) -> "SimulatedEngine":
+    """Imported here, so that `--help` needs none of the router's dependencies.
+
+    Raises:
+        MissingExtraError: one of them is not installed.
+    """
+    try:
+        from kvrouter.replay.engine.simulated import SimulatedEngine  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(f"the simulated engine (it found no {error.name})", "router") from None
+    return SimulatedEngine(options)
 
 
 async def _watch_standard_input(stopping: asyncio.Event) -> None:
