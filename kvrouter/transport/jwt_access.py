@@ -15,7 +15,7 @@ import msgspec
 
 from kvrouter.errors import MissingExtraError, PermissionDeniedError, SettingsError, UnauthenticatedError
 from kvrouter.transport.access import Identity
-from kvrouter.transport.tls import file_stamp, read_pem
+from kvrouter.transport.tls import file_stamp, log_unreadable, read_pem
 
 try:
     import jwt
@@ -151,8 +151,9 @@ class JwtVerifier:
         self._stamp = stamp
         try:
             self._keys = self._read()
-        except SettingsError:
+        except SettingsError as error:
             self.failed_reloads += 1
+            log_unreadable(error)
         else:
             self._known.clear()  # some may have been signed with a key that is not there any more
 

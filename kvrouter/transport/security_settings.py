@@ -12,7 +12,7 @@ from kvrouter.events.nats_names import GUEST_CREDENTIALS, NatsCredentials
 from kvrouter.transport.access import AccessGuard, ApiKey, Authoriser, StaticKeys, Token
 from kvrouter.transport.nats_access import NatsAccess
 from kvrouter.transport.rate_limit import TokenBuckets
-from kvrouter.transport.tls import PlaneTls, plane_tls
+from kvrouter.transport.tls import PlaneTls, file_stamp, log_unreadable, plane_tls
 from kvrouter.transport.variables import Variables
 from kvrouter.transport.zmq_curve import ZmqCurve, zmq_curve
 
@@ -27,26 +27,30 @@ class TokenFile:
     """
 
     def __init__(self, path: str) -> None:
-        self._path = Path(path)
-        try:
-            self._changed_at = self._path.stat().st_mtime_ns
-            self._token = self._path.read_text(encoding="ascii").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "no token is written like this"
-            raise SettingsError(f"token: cannot read {path}: {reason}") from None
-        if not self._token:
-            raise SettingsError(f"token: {path} is empty")
+        self._path, self._stamp = path, file_stamp(path)
+        self._token = _read_token(path)
 
     def __call__(self) -> str:
         """The token that is good now."""
-        try:
-            changed_at = self._path.stat().st_mtime_ns
-            if changed_at != self._changed_at:
-                self._token = self._path.read_text(encoding="ascii").strip() or self._token
-                self._changed_at = changed_at
-        except (OSError, UnicodeDecodeError):
-            pass  # it is being renewed
+        stamp = file_stamp(self._path)
+        if stamp != self._stamp:
+            self._stamp = stamp
+            try:
+                self._token = _read_token(self._path)
+            except SettingsError as error:
+                log_unreadable(error)
         return self._token
+
+
+def _read_token(path: str) -> str:
+    try:
+        token = Path(path).read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no token is written like this"
+        raise SettingsError(f"token: cannot read {path}: {reason}") from None
+    if not token:
+        raise SettingsError(f"token: {path} is empty")
+    return token
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,9 +2,10 @@
 
 Servers and clients ask for their context at each handshake; a look at the files' times tells whether they are to be
 read again, so that a renewed certificate needs no restart. Files that cannot be read then leave what was read before in
-use, and count.
+use, and are logged.
 """
 
+import logging
 import os
 import ssl
 from collections.abc import Sequence
@@ -15,10 +16,12 @@ from typing import Any, TypeAlias
 from kvrouter.errors import SettingsError
 from kvrouter.transport.variables import Variables
 
-__all__ = ["ClientTls", "PlaneTls", "ServerTls", "file_stamp", "plane_tls", "read_pem"]
+__all__ = ["ClientTls", "PlaneTls", "ServerTls", "file_stamp", "log_unreadable", "plane_tls", "read_pem"]
 
 _PATHS = ("CERT_PATH", "KEY_PATH", "CA_CERT_PATH", "CLIENT_CA_CERT_PATH", "CLIENT_CERT_PATH", "CLIENT_KEY_PATH")
 _HANDSHAKE_SECONDS = 3.0
+
+_log = logging.getLogger("kvrouter.transport")
 
 Stamp: TypeAlias = tuple[int, int, int] | None
 
@@ -104,6 +107,7 @@ class _Reread:
             except SettingsError as error:
                 self.failed_reloads += 1
                 self.last_error = str(error)
+                log_unreadable(error)
         return self._context
 
     def _make(self) -> ssl.SSLContext:
@@ -184,6 +188,11 @@ def file_stamp(path: str) -> Stamp:
     except OSError:
         return None
     return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def log_unreadable(error: SettingsError) -> None:
+    """Say that a file has changed and cannot be read, so that what it said before goes on."""
+    _log.warning("changed_file_unreadable", extra={"fields": {"error": str(error)}})
 
 
 def _load_chain(context: ssl.SSLContext, cert_path: str, key_path: str | None) -> None:

@@ -186,7 +186,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, server_tls: PlaneTl
         channel_credentials(PlaneTls(verify=False))
 
 
-def test_files_that_break_later_leave_what_was_read(tmp_path: Path) -> None:
+def test_files_that_break_later_leave_what_was_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A-139: a certificate that is half written does not end a service; why it is not used is told."""
     authority = Authority(tmp_path)
     cert_path, key_path = authority.issue("worker")
@@ -198,6 +198,7 @@ def test_files_that_break_later_leave_what_was_read(tmp_path: Path) -> None:
     assert server.current() is first
     assert (server.failed_reloads, server.current()) == (1, first)
     assert "worker.pem" in str(server.last_error)
+    assert [record.message for record in caplog.records] == ["changed_file_unreadable"]
 
     authority.issue("worker")
     assert server.current() is not first
