@@ -5,7 +5,7 @@ import contextlib
 from collections import deque
 from typing import cast
 
-from kvrouter.errors import DisconnectedError, RefusedError, UnreachableError, WireError
+from kvrouter.errors import DisconnectedError, RefusedError, TransportError, UnreachableError, WireError
 from kvrouter.transport.access import HEADER, Peer
 from kvrouter.transport.callhome_worker import CallHomeWorker
 from kvrouter.transport.context import Context
@@ -95,7 +95,7 @@ class TcpV0Sender:
         connections, self._connections = self._connections, {}
         for task in connections.values():
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, UnreachableError):
+            with contextlib.suppress(asyncio.CancelledError, TransportError):
                 connection = await task
                 if connection.transport is not None:
                     connection.transport.close()

@@ -4,13 +4,15 @@ from typing import Any
 
 import pytest
 
-from kvrouter.errors import NoInstancesError
+from kvrouter.errors import NoInstancesError, TransportError
 from kvrouter.transport.callhome_client import CallHomeClient
 from kvrouter.transport.callhome_listener import CallHomeListener
+from kvrouter.transport.context import Context
+from kvrouter.transport.messages import Request
 from kvrouter.transport.nats_acks import NatsAckSender
 from kvrouter.transport.tcp_v0_acks import TcpV0Sender
 from tests.servers import NatsServer
-from tests.transport.conformance import RequestPlaneContract
+from tests.transport.conformance import RequestPlaneContract, run
 
 
 class TestTcpRequestsPooled(RequestPlaneContract):
@@ -65,3 +67,15 @@ class TestNatsRequests(TestTcpRequestsPooled):
     def nowhere(self) -> str:
         """A subject that nobody listens on."""
         return "workers.none"
+
+
+def test_a_client_that_was_given_no_address_closes_all_the_same() -> None:
+    """What a record says may be no address; that is the request's failure alone."""
+
+    async def scenario() -> None:
+        client = CallHomeClient(TcpV0Sender(), CallHomeListener())
+        with pytest.raises(TransportError, match="is no address"):
+            await client.request("nowhere", Request(endpoint="echo"), Context())
+        await client.aclose()
+
+    run(scenario())
