@@ -50,8 +50,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _text(findings: Sequence[Finding], workers: Sequence[Any], sources: Sequence[Any]) -> str:
-    live = sum(source["state"] == "live" for source in sources)
-    lines = [f"{len(workers)} workers, {len(sources)} event sources of which {live} are live"]
+    heard = [source for source in sources if source["endpoint"]]
+    live = sum(source["state"] == "live" for source in heard)
+    lines = [f"{len(workers)} workers, {len(heard)} event sources of which {live} are live"]
     for finding in findings:
         lines += [f"{finding.severity:<8}{finding.about}: {finding.what}", f"        -> {finding.remedy}"]
     if not findings:

@@ -39,11 +39,13 @@ class Finding:
 def examine(readiness: Record, workers: Sequence[Record], sources: Sequence[Record]) -> list[Finding]:
     """Read the answers of `/readyz`, `/workers` and `/sources`; the worst findings come first."""
     by_id = {str(worker["worker_id"]): worker for worker in workers}
+    # Ranks without an event source are listed too; what that costs is said of their worker.
+    heard = [source for source in sources if source["endpoint"]]
     findings = [
         *_router(readiness),
         *_models(readiness, workers, sources),
         *(finding for worker in workers for finding in _worker(worker)),
-        *(finding for source in sources for finding in _source(source, by_id.get(str(source["worker_id"])))),
+        *(finding for source in heard for finding in _source(source, by_id.get(str(source["worker_id"])))),
     ]
     return sorted(findings, key=lambda finding: list(Severity).index(finding.severity))
 

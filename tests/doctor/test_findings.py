@@ -112,6 +112,18 @@ def test_an_idle_engine_may_be_silent() -> None:
     assert "nothing has come yet" in finding.what
 
 
+def test_a_rank_without_events_is_a_matter_of_its_worker() -> None:
+    """It is listed among the sources all the same, with nothing that a subscriber would know."""
+    silent = source(endpoint=None, state="predicted", connected=False)
+    for name in ("messages", "malformed", "replay_endpoint", "topic"):
+        del silent[name]
+
+    finding = only(one=worker(kv_events_endpoints={}), heard=silent)
+
+    assert finding.about == "worker one"
+    assert "no event source" in finding.what
+
+
 @pytest.mark.parametrize(("prompt", "severity"), [(14, "note"), (160, "error")])
 def test_prompts_shorter_than_a_block_leave_an_engine_silent(prompt: int, severity: str) -> None:
     """The first hello of a newcomer is no fault; a longer prompt that nobody tells of is one."""
