@@ -42,6 +42,18 @@ def test_a_router_without_workers_is_found_out(processes: Processes) -> None:
     assert "-> start it with --worker" in done.stdout
 
 
+def test_a_worker_without_events_costs_knowledge_and_no_more(processes: Processes) -> None:
+    """Its ranks are listed among the sources, with less to tell than those that are listened to."""
+    engine = processes.engine()
+    router = processes.router("--worker", f"{engine.url},id=one", workers=1)
+
+    done = doctor("--url", router.url)
+
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout.startswith("1 workers, 0 event sources of which 0 are live\n")
+    assert "worker one: it has no event source" in done.stdout
+
+
 def test_what_is_no_router_is_said_in_one_line() -> None:
     """Another service answers on that port."""
     with raw_server(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}") as port:
