@@ -14,6 +14,11 @@ __all__ = ["add_router_arguments", "ask_router", "router_address"]
 
 _ANSWER_BYTES_MAX = 64 << 20
 _TIMEOUT_SECONDS = 10.0
+_HINTS = {
+    401: "; give an admin key with --api-key",
+    403: "; give an admin key with --api-key",
+    404: "; is it a kvrouter, and its admin port if it has one?",
+}
 
 
 def add_router_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +61,7 @@ def ask_router(address: str, api_key: str | None, *, allowed: tuple[int, ...] = 
         with error:
             if error.code in allowed:
                 return _refusal(error, address)
-            hint = "; give an admin key with --api-key" if error.code in (401, 403) else ""
+            hint = _HINTS.get(error.code, "")
             raise KvrouterError(f"{address} answered {error.code} {error.reason}{hint}") from None
     except (URLError, OSError, HTTPException) as error:
         reason = getattr(error, "reason", None) or error

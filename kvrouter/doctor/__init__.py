@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _text(findings: Sequence[Finding], workers: Sequence[Any], sources: Sequence[Any]) -> str:
     heard = [source for source in sources if source["endpoint"]]
     live = sum(source["state"] == "live" for source in heard)
-    lines = [f"{len(workers)} workers, {len(heard)} event sources of which {live} are live"]
+    lines = [f"workers: {len(workers)} · event sources: {len(heard)}, of which live: {live}"]
     for finding in findings:
         lines += [f"{finding.severity:<8}{finding.about}: {finding.what}", f"        -> {finding.remedy}"]
     if not findings:

@@ -25,7 +25,7 @@ def test_a_healthy_deployment_and_one_whose_engine_is_gone(processes: Processes)
     broken, read = doctor("--url", router.url), doctor("--url", router.url, "--json")
 
     assert healthy.returncode == 0, healthy.stdout + healthy.stderr
-    assert healthy.stdout.startswith("1 workers, 1 event sources of which 1 are live\n")
+    assert healthy.stdout.startswith("workers: 1 · event sources: 1, of which live: 1\n")
     assert (broken.returncode, read.returncode) == (1, 1)
     assert "error   source one/0" in broken.stdout
     assert any(finding["what"].startswith("it is not connected") for finding in json.loads(read.stdout))
@@ -50,7 +50,7 @@ def test_a_worker_without_events_costs_knowledge_and_no_more(processes: Processe
     done = doctor("--url", router.url)
 
     assert (done.returncode, done.stderr) == (1, "")
-    assert done.stdout.startswith("1 workers, 0 event sources of which 0 are live\n")
+    assert done.stdout.startswith("workers: 1 · event sources: 0, of which live: 0\n")
     assert "worker one: it has no event source" in done.stdout
 
 
@@ -62,6 +62,15 @@ def test_what_is_no_router_is_said_in_one_line() -> None:
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
     assert "is it a kvrouter of the same version?" in line
+
+
+def test_an_engine_is_no_router() -> None:
+    """Its address is the one that is mistaken for the router's."""
+    with raw_server(b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}") as port:
+        done = doctor("--url", f"http://127.0.0.1:{port}")
+
+    assert done.returncode == 1
+    assert done.stderr.endswith("answered 404 Not Found; is it a kvrouter, and its admin port if it has one?\n")
 
 
 def test_a_wrong_address_is_a_wrong_call() -> None:
