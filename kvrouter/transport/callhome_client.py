@@ -100,8 +100,9 @@ class CallHomeClient:
     async def aclose(self) -> None:
         """Close all connections; streams that have not ended fail. Idempotent."""
         self._closed = True
-        await self._sender.aclose()
-        await self.listener.close()
+        async with self._starting:
+            await self._sender.aclose()
+            await self.listener.close()
 
     async def _ready(self) -> None:
         async with self._starting:
