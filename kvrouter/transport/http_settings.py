@@ -1,19 +1,17 @@
 """Settings of the HTTP planes from the environment. Pure.
 
 `KVROUTER_...` is preferred; `DYN_...`, the names of NVIDIA Dynamo, are accepted.
+Whether answers come over HTTP at all, `RESPONSE_PLANE`, is read by `plane_settings.py`.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
 
 from kvrouter.transport.http_formats import FORMATS, Format
 from kvrouter.transport.tls import PlaneTls, plane_tls
 from kvrouter.transport.variables import Variables
 
 __all__ = ["HttpPlaneSettings", "http_plane_settings"]
-
-ResponsePlane: TypeAlias = Literal["tcp", "http"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +22,6 @@ class HttpPlaneSettings:
     rpc_port: int = 8081
     rpc_root: str = "/v1/rpc"
     acknowledge_seconds: float = 5.0
-    response_plane: ResponsePlane = "tcp"
     response_host: str = "0.0.0.0"  # noqa: S104 - as above
     response_port: int = 8082
     response_root: str = "/v1/rpc/response"
@@ -46,7 +43,6 @@ def http_plane_settings(environment: Mapping[str, str]) -> HttpPlaneSettings:
         rpc_port=found.port("HTTP_RPC_PORT", default.rpc_port),
         rpc_root=found.path("HTTP_RPC_ROOT_PATH", default.rpc_root),
         acknowledge_seconds=found.seconds("HTTP_REQUEST_TIMEOUT", default.acknowledge_seconds),
-        response_plane="http" if found.choice("RESPONSE_PLANE", "tcp", ("tcp", "http")) == "http" else "tcp",
         response_host=found.text("HTTP_RESPONSE_HOST", default.response_host),
         response_port=found.port("HTTP_RESPONSE_PORT", default.response_port),
         response_root=found.path("HTTP_RESPONSE_ROOT_PATH", default.response_root),

@@ -67,7 +67,9 @@ class PlaneSettings:
 
     request_plane: RequestPlane = "tcp"
     response_plane: ResponsePlane = "tcp"
+    """How answers come; `kvrouter worker` asks whether it was said, and else answers the way of requests."""
     event_plane: EventPlane = "zmq"
+    """Where a program's own publisher sends cache events."""
     pool: PoolSettings = field(default_factory=PoolSettings)
     tcp: TcpPlaneSettings = field(default_factory=TcpPlaneSettings)
     call_home: CallHomeSettings = field(default_factory=CallHomeSettings)

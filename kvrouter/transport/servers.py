@@ -29,6 +29,8 @@ class ServerSettings:
     http: HttpPlaneSettings = field(default_factory=lambda: HttpPlaneSettings(rpc_port=0))
     response_port: int | None = None
     """A port of their own for answers over HTTP that are fetched."""
+    response_host: str | None = None
+    """Where that port is bound; None: where requests are."""
     pool: PoolSettings = field(default_factory=PoolSettings)
     """Connections of answers that call home."""
     http_wrap: "Callable[[Application], Application] | None" = None
@@ -164,7 +166,8 @@ def _http_server(
         stream_seconds=http.stream_seconds,
     )
     return HttpRequestServer(
-        endpoints, host=host, port=http.rpc_port, advertise=advertise, response_port=settings.response_port,
+        endpoints, host=host, port=http.rpc_port, advertise=advertise,
+        response_host=settings.response_host, response_port=settings.response_port,
         options=options, accept=None if home is None else home.accept, tls=http.tls, wrap=settings.http_wrap,
     )  # fmt: skip
 

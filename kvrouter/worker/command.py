@@ -44,7 +44,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--advertise", metavar="HOST", help="host that routers reach it by, where --host is a wildcard")
     parser.add_argument("--nats-server", metavar="URL", help="for the transport nats (default: NATS_SERVER)")
     parser.add_argument(
-        "--answers-home", action="store_true", help="answer over TCP connections to the router (tcp, http, nats)"
+        "--answers-home",
+        action="store_true",
+        help="answer over TCP connections to the router (tcp, http, nats; default: as KVROUTER_RESPONSE_PLANE says)",
     )
     parser.add_argument("--requests-max", type=int, default=4096, help="requests at a time (default: 4096)")
     parser.add_argument(

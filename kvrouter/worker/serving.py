@@ -16,7 +16,14 @@ from kvrouter.service.worker_spec import parse_worker_spec
 from kvrouter.store import open_key_value_store
 from kvrouter.transport.http_settings import http_plane_settings
 from kvrouter.transport.metrics import PoolMetrics, WorkHandlerMetrics
-from kvrouter.transport.plane_settings import CALLING_HOME, REQUEST_PLANES, RequestPlane, plane_settings
+from kvrouter.transport.plane_settings import (
+    CALLING_HOME,
+    REQUEST_PLANES,
+    EventPlane,
+    PlaneSettings,
+    RequestPlane,
+    plane_settings,
+)
 from kvrouter.transport.serve import ServedWorker, serve
 from kvrouter.transport.servers import ServerSettings
 from kvrouter.transport.variables import Variables
@@ -52,6 +59,8 @@ class WorkerOptions:
     drain_seconds: float
     metrics_port: int | None
     servers: ServerSettings
+    event_plane: EventPlane = "zmq"
+    """Where the engine's cache events are said to go: beside silent requests, NATS is worth a warning."""
 
     @property
     def request_plane(self) -> RequestPlane:
@@ -76,12 +85,15 @@ def worker_options(arguments: argparse.Namespace, environment: Mapping[str, str]
     assert spec.url is not None
     planes, http, found = plane_settings(environment), http_plane_settings(environment), Variables(environment)
     transports = tuple(dict.fromkeys(arguments.transport or (planes.request_plane,)))
-    answers_home = bool(arguments.answers_home)
-    if answers_home and not set(CALLING_HOME).issuperset(transports):
-        raise SettingsError(f"--answers-home: answers call home with {', '.join(CALLING_HOME)} only")
+    answers_home = _answers_home(transports, planes, found, flag=arguments.answers_home)
     host_variable = "HTTP_RPC_HOST" if transports[0] == "http" else "TCP_REQUEST_HOST"
     host = arguments.host or found.text(host_variable, _LOOPBACK)
     refuse_open_ways(host, transports, planes, http, insecure=arguments.insecure)
+    response_host = found.optional("HTTP_RESPONSE_HOST")
+    if response_host is not None and "http" in transports:
+        refuse_open_ways(response_host, ("http",), planes, http, insecure=arguments.insecure)
+    # Who names a host for answers wants a port of their own there, whichever it is.
+    free_port = None if response_host is None else 0
     nats_server = arguments.nats_server or environment.get("NATS_SERVER", "").strip() or _NATS_SERVER
     return WorkerOptions(
         engine=spec.url,
@@ -101,11 +113,37 @@ def worker_options(arguments: argparse.Namespace, environment: Mapping[str, str]
         servers=ServerSettings(
             tcp=planes.tcp if found.found("TCP_REQUEST_PORT") else replace(planes.tcp, port=0),
             http=http if found.found("HTTP_RPC_PORT") else replace(http, rpc_port=0),
-            response_port=http.response_port if found.found("HTTP_RESPONSE_PORT") else None,
+            response_port=http.response_port if found.found("HTTP_RESPONSE_PORT") else free_port,
+            response_host=response_host,
             pool=planes.pool,
             security=planes.security,
         ),
+        event_plane=planes.event_plane,
     )
+
+
+def _answers_home(transports: tuple[str, ...], planes: PlaneSettings, found: Variables, *, flag: bool) -> bool:
+    """Whether answers call home: the flag says so, or `RESPONSE_PLANE` where requests come over something else.
+
+    Raises:
+        SettingsError: flag and variable contradict each other, or a transport cannot answer so.
+    """
+    named = found.found("RESPONSE_PLANE")
+    said = "" if named is None else f"{named[0]}={planes.response_plane}"
+    if said and planes.response_plane == "http":
+        if flag:
+            raise SettingsError(f"--answers-home contradicts {said}: answers call home over TCP")
+        if others := [each for each in transports if each != "http"]:
+            raise SettingsError(f"{said}: answers come over HTTP where requests do, not with {', '.join(others)}")
+        return False
+    # Multiplexed TCP alone has its answers over TCP as it is.
+    if not flag and (not said or transports == ("tcp",)):
+        return False
+    if not set(CALLING_HOME).issuperset(transports):
+        raise SettingsError(
+            f"{'--answers-home' if flag else said}: answers call home with {', '.join(CALLING_HOME)} only"
+        )
+    return True
 
 
 @asynccontextmanager
@@ -123,6 +161,7 @@ async def serving(options: WorkerOptions) -> AsyncIterator[tuple[ServedWorker, i
             plane=options.request_plane,
             nats_server=options.nats_server,
             nats_access=options.servers.security.nats,
+            event_plane=options.event_plane,
             registry=figures,
             refresh=load.reports,
             worker_id=options.worker_id,

@@ -1,10 +1,13 @@
 """Flags, settings and the planes' own variables together say how a router reaches workers, and how a worker serves."""
 
 import argparse
+import asyncio
 import io
 import json
 import logging
+from pathlib import Path
 
+import httpx
 import pytest
 
 from kvrouter.cli import main
@@ -14,8 +17,9 @@ from kvrouter.service.planes.environment import PLANE_VARIABLES, plane_choices
 from kvrouter.service.planes.ways import PlaneChoices
 from kvrouter.settings import PlaneSettings, Settings
 from kvrouter.settings_sources import add_settings_flags, load_settings
+from kvrouter.transport.messages import Request, encode_request
 from kvrouter.worker.command import add_parser
-from kvrouter.worker.serving import WorkerOptions, worker_options
+from kvrouter.worker.serving import WorkerOptions, serving, worker_options
 
 
 def router(*flags: str, **environment: str) -> PlaneChoices | None:
@@ -146,6 +150,82 @@ def test_answers_call_home_with_what_can_carry_an_acknowledgement(capsys: pytest
 
     assert main(["worker", "http://127.0.0.1:1", "--discovery", "x", "--transport", "zmq", "--answers-home"]) == 2
     assert capsys.readouterr().err == "kvrouter: --answers-home: answers call home with tcp, http, nats only\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "said", "home"),
+    [
+        (("--transport", "nats"), "", False),
+        (("--transport", "nats"), "tcp", True),
+        (("--transport", "http"), "tcp", True),
+        (("--transport", "tcp", "--transport", "http"), "tcp", True),
+        (("--transport", "tcp"), "tcp", False),
+        (("--transport", "tcp", "--answers-home"), "tcp", True),
+        (("--transport", "http"), "http", False),
+    ],
+)
+@pytest.mark.parametrize("prefix", ["KVROUTER_", "DYN_"])
+def test_the_response_plane_says_whether_answers_call_home(
+    flags: tuple[str, ...], said: str, home: bool, prefix: str
+) -> None:
+    """A-207, A-231, A-243: where it is set; multiplexed TCP needs no connection of its own for answers."""
+    assert worker(*flags, **{f"{prefix}RESPONSE_PLANE": said}).answers_home is home
+
+
+@pytest.mark.parametrize(
+    ("flags", "said", "why"),
+    [
+        (("--transport", "http", "--answers-home"), "http", "--answers-home contradicts DYN_RESPONSE_PLANE=http"),
+        (("--transport", "http", "--transport", "nats"), "http", "DYN_RESPONSE_PLANE=http: .* not with nats"),
+        (("--transport", "zmq"), "http", "DYN_RESPONSE_PLANE=http: .* not with zmq"),
+        (("--transport", "grpc"), "tcp", "DYN_RESPONSE_PLANE=tcp: answers call home with tcp, http, nats only"),
+    ],
+)
+def test_a_response_plane_that_cannot_be_ends_the_worker(flags: tuple[str, ...], said: str, why: str) -> None:
+    """A-243: it does not serve in another way than it was told to."""
+    with pytest.raises(SettingsError, match=why):
+        worker(*flags, DYN_RESPONSE_PLANE=said)
+
+
+def test_answers_have_a_host_of_their_own() -> None:
+    """A-138, A-244: it counts as open like that of requests; without a port it has a free one."""
+    loopback = worker("--transport", "http", DYN_HTTP_RESPONSE_HOST="127.0.0.2").servers
+    assert (loopback.response_host, loopback.response_port) == ("127.0.0.2", 0)
+
+    there = {"KVROUTER_HTTP_RESPONSE_HOST": "10.0.0.1", "DYN_HTTP_RESPONSE_PORT": "8082"}
+    with pytest.raises(SettingsError, match=r"refusing to bind 10\.0\.0\.1 for http"):
+        worker("--transport", "http", **there)
+    found = worker("--transport", "http", "--insecure", **there)
+    assert (found.host, found.servers.response_host, found.servers.response_port) == ("127.0.0.1", "10.0.0.1", 8082)
+    assert worker("--transport", "tcp", **there).host == "127.0.0.1"
+
+
+def test_answers_are_fetched_where_the_variable_says(tmp_path: Path) -> None:
+    """A-208, A-244: the command's own server binds it, and tells clients so."""
+
+    async def scenario() -> tuple[str, str]:
+        parser = argparse.ArgumentParser()
+        add_parser(parser.add_subparsers())
+        flags = ("worker", "http://127.0.0.1:1", "--discovery", tmp_path.as_uri(), "--transport", "http")
+        found = worker_options(parser.parse_args(flags), {"KVROUTER_HTTP_RESPONSE_HOST": "127.0.0.2"})
+        async with serving(found) as (served, _):
+            message = encode_request(Request(endpoint="load_metrics"), id="one", headers={})
+            headers = {"Content-Type": "application/octet-stream"}
+            async with httpx.AsyncClient(timeout=60.0) as client:
+                taken = await client.post(served.addresses["http"] + "/load_metrics", content=message, headers=headers)
+                location = taken.headers["location"]
+                return location, (await client.get(location)).text
+
+    location, answer = asyncio.run(scenario())
+
+    assert location.startswith("http://127.0.0.2:")
+    assert "event: done" in answer
+
+
+def test_the_event_plane_reaches_the_workers_reporting() -> None:
+    """A-003: so that events over NATS beside another request plane are warned of."""
+    assert worker(KVROUTER_EVENT_PLANE="nats").event_plane == "nats"
+    assert worker().event_plane == "zmq"
 
 
 def test_loggers_may_have_levels_of_their_own() -> None:

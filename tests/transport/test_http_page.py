@@ -23,7 +23,6 @@ FIELDS = {
     "HTTP_RPC_PORT": "rpc_port",
     "HTTP_RPC_ROOT_PATH": "rpc_root",
     "HTTP_REQUEST_TIMEOUT": "acknowledge_seconds",
-    "RESPONSE_PLANE": "response_plane",
     "HTTP_RESPONSE_HOST": "response_host",
     "HTTP_RESPONSE_PORT": "response_port",
     "HTTP_RESPONSE_ROOT_PATH": "response_root",
@@ -60,7 +59,7 @@ def test_the_statuses_of_the_page_are_the_codes(status: str, codes: str) -> None
 
 
 def test_the_variables_of_the_page_are_the_codes() -> None:
-    """A-242, A-243, A-244: names and defaults."""
+    """A-242, A-244: names and defaults."""
     assert {name for name, _ in VARIABLES} == set(FIELDS)
     for name, default in VARIABLES:
         read = getattr(http_plane_settings({f"KVROUTER_{name}": default}), FIELDS[name])

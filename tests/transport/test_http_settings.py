@@ -8,13 +8,12 @@ from kvrouter.transport.tls import PlaneTls
 
 
 def test_the_defaults_are_those_of_the_protocol() -> None:
-    """A-103, A-104, A-105, A-106, A-209, A-242, A-243, A-244, D-2: nothing set."""
+    """A-103, A-104, A-105, A-106, A-209, A-242, A-244, D-2: nothing set."""
     settings = http_plane_settings({})
 
     assert settings == HttpPlaneSettings()
     assert (settings.rpc_host, settings.rpc_port, settings.rpc_root) == ("0.0.0.0", 8081, "/v1/rpc")
     assert settings.acknowledge_seconds == 5
-    assert settings.response_plane == "tcp"
     assert (settings.response_host, settings.response_port) == ("0.0.0.0", 8082)
     assert settings.response_root == "/v1/rpc/response"
     assert (settings.answer_format, settings.stream_seconds) == ("sse", 3600)
@@ -28,7 +27,6 @@ def test_the_defaults_are_those_of_the_protocol() -> None:
         ("HTTP_RPC_PORT", "9000", "rpc_port", 9000),
         ("HTTP_RPC_ROOT_PATH", "/v1/dynamo/", "rpc_root", "/v1/dynamo"),
         ("HTTP_REQUEST_TIMEOUT", "2.5", "acknowledge_seconds", 2.5),
-        ("RESPONSE_PLANE", "HTTP", "response_plane", "http"),
         ("HTTP_RESPONSE_HOST", "::1", "response_host", "::1"),
         ("HTTP_RESPONSE_PORT", "0", "response_port", 0),
         ("HTTP_RESPONSE_ROOT_PATH", "/answers", "response_root", "/answers"),
@@ -39,7 +37,7 @@ def test_the_defaults_are_those_of_the_protocol() -> None:
     ],
 )
 def test_variables_are_read(prefix: str, name: str, value: str, field: str, read: object) -> None:
-    """A-103, A-104, A-105, A-106, A-112, A-209, A-242, A-243, A-244, D-3: under both prefixes."""
+    """A-103, A-104, A-105, A-106, A-112, A-209, A-242, A-244, D-3: under both prefixes."""
     assert getattr(http_plane_settings({prefix + name: value}), field) == read
 
 
@@ -58,7 +56,6 @@ def test_our_own_prefix_wins() -> None:
         ("DYN_HTTP_REQUEST_TIMEOUT", "soon"),
         ("DYN_HTTP_REQUEST_TIMEOUT", "0"),
         ("DYN_HTTP_REQUEST_TIMEOUT", "inf"),
-        ("KVROUTER_RESPONSE_PLANE", "quic"),
         ("DYN_HTTP_RESPONSE_STREAM_FORMAT", "xml"),
     ],
 )
