@@ -34,6 +34,12 @@ class EndpointCounters:
     refused_unauthenticated: int = 0
     refused_denied: int = 0
     refused_rate: int = 0
+    refused_keys: int = 0
+    """Clients whose key ZeroMQ does not know."""
+    malformed: int = 0
+    """Messages that are none of their transport, or no request."""
+    gaps: int = 0
+    """Messages before which others of their stream were lost."""
 
 
 class Endpoints:

@@ -15,7 +15,7 @@ from kvrouter.transport.client_stream import ClientStream
 from kvrouter.transport.context import Context
 from kvrouter.transport.delivery import AnyStream, deliver
 from kvrouter.transport.duplex import StreamLimits
-from kvrouter.transport.endpoints import Endpoints
+from kvrouter.transport.endpoints import EndpointCounters, Endpoints
 from kvrouter.transport.envelope import Envelope
 from kvrouter.transport.messages import Kind, decode_request, encode_error
 
@@ -71,9 +71,10 @@ class EnvelopeMux:
         self._forgotten, self._peer = forgotten, peer
         self.refusal: RefusedError | None = None
         """Why the last request that was refused was."""
-        self.gaps = self.malformed = 0
         self._limits = limits if limits is not None else StreamLimits()
         self._endpoints = endpoints
+        # A worker counts for all its connections; at a client a gap fails its stream, which is counted there.
+        self._counters = EndpointCounters() if endpoints is None else endpoints.counters
         self._streams: dict[bytes, tuple[AnyStream, _StreamWire]] = {}
         self._opening: dict[bytes, _StreamWire] = {}
         self._assembly = RequestAssembly(message_bytes_max=self._limits.item_bytes_max)
@@ -147,7 +148,7 @@ class EnvelopeMux:
         if envelope.sequence < expected:
             return  # a duplicate
         if envelope.sequence > expected and envelope.kind is not Kind.KILL:
-            self.gaps += 1
+            self._counters.gaps += 1
             stream.reset(ProtocolError(f"messages {expected} to {envelope.sequence - 1} of the stream were lost"))
             return
         wire.received += 1
@@ -156,11 +157,11 @@ class EnvelopeMux:
         except ProtocolError as error:
             known = True
             stream.reset(error)
-        self.malformed += not known
+        self._counters.malformed += not known
 
     def _on_request(self, envelope: Envelope, peer: Peer) -> None:
         if self._endpoints is None:
-            self.malformed += 1
+            self._counters.malformed += 1
             return
         stream_id = envelope.stream
         wire = self._opening.pop(stream_id, None) or _StreamWire(self, stream_id)
@@ -175,7 +176,7 @@ class EnvelopeMux:
             decoded = decode_request(whole, bytes_max=self._limits.item_bytes_max)
             stream = self._endpoints.open(decoded, wire, self._limits, peer)
         except WireError as error:
-            self.malformed += 1
+            self._counters.malformed += 1
             wire.transmit(Kind.ACK, encode_error(RefusedError(str(error), code="INVALID_ARGUMENT")))
         except RefusedError as error:
             self.refusal = error
@@ -187,7 +188,7 @@ class EnvelopeMux:
     def _piece(self, wire: _StreamWire, envelope: Envelope) -> bytes | None:
         """The request, once all of its messages are here; each must follow the one before."""
         if envelope.sequence != wire.received:
-            self.gaps += 1
+            self._counters.gaps += 1
             self._assembly.drop(envelope.stream)
             raise RefusedError("a piece of the request was lost", code="UNAVAILABLE")
         wire.received += 1

@@ -47,7 +47,6 @@ class GrpcRequestServer:
         tls: PlaneTls | None = None,
     ) -> None:
         self.endpoints = endpoints
-        self.malformed = 0
         self._host, self._port, self._advertise = host, port, advertise
         self._keepalive_seconds = keepalive_seconds
         self._credentials = server_credentials(tls) if tls is not None and tls.serves else None
@@ -109,7 +108,7 @@ class GrpcRequestServer:
             try:
                 exchange.read(message)
             except WireError:
-                self.malformed += 1
+                self.endpoints.counters.malformed += 1
                 return
             if exchange.mux.is_idle and not exchange.over.is_set():
                 exchange.finish()  # the request was refused

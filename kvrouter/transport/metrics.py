@@ -140,8 +140,8 @@ class InstrumentedClient:
 class WorkHandlerMetrics:
     """What a worker's handlers do, by endpoint, and what failed, by kind.
 
-    `errors_total` has `generate` for handlers that raised; `invalid_message`, `response_stream` and others are read at
-    a scrape from those who count them (`count_errors`, `call_home`).
+    `errors_total` has `generate` for handlers that raised; `invalid_message`, `lost_message`, `response_stream` and
+    others are read at a scrape from those who count them (`refusals`, `call_home`, `count_errors`).
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -185,12 +185,15 @@ class WorkHandlerMetrics:
         return counted
 
     def count_errors(self, error_type: str, count: Callable[[], int]) -> None:
-        """Read further errors of a kind at each scrape, such as `lambda: server.malformed`."""
+        """Read further errors of a kind at each scrape."""
         self._errors.sources.append((error_type, count))
 
     def refusals(self, endpoints: Endpoints) -> None:
-        """Read at each scrape whom the guard of a worker's endpoints did not let in."""
-        self._refused.counters.append(endpoints.counters)
+        """Read at each scrape whom a worker did not let in, and what of its transports could not be read."""
+        counters = endpoints.counters
+        self._refused.counters.append(counters)
+        self.count_errors("invalid_message", lambda: counters.malformed)
+        self.count_errors("lost_message", lambda: counters.gaps)
 
     def call_home(self, worker: CallHomeWorker) -> None:
         """Read the errors of a worker that calls home; its pool is `PoolMetrics`'."""
@@ -266,6 +269,7 @@ class _ReadRefusals(Collector):
         family.add_metric(("unauthenticated",), sum(each.refused_unauthenticated for each in counters))
         family.add_metric(("permission_denied",), sum(each.refused_denied for each in counters))
         family.add_metric(("rate_limited",), sum(each.refused_rate for each in counters))
+        family.add_metric(("unknown_key",), sum(each.refused_keys for each in counters))
         yield family
 
     def describe(self) -> list[Metric]:

@@ -66,7 +66,7 @@ class NatsChannel:
         access: NatsAccess | None = None,
         options: dict[str, Any] | None = None,
     ) -> None:
-        self.malformed = self.lost_peers = self.lost_connections = 0
+        self.lost_peers = self.lost_connections = 0
         self._server, self._heartbeat_seconds = server, heartbeat_seconds
         self._endpoints, self._access, self._options = endpoints, access, options or {}
         self._client: Client | None = None
@@ -141,7 +141,8 @@ class NatsChannel:
         try:
             envelope = decode_envelope(decode_n_part(message.data))
         except WireError:
-            self.malformed += 1
+            if self._endpoints is not None:  # at a client, the next one of its stream finds the gap
+                self._endpoints.counters.malformed += 1
             return
         sender, dot, _ = message.reply.rpartition(".")
         if dot:

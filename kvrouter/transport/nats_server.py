@@ -40,7 +40,7 @@ class NatsRequestServer:
 
     @property
     def channel(self) -> NatsChannel:
-        """What counts losses and malformed messages."""
+        """What counts losses."""
         return self._channel
 
     async def start(self) -> None:

@@ -115,7 +115,6 @@ class TcpV0Server:
     def __init__(
         self, worker: CallHomeWorker, *, host: str = "127.0.0.1", port: int = 0, tls: PlaneTls | None = None
     ) -> None:
-        self.malformed = 0
         self._tls = ServerTls(tls) if tls is not None and tls.serves else None
         self._worker, self._host, self._port = worker, host, port
         self._server: asyncio.Server | None = None
@@ -156,6 +155,10 @@ class TcpV0Server:
             return refusal_text(error)
         return b""
 
+    def unreadable(self) -> None:
+        """A client has sent what is no request."""
+        self._worker.endpoints.counters.malformed += 1
+
     def opened(self, transport: asyncio.Transport) -> None:
         """A connection is there."""
         self._open.add(transport)
@@ -184,7 +187,7 @@ class _Requests(asyncio.Protocol):
         try:
             requests = self._reader.feed(data)
         except WireError as error:
-            self._server.malformed += 1
+            self._server.unreadable()
             self._transport.write(encode_v0_reply(f"Request too large: {error}".encode()))
             self._transport.close()
             return

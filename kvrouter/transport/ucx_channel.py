@@ -63,9 +63,9 @@ class UcxChannel:
         self, endpoint: Any, *, heartbeat_seconds: float, endpoints: Endpoints | None = None, peer: Peer | None = None
     ) -> None:
         self.reason: str | None = None
-        self.malformed = 0
         self.greeted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._endpoint, self._heartbeat_seconds = endpoint, heartbeat_seconds
+        self._endpoints = endpoints
         self._out: asyncio.Queue[Envelope | None] = asyncio.Queue()  # bounded by the streams' credit
         self.mux = EnvelopeMux(self._out.put_nowait, endpoints=endpoints, peer=peer or Peer())
         self._heard = True
@@ -128,7 +128,8 @@ class UcxChannel:
         try:
             envelope = decode_envelope(decode_n_part(data))
         except WireError:
-            self.malformed += 1
+            if self._endpoints is not None:  # at a client, the next one of its stream finds the gap
+                self._endpoints.counters.malformed += 1
             return
         match envelope.kind:
             case Kind.HELLO:

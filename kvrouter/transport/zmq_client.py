@@ -43,7 +43,6 @@ class _Peer:
     ) -> None:
         self.mux = EnvelopeMux(self._send)
         self.reason: str | None = None
-        self.malformed = 0
         self._address, self._heartbeat_seconds = address, heartbeat_seconds
         self._socket = context.socket(zmq.DEALER)
         # Credit bounds what is on its way; a high-water mark would drop instead.
@@ -106,8 +105,7 @@ class _Peer:
             try:
                 envelope = decode_envelope(NPart(tuple(parts)))
             except WireError:
-                self.malformed += 1
-                continue
+                continue  # the next one of its stream finds the gap, and that is an error of the transport
             if envelope.kind is Kind.HELLO_ACK:
                 if not self._greeted.done():
                     self._greeted.set_result(None)

@@ -14,6 +14,7 @@ import zmq.auth
 from zmq.utils import z85
 
 from kvrouter.errors import SettingsError
+from kvrouter.transport.endpoints import EndpointCounters
 from kvrouter.transport.variables import Variables
 
 __all__ = ["ZmqClients", "ZmqCurve", "zmq_curve"]
@@ -54,9 +55,8 @@ class ZmqCurve:
 class ZmqClients:
     """Answers the library when it asks whether a client may come (ZAP, https://rfc.zeromq.org/spec/27)."""
 
-    def __init__(self, folder: str) -> None:
-        self.refused = 0
-        self._folder = Path(folder)
+    def __init__(self, folder: str, counters: EndpointCounters) -> None:
+        self._folder, self._counters = Path(folder), counters
         self._task: asyncio.Task[None] | None = None
 
     def start(self, context: "zmq.asyncio.Context") -> None:
@@ -79,7 +79,7 @@ class ZmqClients:
             while True:
                 version, request_id, _, _, _, mechanism, *credentials = await socket.recv_multipart()
                 may = mechanism == b"CURVE" and len(credentials) == 1 and self._knows(credentials[0])
-                self.refused += not may
+                self._counters.refused_keys += not may
                 status = (b"200", b"OK") if may else (b"400", b"unknown key")
                 await socket.send_multipart((version, request_id, *status, b"", b""))
         finally:

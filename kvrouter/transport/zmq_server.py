@@ -30,7 +30,7 @@ class _Peer:
 class ZmqRequestServer:
     """The server of the request plane over ZeroMQ. Clients that are silent for `silent_seconds` are given up.
 
-    `curve` turns encryption on. `clients` counts those that were not let in, where a folder says who may.
+    `curve` turns encryption on. `clients` says who is let in, where a folder says who may.
     """
 
     def __init__(
@@ -44,9 +44,11 @@ class ZmqRequestServer:
         curve: ZmqCurve | None = None,
     ) -> None:
         self.endpoints = endpoints
-        self.clients = None if curve is None or curve.clients_path is None else ZmqClients(curve.clients_path)
+        self.clients = (
+            None if curve is None or curve.clients_path is None else ZmqClients(curve.clients_path, endpoints.counters)
+        )
         self._curve = curve
-        self.malformed = self.refused_peers = self.lost_peers = 0
+        self.refused_peers = self.lost_peers = 0
         self._endpoint, self._advertise = endpoint, advertise
         self._silent_seconds, self._peers_max = silent_seconds, peers_max
         self._context: zmq.asyncio.Context | None = None
@@ -135,7 +137,7 @@ class ZmqRequestServer:
             try:
                 envelope = decode_envelope(NPart(tuple(parts or (b"",))))
             except WireError:
-                self.malformed += 1
+                self.endpoints.counters.malformed += 1
                 continue
             peer = self._known(socket, identity, loop.time(), address)
             if peer is None:

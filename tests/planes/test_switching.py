@@ -24,7 +24,6 @@ def test_new_streams_take_the_new_plane_and_running_ones_finish_on_the_old(tmp_p
         bucket = store.bucket(BUCKET)
         async with worker(tmp_path, words, "tcp", "http", "zmq"), routed(tmp_path) as router:
             await router.ready()
-            planes = planes_of(router)
             async with router.stream("wait bye") as heard:
                 assert await anext(heard) == "a"
                 for plane in SWITCHED_TO:
@@ -37,7 +36,7 @@ def test_new_streams_take_the_new_plane_and_running_ones_finish_on_the_old(tmp_p
                 assert [word async for word in heard] == ["wait", "bye"]
             await bucket.delete(KEY)
             await prefers(router, "tcp")
-            assert planes.switch.changes == 3
+            assert router.figure("request_plane_changes_total") == 3
             assert router.figure("transport_errors_total", transport="tcp", error_type="connection") == 0
         await store.close()
 
@@ -52,7 +51,7 @@ def test_a_plane_that_is_none_changes_nothing(tmp_path: Path, value: bytes) -> N
         store = LocalKeyValueStore(str(tmp_path / "records"))
         await store.bucket(BUCKET).put(KEY, value)
         async with worker(tmp_path, Words("a")), routed(tmp_path) as router:
-            await eventually(lambda: planes_of(router).switch.refused == 1)
+            await eventually(lambda: router.figure("request_plane_refused_changes_total") == 1)
             assert planes_of(router).ways.preferred == "tcp"
             await router.ready()
             assert await router.said() == "a hello"

@@ -302,6 +302,6 @@ def test_refusals_are_counted_for_prometheus() -> None:
     run(scenario())
     counted = {
         reason: registry.get_sample_value("work_handler_refused_total", {"reason": reason})
-        for reason in ("unauthenticated", "permission_denied", "rate_limited")
+        for reason in ("unauthenticated", "permission_denied", "rate_limited", "unknown_key")
     }
-    assert counted == {"unauthenticated": 1, "permission_denied": 1, "rate_limited": 2}
+    assert counted == {"unauthenticated": 1, "permission_denied": 1, "rate_limited": 2, "unknown_key": 0}

@@ -92,8 +92,7 @@ def test_a_client_that_nobody_invited_is_told_so(keys: Keys) -> None:
             curve = keys.client("b", invited=False)
             with pytest.raises(UnauthenticatedError, match="does not know our key"):
                 await ask(server, curve)
-            assert server.clients is not None
-            assert server.clients.refused >= 1
+            assert server.endpoints.counters.refused_keys >= 1
             shutil.copy(Path(curve.secret_key_path).with_suffix(".key"), keys.clients)
             assert await ask(server, curve) == b"x"
 
@@ -165,7 +164,7 @@ def test_who_asks_whether_a_client_may_come_is_answered_in_any_case(keys: Keys) 
                     question = (b"1.0", b"1", b"kvrouter", b"127.0.0.1", b"", mechanism, *credentials)
                     await asking.send_multipart(question)
                     assert (await asking.recv_multipart())[2] == b"400"
-            await eventually(lambda: server.clients is not None and server.clients.refused == 3)
+            await eventually(lambda: server.endpoints.counters.refused_keys == 3)
             assert await ask(server, keys.client("f")) == b"x"
 
     run(scenario())

@@ -1,6 +1,6 @@
 """What calls to workers over the planes tell Prometheus, under the names that dashboards of Dynamo know."""
 
-from prometheus_client import CollectorRegistry, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from kvrouter.discovery.metrics import DiscoveryMetrics
 from kvrouter.transport.metrics import PlaneMetrics
@@ -24,6 +24,10 @@ class PlaneFigures:
             registry, "roundtrip_ttft_seconds", "From leaving to the first item of the answer."
         )
         self.inflight = Gauge("request_plane_inflight", "Calls that are open.", registry=registry)
+        self.changes = Counter("request_plane_changes", "Changes of the preferred plane.", registry=registry)
+        self.refused_changes = Counter(
+            "request_plane_refused_changes", "Values of the switch that name no plane.", registry=registry
+        )
 
 
 def _histogram(registry: CollectorRegistry, name: str, text: str) -> Histogram:

@@ -57,7 +57,7 @@ class RequestPlanes:
             metrics=self.figures.discovery,
             clock=clock,
         )
-        self.switch = PlaneSwitch(kept, names, self.ways)
+        self.switch = PlaneSwitch(kept, names, self.ways, self.figures)
         self._tasks: set[asyncio.Task[None]] = set()
         self._timers: set[asyncio.TimerHandle] = set()
 

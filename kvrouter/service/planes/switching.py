@@ -14,6 +14,7 @@ import msgspec
 from kvrouter.discovery.records import BUCKET
 from kvrouter.errors import StoreError
 from kvrouter.service.logs import log_event
+from kvrouter.service.planes.figures import PlaneFigures
 from kvrouter.service.planes.ways import Ways
 from kvrouter.store.key_values import KeyValueStore, Synced
 from kvrouter.transport.plane_settings import RequestPlane
@@ -45,8 +46,8 @@ def encode_preference(plane: RequestPlane) -> bytes:
 class PlaneSwitch:
     """Follows the key; also the one to write it."""
 
-    def __init__(self, store: KeyValueStore, names: tuple[str, str, str], ways: Ways) -> None:
-        self.changes = self.refused = 0
+    def __init__(self, store: KeyValueStore, names: tuple[str, str, str], ways: Ways, figures: PlaneFigures) -> None:
+        self._figures = figures
         self._bucket, self.key, self._ways = store.bucket(BUCKET), preference_key(names), ways
         self.configured = ways.preferred
 
@@ -74,10 +75,10 @@ class PlaneSwitch:
             try:
                 plane = _decode(value).request_plane
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                self.refused += 1
+                self._figures.refused_changes.inc()
                 log_event(_log, logging.WARNING, "request_plane_refused", key=self.key, error=str(error))
                 return
         if plane != self._ways.preferred:
-            self.changes += 1
+            self._figures.changes.inc()
             log_event(_log, logging.INFO, "request_plane", plane=plane, before=self._ways.preferred)
             self._ways.prefer(plane)
