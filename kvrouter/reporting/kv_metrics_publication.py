@@ -6,6 +6,8 @@ A change is published a millisecond after the figures last changed; see `LoadOut
 import asyncio
 import contextlib
 
+from prometheus_client import CollectorRegistry, Counter
+
 from kvrouter.errors import WireError
 from kvrouter.events.load import LoadOutbox, LoadReport, encode_load
 from kvrouter.reporting.broker import Broker
@@ -20,8 +22,9 @@ _IDLE_SECONDS_MAX = 5.0
 class KvMetricsPublication:
     """Follows `metrics`, and sends each rank's newest report."""
 
-    def __init__(self, broker: Broker, metrics: KvMetrics, *, subject: str) -> None:
-        self.published = self.refused = 0
+    def __init__(self, broker: Broker, metrics: KvMetrics, *, subject: str, registry: CollectorRegistry) -> None:
+        self._published = Counter("kv_metrics_published", "Loads that were published on NATS.", registry=registry)
+        self._refused = Counter("kv_metrics_refused", "Loads that cannot be written down.", registry=registry)
         self._broker, self._metrics, self._subject = broker, metrics, subject
         self._outboxes: dict[int, LoadOutbox] = {}
         self._offered = asyncio.Event()
@@ -56,6 +59,6 @@ class KvMetricsPublication:
             try:
                 payload = encode_load(report, encoding="json")
             except WireError:
-                self.refused += 1
+                self._refused.inc()
                 continue
-            self.published += await self._broker.publish(self._subject, payload)
+            self._published.inc(await self._broker.publish(self._subject, payload))

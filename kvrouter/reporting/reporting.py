@@ -164,7 +164,9 @@ class Reporting:
 
         subject = metrics_subject(self.namespace)
         log_event(_log, logging.DEBUG, "kv_metrics_published", worker=identity.id, subject=subject)
-        publication = KvMetricsPublication(broker, self.metrics, subject=subject)
+        publication = KvMetricsPublication(
+            broker, self.metrics, subject=subject, registry=self._registry or CollectorRegistry()
+        )
         jobs: list[_Job] = [("kv metrics", self._persistently("kv_metrics", broker, publication.run))]
         if self._refresh is not None:
             jobs.append(("load", self._refreshing()))
