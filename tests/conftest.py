@@ -1,5 +1,7 @@
 """What every folder of tests may use, and in which order files are begun."""
 
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,8 +50,13 @@ IMPLEMENTATIONS = ("native", "reference") if native_core.present else ("referenc
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let files be given to processes in our order, not by how many tests they have."""
+    """Let files be given to processes in our order, not by how many tests they have.
+
+    What a shell starts in the background ignores Ctrl-C, and so would all that tests start and interrupt.
+    """
     config.option.loadscopereorder = False
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
