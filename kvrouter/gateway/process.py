@@ -16,7 +16,8 @@ from kvrouter.errors import SettingsError, StoreError, UnreachableError
 from kvrouter.gateway.app import GatewayApplication
 from kvrouter.gateway.composition import Gateway, Place
 from kvrouter.gateway.nats_settings import without_secrets
-from kvrouter.gateway.server import HttpServer
+from kvrouter.gateway.server import gateway_server
+from kvrouter.service.embedded import EmbeddedServer
 from kvrouter.service.logs import log_event
 from kvrouter.settings import Settings
 
@@ -133,7 +134,9 @@ async def _close(gateway: Gateway, following: "asyncio.Task[None] | None") -> No
     await gateway.link.close()
 
 
-async def _drain(gateway: Gateway, server: HttpServer, serving: "asyncio.Task[None]", at_once: asyncio.Event) -> None:
+async def _drain(
+    gateway: Gateway, server: EmbeddedServer, serving: "asyncio.Task[None]", at_once: asyncio.Event
+) -> None:
     """Not ready, then draining; what has not ended by then is told so."""
     ours = gateway.settings.gateway
     log_event(_log, logging.INFO, "stopping", streams=gateway.counters.streams_active)
@@ -150,14 +153,14 @@ async def _drain(gateway: Gateway, server: HttpServer, serving: "asyncio.Task[No
         await gateway.link.close()  # 3. what still waits for a service fails now
 
 
-def _server(gateway: Gateway, listener: socket.socket) -> HttpServer:
+def _server(gateway: Gateway, listener: socket.socket) -> EmbeddedServer:
     ours = gateway.settings.gateway
     if ours.tls_key is not None and ours.tls_certificate is None:
         raise SettingsError("gateway.tls_key needs gateway.tls_certificate")
     for file in (ours.tls_certificate, ours.tls_key):
         if file is not None and not file.is_file():
             raise SettingsError(f"gateway.tls_certificate: there is no file {file}")
-    return HttpServer(
+    return gateway_server(
         GatewayApplication(gateway),
         listener,
         head_seconds=ours.header_seconds,

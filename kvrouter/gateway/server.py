@@ -1,21 +1,18 @@
-"""uvicorn inside our event loop: signals stay ours, and an application may cut a connection that takes nothing."""
+"""The gateway's connections: bounds on heads, and an application may cut a connection that takes nothing."""
 
 import asyncio
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
-import uvicorn
 from starlette.types import ASGIApp, Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-__all__ = ["HttpServer"]
+from kvrouter.service.embedded import EmbeddedServer
+
+__all__ = ["gateway_server"]
 
 HEAD_BYTES_MAX = 64 * 1024
-_KEEP_ALIVE_SECONDS = 75
-_LAST_SECONDS = 5
 
 
 class _Protocol(HttpToolsProtocol):
@@ -71,59 +68,14 @@ class _Protocol(HttpToolsProtocol):
             self._head_timer = None
 
 
-class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.accepting = asyncio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.accepting.set()
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave SIGTERM alone: it would be raised again after the end."""
-        yield
-
-
-class HttpServer:
-    """Serves an application on a socket that listens."""
-
-    def __init__(
-        self,
-        app: ASGIApp,
-        listener: socket.socket,
-        *,
-        head_seconds: float,
-        certificate: Path | None = None,
-        key: Path | None = None,
-    ) -> None:
-        config = uvicorn.Config(
-            app,
-            http=type("Protocol", (_Protocol,), {"head_seconds": head_seconds}),
-            ws="none",
-            ssl_certfile=certificate,
-            ssl_keyfile=key,
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            server_header=False,
-            date_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=_LAST_SECONDS,
-        )
-        self._server = _Server(config)
-        self._listener = listener
-
-    async def run(self) -> None:
-        """Serve until `stop`, and until what is then being answered has ended."""
-        await self._server.serve([self._listener])
-
-    async def started(self) -> None:
-        """Wait until connections are accepted."""
-        await self._server.accepting.wait()
-
-    def stop(self) -> None:
-        """Accept nothing more."""
-        self._server.should_exit = True
+def gateway_server(
+    app: ASGIApp,
+    listener: socket.socket,
+    *,
+    head_seconds: float,
+    certificate: Path | None = None,
+    key: Path | None = None,
+) -> EmbeddedServer:
+    """Return what serves the gateway's application on a socket that listens."""
+    protocol = type("Protocol", (_Protocol,), {"head_seconds": head_seconds})
+    return EmbeddedServer(app, listener=listener, http=protocol, certificate=certificate, key=key)

@@ -6,14 +6,10 @@ Dynamo's selection service (`worker_spec.py`). Every error has the one shape, na
 
 import asyncio
 import logging
-import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import msgspec
-import uvicorn
 from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -42,7 +38,7 @@ from kvrouter.service.worker_schema import WORKER_BODY, describe_errors
 from kvrouter.service.worker_spec import worker_spec_from_fields
 from kvrouter.service.workers import Worker, WorkerRegistry
 
-__all__ = ["AdminServer", "GuardedApplication", "WorkerRecords", "build_admin"]
+__all__ = ["GuardedApplication", "WorkerRecords", "build_admin"]
 
 FIRST_CHECK_SECONDS = 1.0
 DECISIONS_LISTED_MAX = 1000
@@ -351,60 +347,3 @@ class GuardedApplication:
                 await response(scope, receive, send)
                 return
         await self._app(scope, receive, send)
-
-
-class _QuietServer(uvicorn.Server):
-    """An embedded uvicorn would take over SIGTERM and raise it again after its end; signals belong to `app.py`."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.accepting = asyncio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.accepting.set()
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-class AdminServer:
-    """uvicorn inside our event loop, on a unix socket or a port of its own."""
-
-    def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        unix_path: str | None = None,
-        listener: socket.socket | None = None,
-        certificate: Path | None = None,
-        key: Path | None = None,
-        drain_seconds: int = 5,
-    ) -> None:
-        config = uvicorn.Config(
-            app,
-            uds=unix_path,
-            ssl_certfile=certificate and str(certificate),
-            ssl_keyfile=key and str(key),
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            server_header=False,
-            timeout_keep_alive=75,
-            timeout_graceful_shutdown=drain_seconds,
-        )
-        self._server = _QuietServer(config)
-        self._sockets = None if listener is None else [listener]
-
-    async def run(self) -> None:
-        """Serve until `stop`."""
-        await self._server.serve(self._sockets)
-
-    async def started(self) -> None:
-        """Wait until connections are accepted."""
-        await self._server.accepting.wait()
-
-    def stop(self) -> None:
-        """Finish what is being answered, then return from `run`."""
-        self._server.should_exit = True

@@ -19,13 +19,14 @@ from kvrouter.routing.audit import Verdict
 from kvrouter.routing.constraints import Constraints
 from kvrouter.routing.disaggregation import SplitPlanner
 from kvrouter.routing.sessions import PIN_SECONDS, SessionTable
-from kvrouter.service.admin import AdminServer, GuardedApplication, WorkerRecords, build_admin
+from kvrouter.service.admin import GuardedApplication, WorkerRecords, build_admin
 from kvrouter.service.admission_dispatcher import QueueingDispatcher
 from kvrouter.service.admission_setup import make_admission
 from kvrouter.service.auth import Authenticator
 from kvrouter.service.decisions import DecisionRing
 from kvrouter.service.disaggregation import SplitSender
 from kvrouter.service.dispatcher import ModelRoutes, RequestDispatcher
+from kvrouter.service.embedded import EmbeddedServer
 from kvrouter.service.event_transports import event_subscriber, purge_streams, stream_positions
 from kvrouter.service.event_watch import EventWatch
 from kvrouter.service.fleet_view import FleetViews
@@ -402,7 +403,7 @@ class Service:
             wall_clock=time.time,
         )
 
-    def _admin_server(self, admin_socket: str | None) -> AdminServer:
+    def _admin_server(self, admin_socket: str | None) -> EmbeddedServer:
         app = build_admin(
             registry=self.registry,
             records=WorkerRecords(router=self.router, clock=self.clock),
@@ -416,9 +417,9 @@ class Service:
             clock=self.clock,
         )
         if admin_socket:
-            return AdminServer(app, unix_path=admin_socket)
+            return EmbeddedServer(app, unix_path=admin_socket)
         server = self.settings.server
-        return AdminServer(
+        return EmbeddedServer(
             GuardedApplication(app, self.authenticator),
             listener=listen(server.host, server.admin_port),
             certificate=server.tls_certificate,

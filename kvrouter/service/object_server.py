@@ -60,8 +60,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 async def _serve(arguments: argparse.Namespace) -> None:
     from kvrouter.errors import RequestError  # noqa: PLC0415 - as above
-    from kvrouter.service.admin import AdminServer  # noqa: PLC0415 - as above
     from kvrouter.service.auth import Authenticator, refuse_open_bind  # noqa: PLC0415 - as above
+    from kvrouter.service.embedded import EmbeddedServer  # noqa: PLC0415 - as above
     from kvrouter.service.listening import listen  # noqa: PLC0415 - as above
     from kvrouter.store import open_object_store  # noqa: PLC0415 - as above
     from kvrouter.store.http_object_app import ObjectApp  # noqa: PLC0415 - as above
@@ -80,7 +80,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
 
     async with open_object_store(arguments.store) as store:
         listener = listen(arguments.host, arguments.port)
-        server = AdminServer(
+        server = EmbeddedServer(
             ObjectApp(store, authorise=authorise),
             listener=listener,
             certificate=arguments.tls_certificate,
