@@ -5,36 +5,10 @@ from typing import Any, Final
 
 import msgspec
 
-from kvrouter.errors import (
-    DeadlineError,
-    GatewayError,
-    NoInstancesError,
-    TransportError,
-)
+from kvrouter.errors import DeadlineError, GatewayError, NoInstancesError, TransportError
+from kvrouter.transport.http_errors import STATUSES
 
-__all__ = ["STATUSES", "error_body", "gateway_error", "service_error", "service_failure"]
-
-STATUSES: Final[Mapping[str, int]] = {
-    "INVALID_ARGUMENT": 400,
-    "OUT_OF_RANGE": 400,
-    "UNAUTHENTICATED": 401,
-    "PERMISSION_DENIED": 403,
-    "NOT_FOUND": 404,
-    "CONFLICT": 409,
-    "ALREADY_EXISTS": 409,
-    "ABORTED": 409,
-    "FAILED_PRECONDITION": 412,
-    "RESOURCE_EXHAUSTED": 429,
-    "CANCELLED": 499,
-    "INTERNAL": 500,
-    "DATA_LOSS": 500,
-    "UNKNOWN": 500,
-    "UNIMPLEMENTED": 501,
-    "UNAVAILABLE": 503,
-    "DEADLINE_EXCEEDED": 504,
-    "PAYLOAD_TOO_LARGE": 413,
-}
-"""By the names of gRPC (https://grpc.io/docs/guides/status-codes/), with CONFLICT. What is not here is 500."""
+__all__ = ["error_body", "gateway_error", "service_error", "service_failure"]
 
 NO_ERROR = "OK"
 NO_RESPONDERS_SECONDS = 5

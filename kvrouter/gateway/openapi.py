@@ -6,10 +6,10 @@ from typing import Any, Final
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from kvrouter.gateway.descriptors import Descriptors
-from kvrouter.gateway.error_table import STATUSES
 from kvrouter.gateway.route_table import Route, RouteTable
 from kvrouter.gateway.translation import META, Translation
 from kvrouter.gateway.well_known import is_well_known
+from kvrouter.transport.http_errors import STATUSES
 
 __all__ = ["ERROR_SCHEMA", "describe_routes"]
 

@@ -4,14 +4,17 @@ An error before the answer has begun is a status with a JSON body, `{"error": {c
 are gRPC's canonical names, the statuses those of their mapping to HTTP.
 """
 
+from collections.abc import Mapping
+from typing import Final
+
 import msgspec
 
 from kvrouter.errors import RefusedError
 from kvrouter.transport.messages import encode_error
 
-__all__ = ["HttpRefusedError", "error_body", "refusal_of", "status_of"]
+__all__ = ["STATUSES", "HttpRefusedError", "error_body", "refusal_of", "status_of"]
 
-_STATUSES = {
+STATUSES: Final[Mapping[str, int]] = {
     "INVALID_ARGUMENT": 400,
     "OUT_OF_RANGE": 400,
     "UNAUTHENTICATED": 401,
@@ -23,13 +26,16 @@ _STATUSES = {
     "FAILED_PRECONDITION": 412,
     "RESOURCE_EXHAUSTED": 429,
     "CANCELLED": 499,
-    "UNKNOWN": 500,
     "INTERNAL": 500,
     "DATA_LOSS": 500,
+    "UNKNOWN": 500,
     "UNIMPLEMENTED": 501,
     "UNAVAILABLE": 503,
     "DEADLINE_EXCEEDED": 504,
+    "PAYLOAD_TOO_LARGE": 413,
 }
+"""By the names of gRPC (https://grpc.io/docs/guides/status-codes/) and two of HTTP's own. What is not here is 500."""
+
 _CODES = {
     400: "INVALID_ARGUMENT",
     401: "UNAUTHENTICATED",
@@ -71,7 +77,7 @@ class _Body(msgspec.Struct):
 
 def status_of(told: bytes) -> int:
     """The status for an error as `encode_error` writes it."""
-    return _STATUSES.get(msgspec.json.decode(told, type=_Code).code, 500)
+    return STATUSES.get(msgspec.json.decode(told, type=_Code).code, 500)
 
 
 def error_body(told: bytes) -> bytes:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kvrouter.gateway.error_table import STATUSES
+from kvrouter.transport.http_errors import STATUSES
 from tests.gateway.scene import INFER, GatewayProcess, gateway, infer
 from tests.servers import NatsServer
 from tests.service.processes import eventually

@@ -43,6 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "kvrouter.settings_sources",
         "kvrouter.store",
         "kvrouter.service",
+        "kvrouter.transport",
     },
     "kvrouter.relay": PURE | {"kvrouter_publishers"},
     "kvrouter.events_cli": {
