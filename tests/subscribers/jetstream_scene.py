@@ -16,6 +16,7 @@ from kvrouter_subscribers.jetstream_status import StreamStatus
 from tests.subscribers.scene import WORKER, RecordingSink, payload, stored, until
 
 STREAM = "kv-events"
+OTHER = Source("other", 0)
 QUICK = JetStreamLimits(
     look_seconds=0.2,
     reconnect_seconds=0.02,

@@ -1,8 +1,6 @@
 """Following JetStream while nothing fails: who gets what, from where on, and what is told about it."""
 
 import asyncio
-import ssl
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -13,12 +11,10 @@ import httpx
 import pytest
 from nats.js import JetStreamContext
 
-from kvrouter.errors import MissingExtraError, SettingsError
 from kvrouter.events import Source
-from kvrouter.events.nats_names import NatsCredentials
-from kvrouter_subscribers import JetStreamEventSubscriber
 from tests.servers import NatsServer, nats_server
 from tests.subscribers.jetstream_scene import (
+    OTHER,
     QUICK,
     STREAM,
     Worker,
@@ -29,12 +25,9 @@ from tests.subscribers.jetstream_scene import (
     put,
     working,
 )
-from tests.subscribers.scene import WAIT_SECONDS, WORKER, RecordingSink, run, until
+from tests.subscribers.scene import WAIT_SECONDS, WORKER, run, until
 
-OTHER = Source("other", 0)
 RANK_1 = Source("worker", 1)
-CERTIFICATES = Path(__file__).parents[1] / "proxy" / "certificates"
-TLS = f'tls {{ cert_file: "{CERTIFICATES}/certificate.pem", key_file: "{CERTIFICATES}/key.pem" }}'
 
 
 @pytest.fixture
@@ -181,128 +174,6 @@ def test_a_group_shares_the_messages(endpoint: str) -> None:
         heard = sorted(sequence for sink in (one.sink, two.sink) for _, sequence, _ in sink.receipts)
         assert heard == list(range(total))
         assert ("snapshot", WORKER) not in one.sink.calls + two.sink.calls
-
-    run(scenario())
-
-
-def test_a_subscriber_that_comes_late_reads_all_that_is_there(endpoint: str) -> None:
-    """And knows that it was a replay that is over."""
-
-    async def scenario() -> None:
-        with working(endpoint) as worker:
-            worker.work(300)
-            await until(worker.delivered)
-            async with following() as scene:
-                scene.listen(endpoint)
-                await scene.heals(worker)
-
-        assert scene.sink.finished == [True]
-        assert {way for way, _, _ in scene.sink.receipts} == {"replayed"}
-
-    run(scenario())
-
-
-def test_a_stream_that_forgot_its_beginning_is_completed_by_a_snapshot(endpoint: str, server: NatsServer) -> None:
-    """What the stream no longer has, the publisher knows."""
-
-    async def scenario() -> None:
-        with working(endpoint) as worker:
-            worker.work(100)
-            await until(worker.delivered)
-            async with client(server.url) as connected:
-                await connected.jetstream().purge_stream(STREAM, seq=150)
-            async with following() as scene:
-                scene.listen(endpoint)
-                await scene.heals(worker)
-                status = scene.status()
-
-        assert (status.snapshots, status.snapshots_failed) == (1, 0)
-
-    run(scenario())
-
-
-def test_an_empty_stream_is_completed_by_a_snapshot(endpoint: str, server: NatsServer) -> None:
-    """An idle worker's events expire; its blocks do not."""
-
-    async def scenario() -> None:
-        with working(endpoint) as worker:
-            worker.work(30)
-            await until(worker.delivered)
-            async with client(server.url) as connected:
-                await connected.jetstream().purge_stream(STREAM)
-            async with following() as scene:
-                scene.listen(endpoint)
-                await scene.heals(worker)
-                worker.work(10, first=30)
-                await scene.heals(worker)
-
-        assert scene.status().snapshots == 1
-
-    run(scenario())
-
-
-def test_a_source_that_is_added_late_is_read_again_from_the_stream(endpoint: str) -> None:
-    """Its messages were passed over before, and counted."""
-
-    async def scenario() -> None:
-        with working(endpoint) as worker, working(endpoint, OTHER) as other:
-            async with following() as scene:
-                scene.listen(endpoint)
-                worker.work(30)
-                other.work(30)
-                await scene.heals(worker)
-                await until(lambda: other.delivered() and scene.stream().unknown == 61)
-                scene.listen(endpoint, OTHER)
-                await scene.heals(other)
-                other.work(5, first=30)
-                await scene.heals(other)
-                status = scene.status(OTHER)
-
-        assert (status.replays, status.replays_failed, status.snapshots) == (1, 0, 0)
-
-    run(scenario())
-
-
-def test_a_stream_that_is_too_long_is_not_read_again(endpoint: str) -> None:
-    """The publisher's snapshot is then the shorter way."""
-
-    async def scenario() -> None:
-        with working(endpoint) as worker, working(endpoint, OTHER) as other:
-            async with following(replace(QUICK, replay_messages_max=10)) as scene:
-                scene.listen(endpoint)
-                worker.work(30)
-                other.work(30)
-                await scene.heals(worker)
-                await until(lambda: other.delivered() and scene.stream().unknown == 61)
-                scene.listen(endpoint, OTHER)
-                await scene.heals(other)
-                status = scene.status(OTHER)
-
-        assert (status.snapshots, status.replayed_batches) == (1, 0)
-
-    run(scenario())
-
-
-def test_reading_begins_behind_a_stored_position(endpoint: str) -> None:
-    """A-319: a router that restored its index reads what came since, once."""
-
-    async def scenario() -> None:
-        with working(endpoint) as worker:
-            async with following() as before:
-                before.listen(endpoint)
-                worker.work(50)
-                await before.heals(worker)
-                positions = before.subscriber.positions()
-                assert before.subscriber.position(endpoint) == 101
-            worker.work(5, first=50)
-            await until(worker.delivered)
-            async with following(positions=positions) as after:
-                after.sink.ingest.open(WORKER, 0, now=0.0)
-                after.subscriber.add(WORKER, endpoint)
-                await until(lambda: after.stream().position == 111)
-
-        assert positions == {endpoint: 101}
-        assert after.sink.receipts[0][1] == 101
 
     run(scenario())
 
@@ -522,112 +393,3 @@ def test_a_stream_that_is_not_there_yet_is_waited_for(endpoint: str) -> None:
         assert scene.stream().last_error is None
 
     run(scenario())
-
-
-@pytest.mark.parametrize(
-    ("configuration", "userinfo", "options"),
-    [
-        ("user: kv, password: s3cret", "kv:s3cret@", {}),
-        ("user: kv, password: s3cret", "", {"credentials": NatsCredentials(username="kv", password="s3cret")}),
-        ("token: t0ken", "", {"credentials": NatsCredentials.from_environment({"NATS_AUTH_TOKEN": "t0ken"})}),
-        ("user: user, password: user", "", {"credentials": NatsCredentials.from_environment({})}),
-    ],
-)
-def test_a_server_that_wants_credentials_gets_them(
-    tmp_path: Path, configuration: str, userinfo: str, options: dict[str, Any]
-) -> None:
-    """They are part of no status, error or position."""
-
-    async def scenario(server: NatsServer) -> None:
-        endpoint = f"nats://{userinfo}127.0.0.1:{server.port}/{STREAM}"
-        async with following(**options) as scene:
-            scene.listen(endpoint)
-            with working(endpoint, **options) as worker:
-                worker.work(3)
-                await scene.heals(worker)
-            shown = repr((scene.status(), scene.stream(), scene.subscriber.positions()))
-
-        assert "s3cret" not in shown
-        assert "t0ken" not in shown
-
-    with nats_server(tmp_path, configuration=f"authorization {{ {configuration} }}") as server:
-        run(scenario(server))
-
-
-def test_a_server_that_refuses_us_is_told_and_tried_again(tmp_path: Path) -> None:
-    """Not logged for ever, not given up: the operator may be about to add the user."""
-
-    async def scenario(server: NatsServer) -> None:
-        async with following() as scene:
-            scene.listen(f"nats://kv:wrong-s3cret@127.0.0.1:{server.port}/{STREAM}")
-            await until(lambda: scene.status().last_error)
-            assert "uthorization" in str(scene.status().last_error)
-            assert "s3cret" not in str(scene.status().last_error)
-
-    with nats_server(tmp_path, configuration="authorization { user: kv, password: s3cret }") as server:
-        run(scenario(server))
-
-
-@pytest.mark.parametrize(
-    ("endpoint", "options"),
-    [
-        ("nats://host", {}),
-        ("redis://host/0/stream", {}),
-        ("nats://host/stream", {"replay_endpoint": "tcp://host:1"}),
-        ("nats://host/stream", {"topic": "kv"}),
-    ],
-)
-def test_a_source_that_cannot_be_meant_is_refused(endpoint: str, options: dict[str, str]) -> None:
-    """At once, and not when the first event is missed."""
-    subscriber = JetStreamEventSubscriber(RecordingSink())
-
-    with pytest.raises(SettingsError):
-        subscriber.add(WORKER, endpoint, **options)
-
-
-@pytest.mark.parametrize("options", [{"mode": "everyone"}, {"name": "a.b"}, {"positions": {"nats://": 1}}])
-def test_a_wrong_setting_is_refused(options: dict[str, Any]) -> None:
-    """A name is a token of NATS subjects."""
-    with pytest.raises(SettingsError):
-        JetStreamEventSubscriber(RecordingSink(), **options)
-
-
-def test_a_missing_client_library_is_one_sentence_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The names of the package load without it."""
-    monkeypatch.setitem(sys.modules, "nats", None)
-
-    with pytest.raises(MissingExtraError, match=r"pip install 'kvrouter\[nats\]'"):
-        JetStreamEventSubscriber(RecordingSink())
-
-
-def test_events_travel_encrypted_where_the_address_says_so(tmp_path: Path) -> None:
-    """`tls://` on both sides, with a certificate that only these tests trust."""
-
-    async def scenario(server: NatsServer) -> None:
-        endpoint = f"tls://localhost:{server.port}/{STREAM}"
-        trust = ssl.create_default_context(cafile=CERTIFICATES / "certificate.pem")
-        async with following(tls=trust) as scene:
-            scene.listen(endpoint)
-            with working(endpoint, tls=trust) as worker:
-                worker.work(5)
-                await scene.heals(worker)
-
-    with nats_server(tmp_path, configuration=TLS) as server:
-        run(scenario(server))
-
-
-def test_a_server_whose_certificate_is_not_trusted_is_not_read(tmp_path: Path) -> None:
-    """Nobody else can play the server; why is told."""
-
-    async def scenario(server: NatsServer) -> None:
-        endpoint = f"tls://localhost:{server.port}/{STREAM}"
-        async with following() as scene:
-            scene.listen(endpoint)
-            with working(endpoint) as worker:
-                await until(lambda: "certificate" in str(scene.status().last_error).lower())
-                await until(lambda: "certificate" in str(worker.publisher.last_error).lower())
-
-        assert not scene.status().connected
-
-    with nats_server(tmp_path, configuration=TLS) as server:
-        run(scenario(server))
