@@ -1,8 +1,6 @@
 """Requests that wait for a rank with room, and those that are turned away; without sockets, time moved by hand."""
 
 import asyncio
-import json
-import logging
 from collections.abc import Awaitable
 from typing import Any
 
@@ -11,83 +9,13 @@ import pytest
 from kvrouter.errors import (
     KvrouterError,
     NoWorkerError,
-    RequestError,
-    SettingsError,
     ShedError,
     UnknownModelError,
 )
-from kvrouter.service import admission
-from kvrouter.service.admission import Admission
-from kvrouter.service.admission_view import admission_record
 from kvrouter.service.proxy import Route, error_reply
-from kvrouter.settings import QueueSettings, Settings
+from kvrouter.settings import Settings
 from tests.service.inprocess import InProcess
-
-TENANT = {"tenant_by": "header"}
-
-
-class Fleet:
-    """A service whose requests may have to wait, and the answers under way."""
-
-    def __init__(self, workers: str = "a", **queue: Any) -> None:
-        queue.setdefault("rank_requests_max", 1)
-        self.service = InProcess(queue=QueueSettings(**queue))
-        for name in workers:
-            self.add(name)
-        self.dispatcher = self.service.service.dispatcher
-        self.asked: list[asyncio.Future[Route]] = []
-
-    @property
-    def admission(self) -> Admission:
-        """The queue at work."""
-        found = self.service.service.admission
-        assert found is not None
-        return found
-
-    def add(self, name: str, model: str = "m", **fields: Any) -> None:
-        """One more worker that is ready."""
-        self.service.add(url=f"http://{name}:1", worker_id=name, model=model, block_size=16, **fields)
-
-    def ask(
-        self, tenant: str = "t", *, start: int = 0, tokens: int = 64, excluded: tuple[str, ...] = (), **hints: Any
-    ) -> "Route | asyncio.Future[Route]":
-        """Send a request; hints are headers, `model` and `priority` fields."""
-        body: dict[str, Any] = {"model": "m", "prompt": list(range(start, start + tokens)), "max_tokens": 4}
-        body |= {name: hints.pop(name) for name in ("model", "priority") if name in hints}
-        headers = {"x-kvrouter-tenant": tenant, **{name.replace("_", "-"): str(value) for name, value in hints.items()}}
-        request = self.service.request("POST", "/v1/completions", body, headers)
-        found = self.dispatcher.route(request, excluded)
-        assert isinstance(found, Route | asyncio.Future)
-        return found
-
-    def sent(self, *arguments: Any, **hints: Any) -> Route:
-        """Send a request that need not wait."""
-        found = self.ask(*arguments, **hints)
-        assert isinstance(found, Route)
-        return found
-
-    def waiting(self, *arguments: Any, **hints: Any) -> "asyncio.Future[Route]":
-        """Send a request that has to wait."""
-        found = self.ask(*arguments, **hints)
-        assert isinstance(found, asyncio.Future)
-        assert not found.done()
-        self.asked.append(found)
-        return found
-
-    def end(self, found: "Route | asyncio.Future[Route]") -> None:
-        """The answer is whole."""
-        self.dispatcher.finished(found if isinstance(found, Route) else found.result(), "ok", None)
-
-    def later(self, seconds: float) -> None:
-        """Let time pass, and what waits too long end."""
-        self.service.clock.now += seconds
-        self.admission.work()
-
-    @property
-    def active(self) -> int:
-        """Requests booked on all ranks."""
-        book = self.service.service.router.book
-        return sum(load.active_requests for load in book.loads().values())
+from tests.service.waiting_fleet import TENANT, Fleet, turns
 
 
 def _refused(found: "asyncio.Future[Route]") -> tuple[int, str | None, int]:
@@ -100,17 +28,6 @@ def _refused(found: "asyncio.Future[Route]") -> tuple[int, str | None, int]:
 def _told(error: KvrouterError) -> tuple[int, str | None, int]:
     reply = error_reply(error)
     return reply.status, getattr(error, "code", None), int(dict(reply.headers).get(b"retry-after", b"0"))
-
-
-def _latest(fleet: Fleet) -> Route:
-    """The route that is under way."""
-    return next(each.result() for each in reversed(fleet.asked) if each.done() and not each.cancelled())
-
-
-async def _turns() -> None:
-    """Let what was scheduled happen."""
-    for _ in range(5):
-        await asyncio.sleep(0)
 
 
 def test_without_bounds_there_is_no_queue() -> None:
@@ -267,7 +184,7 @@ async def test_a_client_that_leaves_frees_its_place() -> None:
 
     leaving.cancel()
     fleet.end(first)
-    await _turns()
+    await turns()
 
     assert staying.done()
     assert fleet.admission.queue.requests == 0
@@ -545,74 +462,6 @@ async def test_prompts_that_are_read_later_wait_too() -> None:
     assert [worker.active for worker in fleet.service.service.registry] == [0]
 
 
-@pytest.mark.parametrize(
-    ("header", "value"),
-    [
-        ("x-kvrouter-priority", "high"),
-        ("x-kvrouter-priority", "101"),
-        ("x-kvrouter-priority", "1.5"),
-        ("x-kvrouter-deadline-ms", "0"),
-        ("x-kvrouter-deadline-ms", "soon"),
-        ("x-kvrouter-deadline-ms", "86400001"),
-        ("x-slo-ttft-ms", "-5"),
-        ("x-kvrouter-tenant", "two words"),
-        ("x-kvrouter-tenant", "x" * 129),
-    ],
-)
-async def test_a_malformed_hint_is_refused(header: str, value: str) -> None:
-    """400 names the header and what it takes."""
-    fleet = Fleet(**TENANT)
-    request = fleet.service.request("POST", "/v1/completions", {"model": "m", "prompt": [1]}, {header: value})
-
-    with pytest.raises(RequestError) as caught:
-        fleet.dispatcher.route(request, ())
-
-    assert (caught.value.status, caught.value.code, caught.value.param) == (400, "invalid_header", header)
-
-
-@pytest.mark.parametrize(
-    ("tenant_by", "headers", "user", "tenant"),
-    [
-        ("api-key", {"authorization": "Bearer secret"}, "u", "key-2bb80d537b1d"),
-        ("api-key", {"x-kvrouter-tenant": "t"}, "u", "anonymous"),
-        ("header", {"authorization": "Bearer secret", "x-kvrouter-tenant": "t"}, "u", "t"),
-        ("header", {}, "u", "anonymous"),
-        ("user", {"x-kvrouter-tenant": "t"}, "u", "u"),
-        ("user", {}, None, "anonymous"),
-        ("user", {}, "two words", "user-a03f1d611645"),
-    ],
-)
-async def test_a_tenant_is_told_by_what_the_settings_say(
-    tenant_by: str, headers: dict[str, str], user: str | None, tenant: str
-) -> None:
-    """Keys are never shown, only what they hash to."""
-    fleet = Fleet(tenant_by=tenant_by)
-    fleet.sent()
-    body = {"model": "m", "prompt": [1], "user": user}
-
-    fleet.dispatcher.route(fleet.service.request("POST", "/v1/completions", body, headers), ())
-
-    assert [each.tenant.name for each in fleet.admission.queue] == [tenant]
-
-
-async def test_a_tenant_is_charged_what_its_request_cost() -> None:
-    """What had become cached while it waited is free."""
-    fleet = Fleet(**TENANT)
-    running = fleet.sent("other", tokens=640)
-    fleet.waiting("t", tokens=640)
-    fleet.waiting("t", start=50_000, tokens=640)
-    fleet.service.store(fleet.service.service.registry.find("a"), list(range(50_000, 50_640)))
-    (tenant,) = {each.tenant for each in fleet.admission.queue}
-
-    fleet.end(running)
-    first = tenant.served_tokens
-    fleet.dispatcher.finished(_latest(fleet), "ok", None)
-    second = tenant.served_tokens - first
-
-    # The first one repeats what was sent before, the second one's was announced meanwhile: both compute a last block.
-    assert first == second == 240 + 16
-
-
 async def test_a_retry_is_not_turned_away_for_being_late() -> None:
     """It was let in before; the worker that failed it is enough of a delay."""
     fleet = Fleet("ab", ttft_seconds_max=0.5)
@@ -621,88 +470,3 @@ async def test_a_retry_is_not_turned_away_for_being_late() -> None:
         fleet.ask(tokens=16_000)
 
     assert fleet.sent(tokens=16_000, excluded=("a",)).worker_id == "b"
-
-
-async def test_work_is_due_when_somebody_may_have_to_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not while nobody waits, nor again for what was done already."""
-    monkeypatch.setattr(admission, "WORK_SECONDS", 3600.0)
-    fleet = Fleet()
-    fleet.sent()
-    idle = asyncio.create_task(fleet.admission.due())
-    await _turns()
-    while_nobody_waits = idle.done()
-    fleet.waiting()
-    await idle
-    again = asyncio.create_task(fleet.admission.due())
-    await _turns()
-    for_the_same = again.done()
-    fleet.waiting(x_kvrouter_deadline_ms=20_000)
-    await again
-
-    assert not while_nobody_waits
-    assert not for_the_same
-
-
-async def test_the_queue_can_be_looked_at() -> None:
-    """Who waits for what, with which share; the largest first."""
-    fleet = Fleet(**TENANT, tenant_weights=("paying=2.5",), quantum_tokens=1000)
-    fleet.sent()
-    for number in range(3):
-        fleet.waiting("paying", start=1000 * number)
-    fleet.waiting("other")
-    fleet.service.clock.now += 1.5
-
-    record = admission_record(fleet.admission, now=fleet.service.clock.now)
-
-    assert json.loads(json.dumps(record)) == record
-    assert record["waiting"]["requests"] == 4
-    assert record["waiting"]["oldest_seconds"] == 1.5
-    assert record["limits"]["ttft_seconds_max"] is None
-    assert record["counts"]["queued"] == 4
-    assert record["lanes"] == [{"model": "m", "constrained": False, "excluded": [], "requests": 4, "has_room": False}]
-    first, second = record["tenants"]
-    assert (first["tenant"], first["weight"], first["requests"], first["deficit_tokens"]) == ("paying", 2.5, 3, 2500)
-    assert (second["tenant"], second["weight"], second["requests"]) == ("other", 1.0, 1)
-
-
-async def test_requests_that_are_turned_away_are_logged_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
-    """Not each of them."""
-    fleet = Fleet()
-    with caplog.at_level(logging.WARNING, logger="kvrouter.admission"):
-        for _ in range(50):
-            with pytest.raises(ShedError):
-                fleet.ask(tokens=8000, x_kvrouter_deadline_ms=1)
-            fleet.admission.tell()
-        fleet.service.clock.now += 11.0
-        fleet.admission.tell()
-
-    lines = [each for each in caplog.records if each.getMessage() == "requests_shed"]
-    assert len(lines) == 2
-    assert sum(each.fields["requests"] for each in lines) == 50  # type: ignore[attr-defined]
-
-
-@pytest.mark.parametrize(
-    ("queue", "named"),
-    [
-        ({"tenant_weights": ("a",)}, "'a'"),
-        ({"tenant_weights": ("a=heavy",)}, "'a=heavy'"),
-        ({"tenant_weights": ("a=0",)}, "0.001 to 1000"),
-        ({"tenant_weights": ("=1",)}, "'=1'"),
-        ({"tenant_weights": ("a=1", "a=2")}, "two weights"),
-        ({"tenant_weights": ("a=nan",)}, "'a=nan'"),
-        ({"tenant_by": "header", "tenant_header": ""}, "tenant_header"),
-    ],
-)
-def test_shares_that_make_no_sense_end_the_start(queue: dict[str, Any], named: str) -> None:
-    """Also where nothing is bounded yet: a misspelt weight should not wait to be found."""
-    with pytest.raises(SettingsError, match=named):
-        InProcess(queue=QueueSettings(**queue))
-
-
-async def test_a_name_with_an_equals_sign_may_have_a_weight() -> None:
-    """The last sign divides."""
-    fleet = Fleet(**TENANT, tenant_weights=("team=blue=2",))
-    fleet.sent()
-    fleet.waiting("team=blue")
-
-    assert [each.tenant.weight for each in fleet.admission.queue] == [2.0]
