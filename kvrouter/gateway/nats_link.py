@@ -24,12 +24,13 @@ from kvrouter.errors import (
 from kvrouter.gateway.reply_stream import ReplyStream, is_no_responders
 
 try:
-    import nats
     from nats.aio.client import Client
     from nats.aio.msg import Msg
     from nats.aio.subscription import Subscription
     from nats.errors import Error as NatsError
     from nats.errors import MaxPayloadError, SlowConsumerError
+
+    from kvrouter.nats_client import LastingClient
 except ImportError as error:
     raise MissingExtraError("the gateway", "gateway") from error
 
@@ -93,15 +94,15 @@ class NatsLink:
             else:
                 self._failed(error)
 
-        options: dict[str, Any] = dict(self._options)
+        options: dict[str, Any] = self._options | {"reconnect_time_wait": self._reconnect_seconds}
         if self._tls is not None:
             options["tls"] = self._tls
+        client = LastingClient()
         try:
             async with asyncio.timeout(seconds):
-                client = await nats.connect(
+                await client.connect(
                     self._servers,
                     name="kvrouter-gateway",
-                    reconnect_time_wait=self._reconnect_seconds,
                     max_reconnect_attempts=-1,
                     ping_interval=PING_SECONDS,
                     max_outstanding_pings=PINGS_OUTSTANDING_MAX,

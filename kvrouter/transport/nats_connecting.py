@@ -14,6 +14,8 @@ try:
     from nats.aio.client import Client
     from nats.errors import AuthorizationError
     from nats.errors import Error as NatsError
+
+    from kvrouter.nats_client import LastingClient
 except ImportError as error:
     raise MissingExtraError("the request plane over NATS", "nats") from error
 
@@ -44,11 +46,15 @@ async def connect_nats(
     access = access or NatsAccess()
     told |= access.connect_options(server) | options
     reasons: list[Exception] = []
-    client = Client()
+    client, made = LastingClient(), False
 
     async def failed(error: Exception) -> None:
-        """Keep what was said: the library goes on trying, and would log what it hears here otherwise."""
-        if not client.is_connected:
+        """Keep what was said: the library goes on trying, and would log what it hears here otherwise.
+
+        Only the first connection may end by it: one that is lost is made again for ever, also by a server that does
+        not know us now.
+        """
+        if not made and not client.is_connected:
             reasons.append(error)
             if _is_final(error):
                 raise error
@@ -56,6 +62,7 @@ async def connect_nats(
     try:
         async with asyncio.timeout(access.connect_seconds):
             await client.connect(name="kvrouter", disconnected_cb=disconnected, error_cb=failed, **told)
+            made = True
     except (NatsError, OSError, TimeoutError) as error:
         told_last = reasons[-1] if reasons else error
         reason = next((each for each in reasons if _is_final(each)), told_last)
@@ -71,6 +78,9 @@ async def _close(client: Client) -> None:
     with suppress(NatsError, OSError, TimeoutError):
         async with asyncio.timeout(_CLOSE_SECONDS):
             await client.close()
+    transport = client._transport  # noqa: SLF001 - where the server refused us it would stay open
+    if transport is not None:
+        transport.close()  # type: ignore[no-untyped-call]
 
 
 def _is_final(error: Exception) -> bool:

@@ -1,17 +1,26 @@
 """NATS goes and comes back under load: requests fail at once and by name, streams end by an error, all goes on."""
 
+import asyncio
 import json
 import threading
+import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+import nats
+import pytest
+from nats.aio.msg import Msg
 
+from kvrouter.errors import TransportError
+from kvrouter.gateway.nats_link import NatsLink
 from tests.gateway.scene import INFER, events_of, gateway, infer, scripted_service
 from tests.servers import nats_server
 from tests.service.processes import eventually
 
 CLIENTS = 2
+WAIT_SECONDS = 60.0
 
 
 def test_nats_restarts_under_load(tmp_path: Path) -> None:
@@ -68,3 +77,51 @@ def test_nats_restarts_under_load(tmp_path: Path) -> None:
     assert set(statuses) <= {200, 503, 504}
     assert events_of(streamed.text)[-1][1]["is_final"] is True
     assert service is not None
+
+
+def test_a_server_that_refuses_something_is_come_back_to(tmp_path: Path) -> None:
+    """A-438: the client library closes for ever where a server says why it ends a connection; we do not."""
+    told: list[str] = []
+    failures: list[Exception] = []
+
+    async def scenario(url: str) -> None:
+        service = await nats.connect(url)
+
+        async def answer(message: Msg) -> None:
+            await message.respond(b"answer")
+
+        await service.subscribe("service", cb=answer)
+        link = NatsLink([url], reconnect_seconds=0.05, told=told.append, failed=failures.append)
+        await link.connect(seconds=WAIT_SECONDS)
+        stream = await link.open_stream("service", b"", headers=None, queue_messages_max=1)
+        await stream.next(timeout_seconds=WAIT_SECONDS)
+        with pytest.raises(TransportError):
+            await one_too_many(link)
+        await until(lambda: "disconnected" in told)
+        await stream.aclose()
+
+        await until(lambda: "reconnected" in told and link.is_connected)
+        reply = await link.request("service", b"", headers=None, timeout_seconds=WAIT_SECONDS)
+        assert reply.data == b"answer"
+        await link.close()
+        await service.close()
+
+    with nats_server(tmp_path, configuration="max_subscriptions: 2") as server:
+        asyncio.run(scenario(server.url))
+
+    assert told[:2] == ["connected", "disconnected"]
+    assert any("maximum subscriptions" in str(failure).lower() for failure in failures)
+
+
+async def one_too_many(link: NatsLink) -> None:
+    """Open a stream that takes one subscription more than the server allows, and read from it."""
+    stream = await link.open_stream("service", b"", headers=None, queue_messages_max=1)
+    await stream.next(timeout_seconds=WAIT_SECONDS)
+
+
+async def until(question: Callable[[], bool]) -> None:
+    """Wait until something is so."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not question():
+        assert time.monotonic() < deadline, "it never came to be"
+        await asyncio.sleep(0.02)
