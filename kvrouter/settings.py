@@ -16,6 +16,7 @@ from kvrouter.settings_gateway import GatewaySettings
 
 __all__ = [
     "AuthSettings",
+    "ConfigSettings",
     "EventSettings",
     "GatewaySettings",
     "HealthSettings",
@@ -55,14 +56,16 @@ class ServerSettings:
         flag="--drain-seconds",
         at_least=0,
         at_most=3600,
+        live=True,
     )
     unready_seconds: float = _setting(
         0.0,
         "on SIGTERM, how long to stay open while /readyz says no, so that balancers notice",
         at_least=0,
         at_most=300,
+        live=True,
     )
-    route_headers: bool = _setting(True, "answer with x-kvrouter-worker and x-kvrouter-overlap-tokens")
+    route_headers: bool = _setting(True, "answer with x-kvrouter-worker and x-kvrouter-overlap-tokens", live=True)
     exit_with_parent: bool = _setting(
         False, "stop when standard input closes (for a router started by another program)", flag="--exit-with-parent"
     )
@@ -93,30 +96,39 @@ class AuthSettings:
 class LimitSettings:
     """Bounds on what one client, one request and one worker may cost."""
 
-    body_bytes_max: int = _setting(32 * _MIB, "largest request body", at_least=1024, at_most=1024 * _MIB)
-    header_bytes_max: int = _setting(64 * 1024, "largest request head", at_least=1024, at_most=_MIB)
-    connections_max: int = _setting(20_000, "client connections at a time", at_least=1, at_most=1_000_000)
+    body_bytes_max: int = _setting(32 * _MIB, "largest request body", at_least=1024, at_most=1024 * _MIB, live=True)
+    header_bytes_max: int = _setting(64 * 1024, "largest request head", at_least=1024, at_most=_MIB, live=True)
+    connections_max: int = _setting(20_000, "client connections at a time", at_least=1, at_most=1_000_000, live=True)
     keepalive_seconds: float = _setting(
-        75.0, "idle time before a client connection is closed", at_least=1, at_most=3600
+        75.0, "idle time before a client connection is closed", at_least=1, at_most=3600, live=True
     )
-    header_seconds: float = _setting(15.0, "time a client has to send a request head", at_least=0.1, at_most=600)
-    body_seconds: float = _setting(60.0, "time a client may be silent within a body", at_least=0.1, at_most=3600)
+    header_seconds: float = _setting(
+        15.0, "time a client has to send a request head", at_least=0.1, at_most=600, live=True
+    )
+    body_seconds: float = _setting(
+        60.0, "time a client may be silent within a body", at_least=0.1, at_most=3600, live=True
+    )
     connect_seconds: float = _setting(3.0, "time to connect to a worker", at_least=0.05, at_most=60)
-    first_byte_seconds: float = _setting(600.0, "time a worker has to begin its answer", at_least=0.1, at_most=86_400)
-    idle_seconds: float = _setting(600.0, "time a worker may be silent within an answer", at_least=0.1, at_most=86_400)
-    attempts_max: int = _setting(
-        3, "workers tried for one request before its first answered byte", at_least=1, at_most=16
+    first_byte_seconds: float = _setting(
+        600.0, "time a worker has to begin its answer", at_least=0.1, at_most=86_400, live=True
     )
-    worker_connections_max: int = _setting(4096, "connections to one worker", at_least=1, at_most=65_536)
+    idle_seconds: float = _setting(
+        600.0, "time a worker may be silent within an answer", at_least=0.1, at_most=86_400, live=True
+    )
+    attempts_max: int = _setting(
+        3, "workers tried for one request before its first answered byte", at_least=1, at_most=16, live=True
+    )
+    worker_connections_max: int = _setting(4096, "connections to one worker", at_least=1, at_most=65_536, live=True)
     client_rate: float = _setting(
         0.0,
         "requests per second of one client, known by its API key or else its address (0: any number)",
         flag="--rate-limit",
         at_least=0,
         at_most=1_000_000,
+        live=True,
     )
     client_burst: int = _setting(
-        0, "requests of one client at once (0: as many as a second has)", at_least=0, at_most=1_000_000
+        0, "requests of one client at once (0: as many as a second has)", at_least=0, at_most=1_000_000, live=True
     )
 
 
@@ -143,26 +155,37 @@ class RoutingSettings:
         ),
         or_else="the name of an entry point, or package.module:function",
         metavar="POLICY",
+        live=True,
     )
     prefill_tokens_per_second: float = _setting(
         8000.0, "prefill speed assumed for a worker until it is known better", at_least=1, at_most=1e9
     )
     predicted_seconds_live: float = _setting(
-        5.0, "how long a routed prompt counts as cached before its worker's events confirm it", at_least=0, at_most=3600
+        5.0,
+        "how long a routed prompt counts as cached before its worker's events confirm it",
+        at_least=0,
+        at_most=3600,
+        live=True,
     )
     reservation_seconds: float = _setting(
-        60.0, "lease of a reservation made over the selection API; progress renews it", at_least=1, at_most=3600
+        60.0,
+        "lease of a reservation made over the selection API; progress renews it",
+        at_least=1,
+        at_most=3600,
+        live=True,
     )
-    decisions_kept: int = _setting(1000, "decisions kept for GET /decisions/{id}", at_least=0, at_most=1_000_000)
+    decisions_kept: int = _setting(
+        1000, "decisions kept for GET /decisions/{id}", at_least=0, at_most=1_000_000, live=True
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlacementSettings:
     """Where requests had better go, besides where they are answered first."""
 
-    zone: str = _setting("", "zone that requests prefer which name none (default: no preference)")
+    zone: str = _setting("", "zone that requests prefer which name none (default: no preference)", live=True)
     zone_seconds: float = _setting(
-        0.5, "how much longer a request may wait for a worker of its own zone", at_least=0, at_most=3600
+        0.5, "how much longer a request may wait for a worker of its own zone", at_least=0, at_most=3600, live=True
     )
     sessions: str = _setting(
         "off",
@@ -170,17 +193,17 @@ class PlacementSettings:
         choices=("off", "prefer", "pin"),
     )
     session_seconds: float = _setting(
-        1.0, "how much longer a request may wait for the rank of its conversation", at_least=0, at_most=3600
+        1.0, "how much longer a request may wait for the rank of its conversation", at_least=0, at_most=3600, live=True
     )
     session_idle_seconds: float = _setting(
-        1800.0, "a conversation without a request for so long is forgotten", at_least=1, at_most=31_536_000
+        1800.0, "a conversation without a request for so long is forgotten", at_least=1, at_most=31_536_000, live=True
     )
     sessions_max: int = _setting(
-        100_000, "conversations remembered; the longest idle ones go first", at_least=1, at_most=10_000_000
+        100_000, "conversations remembered; the longest idle ones go first", at_least=1, at_most=10_000_000, live=True
     )
     split: bool = _setting(True, "split long prompts between workers of the roles prefill and decode, if there are any")
     split_tokens_min: int = _setting(
-        512, "uncached prompt tokens from which on a request is split", at_least=0, at_most=10_000_000
+        512, "uncached prompt tokens from which on a request is split", at_least=0, at_most=10_000_000, live=True
     )
 
 
@@ -193,47 +216,55 @@ class QueueSettings:
         "requests that a rank may have before new ones wait at the router (0: any number)",
         at_least=0,
         at_most=1_000_000,
+        live=True,
     )
     rank_prefill_tokens_max: int = _setting(
         0,
         "uncached prompt tokens that a rank may still have to compute before new requests wait (0: any number)",
         at_least=0,
         at_most=1_000_000_000,
+        live=True,
     )
     ttft_seconds_max: float = _setting(
         0.0,
         "turn a request away whose first token is predicted later than this (0: never)",
         at_least=0,
         at_most=86_400,
+        live=True,
     )
     order: str = _setting(
         "fcfs",
         "who goes first: as they came, least uncached prefill, or earliest deadline",
         choices=("fcfs", "shortest", "deadline"),
+        live=True,
     )
-    requests_max: int = _setting(10_000, "requests that wait at a time", at_least=1, at_most=1_000_000)
-    bytes_max: int = _setting(256 * _MIB, "bytes of the bodies that wait", at_least=1024, at_most=65_536 * _MIB)
-    seconds_max: float = _setting(60.0, "longest wait of a request", at_least=0.05, at_most=3600)
+    requests_max: int = _setting(10_000, "requests that wait at a time", at_least=1, at_most=1_000_000, live=True)
+    bytes_max: int = _setting(
+        256 * _MIB, "bytes of the bodies that wait", at_least=1024, at_most=65_536 * _MIB, live=True
+    )
+    seconds_max: float = _setting(60.0, "longest wait of a request", at_least=0.05, at_most=3600, live=True)
     overtaking_seconds: float = _setting(
-        30.0, "nobody is overtaken by requests that come later than this after it", at_least=0, at_most=3600
+        30.0, "nobody is overtaken by requests that come later than this after it", at_least=0, at_most=3600, live=True
     )
     priority_seconds: float = _setting(
-        10.0, "each level of priority counts like having come so much earlier", at_least=0, at_most=3600
+        10.0, "each level of priority counts like having come so much earlier", at_least=0, at_most=3600, live=True
     )
-    tenant_by: str = _setting("api-key", "what tells tenants apart", choices=("api-key", "header", "user"))
+    tenant_by: str = _setting("api-key", "what tells tenants apart", choices=("api-key", "header", "user"), live=True)
     tenant_header: str = _setting(
         "x-kvrouter-tenant",
         "header that names the tenant, where a gateway in front sets it",
         name_characters_max=64,
+        live=True,
     )
     tenant_weights: tuple[str, ...] = _setting(
         (),
         "TENANT=WEIGHT; 2 is served twice as much as 1 (repeatable; default of all: 1)",
         metavar="TENANT=WEIGHT",
+        live=True,
     )
-    tenants_max: int = _setting(1000, "tenants that are told apart", at_least=1, at_most=1_000_000)
+    tenants_max: int = _setting(1000, "tenants that are told apart", at_least=1, at_most=1_000_000, live=True)
     quantum_tokens: int = _setting(
-        16_384, "prefill tokens by which a tenant may be ahead of another", at_least=1, at_most=1_000_000_000
+        16_384, "prefill tokens by which a tenant may be ahead of another", at_least=1, at_most=1_000_000_000, live=True
     )
 
 
@@ -361,10 +392,14 @@ class TokenSettings:
 class HealthSettings:
     """How workers are watched."""
 
-    interval_seconds: float = _setting(5.0, "time between health checks of a worker", at_least=0.05, at_most=3600)
-    timeout_seconds: float = _setting(2.0, "time a health check may take", at_least=0.05, at_most=60)
-    failures: int = _setting(3, "failed checks in a row that make a worker unroutable", at_least=1, at_most=100)
-    successes: int = _setting(1, "good checks in a row that make it routable again", at_least=1, at_most=100)
+    interval_seconds: float = _setting(
+        5.0, "time between health checks of a worker", at_least=0.05, at_most=3600, live=True
+    )
+    timeout_seconds: float = _setting(2.0, "time a health check may take", at_least=0.05, at_most=60, live=True)
+    failures: int = _setting(
+        3, "failed checks in a row that make a worker unroutable", at_least=1, at_most=100, live=True
+    )
+    successes: int = _setting(1, "good checks in a row that make it routable again", at_least=1, at_most=100, live=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -372,9 +407,26 @@ class LogSettings:
     """What the process says."""
 
     level: str = _setting(
-        "info", "least level that is logged", flag="--log-level", choices=("debug", "info", "warning", "error")
+        "info",
+        "least level that is logged",
+        flag="--log-level",
+        choices=("debug", "info", "warning", "error"),
+        live=True,
     )
     format: str = _setting("json", "json lines or plain text", flag="--log-format", choices=("json", "text"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigSettings:
+    """Where settings are kept that change while the router runs; see [operations](operations.md)."""
+
+    store: str = _setting(
+        "",
+        "store whose key `config/NAMESPACE` is followed: a directory, etcd://host:2379, nats://host:4222/PREFIX or "
+        "redis://host:6379/0/PREFIX (default: that of --discovery, if there is one)",
+        flag="--config-store",
+        metavar="URL",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -393,6 +445,7 @@ class Settings:
     tokens: TokenSettings = field(default_factory=TokenSettings)
     health: HealthSettings = field(default_factory=HealthSettings)
     log: LogSettings = field(default_factory=LogSettings)
+    config: ConfigSettings = field(default_factory=ConfigSettings)
     gateway: GatewaySettings = field(default_factory=GatewaySettings)
     workers: tuple[str, ...] = ()
     """Worker specifications, as `--worker` takes them; `kvrouter.service.workers` parses them."""

@@ -21,11 +21,13 @@ def setting(
     variable: str | None = None,
     metavar: str | None = None,
     name_characters_max: int | None = None,
+    live: bool = False,
 ) -> Any:
     """Describe one setting: `flag` and `variable` are its short names beside the derived ones.
 
     With `or_else`, which says what, other values than the `choices` are taken too; whoever uses them checks them.
     With `name_characters_max` it is a name that every broker and store can hold: letters, digits, `_` and `-`.
+    What is `live` can be changed while the router runs; everything else needs a restart.
     """
     return field(
         default=default,
@@ -39,5 +41,6 @@ def setting(
             "variable": variable,
             "metavar": metavar,
             "name_characters_max": name_characters_max,
+            "live": live,
         },
     )

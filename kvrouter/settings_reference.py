@@ -20,6 +20,9 @@ An unknown key, a misspelt `KVROUTER_` variable, a missing file or a value out o
 exit code 2 and one line that names it. In variables, lists are separated by commas or white space. Variables that
 Kubernetes injects for a service named `kvrouter` (`KVROUTER_PORT=tcp://…`, `KVROUTER_SERVICE_HOST` …) are ignored.
 
+What a change needs stands in a column of its own: what is `live` can be changed while the router runs, over the
+store, the admin API or the file ([how](operations.md#changing-settings-while-it-runs)); the rest takes a `restart`.
+
 Workers stand outside the sections: `--worker` (repeatable), `KVROUTER_WORKERS` (separated by white space) or
 `[[workers]]` tables with the keys `url`, `id`, `events`, `replay`, `ranks`, `model`, `block_size`, `topic`, `api_key`,
 and those of [placement](placement.md): `labels`, `taints`, `zone`, `role`, `engine`, `bootstrap_port`.
@@ -38,7 +41,7 @@ replay = "tcp://10.0.0.11:5657"
 ```
 """
 
-_TABLE_HEAD = "| key | flag | variable | default | meaning |\n|---|---|---|---|---|\n"
+_TABLE_HEAD = "| key | flag | variable | default | change | meaning |\n|---|---|---|---|---|---|\n"
 
 
 def reference() -> str:
@@ -58,13 +61,14 @@ def _row(setting: Setting) -> str:
         if setting.default in ((), None)
         else f"`{str(setting.default).lower() if setting.kind is bool else setting.default}`"
     )
+    change = "live" if setting.live else "restart"
     meaning = setting.help
     if setting.choices:
         meaning += ": " + ", ".join(f"`{choice}`" for choice in setting.choices)
         meaning += f", {setting.or_else}" if setting.or_else else ""
     if setting.at_least is not None:
         meaning += f" ({_number(setting.at_least)} to {_number(setting.at_most)})"
-    return f"| `{setting.key}` | `{setting.flag}` | {variables} | {default} | {meaning} |\n"
+    return f"| `{setting.key}` | `{setting.flag}` | {variables} | {default} | {change} | {meaning} |\n"
 
 
 def _number(value: float | None) -> str:

@@ -11,14 +11,28 @@ import re
 import tomllib
 import types
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import Field, dataclass, fields
+from dataclasses import Field, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args, get_type_hints
 
 from kvrouter.errors import SettingsError
 from kvrouter.settings import Settings, section_classes, sections_of
 
-__all__ = ["Setting", "add_settings_flags", "all_settings", "load_settings"]
+__all__ = [
+    "LoadedSettings",
+    "Origin",
+    "Setting",
+    "add_settings_flags",
+    "all_settings",
+    "checked_value",
+    "load_settings",
+    "load_with_origins",
+    "nearest",
+    "with_values",
+]
+
+Origin: TypeAlias = Literal["file", "environment", "flag"]
+"""Which of the three sources a value comes from."""
 
 _PREFIX = "KVROUTER_"
 _WORKERS_VARIABLE = "KVROUTER_WORKERS"
@@ -60,6 +74,7 @@ class Setting:
     metavar: str | None
     name_characters_max: int | None
     optional: bool
+    live: bool
 
     @property
     def key(self) -> str:
@@ -73,6 +88,21 @@ def all_settings() -> Iterator[Setting]:
         hints = get_type_hints(schema)
         for each in fields(schema):
             yield _describe(section, each, hints[each.name])
+
+
+class LoadedSettings(NamedTuple):
+    """What the process starts with."""
+
+    settings: Settings
+    origins: Mapping[str, Origin]
+    """Where a value comes from, by key; what is not in it is a default."""
+    file: Path | None
+
+
+def nearest(name: str, candidates: "Collection[str]") -> str:
+    """`; did you mean ...?`, or nothing where nothing is like it."""
+    match = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.6)
+    return f"; did you mean {match[0]}?" if match else ""
 
 
 def add_settings_flags(parser: argparse.ArgumentParser, command: str = "serve") -> None:
@@ -104,23 +134,48 @@ def load_settings(
     Raises:
         SettingsError: a key is unknown, a value is malformed or out of bounds, or the file cannot be read.
     """
+    return load_with_origins(arguments, environment, elsewhere=elsewhere).settings
+
+
+def load_with_origins(
+    arguments: argparse.Namespace, environment: Mapping[str, str], *, elsewhere: Collection[str] = ()
+) -> LoadedSettings:
+    """As `load_settings`, and where each value comes from. Raises as that does."""
     known = {setting.key: setting for setting in all_settings()}
     values: dict[str, object] = {}
+    origins: dict[str, Origin] = {}
     path = getattr(arguments, "config", None) or environment.get(_CONFIG_VARIABLE)
-    workers = _apply_file(Path(path), known, values) if path else ()
-    workers = _apply_environment(environment, known, values, elsewhere) or workers
-    for key, setting in known.items():
-        given = getattr(arguments, _destination(setting), None)
-        if given is not None:
-            values[key] = _checked(setting, given, setting.flag)
-    workers = tuple(getattr(arguments, "worker", None) or workers)
-    sections = {
-        section: schema(
-            **{name: values[f"{section}.{name}"] for name in _names(schema) if f"{section}.{name}" in values}
-        )
-        for section, schema in section_classes().items()
+    of_file: dict[str, object] = {}
+    workers = _apply_file(Path(path), known, of_file) if path else ()
+    of_environment: dict[str, object] = {}
+    workers = _apply_environment(environment, known, of_environment, elsewhere) or workers
+    flags = {
+        key: checked_value(setting, given, setting.flag)
+        for key, setting in known.items()
+        if (given := getattr(arguments, _destination(setting), None)) is not None
     }
-    return Settings(**sections, workers=workers)
+    layers: tuple[tuple[Origin, dict[str, object]], ...] = (
+        ("file", of_file),
+        ("environment", of_environment),
+        ("flag", flags),
+    )
+    for origin, layer in layers:
+        values.update(layer)
+        origins.update(dict.fromkeys(layer, origin))
+    workers = tuple(getattr(arguments, "worker", None) or workers)
+    return LoadedSettings(
+        replace(with_values(Settings(), values), workers=workers), origins, Path(path) if path else None
+    )
+
+
+def with_values(settings: Settings, values: Mapping[str, object]) -> Settings:
+    """Replace some values, by their keys; they are checked already."""
+    sections: dict[str, dict[str, object]] = {}
+    for key, value in values.items():
+        section, _, name = key.partition(".")
+        sections.setdefault(section, {})[name] = value
+    changed: dict[str, Any] = {name: replace(getattr(settings, name), **new) for name, new in sections.items()}
+    return replace(settings, **changed)
 
 
 def _describe(section: str, each: "Field[Any]", hint: object) -> Setting:
@@ -142,6 +197,7 @@ def _describe(section: str, each: "Field[Any]", hint: object) -> Setting:
         metavar=meta["metavar"],
         name_characters_max=meta["name_characters_max"],
         optional=optional,
+        live=meta["live"],
     )
 
 
@@ -153,10 +209,6 @@ def _kind_of(hint: object) -> tuple[type, bool]:
         return tuple, False
     assert isinstance(hint, type)
     return hint, False
-
-
-def _names(schema: type) -> list[str]:
-    return [each.name for each in fields(schema)]
 
 
 def _destination(setting: Setting) -> str:
@@ -195,14 +247,14 @@ def _apply_file(path: Path, known: Mapping[str, Setting], values: dict[str, obje
     sections = section_classes()
     for section, table in tables.items():
         if section not in sections:
-            raise SettingsError(f"{path}: unknown section [{section}]{_nearest(section, [*sections, 'workers'])}")
+            raise SettingsError(f"{path}: unknown section [{section}]{nearest(section, [*sections, 'workers'])}")
         if not isinstance(table, dict):
             raise SettingsError(f"{path}: {section} must be a table: [{section}]")
         for name, value in table.items():
             key = f"{section}.{name}"
             if key not in known:
-                raise SettingsError(f"{path}: unknown key {key}{_nearest(key, known)}")
-            values[key] = _checked(known[key], value, f"{path}: {key}")
+                raise SettingsError(f"{path}: unknown key {key}{nearest(key, known)}")
+            values[key] = checked_value(known[key], value, f"{path}: {key}")
     return workers
 
 
@@ -231,7 +283,7 @@ def _apply_environment(
         text = environment[variable]
         if variable in by_variable:
             setting = by_variable[variable]
-            values[setting.key] = _checked(setting, text, variable)
+            values[setting.key] = checked_value(setting, text, variable)
         elif variable == _WORKERS_VARIABLE:
             workers = tuple(text.split())
         elif variable == _PURE_VARIABLE:
@@ -239,17 +291,16 @@ def _apply_environment(
                 raise SettingsError(f"{variable}: {text!r} is not {_KINDS[bool]}")
         elif variable not in {_CONFIG_VARIABLE, *elsewhere} and not _SERVICE_LINK.fullmatch(f"{variable}={text}"):
             known_ones = [*by_variable, _WORKERS_VARIABLE, *elsewhere]
-            raise SettingsError(f"unknown variable {variable}{_nearest(variable, known_ones)}")
+            raise SettingsError(f"unknown variable {variable}{nearest(variable, known_ones)}")
     return workers
 
 
-def _nearest(name: str, candidates: "Mapping[str, object] | list[str]") -> str:
-    match = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.6)
-    return f"; did you mean {match[0]}?" if match else ""
+def checked_value(setting: Setting, value: object, where: str) -> object:
+    """Convert `value` to the kind of the setting and hold it against its bounds; `where` begins what is said of it.
 
-
-def _checked(setting: Setting, value: object, where: str) -> object:
-    """Convert `value` to the kind of the setting and hold it against its bounds."""
+    Raises:
+        SettingsError: it is none, or beyond a bound.
+    """
     try:
         converted = _converted(setting, value)
     except (TypeError, ValueError):
