@@ -21,7 +21,12 @@ class QueueingDispatcher(RequestDispatcher):
     def __init__(self, *, admission: Admission, **parts: Any) -> None:
         super().__init__(**parts)
         self._admission = admission
-        self._room = admission.room if admission.room.is_bounded else None
+        self.look_for_room()
+
+    def look_for_room(self) -> None:
+        """Choose among the ranks that have it by the bounds of now."""
+        room = self._admission.room
+        self._room = room if room.is_bounded else None
 
     def place(self, request: Request, body: InferenceBody, prompt: Prompt | None, excluded: Collection[str]) -> Route:
         """Choose among the ranks that have room, now."""
@@ -47,6 +52,7 @@ class QueueingDispatcher(RequestDispatcher):
     def _choose(
         self, request: Request, body: InferenceBody, prompt: Prompt | None, excluded: Collection[str]
     ) -> "Route | asyncio.Future[Route]":
+        self.advance(self._clock())
         constraints = self._placement.headers(request.asked) if request.asked else None
         return self._admission.admit(request, body, prompt, excluded, constraints)
 

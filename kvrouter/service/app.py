@@ -142,6 +142,7 @@ class Service:
         while True:
             await self.admission.due()
             try:
+                self.dispatcher.advance(self.clock())
                 self.admission.work()
             except Exception as error:  # noqa: BLE001 - supervised edge, as below
                 _report_bug("queue", error)
@@ -153,6 +154,7 @@ class Service:
             try:
                 now, connected = self.clock(), self.sources.connected()
                 self.selection.expire(now)
+                self.dispatcher.advance(now)
                 if self.sessions is not None:
                     self.sessions.expire(now)
                 self.registry.forget_dead(connected)

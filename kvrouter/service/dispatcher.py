@@ -34,6 +34,7 @@ from kvrouter.service.replies import JSON_HEADERS, json_reply
 from kvrouter.service.report_mode import without_report_mode
 from kvrouter.service.split_stages import SplitStages
 from kvrouter.service.traffic import TrafficCounters
+from kvrouter.service.whole_answers import WholeAnswers
 from kvrouter.service.workers import Worker, WorkerRegistry
 
 __all__ = ["LocalRoutes", "ModelRoutes", "RequestDispatcher"]
@@ -65,6 +66,8 @@ class Flight(msgspec.Struct, eq=False, frozen=True, gc=False):
     """None where conversations are not followed."""
     prefill: Prefill | None = None
     """The first stage of a split request, of which this is the second."""
+    is_whole: bool = False
+    """Whether the answer comes in one piece, so that nobody tells when its first token was computed."""
 
 
 class RequestDispatcher:
@@ -101,10 +104,20 @@ class RequestDispatcher:
         if splits is not None:
             self._stages = SplitStages(self, splits, router=router, registry=registry, clock=clock)
         self._local, self._admin, self._clock = local, admin, clock
+        self._whole_answers = WholeAnswers(router.book)
         self._bookings = count(1)
         self._wall_offset = time.time() - clock()
         self._room: RankRoom | None = None
         """What ranks must have for inference; set by `QueueingDispatcher`, which lets requests wait for it."""
+
+    def take_over(self, other: "RequestDispatcher") -> None:
+        """Go on where another one stops: what it has sent on ends here."""
+        self._bookings, self._whole_answers = other._bookings, other._whole_answers
+        self.change(rates=other._rates, uses_sessions=other._uses_sessions)
+
+    def change(self, *, rates: ClientRates | None, uses_sessions: bool) -> None:
+        """Hold clients to other rates, and look for sessions or not."""
+        self._rates, self._uses_sessions = rates, uses_sessions
 
     # -- the data plane's calls, in their order ------------------------------------------------------------------------
 
@@ -148,12 +161,15 @@ class RequestDispatcher:
         return Route(self._admin, "", is_inference=False)
 
     def first_token(self, route: Route) -> None:
-        """Prefill is over: its load is gone, and the time that it took is known."""
+        """Prefill is over: its load is gone, and the time that it took is known unless it was over long ago."""
         flight = route.token
         if isinstance(flight, Flight):
             now = self._clock()
-            # How long others took is nothing to learn from.
-            self._router.first_token(flight.booking, now=now, learns=flight.prefill is None)
+            if flight.is_whole:
+                self._router.book.prefill_complete(flight.booking, now=now)
+            else:
+                # How long others took is nothing to learn from.
+                self._router.first_token(flight.booking, now=now, learns=flight.prefill is None)
             if route.is_inference:
                 traffic, decision = self._traffic, flight.decision
                 traffic.ttft_seconds.observe(now - flight.received_at)
@@ -198,6 +214,10 @@ class RequestDispatcher:
             counters.usage_cached_tokens += cached
             counters.usage_error_tokens += abs(promised - cached)
 
+    def advance(self, now: float) -> bool:
+        """Take the prompts for computed that must be by now although nobody tells; whether there were any."""
+        return self._whole_answers.advance(now)
+
     # -- choosing ------------------------------------------------------------------------------------------------------
 
     async def _choose_later(
@@ -212,6 +232,7 @@ class RequestDispatcher:
     ) -> "Route | asyncio.Future[Route]":
         session = (_session(request) or body.session) if self._uses_sessions else None
         model, now = body.model, self._clock()
+        request.is_whole = not (body.stream or body.max_tokens == 1 or request.path == "/v1/embeddings")
         constraints = self._placement.headers(request.asked) if request.asked else None
         decision, route = self._decide(
             request,
@@ -258,6 +279,7 @@ class RequestDispatcher:
         batch: int = 1,
     ) -> tuple[Decision, Route]:
         """Decide, book the decision, and tell the way."""
+        self.advance(now)
         registry = self._registry
         if registry.unproxied:
             excluded = registry.unproxied.union(excluded)
@@ -285,7 +307,7 @@ class RequestDispatcher:
         conversation = None
         if session is not None and self._sessions is not None:
             conversation = self._followed(request, decision, session, model)
-        return decision, self._way(request, decision, booking, conversation, None)
+        return decision, self._way(request, decision, booking, conversation, None, is_whole=request.is_whole)
 
     def book(self, request: Request, decision: Decision, asked: Asked, prefill: Prefill | None) -> Route:
         """Book a decision, and tell the way; `prefill` is the first stage if this is the second."""
@@ -308,7 +330,7 @@ class RequestDispatcher:
         )
         self._decisions.record(request.id, decision, asked.model, now + self._wall_offset)
         conversation = self._followed(request, decision, asked.session, asked.model)
-        return self._way(request, decision, booking, conversation, None)
+        return self._way(request, decision, booking, conversation, None, is_whole=request.is_whole)
 
     def _way(
         self,
@@ -317,6 +339,8 @@ class RequestDispatcher:
         booking: int,
         conversation: Conversation | None,
         prefill: Prefill | None,
+        *,
+        is_whole: bool = False,
     ) -> Route:
         """The way of what is booked."""
         worker_id, rank = decision.target.source
@@ -324,7 +348,9 @@ class RequestDispatcher:
         worker.active += 1
         worker.counters.requests += 1
         assert worker.endpoint is not None
-        flight = Flight(worker, decision, booking, request.received_at, conversation, prefill)
+        flight = Flight(worker, decision, booking, request.received_at, conversation, prefill, is_whole)
+        if is_whole:
+            self._whole_answers.expect(booking, due=self._clock() + decision.cost)
         route = Route(worker.endpoint, worker_id, decision.overlap_tokens, worker.rank_headers[rank], flight)
         if worker.rank_members is not None:
             route.body = with_members(request.body, worker.rank_members[rank])

@@ -49,9 +49,10 @@ def check(decision: dict[str, Any], tolerance: float) -> None:
     assert decision["cost"] == pytest.approx(chosen["cost"], rel=tolerance)
 
 
-def ask(router: Router, prompt: list[int], tokens: int = 4) -> httpx.Response:
+def ask(router: Router, prompt: list[int], tokens: int = 4, *, stream: bool = False) -> httpx.Response:
     """One completion."""
-    return router.post("/v1/completions", {"prompt": prompt, "max_tokens": tokens, "ignore_eos": True})
+    body: dict[str, Any] = {"prompt": prompt, "max_tokens": tokens, "ignore_eos": True, "stream": stream}
+    return router.post("/v1/completions", {**body, "stream_options": {"include_usage": True}} if stream else body)
 
 
 def decided(router: Router, answer: httpx.Response) -> dict[str, Any]:
@@ -87,9 +88,9 @@ def test_the_cost_of_every_candidate_follows_from_its_numbers(processes: Process
 def test_a_decision_says_how_its_request_ended(processes: Processes) -> None:
     """How long it took from the decision on, what was cached, and what was answered."""
     router = processes.router("--worker", processes.engine().spec, workers=1)
-    cold = decided(router, ask(router, DOCUMENT, 7))
+    cold = decided(router, ask(router, DOCUMENT, 7, stream=True))
     eventually(lambda: router.get("/index")["blocks"] >= 256)
-    warm = decided(router, ask(router, [*DOCUMENT, 7], 7))
+    warm = decided(router, ask(router, [*DOCUMENT, 7], 7, stream=True))
 
     for decision, cached in ((cold, 0), (warm, 4096)):
         outcome = decision["outcome"]
@@ -99,6 +100,21 @@ def test_a_decision_says_how_its_request_ended(processes: Processes) -> None:
     listed = router.get("/decisions?limit=1")
     assert [each["id"] for each in listed] == [warm["id"]]
     assert listed[0]["outcome"] == warm["outcome"]
+
+
+def test_of_an_answer_in_one_piece_nobody_knows_when_it_began(processes: Processes) -> None:
+    """What comes after 150 tokens teaches nothing of how fast a prompt is computed; all that the engine says counts."""
+    router = processes.router("--worker", processes.engine().spec, workers=1)
+
+    whole = decided(router, ask(router, DOCUMENT, 150))
+
+    speeds = {each["token_seconds"] for each in whole["candidates"]}
+    again = decided(router, ask(router, [7, *DOCUMENT], 1))
+    assert whole["outcome"]["first_token_seconds"] is None
+    assert whole["outcome"]["total_seconds"] > 0
+    assert (whole["outcome"]["status"], whole["outcome"]["output_tokens"]) == ("ok", 150)
+    assert {each["token_seconds"] for each in again["candidates"]} == speeds
+    assert again["outcome"]["first_token_seconds"] > 0
 
 
 def test_the_example_of_the_page_is_right() -> None:

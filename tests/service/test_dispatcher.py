@@ -7,11 +7,16 @@ from typing import Any
 import pytest
 
 from kvrouter.errors import KvrouterError, NoWorkerError, RequestError, SettingsError, UnknownModelError
+from kvrouter.routing import Decision
+from kvrouter.routing.load import LoadBook
+from kvrouter.service.dispatcher import Flight
 from kvrouter.service.proxy import Outcome, Route, Usage
+from kvrouter.service.whole_answers import WholeAnswers
 from kvrouter.settings import AuthSettings, RoutingSettings
 from tests.service.inprocess import InProcess
 
-BODY = {"model": "m", "prompt": list(range(64)), "max_tokens": 4}
+BODY = {"model": "m", "prompt": list(range(64)), "max_tokens": 4, "stream": True}
+WHOLE = {**BODY, "prompt": list(range(8000)), "stream": False}
 
 
 @pytest.fixture
@@ -77,6 +82,106 @@ def test_the_first_token_ends_the_prefill(service: InProcess) -> None:
 
     assert sorted(_loads(service)) == [(0, 0), (1, 0)]
     assert service.service.traffic.ttft_seconds.total == pytest.approx(0.2)
+
+
+def _decision(route: Route) -> Decision:
+    """What was decided."""
+    assert isinstance(route.token, Flight)
+    return route.token.decision
+
+
+def _rates(service: InProcess) -> list[tuple[float, ...]]:
+    """What is believed of both ranks' speed after some seconds more."""
+    service.clock.now += 5.0
+    service.service.router.expire(service.clock.now)
+    loads = [service.service.router.book.load(rank) for rank in (0, 1)]
+    return [(load.first_seconds, load.token_seconds, load.pair_seconds) for load in loads]
+
+
+@pytest.mark.parametrize(
+    ("body", "path", "teaches"),
+    [
+        ({"stream": True}, "/v1/completions", True),
+        ({"max_tokens": 1}, "/v1/completions", True),
+        ({}, "/v1/completions", False),
+        ({"max_tokens": None}, "/v1/completions", False),
+    ],
+)
+def test_only_first_tokens_teach_how_fast_prompts_are_computed(
+    service: InProcess, body: dict[str, Any], path: str, teaches: bool
+) -> None:
+    """An answer in one piece begins after all of its tokens: that is no time of a prompt."""
+    before = _rates(service)
+    for number in range(20):
+        prompt = list(range(number * 8000, number * 8000 + 8000))
+        route = _route(service, {**WHOLE, "prompt": prompt, **body}, path)
+        service.clock.now += 40.0
+        service.service.dispatcher.first_token(route)
+        service.service.dispatcher.finished(route, "ok", Usage(8000, 4, 0))
+
+    assert (_rates(service) != before) is teaches
+    told = [service.service.router.book.load(rank).first_tokens for rank in (0, 1)]
+    assert sum(told) == (20 if teaches else 0)
+
+
+def test_embeddings_have_no_token_after_the_first(service: InProcess) -> None:
+    """Their answer is there when the prompt is computed."""
+    route = _route(service, {"model": "m", "input": list(range(800))}, "/v1/embeddings")
+    service.clock.now += 0.3
+    service.service.dispatcher.first_token(route)
+
+    assert sum(service.service.router.book.load(rank).first_tokens for rank in (0, 1)) == 1
+
+
+def test_a_prompt_of_which_nobody_tells_is_computed_when_its_time_is_over(service: InProcess) -> None:
+    """The rank goes on with others long before the answer, which comes in one piece, is complete."""
+    dispatcher = service.service.dispatcher
+    route = _route(service, WHOLE)
+    predicted = _decision(route).cost
+
+    service.clock.now += predicted / 2
+    dispatcher.advance(service.clock.now)
+    half = _loads(service)
+    service.clock.now += predicted
+    dispatcher.advance(service.clock.now)
+    over = _loads(service)
+    service.clock.now += 30
+    dispatcher.first_token(route)
+    dispatcher.finished(route, "ok", Usage(8000, 4, 0))
+
+    assert sorted(half) == [(0, 0), (1, 8000)]
+    assert sorted(over) == [(0, 0), (1, 0)]
+    assert _loads(service) == [(0, 0), (0, 0)]
+    assert _decision(route).first_token_seconds is None
+
+
+def test_a_long_answer_in_one_piece_makes_no_rank_look_stopped(service: InProcess) -> None:
+    """A conversation comes back to the rank that still writes for another one."""
+    dispatcher = service.service.dispatcher
+    service.store(service.service.registry.find("a"), list(range(8000)))
+    first = _route(service, WHOLE)
+    service.clock.now += 60
+
+    second = _route(service, {**WHOLE, "prompt": list(range(8040))})
+    dispatcher.finished(first, "ok", None)
+
+    assert (first.worker_id, second.worker_id) == ("a", "a")
+    assert _decision(second).cost < 0.1
+
+
+def test_those_that_ended_are_not_kept() -> None:
+    """What is waited for is bounded by what is under way."""
+    book = LoadBook()
+    whole = WholeAnswers(book)
+    for number in range(5000):
+        booking = book.take(number, book.load(0), 10, prompt_tokens=10, blocks=1, now=0.0)
+        whole.expect(number, due=1000.0)
+        assert booking.is_waiting
+        book.free(number, now=0.0)
+
+    assert len(whole) <= 1026
+    assert not whole.advance(2000.0)
+    assert len(whole) == 0
 
 
 def test_a_failed_worker_is_not_asked_again_for_the_same_request(service: InProcess) -> None:

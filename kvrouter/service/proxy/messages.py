@@ -144,6 +144,8 @@ class Request(msgspec.Struct, eq=False):
     """Those of the headers that ask something of this process about the worker; they are not passed on."""
     length: int = -1
     """Of the whole body; -1 where the client announced none."""
+    is_whole: bool = False
+    """Whether its answer will come in one piece, after the last token; the dispatcher's to say."""
 
     def header(self, name: bytes) -> bytes | None:
         """Return the first value of the header `name` (lower-case), or None."""
