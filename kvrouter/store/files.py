@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, ParamSpec, TypeVar
 
-from kvrouter.errors import StoreError
+from kvrouter.errors import SettingsError, StoreError
 
-__all__ = ["HalfWritten", "in_thread", "make_folder", "sync_folder"]
+__all__ = ["HalfWritten", "in_thread", "make_folder", "store_folder", "sync_folder"]
 
 _PREFIX = ".half-"  # No object and no key begins with a dot.
 _ABANDONED_SECONDS = 3600.0
@@ -44,6 +44,19 @@ class HalfWritten:
         with contextlib.suppress(OSError):
             self.file.close()  # A full disk refuses once more what it refused before.
         self._half.unlink(missing_ok=True)
+
+
+def store_folder(folder: str | Path) -> Path:
+    """Return the directory that a store is to be kept in; it need not be there yet.
+
+    Raises:
+        SettingsError: something else stands there, or above it.
+    """
+    path = Path(folder).expanduser()
+    there = next((each for each in (path, *path.parents) if os.path.lexists(each)), path)
+    if os.path.lexists(there) and not there.is_dir():
+        raise SettingsError(f"a store cannot be kept in {path}: {there} is not a directory")
+    return path
 
 
 def make_folder(folder: Path) -> None:

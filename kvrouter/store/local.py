@@ -20,7 +20,7 @@ from typing import IO, Self, cast
 import msgpack
 
 from kvrouter.errors import StoreError
-from kvrouter.store.files import HalfWritten, in_thread, make_folder, sync_folder
+from kvrouter.store.files import HalfWritten, in_thread, make_folder, store_folder, sync_folder
 from kvrouter.store.names import check_bucket, check_name, is_bucket
 from kvrouter.store.objects import ObjectInfo, Reading
 from kvrouter.store.pieces import Measure, damaged, missing, pieces
@@ -38,7 +38,7 @@ class LocalObjectStore:
     """An `ObjectStore` in `folder`, with one directory per bucket."""
 
     def __init__(self, folder: str | Path, *, object_bytes_max: int = _OBJECT_BYTES_MAX) -> None:
-        self._folder = Path(folder).expanduser()
+        self._folder = store_folder(folder)
         self._object_bytes_max = object_bytes_max
 
     async def put(

@@ -18,7 +18,7 @@ from typing import Self, cast
 import msgpack
 
 from kvrouter.errors import StoreError
-from kvrouter.store.files import HalfWritten, in_thread, make_folder, sync_folder
+from kvrouter.store.files import HalfWritten, in_thread, make_folder, store_folder, sync_folder
 from kvrouter.store.key_values import Change, Conflict, Entry, Exists, Synced, check_value
 from kvrouter.store.names import check_bucket, check_name
 from kvrouter.store.watching import Followed, watched
@@ -154,7 +154,7 @@ class LocalKeyValueStore:
     """A `KeyValueStore` in `folder`; its buckets are beside those of objects, and may not share their names."""
 
     def __init__(self, folder: str | Path) -> None:
-        self._folder = Path(folder).expanduser()
+        self._folder = store_folder(folder)
 
     def bucket(self, name: str) -> LocalKeyValueBucket:
         """Return a bucket; see `KeyValueStore`."""

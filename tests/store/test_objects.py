@@ -298,6 +298,17 @@ def test_a_server_that_does_not_answer_is_told_without_its_password(
     run(scenario())
 
 
+@pytest.mark.parametrize("where", ["file", "file/below", "dangling"])
+def test_what_is_no_directory_is_no_store(where: str, tmp_path: Path) -> None:
+    """Told when it is opened, for objects and small values: a server would begin, and refuse everything later."""
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "dangling").symlink_to(tmp_path / "absent")
+    for open_store in (open_object_store, open_key_value_store):
+        with pytest.raises(SettingsError, match="is not a directory"):
+            open_store(str(tmp_path / where))
+        open_store(str(tmp_path / "absent" / "below"))
+
+
 @pytest.mark.parametrize(
     "url",
     ["", "s3://bucket", "nats://host", "nats://host/a/b", "redis://host/prefix", "redis://host/0", "redis://u:secret@host/x/y",
