@@ -12,7 +12,7 @@ from typing import Self
 from kvrouter.errors import StoreError
 from kvrouter.store.names import check_bucket, check_name, is_bucket
 from kvrouter.store.nats_connection import NatsConnection
-from kvrouter.store.nats_stream import CHUNK_BYTES, ObjectStream, Record, stream_names
+from kvrouter.store.nats_stream import CHUNK_BYTES, ObjectStream, Record, bucket_names
 from kvrouter.store.objects import ObjectInfo, Reading
 from kvrouter.store.pieces import Measure, damaged, missing, pieces
 
@@ -89,9 +89,8 @@ class NatsObjectStore:
 
     async def buckets(self) -> list[str]:
         """Return the names of all buckets; see `ObjectStore`."""
-        begins = f"OBJ_{self._prefix}-"
         async with self._connection.jetstream() as jetstream:
-            names = [name.removeprefix(begins) async for name in stream_names(jetstream) if name.startswith(begins)]
+            names = [name async for name in bucket_names(jetstream, self._prefix)]
         return sorted(filter(is_bucket, names))
 
     async def list(self, bucket: str) -> list[str]:
@@ -123,7 +122,7 @@ class NatsObjectStore:
     async def _stream(self, bucket: str) -> AsyncIterator[ObjectStream]:
         check_bucket(bucket)
         async with self._connection.jetstream() as jetstream:
-            yield ObjectStream(jetstream, bucket, f"{self._prefix}-{bucket}")
+            yield ObjectStream(jetstream, bucket, self._prefix)
 
     async def _upload(self, stream: ObjectStream, version: str, data: bytes | AsyncIterable[bytes]) -> Measure:
         measure = Measure(bytes_max=self._object_bytes_max)

@@ -3,9 +3,12 @@
 Messages of `$O.BUCKET.C.VERSION` are the chunks of one version of an object; the one message of `$O.BUCKET.M.NAME`
 is its record, in JSON. A record is replaced by comparing its sequence number, so that of two writers each learns
 exactly which version it replaced.
+
+A bucket's description tells whose it is: by its name alone the bucket `c` of the prefix `a-b` is `b-c` of `a` as well.
 """
 
 import base64
+import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -16,12 +19,13 @@ from kvrouter.errors import StoreError
 from kvrouter.store.nats_connection import JetStreamContext, api, errors
 from kvrouter.store.objects import ObjectInfo
 
-__all__ = ["CHUNK_BYTES", "ObjectStream", "Record", "stream_names"]
+__all__ = ["CHUNK_BYTES", "ObjectStream", "Record", "bucket_names"]
 
 CHUNK_BYTES = 128 << 10
 _COMMITS_MAX = 32
 _RECORD_BYTES_MAX = 64 << 10
 _DIGEST = "SHA-256="
+_OWNER = "objects of kvrouter, prefix "
 _WRONG_LAST_SEQUENCE = (10071, 10164)
 _ABANDONED_SECONDS = 3600.0
 """A version that no record names and that did not grow for so long has lost its writer."""
@@ -36,25 +40,27 @@ class Record(NamedTuple):
 
 
 class ObjectStream:
-    """The stream behind `bucket`, which NATS knows as `name`."""
+    """The stream behind `bucket` of the store `prefix`."""
 
-    def __init__(self, jetstream: JetStreamContext, bucket: str, name: str) -> None:
-        self._jetstream, self._bucket, self._name = jetstream, bucket, name
-        self._stream = f"OBJ_{name}"
+    def __init__(self, jetstream: JetStreamContext, bucket: str, prefix: str) -> None:
+        self._jetstream, self._bucket, self._prefix = jetstream, bucket, prefix
+        self._name = f"{prefix}-{bucket}"
+        self._stream = f"OBJ_{self._name}"
 
     async def ensure(self) -> None:
-        """Make the bucket if it is not there."""
-        try:
-            await self._jetstream.stream_info(self._stream)
-        except errors.NotFoundError:
-            await self._jetstream.create_object_store(bucket=self._name)
+        """Make the bucket if it is not there.
+
+        Raises:
+            StoreError: `bad_name`: another store has it under this name.
+        """
+        if not await self._is_there():
+            await self._jetstream.create_object_store(bucket=self._name, description=_OWNER + self._prefix)
 
     async def remove(self) -> None:
-        """Remove the bucket with all that is in it."""
-        try:
-            await self._jetstream.delete_stream(self._stream)
-        except errors.NotFoundError:
-            return
+        """Remove the bucket with all that is in it; raises as `ensure`."""
+        if await self._is_there():
+            with contextlib.suppress(errors.NotFoundError):
+                await self._jetstream.delete_stream(self._stream)
 
     async def names(self) -> list[str]:
         """Return the names of all objects, sorted."""
@@ -133,6 +139,15 @@ class ObjectStream:
             if newest is not None and newest.time is not None and newest.time.timestamp() < oldest:
                 await self.drop(version)
 
+    async def _is_there(self) -> bool:
+        try:
+            information = await self._jetstream.stream_info(self._stream)
+        except errors.NotFoundError:
+            return False
+        if not _is_of(self._prefix, information.config):
+            raise StoreError(f"bucket {self._bucket} would be one of another store on NATS", reason="bad_name")
+        return True
+
     async def _last(self, subject: str) -> api.RawStreamMsg | None:
         try:
             return await self._jetstream.get_last_msg(self._stream, subject)
@@ -172,13 +187,21 @@ class ObjectStream:
             raise StoreError(text, reason="corrupt") from error
 
 
-async def stream_names(jetstream: JetStreamContext) -> AsyncIterator[str]:
-    """The names of all streams of an account, page by page."""
-    seen = 0
+async def bucket_names(jetstream: JetStreamContext, prefix: str) -> AsyncIterator[str]:
+    """The names of all buckets of a store, page by page of all streams of an account."""
+    begins, seen = f"OBJ_{prefix}-", 0
     while page := await jetstream.streams_info(offset=seen):
         for information in page:
-            yield information.config.name or ""
+            name = information.config.name or ""
+            if name.startswith(begins) and _is_of(prefix, information.config):
+                yield name.removeprefix(begins)
         seen += len(page)
+
+
+def _is_of(prefix: str, config: api.StreamConfig) -> bool:
+    """Whether a stream whose name fits is this store's; one that does not say whose it is is taken for that."""
+    description = config.description or ""
+    return not description.startswith(_OWNER) or description == _OWNER + prefix
 
 
 def _encoded(info: ObjectInfo, bucket: str, version: str) -> bytes:

@@ -72,8 +72,11 @@ class RedisObjectStore:
             info = (await self._upload(chunks + version, data)).info(bucket, name, meta)
             record = version.encode() + _packed(info)
             keys = (index, chunks + version, chunks)
+            # Before the object is there, or a writer that dies now would hide its bucket.
+            await self._redis.command("SADD", self._buckets, bucket)
             if not await self._redis.command("EVAL", _COMMIT, 3, *keys, name, record, _REPLACED_SECONDS):
                 raise StoreError("what was sent had expired before its end", reason="unavailable")
+            # And again, for whoever has deleted the bucket in between.
             await self._redis.command("SADD", self._buckets, bucket)
         return info
 

@@ -9,9 +9,11 @@ import pytest
 
 from kvrouter.errors import StoreError
 from kvrouter.store import open_object_store
+from kvrouter.store.redis_connection import connect
 from kvrouter.store.transfers import clean_bucket, download, upload
 from kvrouter.store.typed_objects import Schema, get_typed, put_typed
-from tests.store.backends import Backend, MemoryBackend
+from tests.servers import NatsServer, RedisServer
+from tests.store.backends import Backend, MemoryBackend, NatsBackend, RedisBackend
 from tests.store.conftest import Run
 from tests.store.test_objects import MIB, content
 
@@ -158,6 +160,42 @@ def test_buckets_are_made_listed_and_deleted(backend: Backend, run: Run) -> None
             await other.delete_bucket("full")
             assert await store.buckets() == ["empty"]
             assert await store.list("empty") == []
+
+    run(scenario())
+
+
+def test_a_bucket_is_listed_before_its_first_object_is_there(redis: RedisServer, run: Run) -> None:
+    """A-343: a writer that ends between the two on Redis leaves an empty bucket, not a hidden one."""
+    backend = RedisBackend(redis)
+    writer = backend.url.replace("//", "//writer:secret@")
+
+    async def scenario() -> None:
+        admin = connect(redis.url)
+        await admin.command("ACL", "SETUSER", "writer", "on", ">secret", "~*", "+@all", "-eval")
+        await admin.close()
+        async with backend.objects() as store, open_object_store(writer) as writing:
+            with pytest.raises(StoreError, match="NoPermission"):
+                await writing.put("bucket", "name", b"data")
+            assert await store.buckets() == ["bucket"]
+            assert await store.list("bucket") == []
+
+    run(scenario())
+
+
+def test_stores_on_nats_whose_prefixes_begin_alike_are_apart(nats: NatsServer, run: Run) -> None:
+    """A-343: neither sees or changes a bucket of the other, though `c` of `a-b` has the name of `b-c` of `a`."""
+    url = NatsBackend(nats).url
+
+    async def scenario() -> None:
+        async with open_object_store(url) as one, open_object_store(f"{url}-b") as other:
+            await one.put("mine", "name", b"one")
+            await other.put("c", "name", b"other")
+            assert (await one.buckets(), await other.buckets()) == (["mine"], ["c"])
+            for change in (one.put("b-c", "name", b"mixed"), one.create_bucket("b-c"), one.delete_bucket("b-c")):
+                with pytest.raises(StoreError, match="another store") as refused:
+                    await change
+                assert refused.value.reason == "bad_name"
+            assert await other.get("c", "name") == b"other"
 
     run(scenario())
 
