@@ -9,6 +9,18 @@ from kvrouter.settings_sources import add_settings_flags, load_settings
 
 __all__ = ["add_parser", "run"]
 
+_EPILOG = """\
+examples:
+  kvrouter serve --worker http://10.0.0.11:8000,events=tcp://10.0.0.11:5557,replay=tcp://10.0.0.11:5657 \\
+                 --worker http://10.0.0.12:8000,events=tcp://10.0.0.12:5557,replay=tcp://10.0.0.12:5657
+  kvrouter serve --worker http://10.0.0.11:8000 --policy least-loaded           engines that tell no events
+  kvrouter serve --discovery redis://10.0.0.5:6379/0/kv                         workers that `kvrouter worker` serves
+  kvrouter serve --config kvrouter.toml --host 0.0.0.0 --api-key KEY            for other machines, most of it in a file
+
+Every flag is also a KVROUTER_SECTION__NAME variable and a key of the TOML file of --config.
+Exit codes: 0 stopped as it was told, 1 it failed, 2 wrong call.
+"""
+
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `serve` with a flag for every setting."""
@@ -16,7 +28,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "serve",
         help="run the router",
         description="Run the router in front of OpenAI-compatible workers.",
-        epilog="Every flag is also a KVROUTER_SECTION__NAME variable and a key of the TOML file of --config.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_settings_flags(parser)
     parser.set_defaults(run=run)

@@ -3,8 +3,10 @@
 import argparse
 import asyncio
 import logging
+import math
 import os
 import signal
+from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING
 
@@ -48,13 +50,18 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         action="store_true",
         help="answer over TCP connections to the router (tcp, http, nats; default: as KVROUTER_RESPONSE_PLANE says)",
     )
-    parser.add_argument("--requests-max", type=int, default=4096, help="requests at a time (default: 4096)")
     parser.add_argument(
-        "--metrics-port", type=int, help="serve /metrics on this port (0: a free one; default: nowhere)"
-    )
+        "--requests-max", type=_between(1, 1_000_000), default=4096, metavar="N",
+        help="requests at a time (default: 4096)",
+    )  # fmt: skip
     parser.add_argument(
-        "--drain-seconds", type=float, default=30.0, help="on SIGTERM, time for running requests (default: 30)"
-    )
+        "--metrics-port", type=_between(0, 65_535), metavar="PORT",
+        help="serve /metrics on this port (0: a free one; default: nowhere)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--drain-seconds", type=_seconds, default=30.0, metavar="S",
+        help="on SIGTERM, time for running requests (default: 30)",
+    )  # fmt: skip
     parser.set_defaults(run=run)
 
 
@@ -69,6 +76,24 @@ def run(arguments: argparse.Namespace) -> int:
     configure_logging(level="info", style="json", levels=levels)
     asyncio.run(_serve(options))
     return 0
+
+
+def _between(least: int, most: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        value = int(text)
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"must be between {least} and {most}, got {value}")
+        return value
+
+    parse.__name__ = "number"
+    return parse
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"must not be negative, nor without end; got {text}")
+    return value
 
 
 async def _serve(options: "WorkerOptions") -> None:

@@ -10,7 +10,8 @@ from typing import Final
 from prometheus_client import CollectorRegistry, start_http_server
 
 from kvrouter.discovery.metrics import DiscoveryMetrics
-from kvrouter.errors import SettingsError
+from kvrouter.discovery.records import instance_key
+from kvrouter.errors import SettingsError, WireError
 from kvrouter.reporting import Reporting
 from kvrouter.service.worker_spec import parse_worker_spec
 from kvrouter.store import open_key_value_store
@@ -83,6 +84,7 @@ def worker_options(arguments: argparse.Namespace, environment: Mapping[str, str]
     """
     spec = parse_worker_spec(arguments.engine)
     assert spec.url is not None
+    _refuse_names(arguments.namespace, arguments.component, arguments.endpoint)
     planes, http, found = plane_settings(environment), http_plane_settings(environment), Variables(environment)
     transports = tuple(dict.fromkeys(arguments.transport or (planes.request_plane,)))
     answers_home = _answers_home(transports, planes, found, flag=arguments.answers_home)
@@ -120,6 +122,14 @@ def worker_options(arguments: argparse.Namespace, environment: Mapping[str, str]
         ),
         event_plane=planes.event_plane,
     )
+
+
+def _refuse_names(namespace: str, component: str, endpoint: str) -> None:
+    """Raise SettingsError for names that no record may have: before anything is bound."""
+    try:
+        instance_key(namespace, component, endpoint, 0)
+    except WireError as error:
+        raise SettingsError(f"--{error}") from None
 
 
 def _answers_home(transports: tuple[str, ...], planes: PlaneSettings, found: Variables, *, flag: bool) -> bool:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+WORKER = ["worker", "http://127.0.0.1:9", "--discovery", "memory:"]
+
 
 def kvrouter(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     """Run the real command in a process of its own."""
@@ -76,6 +78,10 @@ def test_every_command_explains_itself(command: list[str]) -> None:
         (["serve", "--port", "0", "--snapshots", "http://127.0.0.1:9"], {}, "objects only"),
         (["objects", "memory:", "--tls-certificate", "a.pem", "--tls-key", "absent.pem"], {}, "absent.pem"),
         (["objects", "memory:", "--tls-key", "absent.pem"], {}, "belong together"),
+        ([*WORKER, "--namespace", "A_B!"], {}, "--namespace 'A_B!' must be"),
+        ([*WORKER, "--component", "a/b"], {}, "--component 'a/b' must be"),
+        ([*WORKER, "--metrics-port", "99999"], {}, "--metrics-port: must be between 0 and 65535"),
+        ([*WORKER, "--drain-seconds", "-1"], {}, "--drain-seconds"),
         (["sreve"], {}, "'sreve'"),
     ],
 )
@@ -87,6 +93,15 @@ def test_a_wrong_call_ends_with_one_line(arguments: list[str], environment: dict
     (line,) = answer.stderr.strip().splitlines()
     assert line.startswith("kvrouter: ")
     assert named in line
+
+
+def test_a_wrong_flag_of_the_simulated_engine_is_one_line_too() -> None:
+    """Not its whole usage: the line names the flag and says where the usage is."""
+    answer = python("-m", "kvrouter.replay.engine", "--frob")
+
+    assert answer.returncode == 2
+    (line,) = answer.stderr.strip().splitlines()
+    assert line == "engine: unrecognized arguments: --frob; see python -m kvrouter.replay.engine --help"
 
 
 @pytest.mark.parametrize(

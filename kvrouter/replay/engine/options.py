@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 from kvrouter.replay.engine.timing import Timing
 
@@ -80,8 +81,15 @@ def parse_options(arguments: Sequence[str] | None = None) -> EngineOptions:
     return EngineOptions(timing=timing, adapters=tuple(given.pop("adapters")), **given)
 
 
+class _OneLineParser(argparse.ArgumentParser):
+    """Says in one line what is wrong, as every command of `kvrouter` does, instead of a usage of twenty."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"engine: {message}; see {self.prog} --help\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _OneLineParser(
         prog="python -m kvrouter.replay.engine",
         description=_DESCRIPTION,
         epilog=_EPILOG,
