@@ -61,7 +61,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _add_traffic(group: Any) -> None:
     group.add_argument(
-        "traces", nargs="*", metavar="TRACE", help="files of JSON lines: Mooncake's, sessions, or OpenAI requests"
+        "traces",
+        nargs="*",
+        metavar="TRACE",
+        help="files of JSON lines, packed by gzip or not: Mooncake's, sessions, or OpenAI requests; -: standard input",
     )
     group.add_argument(
         "--synthetic",

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import gzip
 import math
+import sys
+import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final, cast
 
 import msgspec
 
 from kvrouter.blocks import PROMPT_TOKENS_MAX
 from kvrouter.errors import KvrouterError, SettingsError
 
-__all__ = ["Line", "TraceError", "read_lines"]
+__all__ = ["STANDARD_INPUT", "Line", "TraceError", "kind", "read_lines"]
+
+STANDARD_INPUT: Final = Path("-")
 
 LINE_BYTES_MAX: Final = 64 << 20
 IDS_MAX: Final = 1 << 22
-_ID_MAX: Final = (1 << 32) - 1
+_ID_MIN: Final = -(1 << 63)
+_ID_MAX: Final = (1 << 64) - 1
+_NUMBER_MAX: Final = 1e15  # Larger times have no fractions any more that could tell requests apart.
 _SHOWN: Final = 60
+_GZIP: Final = b"\x1f\x8b"
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+_KINDS: Final = ((bool, "true or false"), (int | float, "a number"), (str, "a text"), (list, "a list"))
 
 
 class TraceError(KvrouterError):
@@ -48,6 +59,8 @@ class Line:
             raise self.error(prefix + name, f"is {shown(value)}; a number is needed")
         if not math.isfinite(value) or value < 0:
             raise self.error(prefix + name, f"is {value:g}; it must be at least 0 and finite")
+        if value > _NUMBER_MAX:
+            raise self.error(prefix + name, f"is {value:g}; it must be at most {_NUMBER_MAX:g}")
         return float(value)
 
     def tokens(
@@ -62,15 +75,15 @@ class Line:
         return value
 
     def ids(self, fields: Mapping[str, Any], name: str) -> list[int]:
-        """Return ids of blocks."""
+        """Return ids of blocks, which are whole numbers of up to 64 bits, with a sign or without."""
         value = fields.get(name)
         if not isinstance(value, list):
             raise self.error(name, f"is {shown(value)}; a list of block ids is needed")
         if len(value) > IDS_MAX:
             raise self.error(name, f"has {len(value)} ids; at most {IDS_MAX} are read")
         for position, each in enumerate(value):
-            if isinstance(each, bool) or not isinstance(each, int) or not 0 <= each <= _ID_MAX:
-                raise self.error(f"{name}[{position}]", f"is {shown(each)}; a block id is 0..{_ID_MAX}")
+            if isinstance(each, bool) or not isinstance(each, int) or not _ID_MIN <= each <= _ID_MAX:
+                raise self.error(f"{name}[{position}]", f"is {shown(each)}; a block id is a whole number of 64 bits")
         return value
 
     def text(self, fields: Mapping[str, Any], name: str) -> str | None:
@@ -84,22 +97,30 @@ class Line:
 
 
 def read_lines(path: Path) -> Iterator[Line]:
-    """Yield the objects of a file of JSON lines; empty lines are left out.
+    """Yield the objects of a file of JSON lines, packed by gzip or not; `-` is standard input. Empty lines are left out.
 
     Raises:
         SettingsError: the file cannot be read.
         TraceError: a line is too long, or not a JSON object.
     """
-    name = str(path)
+    name, number = str(path), 0
     try:
-        with path.open("rb") as file:
+        with _opened(path) as file:
             for number, text in enumerate(iter(lambda: file.readline(LINE_BYTES_MAX + 1), b""), 1):
                 if len(text) > LINE_BYTES_MAX:
                     raise TraceError(name, number, "", f"is longer than {LINE_BYTES_MAX} bytes")
-                if text.strip():
-                    yield Line(name, number, _object(text, name, number))
+                line = text.removeprefix(_BYTE_ORDER_MARK) if number == 1 else text
+                if line.strip():
+                    yield Line(name, number, _object(line, name, number))
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        raise TraceError(name, number + 1, "", "cannot be unpacked: the gzip file is damaged or ends early") from None
     except OSError as error:
         raise SettingsError(f"cannot read {name}: {error.strerror or error}") from None
+
+
+def kind(value: object) -> str:
+    """Return what a value is, for messages about places where prompts may stand: those are never shown."""
+    return next((words for types, words in _KINDS if isinstance(value, types)), "not there")
 
 
 def shown(value: object) -> str:
@@ -114,5 +135,20 @@ def _object(text: bytes, name: str, number: int) -> dict[str, Any]:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise TraceError(name, number, "", f"is not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise TraceError(name, number, "", f"is {shown(value)}; a JSON object is needed")
+        raise TraceError(name, number, "", f"is {kind(value)}; a JSON object is needed")
     return value
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    if path == STANDARD_INPUT:
+        yield _unpacked(sys.stdin.buffer)
+        return
+    with path.open("rb") as file:
+        yield _unpacked(file)
+
+
+def _unpacked(file: Any) -> IO[bytes]:
+    """Return the file, or what is packed in it: two bytes at its beginning tell."""
+    found: Any = gzip.GzipFile(fileobj=file) if file.peek(2)[:2] == _GZIP else file
+    return cast("IO[bytes]", found)

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Final, Literal, TypeAlias
 
 from kvrouter.errors import SettingsError
-from kvrouter.replay.lines import Line, read_lines
+from kvrouter.replay.lines import STANDARD_INPUT, Line, read_lines
 from kvrouter.replay.mooncake import read_mooncake
 from kvrouter.replay.sessions import read_sessions
 from kvrouter.replay.trace import BLOCK_TOKENS, Trace
@@ -50,7 +50,7 @@ class LoadOptions:
 
 
 def load_trace(path: Path, options: LoadOptions = LoadOptions(), *, warn: Callable[[str], None] | None = None) -> Trace:
-    """Read one file. `warn` hears what a person should know although it is no error.
+    """Read one file; `-` is standard input. `warn` hears what a person should know although it is no error.
 
     Raises:
         SettingsError: the file cannot be read, is empty, or of no known form.
@@ -76,7 +76,11 @@ def load_trace(path: Path, options: LoadOptions = LoadOptions(), *, warn: Callab
             if reader.fallbacks and warn is not None:
                 reasons = ", ".join(f"{reason} {count}" for reason, count in reader.fallbacks.items())
                 warn(f"{path}: prompts that the tokenizer cannot serve count four bytes as a token ({reasons})")
-    return replace(trace, name=path.name.removesuffix(".jsonl"))
+    if options.rate is not None and warn is not None and (form != "openai" or "timestamp" in first.fields):
+        warn(f"{path}: its own arrivals are played, not those of --rate; --rate-scale makes them denser")
+    if path == STANDARD_INPUT:
+        return replace(trace, name="standard input")
+    return replace(trace, name=path.name.removesuffix(".gz").removesuffix(".jsonl"))
 
 
 def _format(line: Line) -> Format:

@@ -23,7 +23,7 @@ import msgspec
 
 from kvrouter.blocks import Prompt
 from kvrouter.errors import RequestError
-from kvrouter.replay.lines import Line, shown
+from kvrouter.replay.lines import Line, kind, shown
 from kvrouter.replay.trace import Trace, Turn, resolution
 from kvrouter.service.prompts import PrefixCache, PromptResolver, RequestReader, TextLimits
 
@@ -120,7 +120,7 @@ def _body(line: Line) -> dict[str, Any]:
         found = line.fields.get(name)
         if found is not None:
             if not isinstance(found, dict):
-                raise line.error(name, f"is {shown(found)}; a request body is needed")
+                raise line.error(name, f"is {kind(found)}; a request body is needed")
             return found
     return line.fields
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -174,15 +175,19 @@ class TestRequestLogs:
     ("lines", "said"),
     [
         (["nonsense"], "trace.jsonl:1: is not JSON"),
-        (["[1]"], "trace.jsonl:1: is [1]; a JSON object is needed"),
+        (["[1]"], "trace.jsonl:1: is a list; a JSON object is needed"),
         (['{"a": 1}'], "is of no known form: it has 'a'; hash_ids, turns"),
         ([MOONCAKE, MOONCAKE | {"timestamp": None}], "trace.jsonl:2: timestamp is missing; a number is needed"),
         ([MOONCAKE | {"timestamp": -1}], "timestamp is -1; it must be at least 0 and finite"),
+        ([MOONCAKE | {"timestamp": 1e300}], "timestamp is 1e+300; it must be at most 1e+15"),
         ([MOONCAKE | {"input_length": "5"}], "input_length is '5'; a whole number is needed"),
         ([MOONCAKE | {"input_length": 0}], "input_length is 0; it must be 1.."),
         ([MOONCAKE | {"input_length": True}], "input_length is True; a whole number is needed"),
         ([MOONCAKE | {"hash_ids": 5}], "hash_ids is 5; a list of block ids is needed"),
-        ([MOONCAKE | {"hash_ids": [1, -2, 3]}], "hash_ids[1] is -2; a block id is 0..4294967295"),
+        (
+            [MOONCAKE | {"hash_ids": [1, 2**64, 3]}],
+            "hash_ids[1] is 18446744073709551616; a block id is a whole number of",
+        ),
         ([MOONCAKE | {"hash_ids": [1]}], "hash_ids has 1 ids; 1100 tokens fill 2 blocks of 512"),
         (["", MOONCAKE, "", "{"], "trace.jsonl:4: is not JSON"),
         ([SESSION | {"turns": []}], "turns is []; a list of at least one turn is needed"),
@@ -193,7 +198,7 @@ class TestRequestLogs:
         ([SESSION | {"turns": [SESSION["turns"][0] | {"runs": [[0, 0]]}]}], "turns[0].runs[0] is [0, 0]; ids are 0.."),
         ([SESSION | {"turns": [SESSION["turns"][0] | {"runs": [[0, 9999999]]}]}], "runs name more than 4194304 blocks"),
         ([SESSION | {"turns": [SESSION["turns"][0] | {"runs": []}]}], "turns[0].runs name 0 blocks; 40 tokens fill 2"),
-        ([{"timestamp": 0, "body": 5}], "body is 5; a request body is needed"),
+        ([{"timestamp": 0, "body": 5}], "body is a number; a request body is needed"),
         ([{"timestamp": 0, "prompt": ""}], "body has no prompt; `messages` or `prompt` is needed"),
         ([{"timestamp": "soon", "prompt": [1]}], "timestamp is 'soon'; seconds or an ISO 8601 date is needed"),
         ([LOGGED, {"prompt": [1]}], "trace.jsonl:2: timestamp is missing, unlike in line 1"),
@@ -208,6 +213,61 @@ def test_what_is_wrong_is_said_in_one_sentence(tmp_path: Path, lines: list[objec
 
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_packed_files_and_marks_of_byte_order_are_read(tmp_path: Path) -> None:
+    """What gzip packed, and what begins as some editors begin their files."""
+    plain = json.dumps(MOONCAKE).encode()
+    for name, data in [
+        ("day.jsonl.gz", gzip.compress(plain + b"\n" + plain)),
+        ("day.jsonl", b"\xef\xbb\xbf" + plain + b"\r\n\r\n" + plain),
+    ]:
+        (tmp_path / name).write_bytes(data)
+        trace = load_trace(tmp_path / name)
+
+        assert (trace.name, len(trace.turns)) == ("day", 2)
+
+
+@pytest.mark.parametrize("cut", [2, 12, -5])
+def test_a_packed_file_that_ends_early_is_said(tmp_path: Path, cut: int) -> None:
+    """At its end, with the line that was to come."""
+    (tmp_path / "day.jsonl.gz").write_bytes(gzip.compress(json.dumps(MOONCAKE).encode() + b"\n")[:cut])
+
+    with pytest.raises(TraceError, match="the gzip file is damaged or ends early"):
+        load_trace(tmp_path / "day.jsonl.gz")
+
+
+def test_ids_may_be_hashes(tmp_path: Path) -> None:
+    """Of 64 bits, with a sign or without; equal ones are equal blocks, and small ids are what they were."""
+    wide, signed = 2**64 - 1, -(2**63)
+    lines = [MOONCAKE | {"hash_ids": ids} for ids in ([wide, signed], [wide, 8], [signed, 8], [7, 8], [2**31, 8])]
+
+    keys = [turn.keys.tolist() for turn in read(tmp_path, *lines).turns]
+
+    assert keys[0][0] == keys[1][0]
+    assert len({tuple(each) for each in keys}) == 5
+    assert len({each[0] for each in keys}) == 4
+    assert keys[3] == keys_of_ids([7, 8]).tolist()
+
+
+def test_no_prompt_stands_in_what_is_said_of_a_line(tmp_path: Path) -> None:
+    """Only what kind of thing is there instead of an object."""
+    for lines in (['["a secret"]'], [LOGGED, LOGGED | {"body": "a secret"}], ['"a secret"']):
+        with pytest.raises(TraceError) as caught:
+            read(tmp_path, *lines)
+
+        assert "secret" not in str(caught.value)
+
+
+def test_a_rate_that_is_not_used_is_said(tmp_path: Path) -> None:
+    """Arrivals of a file are its own."""
+    told: list[str] = []
+    unstamped = {name: value for name, value in LOGGED.items() if name != "timestamp"}
+    for line in (LOGGED, MOONCAKE, unstamped):
+        load_trace(written(tmp_path, line), LoadOptions(rate=2.0), warn=told.append)
+
+    assert len(told) == 2
+    assert "--rate-scale" in told[0]
 
 
 def test_files_that_cannot_be_read_are_wrong_calls(tmp_path: Path) -> None:
