@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -40,6 +42,8 @@ def answer(arguments: argparse.Namespace) -> int:
             return 0
     measured = None if calibration is None else calibration.rates
     questions = read_questions(arguments, measured=measured, warn=warn)
+    if arguments.html is not None:
+        _check_writable(Path(arguments.html))  # better now than after an hour
     with Progress(console, quiet=arguments.json) as progress:
         findings = find_out(questions, progress)
     if calibration is not None:
@@ -177,6 +181,12 @@ def _of(results: Sequence[RunResult], position: int) -> list[RunResult]:
         (each for each in results if each.run.source == position),
         key=lambda each: (each.run.rate_scale, each.run.seed, each.run.policy),
     )
+
+
+def _check_writable(path: Path) -> None:
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        problem = errno.EISDIR if path.is_dir() else errno.EACCES if path.parent.is_dir() else errno.ENOENT
+        raise SettingsError(f"--html: cannot write {path}: {os.strerror(problem)}")
 
 
 def _write(path: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
@@ -184,11 +185,28 @@ def test_a_malformed_trace_ends_with_one_line(tmp_path: Path) -> None:
 
 
 def test_a_report_that_cannot_be_written_is_said(tmp_path: Path) -> None:
-    """After the work, but in one line."""
-    answer = replay(*SMALL, "--html", "absent/report.html", folder=tmp_path)
+    """Before the work, in one line."""
+    for name, problem in (("absent/report.html", "No such file or directory"), (".", "Is a directory")):
+        answer = replay(*LONG, "--html", name, folder=tmp_path)
 
-    assert answer.returncode == 2
-    assert "--html: cannot write absent/report.html" in answer.stderr
+        assert answer.returncode == 2
+        assert answer.stderr == f"kvrouter: --html: cannot write {name}: {problem}\n"
+
+
+def test_a_trace_may_come_through_a_pipe(tmp_path: Path) -> None:
+    """As it comes out of another program, packed or not."""
+    packed = gzip.compress(mooncake(tmp_path).read_bytes())
+
+    answer = subprocess.run(
+        [sys.executable, "-m", "kvrouter", "replay", "-", "--seeds", "1", "--policies", "kv", "--json"],
+        input=packed,
+        capture_output=True,
+        check=True,
+        cwd=tmp_path,
+        timeout=120,
+    )
+
+    assert json.loads(answer.stdout)["traces"][0]["name"] == "standard input"
 
 
 LONG = ("--synthetic", "uniform:requests=2000", "--seeds", "1000", "--processes", "2", "--policies", "kv")
