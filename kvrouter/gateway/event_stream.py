@@ -13,8 +13,8 @@ from starlette.types import Send
 
 from kvrouter.errors import DeadlineError, GatewayError, TransportError
 from kvrouter.gateway.answers import RawHeaders
-from kvrouter.gateway.error_table import error_body, gateway_error
-from kvrouter.gateway.reply_stream import ReplyStream
+from kvrouter.gateway.error_table import error_body, gateway_error, service_failure
+from kvrouter.gateway.reply_stream import Reply, ReplyStream
 from kvrouter.gateway.translation import AnswerReader, Chunk
 
 __all__ = ["SSE_HEADERS", "Ending", "EventStream", "relay"]
@@ -50,10 +50,10 @@ class EventStream:
     async def first(self) -> Chunk:
         """Wait for the first chunk. Raises GatewayError: there is none, or it is an error."""
         try:
-            data = await self._stream.next(timeout_seconds=self._idle_seconds)
+            reply = await self._stream.next(timeout_seconds=self._idle_seconds)
         except TransportError as error:
             raise gateway_error(error) from None
-        return self._reader.read_chunk(data)
+        return self._chunk(reply)
 
     async def send(self, first: Chunk, send: Send, headers: RawHeaders) -> Ending:
         """Send everything from the first chunk on; returns how it ended."""
@@ -84,7 +84,7 @@ class EventStream:
         while True:
             wait = min(self._keep_alive_seconds, self._idle_seconds - silent)
             try:
-                data = await self._stream.next(timeout_seconds=wait)
+                reply = await self._stream.next(timeout_seconds=wait)
             except DeadlineError:
                 silent += wait
                 if silent >= self._idle_seconds:
@@ -94,7 +94,14 @@ class EventStream:
             except TransportError as error:
                 raise gateway_error(error) from None
             else:
-                return self._reader.read_chunk(data)
+                return self._chunk(reply)
+
+    def _chunk(self, reply: Reply) -> Chunk:
+        """Read one message. Raises GatewayError: it is an error of the service, in its headers or in itself."""
+        failure = None if reply.headers is None else service_failure(reply.headers)
+        if failure is not None:
+            raise failure
+        return self._reader.read_chunk(reply.data)
 
 
 async def relay(

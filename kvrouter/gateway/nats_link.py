@@ -10,7 +10,7 @@ import ssl
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from itertools import count
-from typing import Any, NamedTuple
+from typing import Any
 
 from kvrouter.errors import (
     DeadlineError,
@@ -21,7 +21,7 @@ from kvrouter.errors import (
     TransportError,
     UnreachableError,
 )
-from kvrouter.gateway.reply_stream import ReplyStream, is_no_responders
+from kvrouter.gateway.reply_stream import Reply, ReplyStream, is_no_responders
 
 try:
     from nats.aio.client import Client
@@ -34,7 +34,7 @@ try:
 except ImportError as error:
     raise MissingExtraError("the gateway", "gateway") from error
 
-__all__ = ["NatsLink", "Reply"]
+__all__ = ["NatsLink"]
 
 RECONNECT_SECONDS = 2
 PING_SECONDS = 20
@@ -45,13 +45,6 @@ _CLOSE_SECONDS = 5.0
 _FLUSH_SECONDS = 5
 
 _log = logging.getLogger("kvrouter.gateway")
-
-
-class Reply(NamedTuple):
-    """What a service answered."""
-
-    data: bytes
-    headers: Mapping[str, str] | None
 
 
 class NatsLink:

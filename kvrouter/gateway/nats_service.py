@@ -66,5 +66,5 @@ class NatsService:
         data = self.translation.request(call.values, meta)
         if not key and not caller.trace_id:
             return data, None
-        message_id = f"{call.route.name}:{caller.tenant_id}:{key}"
+        message_id = f"{call.route.name}:{caller.tenant_id}:{caller.user_id}:{key}"
         return data, nats_headers(caller, span_id=secrets.token_hex(8), idempotency_key=key, message_id=message_id)

@@ -5,16 +5,24 @@ No connection here: `nats_link.py` gives it messages, failures, and what is to b
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from typing import NamedTuple
 
 from nats.aio.msg import Msg
 
 from kvrouter.errors import DeadlineError, NoInstancesError, TransportError
 
-__all__ = ["ReplyStream", "is_no_responders"]
+__all__ = ["Reply", "ReplyStream", "is_no_responders"]
 
 QUEUE_BYTES_MAX = 4 << 20
 _NO_RESPONDERS = "503"
+
+
+class Reply(NamedTuple):
+    """What a service answered."""
+
+    data: bytes
+    headers: Mapping[str, str] | None
 
 
 def is_no_responders(message: Msg) -> bool:
@@ -31,7 +39,7 @@ class ReplyStream:
 
     def __init__(self, *, queue_messages_max: int) -> None:
         self.closing: Callable[[], Awaitable[None]] = _nothing
-        self._messages: deque[bytes] = deque()
+        self._messages: deque[Reply] = deque()
         self._messages_max, self._bytes = queue_messages_max, 0
         self._failure: TransportError | None = None
         self._news, self._room = asyncio.Event(), asyncio.Event()
@@ -45,7 +53,7 @@ class ReplyStream:
             self._room.clear()
             await self._room.wait()
         if not self._is_over:
-            self._messages.append(message.data)
+            self._messages.append(Reply(message.data, message.headers))
             self._bytes += len(message.data)
             self._news.set()
 
@@ -56,7 +64,7 @@ class ReplyStream:
             self._news.set()
             self._room.set()
 
-    async def next(self, *, timeout_seconds: float) -> bytes:
+    async def next(self, *, timeout_seconds: float) -> Reply:
         """Return the next message.
 
         Raises:
@@ -71,10 +79,10 @@ class ReplyStream:
                     await self._news.wait()
         except TimeoutError:
             raise DeadlineError(f"the service sent nothing for {timeout_seconds:g} s") from None
-        data = self._messages.popleft()
-        self._bytes -= len(data)
+        reply = self._messages.popleft()
+        self._bytes -= len(reply.data)
         self._room.set()
-        return data
+        return reply
 
     async def aclose(self) -> None:
         """Take no more, and tell the server so. Idempotent."""

@@ -77,7 +77,7 @@ def test_messages_wait_in_order_up_to_the_bound() -> None:
         await asyncio.sleep(0)
         assert [task.done() for task in bringing] == [True, True, False, False]
 
-        assert [await stream.next(timeout_seconds=FOREVER) for _ in range(4)] == [b"\0", b"\1", b"\2", b"\3"]
+        assert [(await stream.next(timeout_seconds=FOREVER)).data for _ in range(4)] == [b"\0", b"\1", b"\2", b"\3"]
         await asyncio.gather(*bringing)
 
     in_loop(scenario)
@@ -110,7 +110,7 @@ def test_what_came_before_a_failure_is_given_first() -> None:
         stream.fail(DisconnectedError("gone"))
         stream.fail(DeadlineError("once is enough"))
 
-        assert await stream.next(timeout_seconds=FOREVER) == b"before"
+        assert (await stream.next(timeout_seconds=FOREVER)).data == b"before"
         await late
         with pytest.raises(DisconnectedError):
             await stream.next(timeout_seconds=FOREVER)

@@ -186,11 +186,12 @@ def test_two_keys_that_differ_are_a_mistake(shared: GatewayProcess) -> None:
 
 
 def test_the_key_is_a_header_of_the_message_too(shared: GatewayProcess) -> None:
-    """A-406: also where JetStream takes the subject."""
-    answer = shared.post(INFER, infer("echo") | {"idempotency_key": "sent"}, x_tenant_id="t1").json()
+    """A-406: also where JetStream takes the subject, which must not take one user's request for another's."""
+    body = infer("echo") | {"idempotency_key": "sent"}
+    answer = shared.post(INFER, body, x_tenant_id="t1", x_user_id="ann").json()
 
     assert '"Idempotency-Key": "sent"' in answer["generation_id"]
-    assert '"Nats-Msg-Id": "ai/llm/infer:t1:sent"' in answer["generation_id"]
+    assert '"Nats-Msg-Id": "ai/llm/infer:t1:ann:sent"' in answer["generation_id"]
 
 
 def test_requests_under_one_key_at_a_time_are_one_request(shared: GatewayProcess, service: ScriptedProcess) -> None:

@@ -81,7 +81,9 @@ def test_without_a_wish_for_a_stream_there_is_none(shared: GatewayProcess) -> No
     assert answer.headers["content-type"] == "application/json"
 
 
-@pytest.mark.parametrize(("act", "status"), [("fail_stream:NOT_FOUND", 404), ("garbage", 502)])
+@pytest.mark.parametrize(
+    ("act", "status"), [("fail_stream:NOT_FOUND", 404), ("garbage", 502), ("micro:404", 404), ("micro:503", 503)]
+)
 def test_an_error_before_the_first_chunk_is_a_status(shared: GatewayProcess, act: str, status: int) -> None:
     """A-437, D-21: headers are sent when the first chunk is there, so a failure until then is no 200."""
     answer = shared.post(INFER, infer(act, stream=True))
