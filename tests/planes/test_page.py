@@ -8,6 +8,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
+from kvrouter.service.planes import request_planes
 from kvrouter.service.planes.figures import PlaneFigures
 from kvrouter.service.planes.switching import encode_preference, preference_key
 from kvrouter.transport.plane_settings import REQUEST_PLANES
@@ -59,3 +60,10 @@ def test_the_key_that_switches_is_the_one_on_the_page() -> None:
     assert preference_key(("NAMESPACE", "COMPONENT", "ENDPOINT")) in SECTION
     assert f"`{encode_preference('http').decode()}`" in SECTION
     assert ", ".join(f"`{plane}`" for plane in REQUEST_PLANES) in SECTION.replace("\n", " ")
+
+
+def test_answers_that_call_home_are_given_up_when_the_page_says() -> None:
+    """B.6: not with the record, which a worker that drains takes away first."""
+    [row] = re.findall(r"^\| call-home \| none: .*$", PAGE, re.MULTILINE)
+
+    assert f"{request_planes._GONE_SECONDS:g} s after its record has gone" in row
