@@ -97,7 +97,7 @@ class Line:
 
 
 def read_lines(path: Path) -> Iterator[Line]:
-    """Yield the objects of a file of JSON lines, packed by gzip or not; `-` is standard input. Empty lines are left out.
+    """Yield the objects of a file of JSON lines, packed by gzip or not; `-` is standard input. Empty ones are left out.
 
     Raises:
         SettingsError: the file cannot be read.
