@@ -7,8 +7,12 @@ writes them. Everything else counts, also a number that became text: clients wou
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-__all__ = ["DIFFERENCES_MAX", "Difference", "differences", "redacted"]
+import msgspec
 
+__all__ = ["COMPARED_BYTES_MAX", "DIFFERENCES_MAX", "Difference", "compared", "differences", "redacted"]
+
+COMPARED_BYTES_MAX = 1 << 20
+"""As much as NATS takes. To compare more would be work that clients feel."""
 DIFFERENCES_MAX = 20
 _DEPTH_MAX = 64
 _NAME_CHARACTERS_MAX = 60
@@ -22,6 +26,20 @@ class Difference(NamedTuple):
     path: tuple[str, ...]
     primary: Any
     secondary: Any
+
+
+def compared(
+    primary: bytes, secondary: bytes, ignored: Sequence[str] = (), shown: Sequence[str] = ()
+) -> tuple[str, list[dict[str, Any]]]:
+    """Return what comparing two bodies gives, match, diff or error, and what people are told of it."""
+    if max(len(primary), len(secondary)) > COMPARED_BYTES_MAX:
+        return "error", [{"problem": f"one of the answers is longer than what is compared, {COMPARED_BYTES_MAX} bytes"}]
+    try:
+        one, other = msgspec.json.decode(primary), msgspec.json.decode(secondary)
+    except msgspec.DecodeError:
+        return "diff", [{"problem": "one of the answers is no JSON"}]
+    found = differences(one, other, ignored)
+    return ("diff" if found else "match"), [redacted(each, shown) for each in found]
 
 
 def differences(primary: Any, secondary: Any, ignored: Sequence[str] = ()) -> list[Difference]:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from kvrouter.gateway.differences import DIFFERENCES_MAX, differences, redacted
+from kvrouter.gateway.differences import COMPARED_BYTES_MAX, DIFFERENCES_MAX, compared, differences, redacted
 
 
 def paths(primary: Any, secondary: Any, *ignored: str) -> list[str]:
@@ -63,3 +63,17 @@ def test_deep_answers_are_compared_as_a_whole_from_some_depth_on() -> None:
         one, other = [one], [other]
 
     assert len(differences(one, other)) == 1
+
+
+def test_answers_are_compared_as_they_were_sent() -> None:
+    """What is no JSON differs; what is too long to compare while clients wait is an error, and told as one."""
+    long = b'"%s"' % (b"x" * COMPARED_BYTES_MAX)
+
+    assert compared(b'{"a": 1, "meta": 2}', b'{"a": 1}', ("meta",)) == ("match", [])
+    result, (difference,) = compared(b'{"a": "one"}', b'{"a": "other"}', shown=("a",))
+    assert (result, difference["path"], difference["secondary"]) == ("diff", "a", "other")
+    assert compared(b"{}", b"<html>")[0] == "diff"
+    for pair in ((long, b"{}"), (b"{}", long)):
+        result, (told,) = compared(*pair)
+        assert result == "error"
+        assert "longer" in told["problem"]
