@@ -40,12 +40,11 @@ def main(*, keep: bool) -> int:
     with contextlib.ExitStack() as running:
         nats_port, port = free_port(), free_port()
         nats = f"nats://127.0.0.1:{nats_port}"
-        running.enter_context(started(nats_server(), "-a", "127.0.0.1", "-p", str(nats_port), quiet=True))
-        wait_for(nats_port)
+        server = (nats_server(), "-a", "127.0.0.1", "-p", str(nats_port))
+        wait_for(nats_port, running.enter_context(started(*server, quiet=True)))
         running.enter_context(started(sys.executable, str(HERE / "service.py"), "--nats", nats))
         gateway = ("-m", "kvrouter", "gateway", "--nats-url", nats, "--port", str(port), "--log-format", "text")
-        running.enter_context(started(sys.executable, *gateway))
-        wait_for(port)
+        wait_for(port, running.enter_context(started(sys.executable, *gateway)))
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30.0) as client:
             ask(client)
             stream(client)
@@ -61,7 +60,8 @@ def ask(client: httpx.Client) -> None:
     headers = {"X-Trace-ID": "abc123", "X-User-ID": "user_456", "X-Custom-Team": "red"}
     for path, body in REQUESTS:
         answer = client.post(path, json=body, headers=headers)
-        while answer.status_code == 503:  # The service has not subscribed yet.
+        deadline = time.monotonic() + START_SECONDS
+        while answer.status_code == 503 and time.monotonic() < deadline:  # The service has not subscribed yet.
             time.sleep(0.1)
             answer = client.post(path, json=body, headers=headers)
         shown = {name: value for name, value in answer.json().items() if name != "meta"}
@@ -83,12 +83,12 @@ def stream(client: httpx.Client) -> None:
 
 
 @contextlib.contextmanager
-def started(*command: str, quiet: bool = False) -> Iterator[None]:
+def started(*command: str, quiet: bool = False) -> Iterator["subprocess.Popen[bytes]"]:
     """Run a program until the end of the block."""
     output = subprocess.DEVNULL if quiet else None
     process = subprocess.Popen(command, stdout=output, stderr=output)  # noqa: S603 - our own programs
     try:
-        yield
+        yield process
     finally:
         process.terminate()
         process.wait(START_SECONDS)
@@ -113,10 +113,10 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def wait_for(port: int) -> None:
-    """Wait until somebody listens."""
+def wait_for(port: int, process: "subprocess.Popen[bytes]") -> None:
+    """Wait until a program listens."""
     deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
+    while process.poll() is None and time.monotonic() < deadline:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1.0):
             return
         time.sleep(0.05)

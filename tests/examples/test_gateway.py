@@ -1,6 +1,7 @@
 """The example of the gateway runs out of the box: every route of the seed through real processes (A-411 to A-418)."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -69,3 +70,15 @@ def test_a_retry_is_replayed_and_a_story_is_streamed(said: list[str]) -> None:
     assert "the same key again -> replayed: true" in said
     first = said.index("POST /ai/llm/infer, as a stream -> 200")
     assert said[first + 1 : first + 6] == ["  0: 'Tell '", "  1: 'me '", "  2: 'a '", "  3: 'story '", "  4: stop"]
+
+
+def test_a_gateway_that_cannot_start_ends_the_example() -> None:
+    """With its one line, and without waiting for a port on which nobody will ever listen."""
+    environment = {**os.environ, "KVROUTER_GATEWAY__STORE": "nowhere://"}
+    ended = subprocess.run(
+        [sys.executable, str(EXAMPLE)], capture_output=True, text=True, timeout=240, check=False, env=environment
+    )
+
+    assert ended.returncode == 1
+    assert "store 'nowhere://' must look like" in ended.stderr
+    assert ended.stderr.splitlines()[-1].startswith("nobody listens on port ")
