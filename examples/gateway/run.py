@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -41,10 +41,10 @@ def main(*, keep: bool) -> int:
         nats_port, port = free_port(), free_port()
         nats = f"nats://127.0.0.1:{nats_port}"
         server = (nats_server(), "-a", "127.0.0.1", "-p", str(nats_port))
-        wait_for(nats_port, running.enter_context(started(*server, quiet=True)))
+        wait_for(nats_port, running.enter_context(started(*server, quiet=True)), is_listening)
         running.enter_context(started(sys.executable, str(HERE / "service.py"), "--nats", nats))
         gateway = ("-m", "kvrouter", "gateway", "--nats-url", nats, "--port", str(port), "--log-format", "text")
-        wait_for(port, running.enter_context(started(sys.executable, *gateway)))
+        wait_for(port, running.enter_context(started(sys.executable, *gateway)), is_ready)
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30.0) as client:
             ask(client)
             stream(client)
@@ -113,14 +113,28 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def wait_for(port: int, process: "subprocess.Popen[bytes]") -> None:
-    """Wait until a program listens."""
+def wait_for(port: int, process: "subprocess.Popen[bytes]", is_up: Callable[[int], bool]) -> None:
+    """Wait until a program is up; one that has ended never will be."""
     deadline = time.monotonic() + START_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1.0):
+        if is_up(port):
             return
         time.sleep(0.05)
-    raise SystemExit(f"nobody listens on port {port}")
+    raise SystemExit(f"nobody serves port {port}")
+
+
+def is_listening(port: int) -> bool:
+    """Whether somebody takes connections."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1.0):
+        return True
+    return False
+
+
+def is_ready(port: int) -> bool:
+    """Whether a gateway takes requests; its port is open before it is known whether it can serve."""
+    with contextlib.suppress(httpx.TransportError):
+        return httpx.get(f"http://127.0.0.1:{port}/ready", timeout=5.0).is_success
+    return False
 
 
 def say(text: str) -> None:

@@ -81,4 +81,4 @@ def test_a_gateway_that_cannot_start_ends_the_example() -> None:
 
     assert ended.returncode == 1
     assert "store 'nowhere://' must look like" in ended.stderr
-    assert ended.stderr.splitlines()[-1].startswith("nobody listens on port ")
+    assert ended.stderr.splitlines()[-1].startswith("nobody serves port ")
