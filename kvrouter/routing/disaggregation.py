@@ -77,7 +77,7 @@ class SplitPlanner:
     """Plans requests. `tokens_min` uncached tokens are worth a split."""
 
     def __init__(self, router: Router, *, tokens_min: int) -> None:
-        self._router, self._tokens_min = router, tokens_min
+        self._router, self.tokens_min = router, tokens_min
         self._decode = DecodePolicy(router.settings)
 
     def plan(self, asked: Asked, *, splittable: bool, now: float) -> Split:
@@ -94,7 +94,7 @@ class SplitPlanner:
             fleet.candidates(model, decoding)
         except NoWorkerError:
             return Split("no_decode")
-        if not splittable or self._left(asked, decoding, now) < self._tokens_min:
+        if not splittable or self._left(asked, decoding, now) < self.tokens_min:
             alone = self._alone("short" if splittable else "unsplittable", asked, decoding, now)
             if alone is not None:
                 return alone
@@ -151,7 +151,7 @@ class SplitPlanner:
             router.fleet.worker(each.worker_id).traits.whole for each in router.fleet.candidates(asked.model, decoding)
         ):
             whole = self._decide(asked, decoding, now)
-            long = verdict == "short" and asked.prompt is not None and whole.prefill_tokens >= self._tokens_min
+            long = verdict == "short" and asked.prompt is not None and whole.prefill_tokens >= self.tokens_min
             return None if long else Split(verdict, None, whole)
         try:
             router.fleet.candidates(asked.model, asked.constraints)

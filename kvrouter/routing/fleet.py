@@ -85,13 +85,18 @@ class Fleet:
         self._candidates: dict[str | None, Candidates] = {}
         self._narrowed: dict[tuple[str | None, Constraints], Candidates] = {}
         self.defaults = UNCONSTRAINED
-        """What a request asks for that comes without constraints; set before the first one."""
+        """What a request asks for that comes without constraints; `set_defaults` changes it."""
 
     def __contains__(self, worker_id: str) -> bool:
         return worker_id in self._workers
 
     def __len__(self) -> int:
         return len(self._workers)
+
+    def set_defaults(self, defaults: Constraints) -> None:
+        """Let requests that come without constraints ask for these."""
+        self.defaults = defaults
+        self._changed()
 
     def workers(self) -> tuple[FleetWorker, ...]:
         """All workers, in the order in which they came."""

@@ -94,6 +94,10 @@ class Knowledge:
         self.lower_tiers: tuple[tuple[str, float], ...] = ()
         """Tiers below the GPU that are in use, from above, and what a token there saves; renewed by `expire`."""
 
+    def change(self, settings: RoutingSettings) -> None:
+        """Take other lifetimes for what is predicted from now on."""
+        self._settings = settings
+
     def __len__(self) -> int:
         """Pairs of a block and a rank that is predicted to hold it; of long prompts only landmarks count."""
         return sum(map(len, self._all()))

@@ -124,6 +124,15 @@ class AdmissionQueue(Generic[Subject]):
         """The requests of each tenant that waits, beginning with the one that would be served last."""
         self._serial = 0
 
+    def change(self, settings: QueueSettings) -> None:
+        """Take other bounds, order and shares. Who waits keeps the place; those too many go with the next."""
+        self.settings = settings
+        self.shares.change(
+            quantum_tokens=settings.quantum_tokens, tenants_max=settings.tenants_max, weights=settings.weights
+        )
+        for lane in self._lanes.values():
+            lane.weight = sum(tenant.weight for tenant in lane.flows)
+
     def __len__(self) -> int:
         """Requests that wait."""
         return self.requests

@@ -70,6 +70,12 @@ class Shares:
         self._tenants: dict[str, Tenant] = {}
         self.round = 0
 
+    def change(self, *, quantum_tokens: int, tenants_max: int, weights: Mapping[str, float]) -> None:
+        """Take other shares, for those who are known too; what they were served stays counted."""
+        self._quantum, self._tenants_max, self._weights = quantum_tokens, tenants_max, dict(weights)
+        for name, tenant in self._tenants.items():
+            tenant.weight = self._weights.get(name, self._weight)
+
     def __len__(self) -> int:
         """Tenants that are known."""
         return len(self._tenants)

@@ -361,6 +361,19 @@ class Router:
             for each in self.fleet.candidates(model, constraints)
         )
 
+    def policy(self, name: str) -> Policy:
+        """The policy of that name, made with its first use and kept with what it has learnt. Raises ValueError."""
+        return self._resolve(name)
+
+    def change(self, policy: Policy, settings: RoutingSettings) -> None:
+        """Decide from now on by this policy, with these lifetimes; what is booked, predicted and learnt stays.
+
+        Of `settings` only `predicted_seconds_live` and `lease_seconds` may differ from those that it was made with.
+        """
+        self.settings, self._policy = settings, policy
+        self.knowledge.change(settings)
+        self._weigher = self._make_weigher()
+
     @property
     def uses_sessions(self) -> bool:
         """Whether the router's own policy looks at the session of a request."""

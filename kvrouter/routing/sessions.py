@@ -74,6 +74,14 @@ class SessionTable:
         self._bindings: OrderedDict[_Key, _Binding] = OrderedDict()
         self._by_worker: dict[str, int] = {}
 
+    def change(self, *, idle_seconds: float, sessions_max: int, seconds: float, defaults: Constraints) -> None:
+        """Take other bounds; bindings stay, but those that are too many now."""
+        self._idle_seconds, self._sessions_max, self._seconds = idle_seconds, sessions_max, seconds
+        self._defaults = defaults
+        while len(self._bindings) > sessions_max:
+            self._remove(next(iter(self._bindings)))
+            self.counts.evicted += 1
+
     def __len__(self) -> int:
         return len(self._bindings)
 

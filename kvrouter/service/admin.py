@@ -27,6 +27,8 @@ from kvrouter.service.admission import Admission
 from kvrouter.service.admission_view import admission_record
 from kvrouter.service.audit_metrics import audit_record
 from kvrouter.service.auth import Authenticator, refuse_foreign_page
+from kvrouter.service.configuration.admin import add_config_routes
+from kvrouter.service.configuration.desk import ConfigDesk
 from kvrouter.service.decisions import DecisionRing
 from kvrouter.service.load_reports import LoadReports
 from kvrouter.service.logs import log_event
@@ -139,10 +141,11 @@ def build_admin(
     sources: SourceReport,
     decisions: DecisionRing,
     loads: LoadReports,
-    admission: Admission | None,
+    admission: Callable[[], Admission | None],
     index: PrefixIndex,
     sessions: SessionTable | None,
     planes: RequestPlanes | None,
+    config: ConfigDesk,
     clock: Callable[[], float],
 ) -> FastAPI:
     """Build the application over the parts that it shows and changes."""
@@ -153,6 +156,7 @@ def build_admin(
     _add_index_route(app, index)
     add_session_routes(app, sessions, clock)
     add_plane_routes(app, planes)
+    add_config_routes(app, config)
     app.add_exception_handler(KvrouterError, _known_error)
     app.add_exception_handler(RequestValidationError, _invalid_request)
     app.add_exception_handler(HTTPException, _http_error)
@@ -247,11 +251,11 @@ def _add_reading_routes(app: FastAPI, sources: SourceReport, decisions: Decision
         return explained
 
 
-def _add_queue_route(app: FastAPI, admission: Admission | None, clock: Callable[[], float]) -> None:
+def _add_queue_route(app: FastAPI, admission: Callable[[], Admission | None], clock: Callable[[], float]) -> None:
     @app.get("/queue", tags=["queue"])
     async def show_queue() -> dict[str, Any]:
         """Show who waits at the router, and who was turned away."""
-        return admission_record(admission, now=clock())
+        return admission_record(admission(), now=clock())
 
 
 def _add_index_route(app: FastAPI, index: PrefixIndex) -> None:

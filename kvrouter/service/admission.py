@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Hashable
 from contextlib import suppress
 from functools import partial
 from math import inf
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -20,7 +20,7 @@ from kvrouter.errors import KvrouterError, NoWorkerError, RoutingError, ShedErro
 from kvrouter.routing import Router
 from kvrouter.routing.constraints import Constraints
 from kvrouter.routing.fleet import Candidates
-from kvrouter.routing.queue import AdmissionQueue, Waiting
+from kvrouter.routing.queue import AdmissionQueue, QueueSettings, Waiting
 from kvrouter.routing.queue_room import RankRoom
 from kvrouter.service.admission_counts import AdmissionCounters
 from kvrouter.service.admission_forecast import Forecast, Lane
@@ -29,7 +29,7 @@ from kvrouter.service.logs import log_event
 from kvrouter.service.prompts import InferenceBody
 from kvrouter.service.proxy import Request, Route
 
-__all__ = ["Admission", "Asked", "Place"]
+__all__ = ["Admission", "AdmissionBounds", "Asked", "Place"]
 
 WORK_SECONDS = 0.5
 """How often room is looked for while requests wait: reservations and leases end without a word."""
@@ -57,6 +57,22 @@ class Asked(msgspec.Struct, eq=False):
     """What tells it, once it waits."""
 
 
+class AdmissionBounds(NamedTuple):
+    """What the settings say of waiting."""
+
+    queue: QueueSettings
+    room: RankRoom
+    hints: HintsReader
+    ttft_seconds_max: float
+    """0: nobody is turned away for that."""
+    wait_seconds_max: float
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether anybody may have to wait, or be turned away."""
+        return self.room.is_bounded or self.ttft_seconds_max > 0
+
+
 class Admission:
     """The queue at work. Lives on the event loop; every method but `due` is synchronous and cheap."""
 
@@ -65,22 +81,27 @@ class Admission:
         *,
         router: Router,
         unproxied: Callable[[], frozenset[str]],
-        queue: AdmissionQueue[Asked],
-        room: RankRoom,
-        hints: HintsReader,
+        bounds: AdmissionBounds,
         place: Place,
-        ttft_seconds_max: float,
-        wait_seconds_max: float,
         clock: Callable[[], float],
     ) -> None:
-        self.queue, self.room = queue, room
+        self.queue: AdmissionQueue[Asked] = AdmissionQueue(bounds.queue)
+        self.room = bounds.room
         self.counters = AdmissionCounters()
-        self.ttft_seconds_max, self.wait_seconds_max = ttft_seconds_max or inf, wait_seconds_max
+        self.ttft_seconds_max, self.wait_seconds_max = bounds.ttft_seconds_max or inf, bounds.wait_seconds_max
         self._fleet, self._unproxied = router.fleet, unproxied
         self._forecast = Forecast(router)
-        self._place, self._hints, self._clock = place, hints, clock
+        self._place, self._hints, self._clock = place, bounds.hints, clock
         self._sooner = asyncio.Event()
         self._told_at, self._told = -inf, 0
+
+    def change(self, bounds: "AdmissionBounds") -> None:
+        """Take other bounds. Who waits keeps place and deadline, and goes as soon as there is room by the new ones."""
+        self.room = bounds.room
+        self.ttft_seconds_max, self.wait_seconds_max = bounds.ttft_seconds_max or inf, bounds.wait_seconds_max
+        self._hints = bounds.hints
+        self.queue.change(bounds.queue)
+        self.fleet_changed()
 
     # -- requests ------------------------------------------------------------------------------------------------------
 

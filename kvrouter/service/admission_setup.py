@@ -1,42 +1,29 @@
-"""Builds the admission queue that the settings describe, or none."""
+"""Reads the bounds of admission from the settings, at the start and whenever they change."""
 
-from collections.abc import Callable
 from typing import cast
 
 from kvrouter.errors import SettingsError
-from kvrouter.routing import Router
-from kvrouter.routing.queue import AdmissionQueue
 from kvrouter.routing.queue import QueueSettings as QueueLimits
 from kvrouter.routing.queue_order import Order, QueueOrder
 from kvrouter.routing.queue_room import RankRoom
-from kvrouter.service.admission import Admission, Place
+from kvrouter.service.admission import AdmissionBounds
 from kvrouter.service.admission_hints import HintsReader, TenantBy
 from kvrouter.settings import QueueSettings
 
-__all__ = ["make_admission"]
+__all__ = ["admission_bounds"]
 
 WEIGHT_MIN, WEIGHT_MAX = 0.001, 1000.0
 
 
-def make_admission(
-    settings: QueueSettings,
-    *,
-    router: Router,
-    unproxied: Callable[[], frozenset[str]],
-    place: Place,
-    clock: Callable[[], float],
-) -> Admission | None:
-    """Return the admission of a router; None where nothing is bounded, so that nobody waits or is turned away.
+def admission_bounds(settings: QueueSettings) -> AdmissionBounds:
+    """Return what the settings say of waiting.
 
     Raises:
         SettingsError: a weight is none, or no header names the tenant that one shall name.
     """
     weights = _weights(settings.tenant_weights)
     if settings.tenant_by == "header" and not settings.tenant_header:
-        raise SettingsError("queue.tenant_by is header, and queue.tenant_header names none")
-    room = RankRoom(requests_max=settings.rank_requests_max, prefill_tokens_max=settings.rank_prefill_tokens_max)
-    if not room.is_bounded and not settings.ttft_seconds_max:
-        return None
+        raise SettingsError("queue.tenant_header: it names none, and queue.tenant_by is header")
     order = Order(
         kind=cast("QueueOrder", settings.order),
         overtaking_seconds=settings.overtaking_seconds,
@@ -50,16 +37,12 @@ def make_admission(
         tenants_max=settings.tenants_max,
         weights=weights,
     )
-    return Admission(
-        router=router,
-        unproxied=unproxied,
-        queue=AdmissionQueue(limits),
-        room=room,
+    return AdmissionBounds(
+        queue=limits,
+        room=RankRoom(requests_max=settings.rank_requests_max, prefill_tokens_max=settings.rank_prefill_tokens_max),
         hints=HintsReader(tenant_by=cast("TenantBy", settings.tenant_by), tenant_header=settings.tenant_header),
-        place=place,
         ttft_seconds_max=settings.ttft_seconds_max,
         wait_seconds_max=settings.seconds_max,
-        clock=clock,
     )
 
 

@@ -8,24 +8,30 @@ import logging
 import random
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from kvrouter.errors import RequestError, SettingsError
 from kvrouter.events import Source
 from kvrouter.index import PrefixIndex
 from kvrouter.ingest import Ingest, IngestLimits
-from kvrouter.routing import Router, RoutingSettings
+from kvrouter.routing import Router
 from kvrouter.routing.audit import Verdict
 from kvrouter.routing.constraints import Constraints
 from kvrouter.routing.disaggregation import SplitPlanner
-from kvrouter.routing.sessions import PIN_SECONDS, SessionTable
+from kvrouter.routing.sessions import SessionTable
 from kvrouter.service.admin import GuardedApplication, WorkerRecords, build_admin
-from kvrouter.service.admission_dispatcher import QueueingDispatcher
-from kvrouter.service.admission_setup import make_admission
+from kvrouter.service.admission import Admission
+from kvrouter.service.admission_setup import admission_bounds
+from kvrouter.service.applying import default_constraints, prepare, proxy_limits, routing_settings, session_seconds
 from kvrouter.service.auth import Authenticator
+from kvrouter.service.configuration.desk import ConfigDesk
+from kvrouter.service.configuration.following import ConfigKey
+from kvrouter.service.configuration.running import RunningSettings
 from kvrouter.service.decisions import DecisionRing
 from kvrouter.service.disaggregation import SplitSender
 from kvrouter.service.dispatcher import ModelRoutes, RequestDispatcher
+from kvrouter.service.dispatchers import Dispatchers
 from kvrouter.service.embedded import EmbeddedServer
 from kvrouter.service.event_transports import event_subscriber, purge_streams, stream_positions
 from kvrouter.service.event_watch import EventWatch
@@ -41,7 +47,7 @@ from kvrouter.service.planes.ways import PlaneChoices
 from kvrouter.service.probes import ProbeRoutes
 from kvrouter.service.promises import PromiseKeeper
 from kvrouter.service.prompts import PrefixCache, PromptResolver, RequestReader, model_paths
-from kvrouter.service.proxy import Endpoint, ProxyLimits, ProxyServer, UpstreamPool
+from kvrouter.service.proxy import Endpoint, ProxyServer, UpstreamPool
 from kvrouter.service.questions import WorkerQuestions
 from kvrouter.service.rates import client_rates
 from kvrouter.service.selection import SelectionRoutes
@@ -53,7 +59,9 @@ from kvrouter.service.state_keeper import RestoringIntake, open_state_keeper
 from kvrouter.service.state_snapshots import Positions
 from kvrouter.service.traffic import TrafficCounters
 from kvrouter.service.workers import Worker, WorkerRegistry, WorkerSpec
-from kvrouter.settings import LimitSettings, PlacementSettings, Settings
+from kvrouter.settings import PlacementSettings, Settings
+from kvrouter.settings_sources import LoadedSettings
+from kvrouter.store import KeyValueStore, open_key_value_store
 
 __all__ = ["Service"]
 
@@ -71,10 +79,13 @@ class Service:
         *,
         admin_socket: str | None = None,
         planes: PlaneChoices | None = None,
+        loaded: LoadedSettings | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.settings, self.clock = settings, clock
-        limits = _proxy_limits(settings.limits, route_headers=settings.server.route_headers)
+        self.settings = self.started_with = settings
+        self.clock, self.log_level_at_start = clock, logging.getLogger().level
+        self.config = RunningSettings(loaded or LoadedSettings(settings, {}, None), partial(prepare, self))
+        limits = proxy_limits(settings)
         self._wire_knowledge()
         self._wire_fleet()
         self._wire_placement()
@@ -86,7 +97,8 @@ class Service:
         self._wire_load()
         self._wire_views()
         self.planes = self._request_planes(planes)
-        self.dispatcher = self._make_dispatcher(RequestReader(cache), admin_socket)
+        self._config_store, self.config_key = self._followed_config()
+        self.dispatchers = self._make_dispatchers(RequestReader(cache), admin_socket)
         self.proxy = ProxyServer(self.dispatcher, limits, pool=self.pool, on_error=_report_bug, clock=clock)
         self.health = HealthMonitor(
             self.registry,
@@ -138,15 +150,24 @@ class Service:
 
     async def keep_queue(self) -> None:
         """End what waits too long for a rank with room, for ever."""
-        assert self.admission is not None
+        admission = await self.dispatchers.bounded()
         while True:
-            await self.admission.due()
+            await admission.due()
             try:
                 self.dispatcher.advance(self.clock())
-                self.admission.work()
+                admission.work()
             except Exception as error:  # noqa: BLE001 - supervised edge, as below
                 _report_bug("queue", error)
                 await asyncio.sleep(HOUSEKEEPING_SECONDS)
+
+    async def follow_config(self) -> None:
+        """Follow the settings of the store, for ever."""
+        assert self.config_key is not None
+        try:
+            await self.config_key.run()
+        finally:
+            if self._config_store is not None:
+                await self._config_store.close()
 
     async def housekeeping(self) -> None:
         """End leases, forget dead workers' blocks and tell of missing events, now and then, for ever."""
@@ -164,6 +185,21 @@ class Service:
             except Exception as error:  # noqa: BLE001 - supervised edge: one bug must not end the whole service
                 _report_bug("housekeeping", error)
             await asyncio.sleep(HOUSEKEEPING_SECONDS)
+
+    @property
+    def dispatcher(self) -> RequestDispatcher:
+        """What the data plane asks now."""
+        return self.dispatchers.current
+
+    @property
+    def admission(self) -> Admission | None:
+        """The queue; None where nobody ever had to wait."""
+        return self.dispatchers.admission
+
+    @property
+    def uses_sessions(self) -> bool:
+        """Whether anybody looks at the session of a request."""
+        return self.router.uses_sessions or self.sessions is not None
 
     # -- wiring, in the order in which `__init__` needs it -------------------------------------------------------------
 
@@ -203,7 +239,7 @@ class Service:
             successes=settings.health.successes,
             default_authorization=_default_authorization(settings),
         )
-        self.router.fleet.defaults = _default_constraints(settings.placement)
+        self.router.fleet.set_defaults(default_constraints(settings.placement))
 
     def _wire_placement(self) -> None:
         """What a decision looks at besides caches and load, and what is kept of it."""
@@ -241,13 +277,6 @@ class Service:
             clock=self.clock,
             jitter=random.Random(),
         )
-        self.admission = make_admission(
-            settings.queue,
-            router=self.router,
-            unproxied=lambda: self.registry.unproxied,
-            place=lambda *asked: self._place(*asked),  # noqa: PLW0108 - it is made below
-            clock=self.clock,
-        )
 
     def _wire_views(self) -> None:
         """What can be looked at from outside."""
@@ -263,10 +292,11 @@ class Service:
                 reservations=lambda: self.selection.reservations,
                 auth_refused=lambda: self.authenticator.refused,
                 rate_limited=lambda: 0 if self.rates is None else self.rates.refused,
-                policy=self.settings.routing.policy,
+                policy=lambda: self.settings.routing.policy,
+                config=self.config,
                 loads=self.loads,
                 keeper=self.keeper,
-                admission=self.admission,
+                admission=lambda: self.admission,
                 clock=self.clock,
                 splits=self.splits,
                 sessions=self.sessions,
@@ -296,6 +326,13 @@ class Service:
             clock=self.clock,
         )
 
+    def _followed_config(self) -> tuple[KeyValueStore | None, ConfigKey | None]:
+        """The key whose settings go before ours, and its store where that is nobody else's to close."""
+        settings, shared = self.settings, None if self.planes is None else self.planes.store
+        own = open_key_value_store(settings.config.store) if settings.config.store else None
+        store = own or shared
+        return own, None if store is None else ConfigKey(store, settings.planes.namespace, self.config)
+
     def _split_sender(self) -> SplitSender | None:
         settings = self.settings
         if not settings.placement.split:
@@ -310,7 +347,7 @@ class Service:
             randomness=random.Random(),
         )
 
-    def _make_dispatcher(self, reader: RequestReader, admin_socket: str | None) -> RequestDispatcher:
+    def _make_dispatchers(self, reader: RequestReader, admin_socket: str | None) -> Dispatchers:
         """Requests wait only where the settings say so; otherwise nothing of it is on their way."""
         parts: dict[str, Any] = {
             "registry": self.registry,
@@ -326,15 +363,17 @@ class Service:
             "splits": self.splits,
             "local": (self.selection, ModelRoutes(self.views), self.probes),
             "admin": Endpoint("localhost", 0, unix_path=admin_socket) if admin_socket else None,
-            "uses_sessions": self.router.uses_sessions or self.sessions is not None,
+            "uses_sessions": self.uses_sessions,
             "clock": self.clock,
             "rates": self.rates,
         }
-        if self.admission is None:
-            return RequestDispatcher(**parts)
-        dispatcher = QueueingDispatcher(admission=self.admission, **parts)
-        self._place = dispatcher.place
-        return dispatcher
+        return Dispatchers(
+            parts,
+            admission_bounds(self.settings.queue),
+            router=self.router,
+            unproxied=lambda: self.registry.unproxied,
+            clock=self.clock,
+        )
 
     def _fleet_changed(self) -> None:
         """What is served decides how prompts are read, which is said once per model; who is dead holds nothing."""
@@ -412,10 +451,11 @@ class Service:
             sources=self.sources,
             decisions=self.decisions,
             loads=self.loads,
-            admission=self.admission,
+            admission=lambda: self.admission,
             index=self.index,
             sessions=self.sessions,
             planes=self.planes,
+            config=ConfigDesk(self.config, self.config_key),
             clock=self.clock,
         )
         if admin_socket:
@@ -429,46 +469,16 @@ class Service:
         )
 
 
-def _proxy_limits(limits: LimitSettings, *, route_headers: bool) -> ProxyLimits:
-    return ProxyLimits(
-        connections_max=limits.connections_max,
-        header_bytes_max=limits.header_bytes_max,
-        body_bytes_max=limits.body_bytes_max,
-        keepalive_seconds=limits.keepalive_seconds,
-        header_seconds=limits.header_seconds,
-        body_seconds=limits.body_seconds,
-        attempts_max=limits.attempts_max,
-        connect_seconds=limits.connect_seconds,
-        first_byte_seconds=limits.first_byte_seconds,
-        idle_seconds=limits.idle_seconds,
-        worker_connections_max=limits.worker_connections_max,
-        route_headers=route_headers,
-    )
-
-
 def _router(settings: Settings, ingest: Ingest) -> Router:
     try:
-        return Router(policy=settings.routing.policy, ingest=ingest, settings=_routing_settings(settings))
+        return Router(policy=settings.routing.policy, ingest=ingest, settings=routing_settings(settings))
     except ValueError as error:  # a policy that is nobody's, or cannot be loaded
         raise SettingsError(f"routing.policy: {error}") from error
-
-
-def _routing_settings(settings: Settings) -> RoutingSettings:
-    return RoutingSettings(
-        prefill_tokens_per_second=settings.routing.prefill_tokens_per_second,
-        predicted_seconds_live=settings.routing.predicted_seconds_live,
-        lease_seconds=settings.routing.reservation_seconds,
-        block_size=settings.tokens.block_size,
-    )
 
 
 def _default_authorization(settings: Settings) -> bytes | None:
     """With keys of our own, a client's token is ours: workers get theirs from `api_key=` or none."""
     return b"" if settings.auth.api_keys else None
-
-
-def _default_constraints(placement: PlacementSettings) -> Constraints:
-    return Constraints(zone=placement.zone or None, zone_seconds=placement.zone_seconds)
 
 
 def _session_table(placement: PlacementSettings, defaults: Constraints) -> SessionTable | None:
@@ -477,7 +487,7 @@ def _session_table(placement: PlacementSettings, defaults: Constraints) -> Sessi
     return SessionTable(
         idle_seconds=placement.session_idle_seconds,
         sessions_max=placement.sessions_max,
-        seconds=PIN_SECONDS if placement.sessions == "pin" else placement.session_seconds,
+        seconds=session_seconds(placement),
         defaults=defaults,
     )
 

@@ -12,7 +12,7 @@ from kvrouter.errors import RequestError, SettingsError
 __all__ = ["Authenticator", "bearer_token", "is_loopback", "refuse_foreign_page", "refuse_open_bind"]
 
 OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", "/ready"})
-_FLEET = ("/workers", "/request-plane")
+_FLEET = ("/workers", "/request-plane", "/config")
 _FLEET_FOLDERS = tuple(f"{path}/" for path in _FLEET)
 _SAFE_METHODS = frozenset({"GET", "HEAD"})
 

@@ -24,6 +24,11 @@ class DecisionRing:
         self._entries: deque[_Entry] = deque(maxlen=kept)
         self.recorded = 0
 
+    def keep(self, kept: int) -> None:
+        """Keep so many from now on; of those that are there the last ones."""
+        if kept != self._entries.maxlen:
+            self._entries = deque(self._entries, maxlen=kept)
+
     def record(
         self,
         request_id: str,

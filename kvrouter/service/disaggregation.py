@@ -164,6 +164,11 @@ class SplitSender:
         self._tasks: set[asyncio.Task[Any]] = set()
         """Bounded by the requests under way; ended by `close`."""
 
+    def change(self, *, timeout_seconds: float, attempts_max: int, tokens_min: int) -> None:
+        """Take other bounds for what begins from now on."""
+        self._timeout_seconds, self._attempts_max = timeout_seconds, attempts_max
+        self.planner.tokens_min = tokens_min
+
     def __len__(self) -> int:
         """First stages under way."""
         return len(self._tasks)

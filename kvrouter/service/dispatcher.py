@@ -112,8 +112,8 @@ class RequestDispatcher:
 
     def take_over(self, other: "RequestDispatcher") -> None:
         """Go on where another one stops: what it has sent on ends here."""
-        self._bookings, self._whole_answers = other._bookings, other._whole_answers
-        self.change(rates=other._rates, uses_sessions=other._uses_sessions)
+        self._bookings, self._whole_answers = other._bookings, other._whole_answers  # noqa: SLF001 - our own class
+        self.change(rates=other._rates, uses_sessions=other._uses_sessions)  # noqa: SLF001 - as above
 
     def change(self, *, rates: ClientRates | None, uses_sessions: bool) -> None:
         """Hold clients to other rates, and look for sessions or not."""

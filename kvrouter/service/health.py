@@ -80,6 +80,14 @@ class HealthMonitor:
                     checks.create_task(self._check(worker), name=f"check {worker.spec.worker_id}")
                 await self._sleep(now)
 
+    def change(self, *, interval_seconds: float, timeout_seconds: float) -> None:
+        """Look as often as this; who would be looked at only after that is looked at then."""
+        self._interval, self._timeout = interval_seconds, timeout_seconds
+        latest = self._clock() + interval_seconds
+        for worker in self._registry:
+            worker.next_check_at = min(worker.next_check_at, max(latest, worker.ejected_until))
+        self._registry.check_due.set()
+
     def _due(self, now: float) -> list[Worker]:
         return [
             worker

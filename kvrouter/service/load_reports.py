@@ -82,7 +82,7 @@ class LoadReports:
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._registry, self._get = registry, get
-        self._interval, self._timeout = interval_seconds, timeout_seconds
+        self._interval, self.timeout_seconds = interval_seconds, timeout_seconds
         self._clock, self._jitter, self._wall_clock = clock, jitter, wall_clock
         self._asked: dict[str, _Asked] = {}
         self._asking: set[str] = set()
@@ -194,7 +194,7 @@ class LoadReports:
         """Ask a worker for its load wherever it may tell it; returns why there is none, or None."""
         for path in asked.paths:
             try:
-                answer = await self._get(worker, path, timeout_seconds=self._timeout, max_bytes=PAGE_BYTES_MAX)
+                answer = await self._get(worker, path, timeout_seconds=self.timeout_seconds, max_bytes=PAGE_BYTES_MAX)
             except UpstreamError:
                 asked.paths = PATHS
                 return "unreachable"

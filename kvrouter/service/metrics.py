@@ -19,6 +19,8 @@ from kvrouter.routing.sessions import SessionTable
 from kvrouter.service.admission import Admission
 from kvrouter.service.admission_view import admission_metrics
 from kvrouter.service.audit_metrics import audit_metrics
+from kvrouter.service.configuration.figures import config_metrics
+from kvrouter.service.configuration.running import RunningSettings
 from kvrouter.service.disaggregation import SplitSender
 from kvrouter.service.event_metrics import plane_metrics, source_metrics
 from kvrouter.service.load_reports import LoadReports
@@ -51,9 +53,10 @@ class MetricsSources:
     rate_limited: Callable[[], int]
     loads: LoadReports
     keeper: StateKeeper | None
-    admission: Admission | None
+    admission: Callable[[], Admission | None]
     clock: Callable[[], float]
-    policy: str
+    policy: Callable[[], str]
+    config: RunningSettings
     splits: SplitSender | None
     sessions: SessionTable | None
 
@@ -78,11 +81,12 @@ class _Collector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Read everything once."""
-        labels = {"version": __version__, "index": implementation, "policy": self._from.policy}
+        labels = {"version": __version__, "index": implementation, "policy": self._from.policy()}
         yield gauge("info", "Version and choices of this process.", tuple(labels), [(tuple(labels.values()), 1)])
         yield from self._requests()
         yield from self._routing()
-        yield from admission_metrics(self._from.admission, now=self._from.clock())
+        yield from admission_metrics(self._from.admission(), now=self._from.clock())
+        yield from config_metrics(self._from.config)
         yield from self._workers()
         yield from self._loads()
         yield from audit_metrics(self._from.router, self._from.registry, self._from.traffic)

@@ -42,6 +42,11 @@ class PlacementReader:
         self._defaults = defaults
         self._remembered: dict[tuple[tuple[bytes, bytes], ...], Constraints | None] = {}
 
+    def set_defaults(self, defaults: Constraints) -> None:
+        """Read from now on over these."""
+        self._defaults = defaults
+        self._remembered.clear()
+
     def headers(self, asked: tuple[tuple[bytes, bytes], ...]) -> Constraints | None:
         """Read the headers of one request that are for us; None where they ask nothing of a worker.
 

@@ -13,7 +13,7 @@ import ssl
 import stat
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -26,11 +26,14 @@ from kvrouter.service.logs import NO_LEVELS, configure_logging, log_event
 from kvrouter.service.planes.ways import PlaneChoices
 from kvrouter.service.workers import WorkerSpec, parse_worker_spec
 from kvrouter.settings import Settings
+from kvrouter.settings_sources import LoadedSettings
 
 __all__ = ["run_service"]
 
 _SOCKET_FOLDER_BYTES_MAX = 70
 """A name of our own and that of the socket follow; macOS allows 103 in all."""
+_CONFIG_SECONDS = 2.0
+"""So long the first request waits for the settings of the store; later ones come while it runs."""
 _LAST_SAVE_SECONDS = 5.0
 """What is known is worth this much of a stop: what was kept before is a minute old."""
 
@@ -38,18 +41,24 @@ _log = logging.getLogger("kvrouter.service")
 
 
 async def run_service(
-    settings: Settings, planes: PlaneChoices | None = None, *, log_levels: Mapping[str, str] = NO_LEVELS
+    loaded: LoadedSettings,
+    planes: PlaneChoices | None = None,
+    *,
+    log_levels: Mapping[str, str] = NO_LEVELS,
+    read_again: Callable[[], LoadedSettings] | None = None,
 ) -> int:
     """Run the router until it is told to stop; returns the exit code.
 
     Args:
-        settings: what is set.
+        loaded: what is set, and where.
         planes: how workers that discovery finds are reached; None where none are looked for.
         log_levels: levels of some loggers, by name.
+        read_again: reads the settings anew at SIGHUP; None leaves that signal alone.
 
     Raises:
         SettingsError: a worker specification, the address or the certificate cannot be used.
     """
+    settings = loaded.settings
     configure_logging(level=settings.log.level, style=settings.log.format, levels=log_levels)
     if settings.server.exit_with_parent:
         _refuse_deaf_input()
@@ -62,8 +71,10 @@ async def run_service(
     with tempfile.TemporaryDirectory(prefix="kvrouter-", dir=_short_folder()) as folder:
         admin_socket = None if settings.server.admin_port else str(Path(folder) / "admin.sock")
         listener = listen(settings.server.host, settings.server.port)
-        service = Service(settings, admin_socket=admin_socket, planes=planes)
+        service = Service(settings, admin_socket=admin_socket, planes=planes, loaded=loaded)
         service.load_tokenizers()
+        if read_again is not None:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _read_settings_again, service, read_again)
         if service.planes is not None:
             service.planes.ways.ready()
         try:
@@ -94,11 +105,14 @@ async def _running(
         asks_loads = service.settings.events.load_seconds > 0
         loads = tasks.create_task(service.loads.run(), name="loads") if asks_loads else None
         backlog = tasks.create_task(service.work_off_backlogs(), name="backlog")
-        queue = tasks.create_task(service.keep_queue(), name="queue") if service.admission is not None else None
+        queue = tasks.create_task(service.keep_queue(), name="queue")
         saving = tasks.create_task(service.keeper.run(), name="snapshots") if service.keeper is not None else None
         planes = tasks.create_task(service.planes.run(), name="planes") if service.planes is not None else None
+        config = tasks.create_task(service.follow_config(), name="config") if service.config_key is not None else None
         collector = tasks.create_task(set_survivors_aside(), name="collector")
         admin = tasks.create_task(service.admin.run(), name="admin")
+        if service.config_key is not None:
+            await service.config_key.known(seconds=_CONFIG_SECONDS)
         await service.admin.started()
         await service.proxy.start(ssl=certificate, sock=listener)
         log_event(
@@ -120,6 +134,8 @@ async def _running(
         await service.proxy.close()
         if planes is not None:
             planes.cancel()
+        if config is not None:
+            config.cancel()
         if service.splits is not None:
             await service.splits.close()
         service.admin.stop()
@@ -127,8 +143,7 @@ async def _running(
         health.cancel()
         housekeeping.cancel()
         backlog.cancel()
-        if queue is not None:
-            queue.cancel()
+        queue.cancel()
         if loads is not None:
             loads.cancel()
         collector.cancel()
@@ -185,6 +200,21 @@ def _refuse_deaf_input() -> None:
     mode = os.fstat(sys.stdin.fileno()).st_mode
     if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
         raise SettingsError("--exit-with-parent needs a pipe as standard input")
+
+
+def _read_settings_again(service: Service, read_again: Callable[[], LoadedSettings]) -> None:
+    """Take from the settings file what may change while the router runs; say what may not."""
+    running = service.config
+    try:
+        loaded = read_again()
+    except SettingsError as error:
+        running.unreadable(error, source="file")
+        return
+    with suppress(SettingsError):  # counted and logged
+        waiting = running.start_anew(loaded)
+        log_event(_log, logging.INFO, "settings_read_again", file=str(loaded.file))
+        if waiting:
+            log_event(_log, logging.WARNING, "settings_need_restart", settings=list(waiting))
 
 
 class _Stop:

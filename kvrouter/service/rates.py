@@ -15,10 +15,14 @@ __all__ = ["ClientRates", "client_rates"]
 class ClientRates:
     """Looks at a request when its key was found good, before its body is read. Costs a few look-ups."""
 
-    __slots__ = ("_buckets", "_by_key", "_clock")
+    __slots__ = ("_buckets", "_by_key", "_clock", "asked")
 
-    def __init__(self, buckets: TokenBuckets, *, by_key: bool, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, buckets: TokenBuckets, *, asked: tuple[float, int], by_key: bool, clock: Callable[[], float]
+    ) -> None:
         self._buckets, self._by_key, self._clock = buckets, by_key, clock
+        self.asked = asked
+        """Rate and burst, as they were set."""
 
     @property
     def refused(self) -> int:
@@ -46,10 +50,19 @@ class ClientRates:
             )
 
 
-def client_rates(settings: Settings, clock: Callable[[], float]) -> ClientRates | None:
-    """Make what the settings ask for; None where everybody may ask at any rate."""
-    limits = settings.limits
-    if not limits.client_rate:
+def client_rates(
+    settings: Settings, clock: Callable[[], float], before: ClientRates | None = None
+) -> ClientRates | None:
+    """Make what the settings ask for; None where everybody may ask at any rate.
+
+    What there was `before` is kept where it asks for the same; otherwise everybody begins anew, and the count goes on.
+    """
+    rate, burst = settings.limits.client_rate, settings.limits.client_burst
+    if not rate:
         return None
-    buckets = TokenBuckets(per_second=limits.client_rate, burst=limits.client_burst or None)
-    return ClientRates(buckets, by_key=bool(settings.auth.api_keys), clock=clock)
+    if before is not None and before.asked == (rate, burst):
+        return before
+    buckets = TokenBuckets(per_second=rate, burst=burst or None)
+    if before is not None:
+        buckets.refused = before.refused
+    return ClientRates(buckets, asked=(rate, burst), by_key=bool(settings.auth.api_keys), clock=clock)

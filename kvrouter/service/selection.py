@@ -55,7 +55,7 @@ class SelectionRoutes:
     ) -> None:
         self._registry, self._router, self._index, self._ingest = registry, router, index, ingest
         self._reader, self._choice, self._decisions, self._traffic = reader, choice, decisions, traffic
-        self._lease_seconds, self._clock, self._wall_clock = lease_seconds, clock, wall_clock
+        self.lease_seconds, self._clock, self._wall_clock = lease_seconds, clock, wall_clock
         self._pending: OrderedDict[str, tuple[float, Decision, str | None]] = OrderedDict()
         """Answers of `/select` that may still be claimed by their id: until when, what, for which model."""
         self._reserved: dict[str, str] = {}
@@ -205,7 +205,7 @@ class SelectionRoutes:
             decision.prefill_tokens = fields.effective_prefill_tokens
 
     def _book(self, selection_id: str, decision: Decision, model: str | None, now: float) -> None:
-        self._router.commit(decision, id=selection_id, now=now, lease_seconds=self._lease_seconds)
+        self._router.commit(decision, id=selection_id, now=now, lease_seconds=self.lease_seconds)
         self._reserved[selection_id] = decision.worker_id
         self._decisions.record(selection_id, decision, model, self._wall_clock())
 
@@ -254,7 +254,7 @@ class SelectionRoutes:
 
     def _keep_pending(self, selection_id: str, decision: Decision, model: str | None, now: float) -> None:
         self._pending.pop(selection_id, None)
-        self._pending[selection_id] = (now + self._lease_seconds, decision, model)
+        self._pending[selection_id] = (now + self.lease_seconds, decision, model)
         if len(self._pending) > PENDING_MAX:
             self._pending.popitem(last=False)
 

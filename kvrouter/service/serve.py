@@ -3,9 +3,10 @@
 import argparse
 import asyncio
 import os
+from functools import partial
 
 from kvrouter.service.object_server import KEY_VARIABLE
-from kvrouter.settings_sources import add_settings_flags, load_settings
+from kvrouter.settings_sources import add_settings_flags, load_with_origins
 
 __all__ = ["add_parser", "run"]
 
@@ -44,8 +45,10 @@ def run(arguments: argparse.Namespace) -> int:
     from kvrouter.service.process import run_service  # noqa: PLC0415
     from kvrouter.transport.plane_settings import log_levels  # noqa: PLC0415
 
-    settings = load_settings(arguments, os.environ, elsewhere={*PLANE_VARIABLES, KEY_VARIABLE})
-    planes = plane_choices(settings, os.environ)
+    read = partial(load_with_origins, arguments, os.environ, elsewhere={*PLANE_VARIABLES, KEY_VARIABLE})
+    loaded = read()
+    planes = plane_choices(loaded.settings, os.environ)
+    again = None if loaded.file is None else read
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(run_service(settings, planes, log_levels=log_levels(os.environ)))
+        return runner.run(run_service(loaded, planes, log_levels=log_levels(os.environ), read_again=again))

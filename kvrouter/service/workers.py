@@ -116,6 +116,10 @@ class WorkerRegistry:
         self.prefillers: frozenset[str] = frozenset()
         """Workers that may compute prompts for others; while there are none, no request is split."""
 
+    def judge_by(self, *, failures: int, successes: int) -> None:
+        """Take other numbers of checks in a row, beginning with the next check."""
+        self._failures, self._successes = failures, successes
+
     def __iter__(self) -> Iterator[Worker]:
         return iter(self.workers.values())
 

@@ -46,7 +46,8 @@ class RequestPlanes:
         self.overload_status, self._authorization = overload_status, authorization
         self.figures = PlaneFigures(figures)
         self.ways = Ways(choices, self.figures.transports)
-        kept = self.figures.discovery.store(open_key_value_store(store))
+        kept = self.store = self.figures.discovery.store(open_key_value_store(store))
+        """Of the records, and of what else the routers of this fleet agree on."""
         self.discovery = Discovery(kept)
         self.discovered = DiscoveredWorkers(
             workers,

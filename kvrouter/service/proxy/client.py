@@ -12,6 +12,7 @@ from typing import cast
 from kvrouter.errors import KvrouterError, OverloadedError, RequestError
 
 from .exchange import Exchange
+from .limits import ProxyLimits
 from .messages import Reply, Request
 from .plane import DataPlane
 from .replies import CONTINUE, error_reply, render_reply
@@ -58,6 +59,10 @@ class ClientConnection(asyncio.BufferedProtocol):
         self._advancing = False
         self.write_paused = False
         self.deadline = plane.now + plane.limits.keepalive_seconds
+
+    def set_limits(self, limits: ProxyLimits) -> None:
+        """Read what comes by other limits; deadlines that run already stay."""
+        self._parser.set_limits(limits)
 
     # What the event loop calls.
 

@@ -24,6 +24,12 @@ class UpstreamPool:
         self._limits, self._clock = limits, clock
         self._endpoints: dict[Endpoint, _EndpointPool] = {}
 
+    def set_limits(self, limits: ProxyLimits) -> None:
+        """Take other limits; connections that are there stay."""
+        self._limits = limits
+        for pool in self._endpoints.values():
+            pool.limits = limits
+
     def take(self, endpoint: Endpoint) -> UpstreamConnection | None:
         """Return an idle connection, or None. The hot path: no waiting."""
         pool = self._endpoints.get(endpoint)
@@ -70,10 +76,10 @@ class UpstreamPool:
 class _EndpointPool:
     """The connections to one endpoint."""
 
-    __slots__ = ("_clock", "_limits", "connecting", "idle", "open", "waiting")
+    __slots__ = ("_clock", "connecting", "idle", "limits", "open", "waiting")
 
     def __init__(self, limits: ProxyLimits, clock: Callable[[], float]) -> None:
-        self._limits, self._clock = limits, clock
+        self.limits, self._clock = limits, clock
         self.idle: dict[UpstreamConnection, None] = {}
         self.open = self.connecting = 0
         self.waiting: deque[asyncio.Future[UpstreamConnection | None]] = deque()
@@ -85,7 +91,7 @@ class _EndpointPool:
     def take(self) -> UpstreamConnection | None:
         while self.idle:
             connection, _ = self.idle.popitem()
-            if self._clock() - connection.idle_since < self._limits.pool_idle_seconds:
+            if self._clock() - connection.idle_since < self.limits.pool_idle_seconds:
                 return connection
             connection.abort()
         return None
@@ -96,7 +102,7 @@ class _EndpointPool:
     def released(self, connection: UpstreamConnection) -> None:
         if self.waiting and self._hand_over(connection):
             return
-        if len(self.idle) >= self._limits.pool_idle_max:
+        if len(self.idle) >= self.limits.pool_idle_max:
             connection.abort()
             return
         connection.idle_since = self._clock()
@@ -110,7 +116,7 @@ class _EndpointPool:
     def expire(self, now: float) -> None:
         oldest_first = list(self.idle)
         for connection in oldest_first:
-            if now - connection.idle_since < self._limits.pool_idle_seconds:
+            if now - connection.idle_since < self.limits.pool_idle_seconds:
                 break
             connection.abort()
 
@@ -119,7 +125,7 @@ class _EndpointPool:
             connection.abort()
 
     async def connect(self, endpoint: Endpoint, *, reserved: bool) -> UpstreamConnection:
-        while not reserved and self.open + self.connecting >= self._limits.worker_connections_max:
+        while not reserved and self.open + self.connecting >= self.limits.worker_connections_max:
             handed_over = await self._wait()
             if handed_over is not None and handed_over.connected:
                 return handed_over
@@ -133,10 +139,10 @@ class _EndpointPool:
         """Connect; a failure frees a place for the next one that waits."""
         connection = UpstreamConnection(self)
         try:
-            async with asyncio.timeout(self._limits.connect_seconds):
+            async with asyncio.timeout(self.limits.connect_seconds):
                 await _connect(endpoint, connection)
         except TimeoutError as error:
-            reason = f"no connection within {self._limits.connect_seconds:g} s"
+            reason = f"no connection within {self.limits.connect_seconds:g} s"
             raise UpstreamError(reason, outcome="connect_failed") from error
         except OSError as error:
             reason = f"cannot connect: {error.strerror or error}"
@@ -151,11 +157,11 @@ class _EndpointPool:
         waiter: asyncio.Future[UpstreamConnection | None] = asyncio.get_running_loop().create_future()
         self.waiting.append(waiter)
         try:
-            async with asyncio.timeout(self._limits.connect_seconds):
+            async with asyncio.timeout(self.limits.connect_seconds):
                 return await waiter
         except TimeoutError as error:
             self._stop_waiting(waiter)
-            reason = f"all {self._limits.worker_connections_max} connections are in use"
+            reason = f"all {self.limits.worker_connections_max} connections are in use"
             raise UpstreamError(reason, outcome="saturated") from error
         except asyncio.CancelledError:
             self._stop_waiting(waiter)

@@ -36,9 +36,8 @@ class RequestParser:
     )
 
     def __init__(self, limits: ProxyLimits, heads: RequestHeads) -> None:
-        self._limits = limits
+        self.set_limits(limits)
         self._heads, self._memory = heads, heads.memory
-        self._unchecked = min(limits.target_bytes_max, limits.header_bytes_max)
         self._buffer = b""
         self._head: RequestHead | None = None
         self.length = -1
@@ -46,6 +45,11 @@ class RequestParser:
         self._payload: BytesIO | None = None
         self._chunked: ChunkedBody | None = None
         self._pieces: list[bytes] = []
+
+    def set_limits(self, limits: ProxyLimits) -> None:
+        """Read by these limits from the next bytes on."""
+        self._limits = limits
+        self._unchecked = min(limits.target_bytes_max, limits.header_bytes_max)
 
     @property
     def buffered(self) -> int:

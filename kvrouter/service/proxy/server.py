@@ -46,6 +46,18 @@ class ProxyServer:
         self._servers: list[asyncio.Server] = []
         self._sweep_timer: asyncio.TimerHandle | None = None
 
+    def change(self, dispatcher: Dispatcher, limits: ProxyLimits) -> None:
+        """Serve through another dispatcher, within other limits, from the next call on.
+
+        Who is connected stays, and what is under way goes on where it is. Only bounds on single heads stay as they were
+        at the start: the number of header lines, and the length of the target.
+        """
+        self._limits = self._plane.limits = limits
+        self._plane.dispatcher = dispatcher
+        self.pool.set_limits(limits)
+        for connection in self._connections:
+            connection.set_limits(limits)
+
     @property
     def statistics(self) -> ProxyStatistics:
         """Counts of everything that happened."""
