@@ -12,7 +12,8 @@ import argparse
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -56,6 +57,7 @@ def main() -> int:
         "requests": arguments.requests,
         "loads": {name: LOADS[name] for name in arguments.loads},
         "policies": arguments.policies,
+        "within": arguments.within,
     }
     played = {"requests": arguments.requests, "quick": arguments.quick}
     seeds = range(1, arguments.seeds + 1)
@@ -65,9 +67,10 @@ def main() -> int:
         sys.stderr.write(f"{error}\n")
         return 1
     began = time.monotonic()
-    measured = measure(grid, arguments.policies, seeds, arguments.processes, journal, plays=not arguments.known_only)
+    field = Field(arguments.policies, list(seeds), arguments.within)
+    measured = measure(grid, field, arguments.processes, journal, plays=not arguments.known_only)
     report.conditions["seconds"] = round(time.monotonic() - began, 1)
-    whole = [cell for cell in grid.cells if _is_whole(measured[cell.name], arguments.policies, seeds)]
+    whole = [cell for cell in grid.cells if field.is_whole(measured[cell.name])]
     if not whole:
         sys.stderr.write("no cell has been measured under every policy and seed yet\n")
         return 1
@@ -79,44 +82,89 @@ def main() -> int:
     return 0
 
 
+@dataclass(frozen=True, slots=True)
+class Field:
+    """Who plays under which seeds.
+
+    With `within`, a policy whose mean and 99th percentile are both more than `within` times the best ones under the
+    first seed is out of reach in that cell: it has its row, and is not repeated under further seeds.
+    """
+
+    policies: Sequence[str]
+    seeds: Sequence[int]
+    within: float | None = None
+
+    def contenders(self, found: Measured) -> list[str]:
+        """The policies that play under all seeds; `found` has all of them under the first."""
+        if self.within is None:
+            return list(self.policies)
+        first = {policy: found[policy][self.seeds[0]] for policy in self.policies}
+        bounds = {figure: self.within * min(getattr(row, figure) for row in first.values()) for figure in _FIGURES}
+        near = [name for name, row in first.items() if any(getattr(row, each) <= bounds[each] for each in _FIGURES)]
+        return [policy for policy in self.policies if policy == OURS or policy in near]
+
+    def is_whole(self, found: Measured) -> bool:
+        """Whether nothing is left to play in a cell."""
+        if any(self.seeds[0] not in found.get(policy, {}) for policy in self.policies):
+            return False
+        return all(seed in found[policy] for policy in self.contenders(found) for seed in self.seeds)
+
+
 def measure(
-    grid: Grid,
-    policies: Sequence[str],
-    seeds: Iterable[int],
-    processes: int | None,
-    journal: Journal,
-    *,
-    plays: bool = True,
+    grid: Grid, field: Field, processes: int | None, journal: Journal, *, plays: bool = True
 ) -> dict[str, Measured]:
     """Run all cells, or those of them that are not in the journal; returns by the cell's name what was measured.
 
     Small caches come first: a run in which none was ever full is that of a larger one too.
     """
     measured: dict[str, Measured] = defaultdict(lambda: defaultdict(dict))
-    roomy: dict[tuple[object, ...], Measures] = {}
-    seeds = list(seeds)
+    table = _Table(measured, journal)
     for cache_tokens in sorted({cell.cache_tokens for cell in grid.cells}):
-        names: dict[Run, str] = {}
         cells = [cell for cell in grid.cells if cell.cache_tokens == cache_tokens]
-        for name, run in ((cell.name, run) for cell in cells for run in cell.runs(policies, seeds)):
-            known = journal.known.get((name, run.policy, run.seed)) or roomy.get(_but_cache(run))
-            if known is None:
-                names[run] = name
-            else:
-                _take(measured[name], run, known, roomy)
-        began = time.monotonic()
-        for done, result in enumerate(play_all(list(names) if plays else [], grid.sources, processes=processes), 1):
-            name, run = names[result.run], result.run
-            journal.note((name, run.policy, run.seed), result.measures)
-            _take(measured[name], run, result.measures, roomy)
-            _tell(done, len(names), time.monotonic() - began, result)
+        first = {run: cell.name for cell in cells for run in cell.runs(field.policies, field.seeds[:1])}
+        _play(first, grid, processes, table, plays=plays)
+        began = [cell for cell in cells if all(field.seeds[0] in measured[cell.name][each] for each in field.policies)]
+        others = {
+            run: cell.name
+            for cell in began
+            for run in cell.runs(field.contenders(measured[cell.name]), field.seeds[1:])
+        }
+        _play(others, grid, processes, table, plays=plays)
     return measured
 
 
-def _take(measured: Measured, run: Run, measures: Measures, roomy: dict[tuple[object, ...], Measures]) -> None:
-    measured[run.policy][run.seed] = measures
-    if not measures.full_workers:
-        roomy[_but_cache(run)] = measures
+class _Table:
+    """What is measured, by cell, from the journal and from runs."""
+
+    def __init__(self, measured: dict[str, Measured], journal: Journal) -> None:
+        self._measured, self._journal = measured, journal
+        self._roomy: dict[tuple[object, ...], Measures] = {}
+
+    def knows(self, name: str, run: Run) -> bool:
+        """Take what is known of a run, if anything is."""
+        known = self._journal.known.get((name, run.policy, run.seed)) or self._roomy.get(_but_cache(run))
+        if known is not None:
+            self._take(name, run, known)
+        return known is not None
+
+    def note(self, name: str, run: Run, measures: Measures) -> None:
+        """Keep what a run has measured."""
+        self._journal.note((name, run.policy, run.seed), measures)
+        self._take(name, run, measures)
+
+    def _take(self, name: str, run: Run, measures: Measures) -> None:
+        self._measured[name][run.policy][run.seed] = measures
+        if not measures.full_workers:
+            self._roomy[_but_cache(run)] = measures
+
+
+def _play(names: Mapping[Run, str], grid: Grid, processes: int | None, table: _Table, *, plays: bool) -> None:
+    """Do those runs of which nothing is known yet."""
+    unknown = [run for run, name in names.items() if not table.knows(name, run)]
+    began = time.monotonic()
+    for done, result in enumerate(play_all(unknown if plays else [], grid.sources, processes=processes), 1):
+        table.note(names[result.run], result.run, result.measures)
+        _tell(done, len(unknown), time.monotonic() - began, result)
 
 
 def _but_cache(run: Run) -> tuple[object, ...]:
@@ -124,16 +172,12 @@ def _but_cache(run: Run) -> tuple[object, ...]:
     return run.source, run.policy, run.seed, run.rate_scale, run.fleet.workers
 
 
-def _is_whole(found: Measured, policies: Iterable[str], seeds: Iterable[int]) -> bool:
-    return all(seed in found.get(policy, {}) for policy in policies for seed in seeds)
-
-
 def add_rows(report: Report, grid: Sequence[Cell], measured: dict[str, Measured]) -> None:
     """Add a row for each cell, and what they come to."""
     won, ratios = 0, []
     for cell in grid:
         found = measured[cell.name]
-        others = [policy for policy in found if policy != OURS]
+        others = [policy for policy in found if policy != OURS and found[policy].keys() == found[OURS].keys()]
         best = {figure: min(others, key=lambda policy: _mean(found[policy], figure)) for figure in _FIGURES}
         verdicts = {figure: verdict(found[OURS], found[best[figure]], figure) for figure in _FIGURES}
         ours = _mean(found[OURS], "ttft_mean")
@@ -177,7 +221,7 @@ def _mean(rows: dict[int, Measures], figure: str) -> float:
 
 def _summary(rows: dict[int, Measures]) -> dict[str, float]:
     named = {"mean": "ttft_mean", "p99": "ttft_p99", "hits": "hit_share", "imbalance": "imbalance"}
-    return {name: float(f"{_mean(rows, figure):.4g}") for name, figure in named.items()}
+    return {name: float(f"{_mean(rows, figure):.4g}") for name, figure in named.items()} | {"seeds": len(rows)}
 
 
 def _tell(done: int, total: int, seconds: float, result: RunResult) -> None:
@@ -203,6 +247,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--loads", type=_names(LOADS), metavar="LOAD,...", help="light, medium, heavy")
     parser.add_argument("--requests", type=int, metavar="N", help="requests of each recorded trace")
     parser.add_argument("--seeds", type=int, metavar="N", help="runs of each policy in each cell")
+    parser.add_argument(
+        "--within", type=float, metavar="RATIO", help="do not repeat who is behind by more under the first seed"
+    )
     parser.add_argument("--processes", type=int, metavar="N", help="default: one for each core")
     parser.add_argument(
         "--journal", metavar="FILE", help="keep every run there, and do not repeat those that are there"

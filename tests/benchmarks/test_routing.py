@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.report import Report
-from benchmarks.routing import add_rows, measure, verdict
+from benchmarks.routing import Field, add_rows, measure, verdict
 from benchmarks.routing_grid import LOADS, Cell, Grid
 from benchmarks.routing_journal import Journal, JournalError
 from benchmarks.routing_table import tables
@@ -82,7 +82,7 @@ def test_every_cell_is_reported_and_they_are_summed_up(tmp_path: Path) -> None:
     report = Report("routing")
     policies = ["kv", "least-loaded", "random"]
 
-    add_rows(report, small.cells, measure(small, policies, [1, 2], 1, Journal(None, {})))
+    add_rows(report, small.cells, measure(small, Field(policies, [1, 2]), 1, Journal(None, {})))
 
     *rows, share, worst = report.rows
     assert [row["name"] for row in rows] == [cell.name for cell in small.cells]
@@ -99,12 +99,12 @@ def test_every_cell_is_reported_and_they_are_summed_up(tmp_path: Path) -> None:
 def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
     """Also if its last line is torn; and a journal of other runs is refused."""
     small, path = grid(tmp_path / "absent", loads=["light"]), tmp_path / "journal"
-    whole = measure(small, ["kv", "random"], [1, 2], 1, Journal(path, {"requests": 50}))
+    whole = measure(small, Field(["kv", "random"], [1, 2]), 1, Journal(path, {"requests": 50}))
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join([*lines[:3], lines[3][:40]]))
 
-    found = measure(small, ["kv", "random"], [1, 2], 1, Journal(path, {"requests": 50}), plays=False)
-    again = measure(small, ["kv", "random"], [1, 2], 1, Journal(path, {"requests": 50}))
+    found = measure(small, Field(["kv", "random"], [1, 2]), 1, Journal(path, {"requests": 50}), plays=False)
+    again = measure(small, Field(["kv", "random"], [1, 2]), 1, Journal(path, {"requests": 50}))
 
     assert sum(len(rows) for rows in found[small.cells[0].name].values()) == 2
     assert again == whole
@@ -122,8 +122,8 @@ def test_caches_that_were_never_full_need_not_be_larger(tmp_path: Path) -> None:
     both, path = grid(tmp_path / "absent", loads=["heavy"], caches=caches), tmp_path / "journal"
     large = grid(tmp_path / "absent", loads=["heavy"], caches=caches[2:])
 
-    found = measure(both, ["kv"], [1], 1, Journal(path, {}))
-    alone = measure(large, ["kv"], [1], 1, Journal(None, {}))
+    found = measure(both, Field(["kv"], [1]), 1, Journal(path, {}))
+    alone = measure(large, Field(["kv"], [1]), 1, Journal(None, {}))
 
     small, middle, roomy = (found[cell.name]["kv"][1] for cell in both.cells)
     assert small.full_workers > 0
@@ -132,11 +132,28 @@ def test_caches_that_were_never_full_need_not_be_larger(tmp_path: Path) -> None:
     assert len(path.read_text().splitlines()) == 1 + 2
 
 
+def test_who_is_out_of_reach_is_not_repeated(tmp_path: Path) -> None:
+    """But ours is, whatever it is; and only who has played under all seeds is its peer."""
+    small = grid(tmp_path / "absent", loads=["heavy"])
+    cell = small.cells[0].name
+    first = measure(small, Field(["kv", "least-loaded", "random"], [1]), 1, Journal(None, {}))[cell]
+    ratio = first["random"][1].ttft_mean / min(row[1].ttft_mean for row in first.values())
+    field = Field(["kv", "least-loaded", "random"], [1, 2], within=1.0)
+
+    found = measure(small, field, 1, Journal(None, {}))
+
+    best = {min(first, key=lambda policy: getattr(first[policy][1], figure)) for figure in ("ttft_mean", "ttft_p99")}
+    assert ratio > 1
+    assert {policy for policy, rows in found[cell].items() if len(rows) == 2} == {"kv", *best}
+    assert field.is_whole(found[cell])
+    assert not Field(field.policies, field.seeds).is_whole(found[cell])
+
+
 def test_a_page_shows_every_cell(tmp_path: Path) -> None:
     """What was lost is marked, and counted."""
     small = grid(tmp_path / "absent")
     report = Report("routing")
-    add_rows(report, small.cells, measure(small, ["kv", "random"], [1, 2], 1, Journal(None, {})))
+    add_rows(report, small.cells, measure(small, Field(["kv", "random"], [1, 2]), 1, Journal(None, {})))
     rows = {str(row["name"]): row for row in report.rows}
     rows[small.cells[0].name]["p99"] = "lost"
     rows[small.cells[1].name] |= {"mean": "best", "p99": "tied"}
