@@ -1,8 +1,9 @@
-"""Asks a running router over its admin API, for commands that show what it says. Not for requests to models."""
+"""Asks a running router over its admin API, for commands that show or change things. Not for requests to models."""
 
 import argparse
 import json
 import os
+from collections.abc import Mapping
 from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError, URLError
@@ -47,15 +48,26 @@ def router_address(url: str) -> str:
     return url.rstrip("/")
 
 
-def ask_router(address: str, api_key: str | None, *, allowed: tuple[int, ...] = ()) -> Any:
-    """GET `address` and return its JSON; statuses in `allowed` are answers too.
+def ask_router(
+    address: str,
+    api_key: str | None,
+    *,
+    allowed: tuple[int, ...] = (),
+    method: str = "GET",
+    payload: Mapping[str, object] | None = None,
+) -> Any:
+    """Ask for `address`, giving it `payload` as JSON, and return its JSON; statuses in `allowed` are answers too.
 
     Raises:
         KvrouterError: nobody answers, or it is refused, or no JSON comes.
     """
     headers = {"Accept": "application/json", **({"Authorization": f"Bearer {api_key}"} if api_key else {})}
+    data = None if payload is None else json.dumps(payload).encode()
+    if data is not None:
+        headers["Content-Type"] = "application/json"
+    asked = Request(address, data, headers, method=method)  # noqa: S310 - checked above
     try:
-        with urlopen(Request(address, headers=headers), timeout=_TIMEOUT_SECONDS) as answer:  # noqa: S310 - checked above
+        with urlopen(asked, timeout=_TIMEOUT_SECONDS) as answer:  # noqa: S310 - as above
             return json.loads(answer.read(_ANSWER_BYTES_MAX))
     except HTTPError as error:
         with error:

@@ -28,6 +28,7 @@ _COMMANDS = (
     "kvrouter.events_cli",
     "kvrouter.gateway.command",
     "kvrouter.service.object_server",
+    "kvrouter.config_cli",
     "kvrouter.doctor",
 )
 
