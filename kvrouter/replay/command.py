@@ -95,6 +95,17 @@ def _add_fleet(group: Any) -> None:
         help="replicas of the router, each with its own index and load book (default: %(default)s)",
     )  # fmt: skip
     group.add_argument(
+        "--no-replica-state", action="store_true", help="they do not tell each other what they have booked"
+    )
+    group.add_argument(
+        "--replica-interval", type=number(least=0.001, most=5), default=0.1, metavar="S",
+        help="each tells the others at most so often (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--replica-delay", type=number(least=0, most=60), default=0.01, metavar="S",
+        help="and they know so much later (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
         "--policies",
         default="kv,least-loaded,sticky",
         metavar="NAME,...",

@@ -18,6 +18,7 @@ from kvrouter.events import Source
 from kvrouter.replay.event_feed import EventFeed, EventLog
 from kvrouter.replay.outcome import Outcome, OutcomeRows
 from kvrouter.replay.rates import EngineRates
+from kvrouter.replay.replica_exchange import ReplicaExchange
 from kvrouter.replay.trace import Trace, Turn, resampled
 from kvrouter.replay.worker import Running, Worker
 from kvrouter.routing import Policy, Router, RoutingSettings
@@ -37,6 +38,9 @@ class FleetOptions:
         rates: how fast and how large each of them is.
         routers: replicas of the router, each with its own index and its own knowledge of load; turns go to them in
             turn.
+        replica_state: whether they tell each other what they have booked.
+        replica_interval_seconds: each does at most so often.
+        replica_delay_seconds: until the others know.
         event_delay_seconds: from the end of an engine's step until a router knows what it did to the cache.
         event_loss: share of the batches of events that get lost on the way to a router.
         event_replay: whether routers can ask the engines for what got lost.
@@ -48,6 +52,9 @@ class FleetOptions:
     workers: int = 8
     rates: EngineRates = field(default_factory=EngineRates)
     routers: int = 1
+    replica_state: bool = True
+    replica_interval_seconds: float = 0.1
+    replica_delay_seconds: float = 0.01
     event_delay_seconds: float = 0.0
     event_loss: float = 0.0
     event_replay: bool = True
@@ -128,6 +135,14 @@ class _Simulation:
         ]
         self._places = [self._place(number) for number in range(options.workers)]
         self._by_name = {place.name: number for number, place in enumerate(self._places)}
+        if options.routers > 1 and options.replica_state:
+            ReplicaExchange(
+                self._routers,
+                interval_seconds=options.replica_interval_seconds,
+                delay_seconds=options.replica_delay_seconds,
+                random=Random(seed),
+                later=self._later,
+            )
 
     def run(self) -> Outcome:
         """Move time until every turn has ended."""

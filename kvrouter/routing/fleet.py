@@ -75,7 +75,7 @@ class FleetWorker:
 class Fleet:
     """The workers by id. Candidates are computed once per model and change of the fleet."""
 
-    __slots__ = ("_candidates", "_free", "_narrowed", "_workers", "defaults", "ranks")
+    __slots__ = ("_candidates", "_free", "_narrowed", "_workers", "defaults", "ranks", "version")
 
     def __init__(self) -> None:
         self._workers: dict[str, FleetWorker] = {}
@@ -84,6 +84,8 @@ class Fleet:
         self._free: list[int] = []
         self._candidates: dict[str | None, Candidates] = {}
         self._narrowed: dict[tuple[str | None, Constraints], Candidates] = {}
+        self.version = 0
+        """Grows with every change of who is there and may be chosen."""
         self.defaults = UNCONSTRAINED
         """What a request asks for that comes without constraints; `set_defaults` changes it."""
 
@@ -192,6 +194,7 @@ class Fleet:
         raise NoWorkerError(f"none of the {len(candidates)} available ranks is left after the request's own conditions")
 
     def _changed(self) -> None:
+        self.version += 1
         self._candidates.clear()
         self._narrowed.clear()
 

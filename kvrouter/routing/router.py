@@ -375,6 +375,11 @@ class Router:
         self._weigher = self._make_weigher()
 
     @property
+    def decisions(self) -> int:
+        """Decisions ever made."""
+        return self._turns
+
+    @property
     def uses_sessions(self) -> bool:
         """Whether the router's own policy looks at the session of a request."""
         return bool(getattr(self._policy, "uses_sessions", False))
