@@ -26,6 +26,7 @@ __all__ = [
     "PlacementSettings",
     "PlaneSettings",
     "QueueSettings",
+    "ReplicaSettings",
     "RoutingSettings",
     "ServerSettings",
     "Settings",
@@ -352,6 +353,33 @@ class PlaneSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaSettings:
+    """Several routers in front of one fleet; see [operations](operations.md#several-routers)."""
+
+    store: str = _setting(
+        "",
+        "where the routers of a namespace tell each other what they have booked: as --discovery, or off (default: "
+        "where --discovery looks)",
+        flag="--replica-store",
+        metavar="URL",
+    )
+    interval_seconds: float = _setting(
+        0.1,
+        "each tells the others so often on average, at most; only what has changed",
+        flag="--replica-interval",
+        at_least=0.01,
+        at_most=5,
+    )
+    lease_seconds: float = _setting(
+        5.0,
+        "a router that says nothing for so long is forgotten, with all that it has booked",
+        flag="--replica-lease",
+        at_least=1,
+        at_most=60,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class IndexSettings:
     """What is known of the workers' caches."""
 
@@ -441,6 +469,7 @@ class Settings:
     placement: PlacementSettings = field(default_factory=PlacementSettings)
     events: EventSettings = field(default_factory=EventSettings)
     planes: PlaneSettings = field(default_factory=PlaneSettings)
+    replicas: ReplicaSettings = field(default_factory=ReplicaSettings)
     index: IndexSettings = field(default_factory=IndexSettings)
     tokens: TokenSettings = field(default_factory=TokenSettings)
     health: HealthSettings = field(default_factory=HealthSettings)

@@ -10,7 +10,8 @@ from random import Random
 from typing import Final
 
 from kvrouter.routing import Router
-from kvrouter.routing.replicas import Pace, ReplicaLoads
+from kvrouter.routing.replica_pace import ReplicaPace
+from kvrouter.routing.replicas import ReplicaLoads
 
 __all__ = ["ReplicaExchange"]
 
@@ -40,44 +41,35 @@ class ReplicaExchange:
     ) -> None:
         self._delay, self._later = delay_seconds, later
         self._tellers = [
-            _Teller(
-                router,
-                ReplicaLoads(router.fleet, f"router-{number}", lease_seconds=_LEASE_SECONDS, random=random),
-                Pace(interval_seconds, random=random),
-            )
-            for number, router in enumerate(routers)
+            _Teller(router, f"router-{number}", interval_seconds, random) for number, router in enumerate(routers)
         ]
         for teller in self._tellers:
-            self._later(teller.pace.look_seconds, lambda now, teller=teller: self._look(teller, now))  # type: ignore[misc]
+            self._look_later(teller, 0.0)
+
+    def _look_later(self, teller: _Teller, now: float) -> None:
+        self._later(now + teller.pace.look_seconds, lambda then: self._look(teller, then))
 
     def _look(self, teller: _Teller, now: float) -> None:
         """One router looks whether there is anything to tell."""
-        if teller.due(now):
-            data = teller.loads.record()
+        teller.settle(now)
+        if teller.pace.is_due(now):
+            teller.pace.telling(now)
+            name, data = teller.loads.replica_id, teller.loads.record()
             for other in self._tellers:
                 if other is not teller:
-                    self._later(now + self._delay, lambda then, other=other: other.loads.take(data, now=then))  # type: ignore[misc]
-        self._later(now + teller.pace.look_seconds, lambda then: self._look(teller, then))
+                    self._later(now + self._delay, lambda then, other=other: other.loads.take(name, data, now=then))  # type: ignore[misc]
+        self._look_later(teller, now)
 
 
 class _Teller:
-    """One router, and what it has told."""
+    """One router's side of it."""
 
-    def __init__(self, router: Router, loads: ReplicaLoads, pace: Pace) -> None:
-        self._router, self.loads, self.pace = router, loads, pace
-        self._told_at, self._turns = 0.0, 0
-        self._settled_at = 0.0
+    def __init__(self, router: Router, name: str, interval_seconds: float, random: Random) -> None:
+        self.loads = ReplicaLoads(router.fleet, name, lease_seconds=_LEASE_SECONDS, random=random)
+        self.pace = ReplicaPace(self.loads, lambda: router.decisions, interval_seconds=interval_seconds, random=random)
+        self._settle_at = 0.0
 
-    def due(self, now: float) -> bool:
-        """Whether to tell now."""
-        if now - self._settled_at >= _SETTLE_SECONDS:
+    def settle(self, now: float) -> None:
+        if now >= self._settle_at:
             self.loads.settle(now)
-            self._settled_at = now
-        turns = self._router.decisions
-        if not self.pace.is_due(now, booked=turns != self._turns, told_at=self._told_at):
-            return False
-        if not self.loads.has_changed() and now - self._told_at < _LEASE_SECONDS / 3:
-            return False
-        self.pace.told()
-        self._told_at, self._turns = now, turns
-        return True
+            self._settle_at = now + _SETTLE_SECONDS

@@ -88,8 +88,8 @@ def encode_record(record: ReplicaRecord) -> tuple[bytes, int]:
     return data, len(record.ranks) - len(ranks)
 
 
-def decode_record(data: bytes) -> ReplicaRecord:
-    """Read a record.
+def decode_record(data: bytes, replica_id: str) -> ReplicaRecord:
+    """Read the record that stands under the name of a router.
 
     Raises:
         WireError: it is too long, malformed, or contradicts itself; `reason` names the field.
@@ -101,6 +101,8 @@ def decode_record(data: bytes) -> ReplicaRecord:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         field = _field(str(error))
         raise WireError(f"replica record: {field}: {error}", reason=field) from None
+    if record.replica_id != replica_id:
+        raise WireError(f"replica record: replica_id: {record.replica_id!r} is not its key", reason="replica_id")
     if len({(each.worker_id, each.rank) for each in record.ranks}) < len(record.ranks):
         raise WireError("replica record: ranks: one is named twice", reason="ranks")
     for each in record.ranks:

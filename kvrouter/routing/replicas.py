@@ -12,9 +12,8 @@ report the next prompt is in work. Who is silent for longer than its lease is fo
 All routers see the same loads, and would choose the same of several equal ranks. So each begins at another one.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from operator import attrgetter
 from random import Random
 from typing import Final
 
@@ -23,17 +22,13 @@ from kvrouter.events import Source
 from kvrouter.routing.fleet import Fleet, FleetRank
 from kvrouter.routing.replica_records import RankShare, ReplicaRecord, decode_record, encode_record
 
-__all__ = ["NOTHING", "REPLICAS_MAX", "Elsewhere", "Pace", "ReplicaCounts", "ReplicaLoads", "ReplicaView"]
+__all__ = ["NOTHING", "REPLICAS_MAX", "Elsewhere", "ReplicaCounts", "ReplicaLoads", "ReplicaView"]
 
 REPLICAS_MAX: Final = 64
 """Other routers that one router listens to."""
 
 _REFUSED_FIELDS_MAX: Final = 32
 _TURN_BITS: Final = 30
-_LOOKS: Final = 0.1
-"""Of an interval, how long it takes until a booking is seen."""
-_SAVED_MAX: Final = 5.0
-_KEPT_FOR_BOOKINGS: Final = 2.0
 
 
 @dataclass(slots=True)
@@ -98,37 +93,6 @@ class ReplicaView:
     prefill_tokens: int
 
 
-class Pace:
-    """When to tell the others: a new booking soon, everything else when there is time for it.
-
-    On average at most once in `interval_seconds`. What was not used of that is saved for a burst of bookings: they
-    are what others must know soon, or they choose the same rank. First tokens and ends can wait.
-    """
-
-    __slots__ = ("_filled_at", "_interval", "_random", "_saved")
-
-    def __init__(self, interval_seconds: float, *, random: Random) -> None:
-        self._interval, self._random = interval_seconds, random
-        self._saved, self._filled_at = 1.0, 0.0
-
-    @property
-    def look_seconds(self) -> float:
-        """How often to look whether there is something to tell; differs each time, so that routers do not march."""
-        return self._interval * _LOOKS * (0.5 + self._random.random())
-
-    def is_due(self, now: float, *, booked: bool, told_at: float) -> bool:
-        """Whether to tell now, if there is something to tell."""
-        self._saved = min(self._saved + max(now - self._filled_at, 0.0) / self._interval, _SAVED_MAX)
-        self._filled_at = now
-        if booked:
-            return self._saved >= 1.0
-        return self._saved >= _KEPT_FOR_BOOKINGS and now - told_at >= self._interval
-
-    def told(self) -> None:
-        """It was told."""
-        self._saved -= 1.0
-
-
 class _Replica:
     """Another router: its last record, and what of it stands in which load."""
 
@@ -156,6 +120,8 @@ class ReplicaLoads:
         self._fleet, self._random = fleet, random
         self.replica_id, self.lease_seconds = replica_id, lease_seconds
         self.counts = ReplicaCounts()
+        self.met = 0
+        """Other routers that were ever heard."""
         self._replicas: dict[str, _Replica] = {}
         self._elsewhere: dict[FleetRank, Elsewhere] = {}
         self._number = 0
@@ -183,17 +149,16 @@ class ReplicaLoads:
 
     # -- theirs --------------------------------------------------------------------------------------------------------
 
-    def take(self, data: bytes, *, now: float) -> None:
-        """Another router's record came; our own is ignored.
+    def take(self, replica_id: str, data: bytes, *, now: float) -> None:
+        """The record of another router came, under its name; our own is ignored.
 
         Raises:
             WireError: it is refused, and counted; what was known of its router stays until its lease is over.
         """
+        if replica_id == self.replica_id:
+            return
         try:
-            record = decode_record(data)
-            if record.replica_id == self.replica_id:
-                return
-            self._take(record, now)
+            self._take(decode_record(data, replica_id), now)
         except WireError as error:
             refused = self.counts.refused
             reason = error.reason if error.reason in refused or len(refused) < _REFUSED_FIELDS_MAX else "other"
@@ -280,6 +245,7 @@ class ReplicaLoads:
             if len(self._replicas) >= REPLICAS_MAX:
                 raise WireError(f"replica record: more than {REPLICAS_MAX} other routers", reason="replica_id")
             replica = self._replicas[record.replica_id] = _Replica()
+            self.met += 1
         if record.number <= replica.number:
             self.counts.outdated += 1
             return
@@ -292,14 +258,15 @@ class ReplicaLoads:
     def _apply(self, replica: _Replica, shares: Mapping[Source, RankShare], now: float) -> None:
         """What a router has is this now, whatever it had before."""
         for source in [*replica.applied.keys() - shares.keys()]:
-            target, before = replica.applied.pop(source)
-            self._change(target, before, None, came=0, now=now)
+            target, gone = replica.applied.pop(source)
+            self._change(target, gone, None, came=0, now=now)
         for source, share in shares.items():
             found = self._find(source)
             if found is None:
                 self.counts.unknown_ranks += source not in replica.shares
                 continue
-            _, before = replica.applied.get(source, (found, None))
+            known = replica.applied.get(source)
+            before = None if known is None else known[1]
             first = share.requests if before is None else max(share.requests - before.requests, 0)
             came = max(share.arrivals - replica.arrivals.get(source, share.arrivals - first), 0)
             if share != before:

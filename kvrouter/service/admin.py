@@ -21,7 +21,9 @@ from kvrouter import __version__
 from kvrouter.errors import KvrouterError, RequestError
 from kvrouter.events.endpoints import without_password
 from kvrouter.index import PrefixIndex, implementation
+from kvrouter.routing.replicas import NOTHING
 from kvrouter.routing.sessions import SessionTable
+from kvrouter.service.admin_replicas import add_replica_routes
 from kvrouter.service.admin_sessions import add_session_routes
 from kvrouter.service.admission import Admission
 from kvrouter.service.admission_view import admission_record
@@ -35,6 +37,7 @@ from kvrouter.service.logs import log_event
 from kvrouter.service.planes.admin import add_plane_routes, refuse_discovered
 from kvrouter.service.planes.request_planes import RequestPlanes
 from kvrouter.service.proxy import error_reply
+from kvrouter.service.replica_state import ReplicaState
 from kvrouter.service.sources import SourceReport
 from kvrouter.service.worker_schema import WORKER_BODY, describe_errors
 from kvrouter.service.worker_spec import worker_spec_from_fields
@@ -70,8 +73,8 @@ _Fields = Annotated[dict[str, Any], Depends(_worker_fields)]
 class WorkerRecords:
     """What the API tells about a worker."""
 
-    def __init__(self, *, router: Any, clock: Callable[[], float]) -> None:
-        self._router, self._clock = router, clock
+    def __init__(self, *, router: Any, replicas: ReplicaState | None, clock: Callable[[], float]) -> None:
+        self._router, self._replicas, self._clock = router, replicas, clock
 
     def record(self, worker: Worker) -> dict[str, Any]:
         """Return the record of one worker; its API key is never in it."""
@@ -117,14 +120,20 @@ class WorkerRecords:
 
     def _rank(self, worker: Worker, position: int) -> dict[str, Any]:
         dense_rank = worker.ranks[position]
-        load = self._router.book.load(dense_rank)
+        load, replicas = self._router.book.load(dense_rank), self._replicas
+        other = NOTHING if replicas is None else replicas.loads.elsewhere(self._router.fleet.at(dense_rank))
         return {
             "dp_rank": worker.spec.first_rank + position,
             "block_size": self._router.ingest.block_size(dense_rank),
             "events": self._router.ingest.is_trusted(dense_rank),
-            "active_requests": load.active_requests,
-            "prefill_tokens": load.prefill_tokens,
-            "decode_blocks": load.decode_blocks,
+            "active_requests": load.active_requests - other.requests,
+            "prefill_tokens": load.prefill_tokens - other.prefill_tokens,
+            "decode_blocks": load.decode_blocks - other.decode_blocks,
+            "elsewhere": {
+                "active_requests": other.requests,
+                "prefill_tokens": other.prefill_tokens,
+                "decode_blocks": other.decode_blocks,
+            },
             "audit": audit_record(self._router, dense_rank),
         }
 
@@ -146,6 +155,7 @@ def build_admin(
     sessions: SessionTable | None,
     planes: RequestPlanes | None,
     config: ConfigDesk,
+    replicas: ReplicaState | None,
     clock: Callable[[], float],
 ) -> FastAPI:
     """Build the application over the parts that it shows and changes."""
@@ -157,6 +167,7 @@ def build_admin(
     add_session_routes(app, sessions, clock)
     add_plane_routes(app, planes)
     add_config_routes(app, config)
+    add_replica_routes(app, replicas)
     app.add_exception_handler(KvrouterError, _known_error)
     app.add_exception_handler(RequestValidationError, _invalid_request)
     app.add_exception_handler(HTTPException, _http_error)

@@ -50,6 +50,7 @@ from kvrouter.service.prompts import PrefixCache, PromptResolver, RequestReader,
 from kvrouter.service.proxy import Endpoint, ProxyServer, UpstreamPool
 from kvrouter.service.questions import WorkerQuestions
 from kvrouter.service.rates import client_rates
+from kvrouter.service.replica_state import open_replica_state
 from kvrouter.service.selection import SelectionRoutes
 from kvrouter.service.selection_choice import SelectionChoice
 from kvrouter.service.selection_loads import PoolViews
@@ -211,6 +212,7 @@ class Service:
         limits = IngestLimits(block_size=settings.tokens.block_size)
         self.ingest = Ingest(self.index, limits=limits, on_backlog=self.backlog_due.set)
         self.router = _router(settings, self.ingest)
+        self.replicas = open_replica_state(settings, self.router, clock=self.clock)
         self.keeper = open_state_keeper(
             settings.events,
             self.ingest,
@@ -300,6 +302,7 @@ class Service:
                 clock=self.clock,
                 splits=self.splits,
                 sessions=self.sessions,
+                replicas=self.replicas,
             )
         )
         self.probes = ProbeRoutes(
@@ -447,7 +450,7 @@ class Service:
     def _admin_server(self, admin_socket: str | None) -> EmbeddedServer:
         app = build_admin(
             registry=self.registry,
-            records=WorkerRecords(router=self.router, clock=self.clock),
+            records=WorkerRecords(router=self.router, replicas=self.replicas, clock=self.clock),
             sources=self.sources,
             decisions=self.decisions,
             loads=self.loads,
@@ -456,6 +459,7 @@ class Service:
             sessions=self.sessions,
             planes=self.planes,
             config=ConfigDesk(self.config, self.config_key),
+            replicas=self.replicas,
             clock=self.clock,
         )
         if admin_socket:

@@ -15,6 +15,7 @@ from kvrouter import __version__
 from kvrouter.events import TIERS
 from kvrouter.index import PrefixIndex, implementation
 from kvrouter.routing import RankLoad, Router
+from kvrouter.routing.replicas import NOTHING
 from kvrouter.routing.sessions import SessionTable
 from kvrouter.service.admission import Admission
 from kvrouter.service.admission_view import admission_metrics
@@ -27,6 +28,8 @@ from kvrouter.service.load_reports import LoadReports
 from kvrouter.service.metric_families import by_label, counter, gauge, histogram
 from kvrouter.service.placement_metrics import placement_metrics
 from kvrouter.service.proxy import ProxyStatistics
+from kvrouter.service.replica_metrics import replica_metrics
+from kvrouter.service.replica_state import ReplicaState
 from kvrouter.service.sources import SourceReport
 from kvrouter.service.state_keeper import StateKeeper
 from kvrouter.service.traffic import TrafficCounters
@@ -59,6 +62,7 @@ class MetricsSources:
     config: RunningSettings
     splits: SplitSender | None
     sessions: SessionTable | None
+    replicas: ReplicaState | None
 
 
 class Metrics:
@@ -187,19 +191,29 @@ class _Collector(Collector):
         )
 
     def _loads(self) -> Iterator[Metric]:
-        book = self._from.router.book
-        loads = [
-            ((worker.spec.worker_id, str(worker.spec.first_rank + position)), book.load(dense_rank))
+        book, at = self._from.router.book, self._from.router.fleet.at
+        numbers = [
+            ((worker.spec.worker_id, str(worker.spec.first_rank + position)), dense_rank)
             for worker in self._from.registry
             for position, dense_rank in enumerate(worker.ranks)
         ]
-        for name, text in (
-            ("active_requests", "Requests booked on a rank."),
-            ("prefill_tokens", "Uncached prompt tokens that a rank still has to compute."),
-            ("decode_blocks", "KV blocks that running requests occupy on a rank."),
+        loads = [(labels, book.load(number)) for labels, number in numbers]
+        replicas = self._from.replicas
+        others = [
+            (labels, NOTHING if replicas is None else replicas.loads.elsewhere(at(number)))
+            for labels, number in numbers
+        ]
+        for name, share, text in (
+            ("active_requests", "requests", "Requests booked on a rank."),
+            ("prefill_tokens", "prefill_tokens", "Uncached prompt tokens that a rank still has to compute."),
+            ("decode_blocks", "decode_blocks", "KV blocks that running requests occupy on a rank."),
         ):
-            rows = [(labels, float(getattr(load, name))) for labels, load in loads]
+            rows = [
+                (labels, float(getattr(load, name) - getattr(other, share)))  # of this router alone: routers add up
+                for (labels, load), (_, other) in zip(loads, others, strict=True)
+            ]
             yield gauge(f"rank_{name}", text, ("worker", "rank"), rows)
+        yield from replica_metrics(replicas, others)
         yield from self._learnt(loads)
 
     def _learnt(self, loads: list[tuple[tuple[str, str], RankLoad]]) -> Iterator[Metric]:

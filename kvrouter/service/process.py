@@ -109,6 +109,7 @@ async def _running(
         saving = tasks.create_task(service.keeper.run(), name="snapshots") if service.keeper is not None else None
         planes = tasks.create_task(service.planes.run(), name="planes") if service.planes is not None else None
         config = tasks.create_task(service.follow_config(), name="config") if service.config_key is not None else None
+        replicas = tasks.create_task(service.replicas.run(), name="replicas") if service.replicas is not None else None
         collector = tasks.create_task(set_survivors_aside(), name="collector")
         admin = tasks.create_task(service.admin.run(), name="admin")
         if service.config_key is not None:
@@ -147,6 +148,7 @@ async def _running(
         if loads is not None:
             loads.cancel()
         collector.cancel()
+        await _leave(service, replicas)
         if saving is not None and service.keeper is not None:
             service.keeper.finish()
             await _unless(at_once, asyncio.wait({saving}, timeout=_LAST_SAVE_SECONDS))
@@ -174,6 +176,14 @@ async def _drain(service: Service, at_once: asyncio.Event) -> None:
     for task in (drained, impatient):
         task.cancel()
     log_event(_log, logging.INFO, "drained", cut=cut)
+
+
+async def _leave(service: Service, telling: "asyncio.Task[None] | None") -> None:
+    """The other routers need not wait until our lease is over."""
+    if telling is not None and service.replicas is not None:
+        telling.cancel()
+        await asyncio.wait({telling})
+        await service.replicas.close()
 
 
 async def _unless(event: asyncio.Event, work: Coroutine[None, None, object]) -> None:
