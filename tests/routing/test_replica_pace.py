@@ -20,9 +20,7 @@ class Scene:
     def __init__(self, *, company: bool) -> None:
         self.router: Router = fleet("a", "b")
         self.loads = ReplicaLoads(self.router.fleet, "me", lease_seconds=LEASE, random=Random(0))
-        self.pace = ReplicaPace(
-            self.loads, lambda: self.router.decisions, interval_seconds=INTERVAL, random=Random(0)
-        )
+        self.pace = ReplicaPace(self.loads, lambda: self.router.decisions, interval_seconds=INTERVAL, random=Random(0))
         self.now, self.sent, self.company = 100.0, 0, company
         self.told: list[float] = []
         self.pass_time(1.0)

@@ -25,7 +25,9 @@ def record(name: str, number: int, *shares: RankShare) -> bytes:
     return encode_record(ReplicaRecord(name, number, LEASE, shares))[0]
 
 
-def busy(worker: str, requests: int = 1, *, waiting: int = 0, tokens: int = 0, arrivals: int | None = None) -> RankShare:
+def busy(
+    worker: str, requests: int = 1, *, waiting: int = 0, tokens: int = 0, arrivals: int | None = None
+) -> RankShare:
     """What another router has on rank 0 of a worker."""
     came = requests if arrivals is None else arrivals
     return RankShare(worker, 0, requests, waiting, tokens, 0, requests * 4, came)

@@ -96,8 +96,10 @@ def test_a_store_that_is_gone_costs_what_others_have_booked_and_nothing_else(pro
             eventually(lambda: _elsewhere(second, "one") == HELD)
             eventually(lambda: second.get("/replicas")["store_state"] == "following")
 
-    assert silent["replica"] and told["error"]
-    assert failing["store_state"] == "failing" and failing["last_error"] and not failing["replicas"]
+    assert silent["replica"]
+    assert told["error"]
+    assert failing["last_error"]
+    assert (failing["store_state"], failing["replicas"]) == ("failing", [])
     assert alone == {"one", "two"}
 
 
