@@ -141,13 +141,9 @@ async def _running(
             await service.splits.close()
         service.admin.stop()
         await admin
-        health.cancel()
-        housekeeping.cancel()
-        backlog.cancel()
-        queue.cancel()
-        if loads is not None:
-            loads.cancel()
-        collector.cancel()
+        for task in (health, housekeeping, backlog, queue, loads, collector):
+            if task is not None:
+                task.cancel()
         await _leave(service, replicas)
         if saving is not None and service.keeper is not None:
             service.keeper.finish()
