@@ -1,5 +1,6 @@
 """Policies that are put together from parts, and how they get their names."""
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from types import ModuleType
 import pytest
 
 from kvrouter.blocks import Prompt
+from kvrouter.events import Source
 from kvrouter.routing import (
     ENTRY_POINTS,
     Pipeline,
@@ -68,6 +70,25 @@ def test_a_low_temperature_nearly_always_takes_the_best() -> None:
     assert {taken[50.0].count(worker) > 40 for worker in "abc"} == {True}
     with pytest.raises(ValueError, match="temperature"):
         softmax(0.0)
+
+
+def test_the_example_of_the_page_is_a_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is printed in docs/routing.md: a filter and a scorer of one's own, beside built-in ones."""
+    page = (Path(__file__).parents[2] / "docs" / "routing.md").read_text(encoding="utf-8")
+    found = re.search(r"## A policy of your own.*?```python\n(.*?)```", page, re.DOTALL)
+    assert found is not None
+    (tmp_path / "policy_of_the_page.py").write_text(found[1])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    router = fleet("a", "b", policy="policy_of_the_page:make")
+    stored(router, "b", prompt_of(1, 2, 3, 4))
+
+    near = router.decide(Prompt(prompt_of(1, 2, 3, 4)), now=0.0)
+    for _ in range(32):
+        router.commit(router.decide(None, pinned=Source("b", 0), now=0.0), id=object(), now=0.0)
+    full = router.decide(Prompt(prompt_of(1, 2, 3, 4)), now=0.0)
+
+    assert (near.worker_id, full.worker_id) == ("b", "a")
+    assert (near.policy, near.reason) == ("own", "score")
 
 
 class First:
