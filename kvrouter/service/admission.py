@@ -96,12 +96,11 @@ class Admission:
         self._told_at, self._told = -inf, 0
 
     def change(self, bounds: "AdmissionBounds") -> None:
-        """Take other bounds. Who waits keeps place and deadline, and goes as soon as there is room by the new ones."""
+        """Take other bounds. Who waits keeps place and deadline; `pump` lets those go who have room by the new ones."""
         self.room = bounds.room
         self.ttft_seconds_max, self.wait_seconds_max = bounds.ttft_seconds_max or inf, bounds.wait_seconds_max
         self._hints = bounds.hints
         self.queue.change(bounds.queue)
-        self.fleet_changed()
 
     # -- requests ------------------------------------------------------------------------------------------------------
 

@@ -42,10 +42,6 @@ def prepare(service: "Service", settings: Settings) -> Callable[[], None]:
             _place(service, settings.placement)
         service.selection.lease_seconds = settings.routing.reservation_seconds
         service.decisions.keep(settings.routing.decisions_kept)
-        service.rates = rates or service.rates  # whose count goes on
-        service.dispatchers.admit_within(bounds)
-        service.dispatcher.change(rates=rates, uses_sessions=service.uses_sessions)
-        service.proxy.change(service.dispatcher, limits)
         if service.splits is not None:
             service.splits.change(
                 timeout_seconds=settings.limits.first_byte_seconds,
@@ -56,6 +52,10 @@ def prepare(service: "Service", settings: Settings) -> Callable[[], None]:
             _watch(service, settings)
         if settings.log.level != before.log.level:
             _log_at(service, settings.log.level)
+        service.rates = rates or service.rates  # whose count goes on
+        service.dispatchers.admit_within(bounds)
+        service.dispatcher.change(rates=rates, uses_sessions=service.uses_sessions)
+        service.proxy.change(service.dispatcher, limits)
 
     return put_in_force
 

@@ -41,13 +41,13 @@ class Dispatchers:
 
     def admit_within(self, bounds: AdmissionBounds) -> None:
         """Let requests wait by other bounds. Who waits goes on waiting until there is room by the new ones."""
-        if self.admission is not None:
+        if self.admission is not None and self._queueing is not None:
             self.admission.change(bounds)
+            self._queueing.look_for_room()
+            self.admission.pump()
         before, self.current = self.current, self._chosen(bounds)
         if before is not self.current:
             self.current.take_over(before)
-        if self._queueing is not None:
-            self._queueing.look_for_room()
 
     async def bounded(self) -> Admission:
         """Wait until there is a queue."""
