@@ -197,10 +197,11 @@ def _report(report: Report, results: dict[str, Result], resident: int, peers: Pe
         if result is None:
             report.row("match-p50", "us", None, reason=native_core.absence)
             continue
-        row(f"match-p50{suffix}", "us", result["match_array_p50_us"], "match_list_p50_us")
-        row(f"match-p99{suffix}", "us", result["match_array_p99_us"], "match_list_p99_us")
-        row(f"match-list-p50{suffix}", "us", result["match_list_p50_us"], "match_list_p50_us")
-        row(f"match-list-p99{suffix}", "us", result["match_list_p99_us"], "match_list_p99_us")
+        for asked, name in (("match", "match"), ("answer", "match-answer")):
+            for form, of in (("array", ""), ("list", "-list")):
+                for share in ("p50", "p99"):
+                    figure = result[f"{asked}_{form}_{share}_us"]
+                    row(f"{name}{of}-{share}{suffix}", "us", figure, f"{asked}_list_{share}_us")
         row(f"match-bisect-deepest{suffix}", "us", result["match_bisect_us"])
         row(f"apply-hashes{suffix}", "blocks/s", result["blocks_per_second"], "blocks_per_second")
         row(f"apply-hashes-cpu{suffix}", "blocks/s", result["blocks_per_cpu_second"], "blocks_per_cpu_second")

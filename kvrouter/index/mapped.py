@@ -28,17 +28,12 @@ Only with the native core, and not on Windows. What an index means is said in `k
 import errno
 import os
 import secrets
-from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
-import numpy as np
-
 from kvrouter import native_core
 from kvrouter.errors import BusyIndexError, MappingError, SnapshotError, StaleIndexError
-from kvrouter.index.overlap import Overlap
-from kvrouter.index.reference import Hashes
 from kvrouter.index.reference import PrefixIndex as Reference
 from kvrouter.index.snapshot import unseal
 
@@ -158,11 +153,6 @@ class MappedIndex(_Mapped):
 
     def __init__(self, path: str | os.PathLike[str], *, patience_seconds: float = 0.05) -> None:
         """See above."""
-
-    def match(self, hashes: Hashes, tiers: Collection[str] | None = None) -> Overlap:
-        """How many leading blocks each rank holds, without a hole, counting from the first."""
-        ranks, blocks = self.match_arrays(hashes, tiers)
-        return Overlap(np.frombuffer(ranks, np.uint32), np.frombuffer(blocks, np.uint32))
 
     def __enter__(self) -> Self:
         return self

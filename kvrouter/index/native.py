@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from kvrouter import native_core
 from kvrouter.errors import SnapshotError
-from kvrouter.index.overlap import Overlap, Overlaps
+from kvrouter.index.overlap import Overlaps
 from kvrouter.index.reference import Hashes
 from kvrouter.index.snapshot import seal, unseal
 
@@ -28,11 +28,6 @@ class PrefixIndex(native_core.native.PrefixIndex):
     """Maps sequence hashes to the ranks that hold them, per tier; see `kvrouter.index.reference.PrefixIndex`."""
 
     __slots__ = ()
-
-    def match(self, hashes: Hashes, exact: bool = True, tiers: Collection[str] | None = None) -> Overlap:  # noqa: FBT001, FBT002
-        """How many leading blocks each rank holds, without a hole, counting from the first."""
-        ranks, blocks = self.match_arrays(hashes, exact, tiers)
-        return Overlap(np.frombuffer(ranks, np.uint32), np.frombuffer(blocks, np.uint32))
 
     def match_many(self, prompts: Iterable[Hashes], tiers: Collection[str] | None = None) -> Overlaps:
         """An exact `match` of each of several prompts, in one call."""

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BYTES_MAX_LEAST", "RANKS_MAX", "TIER_LENGTH_MAX", "Overlap", "Overlaps"]
+__all__ = ["BYTES_MAX_LEAST", "RANKS_MAX", "TIER_LENGTH_MAX", "ArrayOverlap", "Overlap", "Overlaps"]
 
 # Dense rank numbers are 0..RANKS_MAX-1. A bound keeps a wild rank from growing every set of ranks.
 RANKS_MAX = 4096
@@ -16,12 +16,31 @@ TIER_LENGTH_MAX = 64
 BYTES_MAX_LEAST = 1 << 20
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Overlap:
+class Overlap(Protocol):
     """How many leading blocks of a prompt each rank holds; ranks that hold none are absent.
 
-    `ranks` and `blocks` are uint32 arrays of one length, ordered by rank.
+    `ranks` and `blocks` are uint32 arrays of one length, ordered by rank. The native core makes them, and the
+    dictionary, each time they are asked for: an answer about thousands of ranks costs little until somebody reads it.
     """
+
+    @property
+    def ranks(self) -> NDArray[np.uint32]:
+        """Those that hold the first block."""
+        ...
+
+    @property
+    def blocks(self) -> NDArray[np.uint32]:
+        """How many each of them holds without a hole."""
+        ...
+
+    def depths(self) -> dict[int, int]:
+        """The same as plain integers, rank to blocks."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ArrayOverlap:
+    """An `Overlap` whose arrays are there."""
 
     ranks: NDArray[np.uint32]
     blocks: NDArray[np.uint32]
@@ -71,4 +90,4 @@ class Overlaps:
         if not 0 <= prompt < len(self.ends):
             raise IndexError(f"prompt {prompt} of {len(self.ends)}")
         part = slice(int(self.ends[prompt - 1]) if prompt else 0, int(self.ends[prompt]))
-        return Overlap(self.ranks[part], self.blocks[part])
+        return ArrayOverlap(self.ranks[part], self.blocks[part])

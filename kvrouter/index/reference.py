@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvrouter.blocks import chain_hashes
-from kvrouter.index.overlap import BYTES_MAX_LEAST, RANKS_MAX, TIER_LENGTH_MAX, Overlap, Overlaps
+from kvrouter.index.overlap import BYTES_MAX_LEAST, RANKS_MAX, TIER_LENGTH_MAX, ArrayOverlap, Overlap, Overlaps
 from kvrouter.index.snapshot import decode_tables, encode_tables
 
 __all__ = ["Hashes", "PrefixIndex"]
@@ -184,7 +184,7 @@ class PrefixIndex:
             tiers: a block counts if it is held in one of these; None means in any.
         """
         keys = _plain(hashes)
-        return Overlap.from_depths(self.match_depths(keys, tiers) if exact else self._bisect(keys, tiers))
+        return ArrayOverlap.from_depths(self.match_depths(keys, tiers) if exact else self._bisect(keys, tiers))
 
     def match_depths(self, hashes: Sequence[int], tiers: Collection[str] | None = None) -> dict[int, int]:
         """An exact `match` in plain integers, rank to blocks, for the hot path."""

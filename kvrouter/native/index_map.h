@@ -59,9 +59,9 @@ uint32_t kvr_map_state(const struct kvr_map *map);
 uint32_t kvr_map_tiers(const struct kvr_map *map);
 const char *kvr_map_tier(const struct kvr_map *map, uint32_t tier, size_t *length);
 
-/* Match as kvr_match_exact does, in one of so many attempts. */
+/* Match as kvr_match_reaches does, in one of so many attempts. */
 enum kvr_outcome kvr_map_match(struct kvr_map *map, const struct kvr_keys *keys, const uint8_t *selected,
-                               struct kvr_overlap *overlap, uint32_t attempts);
+                               struct kvr_reaches *reaches, uint32_t attempts);
 
 /* -- for the files of the reader: -1 means that something was read which cannot be, or is being changed ---------- */
 

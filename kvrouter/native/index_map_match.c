@@ -10,7 +10,7 @@ struct walk {
     struct kvr_map *map;
     const struct kvr_keys *keys;
     const uint8_t *selected;
-    struct kvr_overlap *overlap;
+    struct kvr_reaches *reaches;
     uint64_t alive[KVR_RANK_WORDS_MAX];
     uint32_t named; /* by the slot of the last block */
     uint64_t mark;  /* of that set */
@@ -24,16 +24,10 @@ enum step {
     DISTURBED = -2,
 };
 
-static void note_depth(struct kvr_overlap *overlap, uint32_t word, uint64_t lost, size_t depth)
-{
-    for (; lost; lost &= lost - 1)
-        overlap->depths[word * 64 + (uint32_t)kvr_lowest_bit(lost)] = (uint32_t)depth;
-}
-
 /* From `depth` on, blocks have slots that name this set. */
 static enum step meet(struct walk *walk, uint32_t named, size_t depth)
 {
-    struct kvr_overlap *overlap = walk->overlap;
+    struct kvr_reaches *reaches = walk->reaches;
     uint64_t holders[KVR_RANK_WORDS_MAX], any = 0;
     if (named == walk->named)
         return GOES_ON;
@@ -41,11 +35,12 @@ static enum step meet(struct walk *walk, uint32_t named, size_t depth)
     walk->mark = kvr_mix(named, walk->map->stretch_secret);
     if (kvr_map_ranks(walk->map, named, walk->selected, holders) < 0)
         return DISTURBED;
-    for (uint32_t word = 0; word < overlap->words; word++) {
+    for (uint32_t word = 0; word < reaches->words; word++) {
         if (depth == 0)
-            overlap->ranks[word] = walk->alive[word] = holders[word];
+            walk->alive[word] = holders[word];
         uint64_t lost = walk->alive[word] & ~holders[word];
-        note_depth(overlap, word, lost, depth);
+        if (lost)
+            kvr_reaches_note(reaches, word, lost, depth);
         walk->alive[word] ^= lost;
         any |= walk->alive[word];
     }
@@ -152,21 +147,22 @@ static enum step pass_window(struct walk *walk, size_t *from, size_t most)
 static enum step walk_along(struct walk *walk)
 {
     size_t total = walk->keys->count, from = total < FIRST_BLOCKS ? total : FIRST_BLOCKS, most = 1;
-    walk->overlap->words = walk->map->root.rank_words;
-    memset(walk->overlap->ranks, 0, walk->overlap->words * sizeof *walk->overlap->ranks);
-    memset(walk->alive, 0, walk->overlap->words * sizeof *walk->alive);
+    walk->reaches->words = walk->map->root.rank_words;
+    walk->reaches->count = 0;
+    memset(walk->alive, 0, walk->reaches->words * sizeof *walk->alive);
     enum step met = step(walk, 0, from);
     while (met == GOES_ON && from < total) {
         met = pass_window(walk, &from, most);
         most = 2 * most < WINDOW ? 2 * most : WINDOW;
     }
-    for (uint32_t word = 0; met == GOES_ON && word < walk->overlap->words; word++)
-        note_depth(walk->overlap, word, walk->alive[word], total);
+    for (uint32_t word = 0; met == GOES_ON && word < walk->reaches->words; word++)
+        if (walk->alive[word])
+            kvr_reaches_note(walk->reaches, word, walk->alive[word], total);
     return met;
 }
 
 enum kvr_outcome kvr_map_match(struct kvr_map *map, const struct kvr_keys *keys, const uint8_t *selected,
-                               struct kvr_overlap *overlap, uint32_t attempts)
+                               struct kvr_reaches *reaches, uint32_t attempts)
 {
     for (uint32_t attempt = 0; attempt < attempts; attempt++) {
         if (attempt > 0)
@@ -177,7 +173,7 @@ enum kvr_outcome kvr_map_match(struct kvr_map *map, const struct kvr_keys *keys,
         walk.map = map;
         walk.keys = keys;
         walk.selected = selected;
-        walk.overlap = overlap;
+        walk.reaches = reaches;
         walk.named = UINT32_MAX;
         walk.mark = 0;
         enum step met = walk_along(&walk);

@@ -23,6 +23,7 @@
 struct kvr_map_object {
     PyObject_HEAD
     struct kvr_map map;
+    struct kvr_answers answers;
     PyObject *busy, *stale; /* classes of exceptions */
     uint64_t patience_nanoseconds, looked_at;
 };
@@ -147,13 +148,13 @@ static int select_tiers(const struct kvr_map *map, PyObject *names, uint8_t *sel
 
 /* Match until it succeeds, the hashes cannot be read, or patience ends. */
 static enum kvr_outcome match_patiently(struct kvr_map_object *object, const struct kvr_keys *keys,
-                                        const uint8_t *selected, struct kvr_overlap *overlap)
+                                        const uint8_t *selected, struct kvr_reaches *reaches)
 {
     uint64_t began = 0;
     for (;;) {
         if (check_writer(object, began != 0))
             return KVR_MAP_BUSY;
-        enum kvr_outcome outcome = kvr_map_match(&object->map, keys, selected, overlap, ATTEMPTS_AT_ONCE);
+        enum kvr_outcome outcome = kvr_map_match(&object->map, keys, selected, reaches, ATTEMPTS_AT_ONCE);
         if (outcome != KVR_MAP_BUSY)
             return outcome;
         uint64_t time = now();
@@ -167,7 +168,7 @@ static enum kvr_outcome match_patiently(struct kvr_map_object *object, const str
     }
 }
 
-static int match_keys(PyObject *self, struct kvr_keys *keys, PyObject *tiers, struct kvr_overlap *overlap)
+static int match_keys(PyObject *self, struct kvr_keys *keys, PyObject *tiers, struct kvr_reaches *reaches)
 {
     struct kvr_map_object *object = object_of(self);
     uint8_t selected[KVR_SHARED_TIERS_MAX];
@@ -176,21 +177,21 @@ static int match_keys(PyObject *self, struct kvr_keys *keys, PyObject *tiers, st
     int some = select_tiers(&object->map, tiers, selected);
     if (some < 0)
         return -1;
-    enum kvr_outcome outcome = match_patiently(object, keys, some ? selected : NULL, overlap);
+    enum kvr_outcome outcome = match_patiently(object, keys, some ? selected : NULL, reaches);
     if (outcome == KVR_UNREADABLE) {
         if (kvr_keys_fetch(keys))
             return -1;
-        outcome = match_patiently(object, keys, some ? selected : NULL, overlap);
+        outcome = match_patiently(object, keys, some ? selected : NULL, reaches);
     }
     return outcome == KVR_MATCHED ? 0 : -1;
 }
 
-static int match(PyObject *self, PyObject *hashes, PyObject *tiers, struct kvr_overlap *overlap)
+static int match(PyObject *self, PyObject *hashes, PyObject *tiers, struct kvr_reaches *reaches)
 {
     struct kvr_keys keys;
     if (kvr_keys_open_lazily(&keys, hashes))
         return -1;
-    int failed = match_keys(self, &keys, tiers, overlap);
+    int failed = match_keys(self, &keys, tiers, reaches);
     kvr_keys_close(&keys);
     return failed;
 }
@@ -199,33 +200,35 @@ static PyObject *match_depths(PyObject *self, PyObject *const *arguments, Py_ssi
 {
     static const struct kvr_signature signature = {"match_depths", 1, 2, {"hashes", "tiers"}};
     PyObject *found[2];
-    struct kvr_overlap overlap;
-    if (kvr_read_arguments(&signature, arguments, count, names, found) || match(self, found[0], found[1], &overlap))
+    struct kvr_reaches reaches;
+    if (kvr_read_arguments(&signature, arguments, count, names, found) || match(self, found[0], found[1], &reaches))
         return NULL;
-    return kvr_list_depths(&overlap);
+    return kvr_answers_depths(&object_of(self)->answers, reaches.all, reaches.count, reaches.words);
 }
 
-static PyObject *match_arrays(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names)
+/* match(hashes, tiers) -> Overlap */
+static PyObject *match_overlap(PyObject *self, PyTypeObject *defining, PyObject *const *arguments, Py_ssize_t count,
+                               PyObject *names)
 {
-    static const struct kvr_signature signature = {"match_arrays", 2, 2, {"hashes", "tiers"}};
+    static const struct kvr_signature signature = {"match", 1, 2, {"hashes", "tiers"}};
     PyObject *found[2];
-    struct kvr_overlap overlap;
-    if (kvr_read_arguments(&signature, arguments, count, names, found) || match(self, found[0], found[1], &overlap))
+    struct kvr_reaches reaches;
+    if (kvr_read_arguments(&signature, arguments, count, names, found) || match(self, found[0], found[1], &reaches))
         return NULL;
-    return kvr_list_arrays(&overlap);
+    return kvr_answers_overlap(&object_of(self)->answers, self, defining, &reaches);
 }
 
 static PyObject *match_best(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names)
 {
     static const struct kvr_signature signature = {"match_best", 1, 3, {"hashes", "k", "tiers"}};
     PyObject *found[3];
-    struct kvr_overlap overlap;
+    struct kvr_reaches reaches;
     if (kvr_read_arguments(&signature, arguments, count, names, found))
         return NULL;
     Py_ssize_t k = kvr_read_k(found[1]);
-    if (k < 0 || match(self, found[0], found[2], &overlap))
+    if (k < 0 || match(self, found[0], found[2], &reaches))
         return NULL;
-    return kvr_list_best(&overlap, k);
+    return kvr_list_best(&reaches, k);
 }
 
 /* -- the rest ----------------------------------------------------------------------------------------------------- */
@@ -303,6 +306,7 @@ static void dealloc(PyObject *self)
 {
     PyTypeObject *type = Py_TYPE(self);
     kvr_map_close(&object_of(self)->map);
+    kvr_answers_close(&object_of(self)->answers);
     Py_XDECREF(object_of(self)->busy);
     Py_XDECREF(object_of(self)->stale);
     ((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
@@ -315,7 +319,7 @@ typedef PyObject *method(PyObject *self, PyObject *const *arguments, Py_ssize_t 
 
 static PyMethodDef methods[] = {
     FAST("match_depths", match_depths),
-    FAST("match_arrays", match_arrays),
+    {"match", (PyCFunction)(void (*)(void))match_overlap, METH_METHOD | METH_FASTCALL | METH_KEYWORDS, NULL},
     FAST("match_best", match_best),
     {"tiers", tiers, METH_NOARGS, NULL},
     {"check", check, METH_NOARGS, NULL},

@@ -15,7 +15,7 @@ struct match {
     const struct kvr_index *index;
     const struct kvr_keys *keys;
     const uint8_t *selected;
-    struct kvr_overlap *overlap;
+    struct kvr_reaches *reaches; /* of a walk */
     uint32_t words;
 };
 
@@ -39,12 +39,6 @@ static int spread_out(const struct match *match, uint32_t number, uint64_t *rank
     return any;
 }
 
-static void note_depth(struct kvr_overlap *overlap, uint32_t word, uint64_t lost, size_t depth)
-{
-    for (; lost; lost &= lost - 1)
-        overlap->depths[word * 64 + (uint32_t)kvr_lowest_bit(lost)] = (uint32_t)depth;
-}
-
 /* Keep those that also hold the block at `depth`; returns whether any are left. */
 static int keep(const struct match *match, uint64_t *alive, uint32_t number, size_t depth)
 {
@@ -54,7 +48,7 @@ static int keep(const struct match *match, uint64_t *alive, uint32_t number, siz
     for (uint32_t word = 0; word < match->words; word++) {
         uint64_t lost = alive[word] & ~holders[word];
         if (lost) {
-            note_depth(match->overlap, word, lost, depth);
+            kvr_reaches_note(match->reaches, word, lost, depth);
             alive[word] ^= lost;
         }
         any |= alive[word];
@@ -109,12 +103,7 @@ static int meet(struct walk *walk, uint32_t named, size_t depth)
     walk->named = named;
     walk->mark = kvr_stretches_mark(&match->index->stretches, named);
     uint32_t set = kvr_sets_resolve(&match->index->sets, named);
-    if (depth > 0)
-        return keep(match, walk->alive, set, depth);
-    if (!spread_out(match, set, walk->alive))
-        return 0;
-    memcpy(match->overlap->ranks, walk->alive, match->words * sizeof *walk->alive);
-    return 1;
+    return depth > 0 ? keep(match, walk->alive, set, depth) : spread_out(match, set, walk->alive);
 }
 
 /* Ask for blocks before `stop`; -1 if a hash cannot be read. */
@@ -255,17 +244,18 @@ static int walk_along(struct walk *walk)
             return goes_on;
     }
     for (uint32_t word = 0; word < match->words; word++)
-        note_depth(match->overlap, word, walk->alive[word], total);
+        if (walk->alive[word])
+            kvr_reaches_note(match->reaches, word, walk->alive[word], total);
     return 1;
 }
 
-int kvr_match_exact(const struct kvr_index *index, const struct kvr_keys *keys, const uint8_t *selected,
-                    struct kvr_overlap *overlap)
+int kvr_match_reaches(const struct kvr_index *index, const struct kvr_keys *keys, const uint8_t *selected,
+                      struct kvr_reaches *reaches)
 {
-    struct match match = {index, keys, selected, overlap, index->rank_words};
+    struct match match = {index, keys, selected, reaches, index->rank_words};
     uint64_t alive[KVR_RANK_WORDS_MAX];
-    overlap->words = match.words;
-    memset(overlap->ranks, 0, match.words * sizeof *overlap->ranks);
+    reaches->words = match.words;
+    reaches->count = 0;
     struct walk walk;
     walk.match = &match;
     walk.alive = alive;
@@ -275,7 +265,23 @@ int kvr_match_exact(const struct kvr_index *index, const struct kvr_keys *keys, 
     return walk_along(&walk) < 0 ? -1 : 0;
 }
 
+int kvr_match_exact(const struct kvr_index *index, const struct kvr_keys *keys, const uint8_t *selected,
+                    struct kvr_overlap *overlap)
+{
+    struct kvr_reaches reaches;
+    if (kvr_match_reaches(index, keys, selected, &reaches))
+        return -1;
+    kvr_reaches_spread(reaches.all, reaches.count, reaches.words, overlap);
+    return 0;
+}
+
 /* -- the bisection ------------------------------------------------------------------------------------------------ */
+
+static void note_depth(struct kvr_overlap *overlap, uint32_t word, uint64_t lost, size_t depth)
+{
+    for (; lost; lost &= lost - 1)
+        overlap->depths[word * 64 + (uint32_t)kvr_lowest_bit(lost)] = (uint32_t)depth;
+}
 
 /* Blocks between two of which, `low` and `high`, ranks are lost; and who is alive at both. */
 struct span {
@@ -293,14 +299,14 @@ static int spread_at(const struct match *match, size_t position, uint64_t *ranks
     return 0;
 }
 
-static int bisect(const struct match *match, const struct span *span)
+static int bisect(const struct match *match, const struct span *span, struct kvr_overlap *overlap)
 {
     uint32_t words = match->words;
     if (memcmp(span->before, span->after, words * sizeof *span->before) == 0)
         return 0;
     if (span->high - span->low == 1) {
         for (uint32_t word = 0; word < words; word++)
-            note_depth(match->overlap, word, span->before[word] & ~span->after[word], span->high);
+            note_depth(overlap, word, span->before[word] & ~span->after[word], span->high);
         return 0;
     }
     struct span half;
@@ -314,19 +320,19 @@ static int bisect(const struct match *match, const struct span *span)
         half.after[word] = span->after[word];
     }
     /* The upper half first: where a rank has holes, so that it is lost in both, the lower depth stays. */
-    if (bisect(match, &half))
+    if (bisect(match, &half, overlap))
         return -1;
     half.low = span->low;
     half.high = middle;
     memcpy(half.after, half.before, words * sizeof *half.after);
     memcpy(half.before, span->before, words * sizeof *half.before);
-    return bisect(match, &half);
+    return bisect(match, &half, overlap);
 }
 
 int kvr_match_bisect(const struct kvr_index *index, const struct kvr_keys *keys, const uint8_t *selected,
                      struct kvr_overlap *overlap)
 {
-    struct match match = {index, keys, selected, overlap, index->rank_words};
+    struct match match = {index, keys, selected, NULL, index->rank_words};
     struct span all = {.low = 0, .high = keys->count};
     overlap->words = match.words;
     memset(overlap->ranks, 0, match.words * sizeof *overlap->ranks);
@@ -335,5 +341,5 @@ int kvr_match_bisect(const struct kvr_index *index, const struct kvr_keys *keys,
     if (spread_at(&match, 0, all.before))
         return -1;
     memcpy(overlap->ranks, all.before, match.words * sizeof *overlap->ranks);
-    return bisect(&match, &all);
+    return bisect(&match, &all, overlap);
 }

@@ -2,12 +2,14 @@
 #ifndef KVR_INDEX_OBJECT_H
 #define KVR_INDEX_OBJECT_H
 
+#include "index_answers.h"
 #include "index_core.h"
 #include "python_abi.h"
 
 struct kvr_index_object {
     PyObject_HEAD
     struct kvr_index index;
+    struct kvr_answers answers;
 };
 
 KVR_INLINE struct kvr_index *kvr_index_of(PyObject *object)
@@ -20,23 +22,26 @@ KVR_INLINE int kvr_is_given(PyObject *argument)
     return argument != NULL && argument != Py_None;
 }
 
+KVR_INLINE struct kvr_answers *kvr_answers_of(PyObject *object)
+{
+    return &((struct kvr_index_object *)(void *)object)->answers;
+}
+
 struct kvr_keys;
-struct kvr_overlap;
 
 /* Match keys that are open, in the tiers of a collection of names, or all if it is NULL or None. 0, or -1 with an
  * exception set. */
-int kvr_match_keys(PyObject *self, struct kvr_keys *keys, int exact, PyObject *tiers, struct kvr_overlap *overlap);
+int kvr_match_keys(PyObject *self, struct kvr_keys *keys, int exact, PyObject *tiers, struct kvr_reaches *reaches);
 
-/* An answer as Python's own objects; depths may be used up. */
-PyObject *kvr_list_depths(const struct kvr_overlap *overlap);
-PyObject *kvr_list_arrays(struct kvr_overlap *overlap);
-PyObject *kvr_list_best(struct kvr_overlap *overlap, Py_ssize_t k);
+/* The `k` ranks that have most, deepest first: a list of pairs. */
+PyObject *kvr_list_best(const struct kvr_reaches *reaches, Py_ssize_t k);
 
 /* How many are wanted: an integer, or NULL for 1. -1 with an exception set. */
 Py_ssize_t kvr_read_k(PyObject *number);
 
 PyObject *kvr_match_depths(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names);
-PyObject *kvr_match_arrays(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names);
+PyObject *kvr_match(PyObject *self, PyTypeObject *defining, PyObject *const *arguments, Py_ssize_t count,
+                    PyObject *names);
 PyObject *kvr_match_tokens(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names);
 PyObject *kvr_match_best(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names);
 PyObject *kvr_match_many(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names);

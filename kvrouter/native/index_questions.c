@@ -1,4 +1,4 @@
-/* What Python asks of an index: who holds a prompt's blocks. What it gets is made of one struct kvr_overlap. */
+/* What Python asks of an index: who holds a prompt's blocks. What it gets is made of one struct kvr_reaches. */
 #include "index_arguments.h"
 #include "index_keys.h"
 #include "index_match.h"
@@ -44,77 +44,74 @@ static int select_tiers(const struct kvr_index *index, PyObject *names, uint8_t 
     return 0;
 }
 
-int kvr_match_keys(PyObject *self, struct kvr_keys *keys, int exact, PyObject *tiers, struct kvr_overlap *overlap)
+static int match_so(const struct kvr_index *index, const struct kvr_keys *keys, int exact, const uint8_t *selected,
+                    struct kvr_reaches *reaches)
+{
+    struct kvr_overlap overlap;
+    if (exact)
+        return kvr_match_reaches(index, keys, selected, reaches);
+    if (kvr_match_bisect(index, keys, selected, &overlap))
+        return -1;
+    kvr_reaches_gather(&overlap, reaches);
+    return 0;
+}
+
+int kvr_match_keys(PyObject *self, struct kvr_keys *keys, int exact, PyObject *tiers, struct kvr_reaches *reaches)
 {
     const struct kvr_index *index = kvr_index_of(self);
     uint8_t *selected;
-    int (*find)(const struct kvr_index *, const struct kvr_keys *, const uint8_t *, struct kvr_overlap *) =
-        exact ? kvr_match_exact : kvr_match_bisect;
     if (select_tiers(index, tiers, &selected))
         return -1;
-    int failed = find(index, keys, selected, overlap);
+    int failed = match_so(index, keys, exact, selected, reaches);
     if (failed) {
         PyMem_Free(selected);
         /* Reading the rest may run any code, also such that changes the index: only then are tiers looked up anew. */
         if (kvr_keys_fetch(keys) || select_tiers(index, tiers, &selected))
             return -1;
-        failed = find(index, keys, selected, overlap);
+        failed = match_so(index, keys, exact, selected, reaches);
     }
     PyMem_Free(selected);
     return failed;
 }
 
-static int match(PyObject *self, PyObject *hashes, int exact, PyObject *tiers, struct kvr_overlap *overlap)
+static int match(PyObject *self, PyObject *hashes, int exact, PyObject *tiers, struct kvr_reaches *reaches)
 {
     struct kvr_keys keys;
     if (kvr_keys_open_lazily(&keys, hashes))
         return -1;
-    int failed = kvr_match_keys(self, &keys, exact, tiers, overlap);
+    int failed = kvr_match_keys(self, &keys, exact, tiers, reaches);
     kvr_keys_close(&keys);
     return failed;
 }
 
-/* Note `depth` as an integer of Python's in `*value`, unless that is it already: many ranks have the same. */
-static int make_depth(uint32_t depth, uint32_t *last, PyObject **value)
+/* match(hashes, exact, tiers) -> Overlap */
+PyObject *kvr_match(PyObject *self, PyTypeObject *defining, PyObject *const *arguments, Py_ssize_t count,
+                    PyObject *names)
 {
-    if (*value != NULL && depth == *last)
-        return 0;
-    Py_XDECREF(*value);
-    *last = depth;
-    *value = PyLong_FromUnsignedLong(depth);
-    return *value == NULL;
+    static const struct kvr_signature signature = {"match", 1, 3, {"hashes", "exact", "tiers"}};
+    PyObject *found[3];
+    struct kvr_reaches reaches;
+    if (kvr_read_arguments(&signature, arguments, count, names, found))
+        return NULL;
+    int exact = found[1] ? PyObject_IsTrue(found[1]) : 1;
+    if (exact < 0 || match(self, found[0], exact, found[2], &reaches))
+        return NULL;
+    return kvr_answers_overlap(kvr_answers_of(self), self, defining, &reaches);
 }
 
-/* The answer as a dictionary, rank to depth. */
-PyObject *kvr_list_depths(const struct kvr_overlap *overlap)
+static PyObject *list_depths(PyObject *self, const struct kvr_reaches *reaches)
 {
-    PyObject *depths = PyDict_New(), *value = NULL;
-    uint32_t last = 0;
-    int failed = depths == NULL;
-    for (uint32_t word = 0; !failed && word < overlap->words; word++) {
-        for (uint64_t bits = overlap->ranks[word]; !failed && bits; bits &= bits - 1) {
-            uint32_t rank = word * 64 + (uint32_t)kvr_lowest_bit(bits);
-            PyObject *key = PyLong_FromUnsignedLong(rank);
-            failed = key == NULL || make_depth(overlap->depths[rank], &last, &value) ||
-                     PyDict_SetItem(depths, key, value);
-            Py_XDECREF(key);
-        }
-    }
-    Py_XDECREF(value);
-    if (!failed)
-        return depths;
-    Py_XDECREF(depths);
-    return NULL;
+    return kvr_answers_depths(kvr_answers_of(self), reaches->all, reaches->count, reaches->words);
 }
 
 PyObject *kvr_match_depths(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names)
 {
     static const struct kvr_signature signature = {"match_depths", 1, 2, {"hashes", "tiers"}};
     PyObject *found[2];
-    struct kvr_overlap overlap;
-    if (kvr_read_arguments(&signature, arguments, count, names, found) || match(self, found[0], 1, found[1], &overlap))
+    struct kvr_reaches reaches;
+    if (kvr_read_arguments(&signature, arguments, count, names, found) || match(self, found[0], 1, found[1], &reaches))
         return NULL;
-    return kvr_list_depths(&overlap);
+    return list_depths(self, &reaches);
 }
 
 /* match_tokens(words, block_size, seed, lookahead, tiers) -> the same */
@@ -123,7 +120,7 @@ PyObject *kvr_match_tokens(PyObject *self, PyObject *const *arguments, Py_ssize_
     static const struct kvr_signature signature = {
         "match_tokens", 3, 5, {"words", "block_size", "seed", "lookahead", "tiers"}};
     PyObject *found[5];
-    struct kvr_overlap overlap;
+    struct kvr_reaches reaches;
     struct kvr_words words;
     struct kvr_keys keys;
     Py_buffer view;
@@ -138,38 +135,11 @@ PyObject *kvr_match_tokens(PyObject *self, PyObject *const *arguments, Py_ssize_
     words.data = view.buf;
     int failed = kvr_keys_open_words(&keys, &words, (size_t)view.len);
     if (!failed) {
-        failed = kvr_match_keys(self, &keys, 1, found[4], &overlap);
+        failed = kvr_match_keys(self, &keys, 1, found[4], &reaches);
         kvr_keys_close(&keys);
     }
     PyBuffer_Release(&view);
-    return failed ? NULL : kvr_list_depths(&overlap);
-}
-
-/* The answer as two arrays; the depths of the overlap are used up. */
-PyObject *kvr_list_arrays(struct kvr_overlap *overlap)
-{
-    uint32_t ranks[KVR_RANKS_MAX], matched = kvr_overlap_list(overlap, ranks, overlap->depths);
-    Py_ssize_t size = (Py_ssize_t)(matched * sizeof *ranks);
-    PyObject *first = PyByteArray_FromStringAndSize((const char *)ranks, size);
-    PyObject *second = first ? PyByteArray_FromStringAndSize((const char *)overlap->depths, size) : NULL;
-    PyObject *pair = second ? PyTuple_Pack(2, first, second) : NULL;
-    Py_XDECREF(first);
-    Py_XDECREF(second);
-    return pair;
-}
-
-/* match_arrays(hashes, exact, tiers) -> ranks and depths, each the bytes of uint32 numbers */
-PyObject *kvr_match_arrays(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names)
-{
-    static const struct kvr_signature signature = {"match_arrays", 3, 3, {"hashes", "exact", "tiers"}};
-    PyObject *found[3];
-    struct kvr_overlap overlap;
-    if (kvr_read_arguments(&signature, arguments, count, names, found))
-        return NULL;
-    int exact = PyObject_IsTrue(found[1]);
-    if (exact < 0 || match(self, found[0], exact, found[2], &overlap))
-        return NULL;
-    return kvr_list_arrays(&overlap);
+    return failed ? NULL : list_depths(self, &reaches);
 }
 
 /* -- the best ----------------------------------------------------------------------------------------------------- */
@@ -198,14 +168,28 @@ static void sort_smallest(uint64_t *numbers, uint32_t count, uint32_t k)
     }
 }
 
-/* The `k` ranks that have most, deepest first; the depths of the overlap are used up. */
-PyObject *kvr_list_best(struct kvr_overlap *overlap, Py_ssize_t k)
+/* Ranks by depth, the deepest first where they are sorted: all of them but such as `k` others certainly surpass. Reaches
+ * are in the order of their depths, as a walk finds them. */
+static uint32_t list_deepest(const struct kvr_reaches *reaches, size_t k, uint64_t *order)
+{
+    uint32_t matched = 0;
+    for (uint32_t at = reaches->count; at > 0; at--) {
+        const struct kvr_reach *reach = &reaches->all[at - 1];
+        if (matched >= k && reach->depth < reaches->all[at].depth)
+            break;
+        for (uint64_t bits = reach->ranks; bits; bits &= bits - 1) {
+            uint32_t rank = reach->word * 64 + (uint32_t)kvr_lowest_bit(bits);
+            order[matched++] = (uint64_t)(UINT32_MAX - reach->depth) << 32 | rank;
+        }
+    }
+    return matched;
+}
+
+PyObject *kvr_list_best(const struct kvr_reaches *reaches, Py_ssize_t k)
 {
     uint64_t order[KVR_RANKS_MAX];
-    uint32_t ranks[KVR_RANKS_MAX], matched = kvr_overlap_list(overlap, ranks, overlap->depths);
+    uint32_t matched = list_deepest(reaches, (size_t)k, order);
     k = k < (Py_ssize_t)matched ? k : (Py_ssize_t)matched;
-    for (uint32_t at = 0; at < matched; at++)
-        order[at] = (uint64_t)(UINT32_MAX - overlap->depths[at]) << 32 | ranks[at];
     sort_smallest(order, matched, (uint32_t)k);
     PyObject *best = PyList_New(k);
     for (Py_ssize_t at = 0; best != NULL && at < k; at++) {
@@ -234,15 +218,15 @@ PyObject *kvr_match_best(PyObject *self, PyObject *const *arguments, Py_ssize_t 
 {
     static const struct kvr_signature signature = {"match_best", 1, 3, {"hashes", "k", "tiers"}};
     PyObject *found[3];
-    struct kvr_overlap overlap;
+    struct kvr_reaches reaches;
     if (kvr_read_arguments(&signature, arguments, count, names, found))
         return NULL;
     Py_ssize_t k = kvr_read_k(found[1]);
     if (k < 0)
         return NULL;
-    if (match(self, found[0], 1, found[2], &overlap))
+    if (match(self, found[0], 1, found[2], &reaches))
         return NULL;
-    return kvr_list_best(&overlap, k);
+    return kvr_list_best(&reaches, k);
 }
 
 /* -- many prompts ------------------------------------------------------------------------------------------------- */
@@ -253,8 +237,9 @@ struct answers {
     size_t count, room;
 };
 
-static int add_answer(struct answers *answers, const struct kvr_overlap *overlap, Py_ssize_t prompt)
+static int add_answer(struct answers *answers, const struct kvr_reaches *reaches, Py_ssize_t prompt)
 {
+    struct kvr_overlap overlap;
     if (answers->room - answers->count < KVR_RANKS_MAX) {
         size_t room = 2 * answers->room + KVR_RANKS_MAX;
         uint32_t *ranks = PyMem_Realloc(answers->ranks, room * sizeof *ranks);
@@ -268,23 +253,24 @@ static int add_answer(struct answers *answers, const struct kvr_overlap *overlap
         answers->depths = depths;
         answers->room = room;
     }
+    kvr_reaches_spread(reaches->all, reaches->count, reaches->words, &overlap);
     answers->count +=
-        kvr_overlap_list(overlap, answers->ranks + answers->count, answers->depths + answers->count);
+        kvr_overlap_list(&overlap, answers->ranks + answers->count, answers->depths + answers->count);
     answers->ends[prompt] = (uint32_t)answers->count;
     return 0;
 }
 
 static int match_each(PyObject *self, PyObject *prompts, Py_ssize_t count, PyObject *tiers, struct answers *answers)
 {
-    struct kvr_overlap overlap;
+    struct kvr_reaches reaches;
     for (Py_ssize_t at = 0; at < count; at++) {
         PyObject *hashes = PyList_GetItem(prompts, at);
         if (hashes == NULL)
             return -1;
         Py_INCREF(hashes);
-        int failed = match(self, hashes, 1, tiers, &overlap);
+        int failed = match(self, hashes, 1, tiers, &reaches);
         Py_DECREF(hashes);
-        if (failed || add_answer(answers, &overlap, at))
+        if (failed || add_answer(answers, &reaches, at))
             return -1;
     }
     return 0;

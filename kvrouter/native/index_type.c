@@ -185,7 +185,8 @@ static PyObject *tiers(PyObject *object, PyObject *unused)
 static PyObject *nbytes(PyObject *object, PyObject *unused)
 {
     (void)unused;
-    return PyLong_FromSsize_t((Py_ssize_t)(sizeof(struct kvr_index_object) + kvr_index_of(object)->bytes));
+    return PyLong_FromSsize_t((Py_ssize_t)(sizeof(struct kvr_index_object) + kvr_index_of(object)->bytes +
+                                          kvr_answers_bytes(kvr_answers_of(object))));
 }
 
 /* Distinct blocks of which it is known what they follow. */
@@ -251,6 +252,7 @@ static void dealloc(PyObject *object)
 {
     PyTypeObject *type = Py_TYPE(object);
     kvr_index_close(kvr_index_of(object));
+    kvr_answers_close(kvr_answers_of(object));
     kvr_pages_close(&kvr_index_of(object)->beside);
     ((freefunc)PyType_GetSlot(type, Py_tp_free))(object);
     Py_DECREF(type);
@@ -264,7 +266,7 @@ static PyMethodDef methods[] = {
     FAST("remove", remove_),
     FAST("clear", clear),
     FAST("match_depths", kvr_match_depths),
-    FAST("match_arrays", kvr_match_arrays),
+    {"match", (PyCFunction)(void (*)(void))kvr_match, METH_METHOD | METH_FASTCALL | METH_KEYWORDS, NULL},
     FAST("match_tokens", kvr_match_tokens),
     FAST("match_best", kvr_match_best),
     FAST("match_many_arrays", kvr_match_many),

@@ -18,7 +18,8 @@ PyTypeObject *kvr_sibling_type(PyTypeObject *type, const char *name)
 static int fill(PyObject *module)
 {
     if (kvr_add_hashing(module) || kvr_add_token_list(module) || kvr_add_json_tokens(module) ||
-        kvr_add_json_body(module) || kvr_add_json_hashes(module) || kvr_add_index_type(module) || kvr_add_predictions_type(module) ||
+        kvr_add_json_body(module) || kvr_add_json_hashes(module) || kvr_add_index_type(module) || kvr_add_overlap_type(module) ||
+        kvr_add_predictions_type(module) ||
         kvr_add_load_type(module) || kvr_add_booking_type(module) || kvr_add_weigher_type(module) ||
         kvr_add_histogram_type(module) || kvr_add_http_heads(module) ||
         kvr_add_http_chunks(module) || kvr_add_http_usage(module) || kvr_add_http_text(module) ||

@@ -15,6 +15,7 @@ int kvr_add_json_tokens(PyObject *module);
 int kvr_add_json_body(PyObject *module);
 int kvr_add_json_hashes(PyObject *module);
 int kvr_add_index_type(PyObject *module);
+int kvr_add_overlap_type(PyObject *module);
 int kvr_add_mapped_index_type(PyObject *module);
 int kvr_add_predictions_type(PyObject *module);
 int kvr_add_http_heads(PyObject *module);

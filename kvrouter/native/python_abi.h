@@ -91,6 +91,7 @@ typedef struct PyMethodDef {
 #define METH_CLASS 0x0010
 #define METH_STATIC 0x0020
 #define METH_FASTCALL 0x0080
+#define METH_METHOD 0x0200
 
 typedef struct {
     int slot;
@@ -198,6 +199,8 @@ KVR_IMPORT unsigned long PyType_GetFlags(PyTypeObject *);
 KVR_IMPORT int PyType_IsSubtype(PyTypeObject *, PyTypeObject *);
 KVR_IMPORT PyObject *PyType_GenericAlloc(PyTypeObject *, Py_ssize_t);
 KVR_IMPORT PyObject *PyObject_CallNoArgs(PyObject *);
+KVR_IMPORT PyObject *PyObject_CallMethod(PyObject *, const char *, const char *, ...);
+KVR_IMPORT PyObject *PyImport_ImportModule(const char *);
 KVR_IMPORT PyObject *PyObject_GetAttrString(PyObject *, const char *);
 KVR_IMPORT int PyObject_SetAttrString(PyObject *, const char *, PyObject *);
 KVR_IMPORT void PyObject_Free(void *);

@@ -380,6 +380,45 @@ class PrefixIndexContract:
         assert index.blocks(3) == 0
         assert index.blocks(4) == 1 << 12
 
+    def test_an_answer_about_many_ranks_is_its_askers_own(self, index: Any) -> None:
+        """However often the same ranks are asked for, and whatever was done with the answers before."""
+        opening, first, second = array(range(1, 9)), array(range(1, 25)), array([*range(1, 9), *range(50, 60)])
+        for rank in range(5, 2500, 7):
+            index.store_chain(rank, opening)
+        index.store_chain(40, first)
+        index.store_chain(705, second)
+        expected = dict.fromkeys(range(5, 2500, 7), 8)
+
+        for _ in range(4):
+            found, other = index.match_depths(first), index.match(second).depths()
+            assert found == expected | {40: 24}
+            assert other == expected | {705: 18}
+            found.clear()
+            other[5] = 77
+
+        index.remove(5, opening[:1])
+        index.remove(12, opening[3:])
+        index.store(6, opening)
+        del expected[5]
+        for _ in range(3):
+            assert index.match_depths(second) == expected | {6: 8, 12: 3, 705: 18}
+
+    def test_an_answer_stays_what_it_was(self, index: Any) -> None:
+        """What happens to the index afterwards is not its business, nor how often it is read."""
+        for rank in range(0, 4096, 3):
+            index.store(rank, [1, 2, 3][: rank % 4])
+        overlap, nothing = index.match([1, 2, 3]), index.match([7])
+        for rank in range(0, 4096, 6):
+            index.clear(rank)
+
+        expected = {rank: rank % 4 for rank in range(0, 4096, 3) if rank % 4}
+        for _ in range(3):
+            assert dict(zip(overlap.ranks.tolist(), overlap.blocks.tolist(), strict=True)) == expected
+            assert overlap.ranks.tolist() == sorted(expected)
+            assert overlap.depths() == expected
+        assert nothing.ranks.dtype == nothing.blocks.dtype == np.uint32
+        assert (nothing.ranks.tolist(), nothing.blocks.tolist(), nothing.depths()) == ([], [], {})
+
     def test_a_snapshot_restores_everything(self, index: Any) -> None:
         """Contents, counts and later changes are those of the original."""
         index.store(0, array([1, 2, 3]))

@@ -96,6 +96,24 @@ def test_every_question_survives_every_failing_allocation() -> None:
     check_whole(index)
 
 
+@pytest.mark.parametrize("fails", FAILURES.values(), ids=FAILURES)
+def test_answers_about_many_ranks_survive_every_failing_allocation(fails: int) -> None:
+    """Those that are made like the ones before too."""
+    index = PrefixIndex()
+    for rank in range(600):
+        index.store(rank, PLAIN[: 9 if rank % 50 else 12])
+    expected = {rank: 9 if rank % 50 else 12 for rank in range(600)}
+
+    def attempt() -> Callable[[], object]:
+        twin = PrefixIndex.restore(saved)
+        return lambda: [(twin.match_depths(PLAIN[:20]), twin.match(PLAIN[:20]).depths()) for _ in range(3)]
+
+    saved = index.snapshot()
+    at_every_allocation(attempt, fails)
+    for _ in range(3):
+        assert index.match_depths(PLAIN[:20]) == index.match(PLAIN[:20]).depths() == expected
+
+
 def check_tried(tried: list[PrefixIndex], change: Callable[[Any], None], expected: object) -> None:
     """What ran out of memory in the middle of a change is whole, and when it is changed again it is as it should be."""
     while tried:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from kvrouter.index import Overlap
 from kvrouter.index import reference as module
+from kvrouter.index.overlap import ArrayOverlap
 from kvrouter.index.reference import PrefixIndex
 from tests.index.contract import PrefixIndexContract
 
@@ -28,7 +28,7 @@ class TestReference(PrefixIndexContract):
 
 def test_an_overlap_is_ordered_by_rank() -> None:
     """Whatever order ranks were found in."""
-    overlap = Overlap.from_depths({9: 1, 2: 5})
+    overlap = ArrayOverlap.from_depths({9: 1, 2: 5})
 
     assert overlap.ranks.tolist() == [2, 9]
     assert overlap.depths() == {2: 5, 9: 1}

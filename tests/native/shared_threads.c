@@ -118,6 +118,7 @@ static void *read_all(void *argument)
     struct reader *reader = argument;
     struct kvr_map map;
     struct kvr_overlap overlap;
+    struct kvr_reaches reaches;
     if (kvr_map_open(&map, dup(reader->file)) != NULL)
         exit(3);
     /* The sanitizer goes by addresses: take the writer's. */
@@ -128,9 +129,12 @@ static void *read_all(void *argument)
     map.mapped = share->arena.capacity;
     for (int prompt = 0; !__atomic_load_n(&is_done, __ATOMIC_ACQUIRE); prompt = (prompt + 5) % PROMPTS) {
         struct kvr_keys keys = {.count = length_of(prompt), .array = prompts[prompt]};
-        if (kvr_map_match(&map, &keys, NULL, &overlap, 1000) != KVR_MATCHED)
+        if (kvr_map_match(&map, &keys, NULL, &reaches, 1000) != KVR_MATCHED) {
             reader->busy++;
-        else if (is_right(&overlap, prompt))
+            continue;
+        }
+        kvr_reaches_spread(reaches.all, reaches.count, reaches.words, &overlap);
+        if (is_right(&overlap, prompt))
             __atomic_store_n(&matches[reader->number], ++reader->matched, __ATOMIC_RELAXED);
         else
             reader->wrong++;

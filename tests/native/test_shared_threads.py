@@ -18,7 +18,7 @@ from tests.native.sanitizers import findings
 
 NATIVE = Path(hatch_build.__file__).parent / "kvrouter" / "native"
 PARTS = ["index_core", "index_table", "index_sets", "index_stretches", "index_budget", "index_share", "index_arena"]
-PARTS += ["index_map", "index_map_match", "index_pages", "xxh3"]
+PARTS += ["index_map", "index_map_match", "index_pages", "index_reach", "xxh3"]
 FLAGS = ["-std=gnu11", "-O1", "-g", "-DKVR_WITHOUT_PYTHON_H", "-fsanitize=thread", "-Wno-tsan"]
 _FIXED_ADDRESSES = 0x0040000  # ADDR_NO_RANDOMIZE of <sys/personality.h>
 _RUN_SECONDS_MAX = 600
