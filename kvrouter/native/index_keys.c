@@ -144,10 +144,8 @@ static void hash_until(struct kvr_words *words, size_t stop)
     words->hashed = stop;
 }
 
-const uint64_t *kvr_keys_at(const struct kvr_keys *keys, size_t start, size_t count, uint64_t *room)
+const uint64_t *kvr_keys_read(const struct kvr_keys *keys, size_t start, size_t count, uint64_t *room)
 {
-    if (keys->array != NULL)
-        return keys->array + start;
     if (keys->words != NULL) {
         if (start + count > keys->words->hashed)
             hash_until(keys->words, start + count);

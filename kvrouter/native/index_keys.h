@@ -40,9 +40,14 @@ int kvr_keys_open_lazily(struct kvr_keys *keys, PyObject *hashes);
  * with an exception set. */
 int kvr_keys_open_words(struct kvr_keys *keys, struct kvr_words *words, size_t length);
 
+const uint64_t *kvr_keys_read(const struct kvr_keys *keys, size_t start, size_t count, uint64_t *room);
+
 /* `count` hashes from `start` on, in place or in `room`. Runs no Python code. NULL if one is not an integer of Python's
  * own: then read all with kvr_keys_fetch and begin again. */
-const uint64_t *kvr_keys_at(const struct kvr_keys *keys, size_t start, size_t count, uint64_t *room);
+KVR_INLINE const uint64_t *kvr_keys_at(const struct kvr_keys *keys, size_t start, size_t count, uint64_t *room)
+{
+    return keys->array != NULL ? keys->array + start : kvr_keys_read(keys, start, count, room);
+}
 
 /* Read what was left in the list; 0, or -1 with an exception set. */
 int kvr_keys_fetch(struct kvr_keys *keys);

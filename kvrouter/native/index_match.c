@@ -3,12 +3,18 @@
 
 /* Looked at one by one: most prompts that are nowhere end with their first block. */
 #define FIRST_BLOCKS 8
-/* Asked for together where a walk goes block by block; and how far ahead, where it has done so for a stretch. */
+/* Asked for together where a walk goes block by block. */
 #define STEP_BLOCKS 8
-#define STEADY_BLOCKS 32
+/* Where it has done so for a stretch already: how far ahead of its turn a block's line is asked for, and how far ahead
+ * it is looked whether the search will end there or in the line behind. */
+#define STEADY_BLOCKS 48
+#define SETTLED_BLOCKS 24
+#define PROBES 128
 /* Stretches whose last blocks are asked for together. Three such windows are under way at a time: the slots of one are
  * asked for, those of another are looked at and their stretches asked for, and the third is passed. */
 #define WINDOW_MAX 32
+/* Stretches whose hashes are asked for at once: a prompt's hashes may have been made some time ago. */
+#define FIRST_HASHES 4
 #define WINDOWS 3
 
 struct match {
@@ -71,7 +77,8 @@ struct walk {
     uint64_t mark;  /* of that set */
     size_t stepped; /* The last blocks before this one were passed one by one. */
     size_t asked;   /* before this one blocks were asked for, as far as they are still ahead */
-    struct probe probes[2 * STEADY_BLOCKS];
+    size_t settled; /* and their searches begin in the right line */
+    struct probe probes[PROBES];
 };
 
 /* Ask for the slot of a block; -1 if its hash cannot be read. */
@@ -94,45 +101,91 @@ KVR_INLINE const struct kvr_slot *look(const struct probe *probe)
     return kvr_slot_has(slot, probe->key) ? slot : NULL;
 }
 
-/* From `depth` on, blocks have slots that name this set. 1 if some ranks go on, 0 if none does. */
-static int meet(struct walk *walk, uint32_t named, size_t depth)
+/* What the slot of a block names if it is one of the next four, otherwise 0. Nothing here could be guessed wrong. */
+KVR_INLINE uint32_t named_nearby(const struct probe *probe)
+{
+    const struct kvr_slot *slot = probe->slot;
+    uint64_t key = probe->key;
+    return (slot[0].value & -(uint32_t)(slot[0].key == key)) | (slot[1].value & -(uint32_t)(slot[1].key == key)) |
+           (slot[2].value & -(uint32_t)(slot[2].key == key)) | (slot[3].value & -(uint32_t)(slot[3].key == key));
+}
+
+/* From `depth` on, blocks have slots that name another set than those before. 1 if some ranks go on, 0 if none does. */
+static int turn(struct walk *walk, uint32_t named, size_t depth)
 {
     const struct match *match = walk->match;
-    if (named == walk->named)
-        return 1;
     walk->named = named;
     walk->mark = kvr_stretches_mark(&match->index->stretches, named);
     uint32_t set = kvr_sets_resolve(&match->index->sets, named);
     return depth > 0 ? keep(match, walk->alive, set, depth) : spread_out(match, set, walk->alive);
 }
 
+/* From `depth` on, blocks have slots that name this set. As turn. */
+KVR_INLINE int meet(struct walk *walk, uint32_t named, size_t depth)
+{
+    return named == walk->named ? 1 : turn(walk, named, depth);
+}
+
+static struct probe *probe_of(struct walk *walk, size_t position)
+{
+    return &walk->probes[position % PROBES];
+}
+
 /* Ask for blocks before `stop`; -1 if a hash cannot be read. */
 static int ask_until(struct walk *walk, size_t stop)
 {
+    stop = stop < walk->match->keys->count ? stop : walk->match->keys->count;
     for (; walk->asked < stop; walk->asked++)
-        if (ask(walk->match, walk->asked, &walk->probes[walk->asked % (2 * STEADY_BLOCKS)]))
+        if (ask(walk->match, walk->asked, probe_of(walk, walk->asked)))
             return -1;
     return 0;
 }
 
-/* Block by block. 1 if some ranks go on, 0 if none does, -1 if a hash cannot be read. */
-static int step(struct walk *walk, size_t from, size_t stop)
+/* Blocks that were asked for some time ago: where the search for one goes on in the line behind, begin it there, and ask
+ * for that. */
+static void settle(struct walk *walk, size_t stop)
 {
-    size_t total = walk->match->keys->count;
-    int is_steady = from > 0 && walk->stepped == from && from % KVR_STRETCH_BLOCKS == 0;
-    walk->asked = walk->asked < from ? from : walk->asked;
+    stop = stop < walk->asked ? stop : walk->asked;
+    for (; walk->settled < stop; walk->settled++) {
+        struct probe *probe = probe_of(walk, walk->settled);
+        probe->slot += probe->slot[KVR_HOME_SLOTS - 1].key < probe->key ? KVR_HOME_SLOTS : 0;
+        KVR_PREFETCH(probe->slot);
+    }
+}
+
+/* Blocks that were asked for. 1 if some ranks go on, 0 if none does. */
+static int pass(struct walk *walk, size_t from, size_t stop)
+{
     for (size_t at = from; at < stop; at++) {
-        /* Those that are looked at, and as many ahead: what ends soon shall not have cost much. */
-        size_t most = at - (at - from) % STEP_BLOCKS + (at > from ? 2 : 1) * STEP_BLOCKS;
-        most = is_steady ? at + STEADY_BLOCKS : most < stop ? most : stop;
-        if (ask_until(walk, most < total ? most : total))
-            return -1;
-        const struct kvr_slot *slot = look(&walk->probes[at % (2 * STEADY_BLOCKS)]);
+        const struct probe *probe = probe_of(walk, at);
+        if (named_nearby(probe) == walk->named)
+            continue;
+        const struct kvr_slot *slot = look(probe);
         if (!meet(walk, slot ? slot->value : 0, at))
             return 0;
     }
-    walk->stepped = stop;
     return 1;
+}
+
+/* Block by block, at most as many as a stretch has. 1 if some ranks go on, 0 if none does, -1 if a hash cannot be
+ * read. */
+static int step(struct walk *walk, size_t from, size_t stop)
+{
+    int is_steady = from > 0 && walk->stepped == from && from % KVR_STRETCH_BLOCKS == 0, goes_on = 1;
+    walk->stepped = stop;
+    walk->asked = walk->asked < from ? from : walk->asked;
+    walk->settled = walk->settled < from ? from : walk->settled;
+    for (size_t at = from; goes_on == 1 && at < stop; at += STEP_BLOCKS) {
+        size_t next = at + STEP_BLOCKS < stop ? at + STEP_BLOCKS : stop;
+        /* At first those that are looked at, and as many ahead: what ends soon shall not have cost much. */
+        size_t ahead = at > from ? next + STEP_BLOCKS : next;
+        if (ask_until(walk, is_steady ? next + STEADY_BLOCKS : ahead < stop ? ahead : stop))
+            return -1;
+        if (is_steady)
+            settle(walk, next + SETTLED_BLOCKS);
+        goes_on = pass(walk, at, next);
+    }
+    return goes_on;
 }
 
 /* Blocks from..last, at most as many as a stretch has, of which the last one's slot was found. Backwards, as long as
@@ -181,11 +234,21 @@ static size_t last_of_stretch(size_t position, size_t count)
     return last < count ? last : count - 1;
 }
 
+/* Ask for the hashes by which the next `most` stretches will be asked for. */
+static void ask_hashes(const struct match *match, size_t from, size_t most)
+{
+    const uint64_t *hashes = match->keys->array;
+    for (size_t at = from | (KVR_STRETCH_BLOCKS - 1); hashes != NULL && most-- > 0 && at < match->keys->count;
+         at += KVR_STRETCH_BLOCKS)
+        KVR_PREFETCH(hashes + at);
+}
+
 /* Ask for the slots of up to `most` of them. -1 if a hash cannot be read. */
 static int ask_window(const struct match *match, size_t from, size_t most, struct window *window)
 {
     size_t total = match->keys->count;
     window->from = window->stop = from;
+    ask_hashes(match, from + most * KVR_STRETCH_BLOCKS, 2 * most);
     for (window->count = 0; window->count < most && window->stop < total; window->count++) {
         size_t last = last_of_stretch(window->stop, total);
         if (ask(match, last, &window->probes[window->count]))
@@ -225,6 +288,7 @@ static int walk_along(struct walk *walk)
     size_t total = match->keys->count, most = 1;
     size_t first = total < FIRST_BLOCKS ? total : FIRST_BLOCKS;
     struct window windows[WINDOWS];
+    ask_hashes(match, first, FIRST_HASHES);
     int goes_on = step(walk, 0, first);
     if (goes_on != 1 || total == 0)
         return goes_on;
@@ -261,7 +325,7 @@ int kvr_match_reaches(const struct kvr_index *index, const struct kvr_keys *keys
     walk.alive = alive;
     walk.named = UINT32_MAX;
     walk.mark = 0;
-    walk.stepped = walk.asked = 0;
+    walk.stepped = walk.asked = walk.settled = 0;
     return walk_along(&walk) < 0 ? -1 : 0;
 }
 

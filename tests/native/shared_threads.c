@@ -25,7 +25,7 @@ void *PyMem_Calloc(size_t count, size_t size) { return calloc(count ? count : 1,
 void *PyMem_Realloc(void *block, size_t size) { return realloc(block, size ? size : 1); }
 void PyMem_Free(void *block) { free(block); }
 
-const uint64_t *kvr_keys_at(const struct kvr_keys *keys, size_t start, size_t count, uint64_t *room)
+const uint64_t *kvr_keys_read(const struct kvr_keys *keys, size_t start, size_t count, uint64_t *room)
 {
     (void)count, (void)room;
     return keys->array + start;
