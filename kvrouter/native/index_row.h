@@ -21,7 +21,7 @@ KVR_INLINE void kvr_row_ask(struct kvr_row *row, size_t at)
 {
     uint64_t key = kvr_index_key(row->index, row->hashes[at]);
     row->keys[at % KVR_ASKED_BLOCKS] = key;
-    kvr_index_prefetch_key(row->index, key);
+    kvr_table_prefetch(&row->index->table, key);
 }
 
 KVR_INLINE void kvr_row_ask_behind(struct kvr_row *row, size_t at, int second)

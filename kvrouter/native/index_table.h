@@ -14,6 +14,7 @@
 #ifndef KVR_INDEX_TABLE_H
 #define KVR_INDEX_TABLE_H
 
+#include "index_mix.h"
 #include "index_pages.h"
 #include "memory.h"
 #include <stddef.h>
@@ -92,6 +93,14 @@ KVR_INLINE struct kvr_slot *kvr_table_home(const struct kvr_table *table, uint64
 {
     const struct kvr_segment *segment = table->directory + kvr_table_place(table, key);
     return segment->slots + kvr_segment_home(segment, key);
+}
+
+/* Ask for what a change of a key will touch: its home, and what the segment notes of itself before its first slot. */
+KVR_INLINE void kvr_table_prefetch(const struct kvr_table *table, uint64_t key)
+{
+    const struct kvr_segment *segment = table->directory + kvr_table_place(table, key);
+    KVR_PREFETCH(segment->slots + kvr_segment_home(segment, key));
+    KVR_PREFETCH((const char *)segment->slots - 1);
 }
 
 /* The slot where the search for a key ends that begins at its home. */
