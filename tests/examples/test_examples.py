@@ -37,7 +37,7 @@ def test_published_events_can_be_watched() -> None:
     finally:
         for process in (publisher, tail):
             process.terminate()
-            process.wait(20)
+            process.wait(60)
         tail.stdout.close()
 
     assert {event["type"] for event in batch["events"]} <= {"stored", "removed"}

@@ -136,7 +136,7 @@ def make_client(
     beat = Heartbeat(interval_seconds=heartbeat_seconds, timeout_seconds=4 * heartbeat_seconds)
     makers: dict[str, Callable[[], RequestClient]] = {
         "tcp": lambda: TcpRequestClient(heartbeat=beat),
-        "call-home": lambda: _calls_home(network),
+        "call-home": lambda: _calls_home(network, call_home_seconds=max(2.0, heartbeat_seconds)),
         "http": lambda: HttpRequestClient(acknowledge_seconds=_PATIENCE_SECONDS, heartbeat=beat),
         "http-attached": lambda: HttpRequestClient(
             answers="attached", acknowledge_seconds=_PATIENCE_SECONDS, heartbeat=beat
@@ -150,13 +150,13 @@ def make_client(
     return makers[name.removesuffix("-worker")]()
 
 
-def _calls_home(network: BadNetwork | None) -> RequestClient:
+def _calls_home(network: BadNetwork | None, *, call_home_seconds: float) -> RequestClient:
     sender = TcpV0Sender(ack_seconds=_PATIENCE_SECONDS)
     if network is None:
-        return CallHomeClient(sender, CallHomeListener(), call_home_seconds=2.0)
+        return CallHomeClient(sender, CallHomeListener(), call_home_seconds=call_home_seconds)
     listener = _ListenerBehind(port=network.target)
     listener.behind = network
-    return CallHomeClient(sender, listener, call_home_seconds=2.0)
+    return CallHomeClient(sender, listener, call_home_seconds=call_home_seconds)
 
 
 def _make_server(name: str, endpoints: Endpoints, nats: str, heartbeat_seconds: float) -> RequestServer:

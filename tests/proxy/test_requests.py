@@ -278,11 +278,16 @@ async def test_a_slow_head_is_408_however_many_bytes_come() -> None:
 
 async def test_a_body_that_stops_is_408() -> None:
     """Silence within a body ends the request; progress prolongs it."""
-    async with proxying(body_seconds=0.2) as (server, _), connected(server) as client:
+    now = 1000.0
+    async with proxying(body_seconds=10.0, clock=lambda: now) as (server, _), connected(server) as client:
         client.send(post(b"x" * 100)[:-50])
         for _ in range(8):
-            await asyncio.sleep(0.05)
+            await until(lambda: [each.deadline for each in server._connections] == [now + 10.0])  # noqa: B023
+            now += 6.0
+            await until(lambda: server._plane.now == now)  # noqa: B023 - awaited here: deadlines have been looked at
             client.send(b"x")
+        await until(lambda: [each.deadline for each in server._connections] == [now + 10.0])
+        now += 60.0
         answer = await client.answer()
 
         assert (answer.status, _error(answer)["code"]) == (408, "request_timeout")

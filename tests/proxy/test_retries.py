@@ -235,13 +235,17 @@ async def test_bytes_after_an_answer_end_the_connection() -> None:
 
 async def test_a_silent_worker_is_504() -> None:
     """No first byte in time: the worker is told to stop, and no other one repeats the work."""
+    now = 1000.0
     async with (
         worker(silence) as w,
         worker(answering(OK)) as other,
-        proxying(w.endpoint, other.endpoint, first_byte_seconds=0.2) as (server, fleet),
+        proxying(w.endpoint, other.endpoint, first_byte_seconds=10.0, clock=lambda: now) as (server, fleet),
         connected(server) as client,
     ):
-        answer = await client.ask(post())
+        client.send(post())
+        await until(lambda: w.requests)
+        now += 60.0
+        answer = await client.answer()
 
         assert (answer.status, json.loads(answer.body)["error"]["code"]) == (504, "worker_timeout")
         assert fleet.outcomes == ["timeout"]

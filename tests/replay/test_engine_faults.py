@@ -181,6 +181,7 @@ class Hearing:
         self._live.setsockopt(zmq.SUBSCRIBE, b"")
         self._live.connect(simulated.publishers.endpoint)
         self._replay_endpoint = simulated.publishers.replay_endpoint
+        (self._publisher,) = simulated.publishers.publishers
 
     async def batch(self) -> tuple[int, list[Any]]:
         """Return the next batch."""
@@ -199,15 +200,20 @@ class Hearing:
         return numbers
 
     async def join(self, client: httpx.AsyncClient) -> int:
-        """Make the engine publish until we hear it, and return the last sequence number so far."""
+        """Make the engine publish until we hear it, and return the last sequence number so far: nothing is on its way."""
         last = -1
         for number in range(1000):
+            published = self._published()
             await client.post(COMPLETION, json={"prompt": [number] * 33, "max_tokens": 1})
-            while await self._live.poll(20):
+            await eventually(lambda: self._published() > published)  # noqa: B023 - awaited in this turn
+            while 0 <= last < self._published() or await self._live.poll(20):
                 last, _events = await self.batch()
             if last >= 0:
                 return last
         raise AssertionError("no event arrives")
+
+    def _published(self) -> int:
+        return self._publisher.statistics()["next_sequence"] - 1
 
     def close(self) -> None:
         self._live.close(linger=0)
@@ -276,7 +282,8 @@ def test_a_restarted_cache_begins_a_new_life_on_the_same_ports() -> None:
             with pytest.raises(httpx.TransportError):
                 await running
             again = (await client.post(COMPLETION, json={"prompt": [7] * 33, "max_tokens": 1})).json()
-            replayed = await hearing.replay(0)
+            while not (replayed := await hearing.replay(0)):
+                pass  # It is published in a thread of its own, a moment after the answer.
             hearing.close()
 
         assert again["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
@@ -326,9 +333,12 @@ def test_a_process_dies_at_once() -> None:
 def test_a_frozen_process_answers_nobody_until_it_thaws() -> None:
     """Not even health checks."""
     with engine_process() as (_, announced):
-        httpx.post(announced["url"] + "/fault", json={"kind": "freeze", "seconds": 3})
 
-        within_deadline(lambda: not _healthy(announced["url"], 0.2))
+        def is_frozen() -> bool:
+            httpx.post(announced["url"] + "/fault", json={"kind": "freeze", "seconds": 3})
+            return not _healthy(announced["url"], 0.2)
+
+        within_deadline(is_frozen)  # Once, unless it is this process that stands still until the other has thawed.
         within_deadline(lambda: _healthy(announced["url"], 0.2))
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any
 
 import nats
@@ -125,6 +126,7 @@ async def following(limits: JetStreamLimits = QUICK, **options: Any) -> AsyncIte
 async def client(url: str, **options: Any) -> AsyncIterator[Client]:
     """A client of our own, to look at the server and to send it what no publisher of ours would."""
     connected = await nats.connect(url, **options)
+    connected.jetstream = partial(connected.jetstream, timeout=30.0)  # type: ignore[method-assign]
     try:
         yield connected
     finally:
