@@ -116,18 +116,20 @@ class Cutover:
                 if isinstance(change, Synced):
                     self.synced.set()
                 else:
-                    # News may be older than what was set here since; that a key is gone has no revision to tell it by.
-                    entry = change.entry or await self._bucket.get(change.key)
-                    self._heard(change.key.removeprefix(_PREFIX), entry)
+                    name, entry = change.key.removeprefix(_PREFIX), change.entry
+                    if entry is None or entry.revision < self._revisions.get(name, 0):
+                        # Older than what was set here since, or of a store that lost its data and counts anew: it
+                        # knows what holds.
+                        entry = await self._bucket.get(change.key)
+                    self._heard(name, entry)
 
     def _heard(self, name: str, entry: Entry | None) -> None:
         route = self._routes.get(name)
         if route is None:
             return  # Of a table that another gateway has.
         if entry is None:
+            self._revisions.pop(name, None)
             self._set(name, _of_table(route))
-            return
-        if entry.revision < self._revisions.get(name, 0):
             return
         self._revisions[name] = entry.revision
         try:

@@ -129,9 +129,13 @@ class NatsKeyValueBucket:
                 inactive_threshold=_INACTIVE_SECONDS,
                 mem_storage=True,
             )
-            subscription = await jetstream.subscribe(
-                self._subject(">"), stream=self._stream, config=consumer, manual_ack=True
-            )
+            try:
+                subscription = await jetstream.subscribe(
+                    self._subject(">"), stream=self._stream, config=consumer, manual_ack=True
+                )
+            except errors.NotFoundError:
+                self._lifetimes = None  # As in `_write`: who only reads must not wait for somebody who writes.
+                raise
             try:
                 reader = _Reader(subscription, self._subject(""), prefix)
                 yield Followed(await reader.state(), reader.changes())

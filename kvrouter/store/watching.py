@@ -31,27 +31,30 @@ Following: TypeAlias = Callable[[], AbstractAsyncContextManager[Followed]]
 
 
 class KnownKeys:
-    """What a follower knows: turns states and single changes into what is new to it. Pure."""
+    """What a follower knows: turns states and single changes into what is new to it. Pure.
 
-    __slots__ = ("_revisions",)
+    Revisions alone do not tell: a server that has lost its data counts anew, and gives them once more to other values.
+    """
+
+    __slots__ = ("_entries",)
 
     def __init__(self) -> None:
-        self._revisions: dict[str, int] = {}
+        self._entries: dict[str, Entry] = {}
 
     def note(self, key: str, entry: Entry | None) -> Change | None:
         """A key has this value now, or None; returns what is new, if anything."""
         if entry is None:
-            return Change(key, None) if self._revisions.pop(key, None) is not None else None
-        if self._revisions.get(key) == entry.revision:
+            return Change(key, None) if self._entries.pop(key, None) is not None else None
+        if self._entries.get(key) == entry:
             return None
-        self._revisions[key] = entry.revision
+        self._entries[key] = entry
         return Change(key, entry)
 
     def reconcile(self, state: State) -> list[Change]:
         """These are all keys that there are; returns what is new, what is gone first."""
-        gone = [Change(key, None) for key in self._revisions if key not in state]
+        gone = [Change(key, None) for key in self._entries if key not in state]
         for change in gone:
-            del self._revisions[change.key]
+            del self._entries[change.key]
         return gone + [new for key, entry in state.items() if (new := self.note(key, entry)) is not None]
 
     def take(self, news: "tuple[str, Entry | None] | State") -> list[Change]:

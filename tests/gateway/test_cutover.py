@@ -21,6 +21,10 @@ class LateNews:
         self.news: asyncio.Queue[Change | Synced] = asyncio.Queue()
         self._bucket = MemoryKeyValueStore().bucket(BUCKET)
 
+    def lose_data(self) -> None:
+        """Begin anew."""
+        self._bucket = MemoryKeyValueStore().bucket(BUCKET)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._bucket, name)
 
@@ -66,6 +70,29 @@ def test_what_is_gone_from_the_store_is_as_the_table_says() -> None:
         await cutover.synced.wait()
 
         assert cutover.shares() == {"a": Shares(0.25, 0.0)}
+        following.cancel()
+
+    asyncio.run(scenario())
+
+
+def test_a_store_that_lost_its_data_is_believed_again() -> None:
+    """A-428: it counts anew, so the share that another gateway sets has a smaller revision than those before."""
+
+    async def scenario() -> None:
+        bucket = LateNews()
+        for share in (b"0.1", b"0.2", b"0.5"):
+            revision = await bucket.put(KEY, b'{"nats": %s}' % share)
+        cutover = Cutover(TABLE, as_bucket(bucket))
+        following = asyncio.ensure_future(cutover.run())
+        bucket.news.put_nowait(Change(KEY, Entry(b'{"nats": 0.5}', revision)))
+        bucket.lose_data()
+        first = await bucket.put(KEY, b'{"nats": 0.75}')
+        bucket.news.put_nowait(Change(KEY, Entry(b'{"nats": 0.75}', first)))
+        bucket.news.put_nowait(Synced())
+        await cutover.synced.wait()
+
+        assert first < revision
+        assert cutover.shares() == {"a": Shares(0.75, 0.0)}
         following.cancel()
 
     asyncio.run(scenario())

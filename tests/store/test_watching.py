@@ -210,6 +210,24 @@ def test_a_watch_survives_its_server(server: Server, run: Run, keep_data: bool) 
     run(scenario())
 
 
+def test_who_only_reads_hears_that_everything_is_gone(server: Server, run: Run) -> None:
+    """A-353: nobody writes to a server that has lost its data, and still it is known to be empty."""
+
+    async def scenario() -> None:
+        async with open_key_value_store(url_of(server)) as store, open_key_value_store(url_of(server)) as other:
+            await other.bucket("watched").put("before", b"1")
+            bucket = store.bucket("watched")
+            follower = Follower(bucket)
+            await follower.until(lambda seen: seen.values == {"before": b"1"})
+            await asyncio.to_thread(server.restart, keep_data=False)
+            await follower.until(lambda seen: seen.values == {})
+            await persistently(bucket.entries)
+            assert await bucket.entries() == {}
+            await follower.close()
+
+    run(scenario())
+
+
 def test_a_watch_outlives_a_frozen_server(server: Server, run: Run) -> None:
     """Stopped where it is for a moment, and going on as if nothing had been."""
 
@@ -237,6 +255,15 @@ def test_only_what_is_new_is_told() -> None:
     assert known.note("b", Entry(b"2", 2)) is None
     assert known.note("b", None) == Change("b", None)
     assert known.note("b", None) is None
+
+
+def test_a_revision_that_is_given_once_more_is_news() -> None:
+    """A-353: a server that lost its data counts anew; the same number may stand for another value then."""
+    known = KnownKeys()
+    known.reconcile({"a": Entry(b"before", 1)})
+
+    assert known.reconcile({"a": Entry(b"after", 1)}) == [Change("a", Entry(b"after", 1))]
+    assert known.note("a", Entry(b"after", 1)) is None
 
 
 def test_an_error_that_will_not_pass_ends_the_watch(run: Run) -> None:
