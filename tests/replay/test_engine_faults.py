@@ -200,7 +200,7 @@ class Hearing:
         return numbers
 
     async def join(self, client: httpx.AsyncClient) -> int:
-        """Make the engine publish until we hear it, and return the last sequence number so far: nothing is on its way."""
+        """Make the engine publish until we hear it, and return the last sequence number; none is on its way."""
         last = -1
         for number in range(1000):
             published = self._published()
