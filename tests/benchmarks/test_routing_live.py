@@ -37,6 +37,17 @@ def test_the_same_chats_are_simulated() -> None:
     assert simulated_run(trace, "sticky", 0).hit_share > simulated_run(trace, "round-robin", 0).hit_share
 
 
+def test_what_other_orders_of_arrival_would_give_is_chance() -> None:
+    """One real run is one of them: it need not be their mean."""
+    report = Report("routing_live")
+
+    add_rows(report, {"a": [seen(0.40, 1.0), seen(0.50, 1.0)]}, {"a": seen(0.49, 1.0)})
+
+    rows = {str(row["name"]): row["ours"] for row in report.rows}
+    assert rows["hit-share-largest-difference"] == 4.0
+    assert rows["hit-share-beyond-chance"] == 0.0
+
+
 def test_agreement_is_summed_up() -> None:
     """The largest difference, and the pairs that are ranked alike of those that differ."""
     report = Report("routing_live")
@@ -48,6 +59,7 @@ def test_agreement_is_summed_up() -> None:
     assert rows["a-hit-share"]["ours"] == 0.82
     assert rows["a-hit-share"]["simulated_to"] == 0.84
     assert rows["hit-share-largest-difference"]["ours"] == 5.0
+    assert rows["hit-share-beyond-chance"]["ours"] == 5.0
     assert (rows["pairs-ranked-alike"]["ours"], rows["pairs-ranked-alike"]["reason"]) == (
         2,
         "of 2 that really differ in mean TTFT",
