@@ -8,6 +8,8 @@ import shutil
 import sys
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import nats
@@ -16,7 +18,7 @@ from redis.asyncio import Redis
 from kvrouter.store import KeyValueStore, ObjectStore, open_key_value_store, open_object_store
 from kvrouter.store.memory_keys import MemoryKeyValueStore
 from kvrouter.store.memory_objects import MemoryObjectStore
-from tests.servers import EtcdServer, NatsServer, RedisServer, Server, greets
+from tests.servers import EtcdServer, NatsServer, RedisServer, Server, greets, nats_server, redis_server
 
 __all__ = [
     "Backend",
@@ -28,6 +30,8 @@ __all__ = [
     "ObjectServer",
     "Place",
     "RedisBackend",
+    "mortal_server",
+    "queue_url",
 ]
 
 WAIT_SECONDS = 60.0
@@ -234,6 +238,21 @@ class RedisBackend(Backend):
         tag = f"{{{self.prefix}:{bucket}}}"
         record = as_bytes(await redis.hget(f"{tag}:objects", name))
         return f"{tag}:chunks:{record[:32].decode()}"
+
+
+@contextmanager
+def mortal_server(kind: str, folder: Path) -> Iterator[Server]:
+    """A server with queues of one test alone, which may kill it; `kind` is `nats` or `redis`."""
+    running: AbstractContextManager[NatsServer | RedisServer]
+    running = nats_server(folder) if kind == "nats" else redis_server(folder)
+    with running as started:
+        yield started
+
+
+def queue_url(server: Server) -> str:
+    """A URL for queues on a server, where there are none yet."""
+    prefix = f"test{secrets.token_hex(4)}"
+    return f"{server.url}/{prefix}" if isinstance(server, NatsServer) else f"{server.url}/0/{prefix}"
 
 
 class EtcdBackend(Place):

@@ -2,18 +2,18 @@
 
 import asyncio
 import os
-import secrets
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from kvrouter.errors import StoreError
 from kvrouter.store.queues import MessageQueue, QueueConsumer, QueueLimits, open_message_queues
-from tests.servers import NatsServer, RedisServer, Server, nats_server, redis_server
+from tests.servers import Server
+from tests.store.backends import mortal_server, queue_url
 from tests.store.conftest import Run
 from tests.store.test_queues import LONG_SECONDS, taken, texts, until
 
@@ -39,16 +39,8 @@ asyncio.run(main())
 @pytest.fixture(params=["nats", "redis"])
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
     """A server of its own, that a test may kill."""
-    running: AbstractContextManager[NatsServer | RedisServer]
-    running = nats_server(tmp_path) if request.param == "nats" else redis_server(tmp_path)
-    with running as started:
+    with mortal_server(request.param, tmp_path) as started:
         yield started
-
-
-def place(server: Server) -> str:
-    """A URL for queues on a server."""
-    prefix = f"test{secrets.token_hex(4)}"
-    return f"{server.url}/{prefix}" if isinstance(server, NatsServer) else f"{server.url}/0/{prefix}"
 
 
 @asynccontextmanager
@@ -100,7 +92,7 @@ def test_what_a_killed_process_had_taken_goes_to_another(server: Server, run: Ru
     """Killed with SIGKILL while it works: all but what it acknowledged is delivered again (A-314, A-316)."""
 
     async def scenario() -> None:
-        url = place(server)
+        url = queue_url(server)
         async with open_message_queues(url) as queues:
             queue = queues.queue("work")
             for number in range(4):
@@ -119,7 +111,7 @@ def test_a_killed_server_has_kept_what_it_took(server: Server, run: Run) -> None
     """Messages, how far consumers were, and which ids it knows."""
 
     async def scenario() -> None:
-        async with open_message_queues(place(server)) as queues:
+        async with open_message_queues(queue_url(server)) as queues:
             queue = queues.queue("work")
             for number in range(20):
                 await queue.publish(b"%d" % number, message_id=f"id-{number}")
@@ -146,7 +138,7 @@ def test_publishers_and_consumers_live_through_restarts(server: Server, run: Run
     """While messages flow, the server dies twice: each of them arrives, whoever must ask again."""
 
     async def scenario() -> None:
-        async with open_message_queues(place(server)) as queues:
+        async with open_message_queues(queue_url(server)) as queues:
             queue = queues.queue("work")
             consumer = await queue.worker_group(ack_seconds=2.0)
             sent = {b"message-%d" % number for number in range(60)}
@@ -170,7 +162,7 @@ def test_a_server_that_lost_its_data_is_used_again(server: Server, run: Run) -> 
     """Stream and consumer are made anew; what is published from then on is delivered."""
 
     async def scenario() -> None:
-        async with open_message_queues(place(server)) as queues:
+        async with open_message_queues(queue_url(server)) as queues:
             queue = queues.queue("work")
             consumer = await queue.worker_group(ack_seconds=LONG_SECONDS)
             await publish_surely(queue, b"lost")
@@ -191,7 +183,7 @@ def test_without_a_server_every_method_says_so(server: Server, run: Run) -> None
     """And none waits for ever."""
 
     async def scenario() -> None:
-        async with open_message_queues(place(server)) as queues:
+        async with open_message_queues(queue_url(server)) as queues:
             queue = queues.queue("work")
             consumer = await queue.worker_group()
             server.kill()

@@ -18,6 +18,7 @@ from kvrouter.store.queues import (
     QueueLimits,
     open_message_queues,
 )
+from tests.store.backends import queue_url
 from tests.store.conftest import Run
 
 Result = TypeVar("Result")
@@ -32,8 +33,7 @@ def url(request: pytest.FixtureRequest) -> str:
     """An empty place for queues, one for each kind of backend."""
     if request.param == "memory":
         return "memory:"
-    server, prefix = request.getfixturevalue(request.param), f"test{secrets.token_hex(4)}"
-    return f"{server.url}/{prefix}" if request.param == "nats" else f"{server.url}/0/{prefix}"
+    return queue_url(request.getfixturevalue(request.param))
 
 
 async def taken(consumer: QueueConsumer, count: int, *, at_once: int = 100) -> list[Delivery]:

@@ -2,11 +2,10 @@
 
 import asyncio
 import os
-import secrets
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractContextManager, aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,8 @@ from kvrouter.transport.endpoints import Endpoints
 from kvrouter.transport.messages import Request
 from kvrouter.transport.queue_worker import QueueWorker
 from kvrouter.transport.request_queue import Answer, RequestQueue
-from tests.servers import NatsServer, RedisServer, Server, nats_server, redis_server
+from tests.servers import Server
+from tests.store.backends import mortal_server, queue_url
 from tests.transport.test_request_queue import run
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
@@ -47,16 +47,8 @@ asyncio.run(main())
 @pytest.fixture(params=["nats", "redis"])
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
     """A server of its own, that a test may kill."""
-    running: AbstractContextManager[NatsServer | RedisServer]
-    running = nats_server(tmp_path) if request.param == "nats" else redis_server(tmp_path)
-    with running as started:
+    with mortal_server(request.param, tmp_path) as started:
         yield started
-
-
-def place(server: Server) -> str:
-    """A URL for queues on a server."""
-    prefix = f"test{secrets.token_hex(4)}"
-    return f"{server.url}/{prefix}" if isinstance(server, NatsServer) else f"{server.url}/0/{prefix}"
 
 
 async def echo(request: Request, _: Context) -> AsyncIterator[bytes]:
@@ -102,7 +94,7 @@ def test_the_request_of_a_killed_worker_is_answered_by_another(server: Server) -
     """Killed with SIGKILL in the middle of its work (A-156)."""
 
     async def scenario() -> None:
-        url = place(server)
+        url = queue_url(server)
         async with open_message_queues(url) as queues:
             requests = RequestQueue(queues, "generate")
             await requests.send(Request(endpoint="echo", body=b"ask"), Context("one"), now=0.0, reply_to="replies")
@@ -117,7 +109,7 @@ def test_a_request_that_kills_its_workers_is_given_up(server: Server) -> None:
     """Nobody told of a failure; the deliveries tell (A-157)."""
 
     async def scenario() -> None:
-        url = place(server)
+        url = queue_url(server)
         async with open_message_queues(url) as queues:
             requests = RequestQueue(queues, "generate")
             await requests.send(Request(endpoint="echo", body=b"ask"), Context("one"), now=0.0, reply_to="replies")
@@ -139,7 +131,7 @@ def test_every_request_is_answered_through_restarts_of_the_server(server: Server
     wanted = {f"request-{number}" for number in range(40)}
 
     async def scenario() -> None:
-        async with open_message_queues(place(server)) as queues:
+        async with open_message_queues(queue_url(server)) as queues:
             requests = RequestQueue(queues, "generate")
 
             async def send() -> None:
