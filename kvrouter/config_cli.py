@@ -39,7 +39,7 @@ def add_parser(subparsers: Any) -> None:
     unset.add_argument("names", nargs="*", metavar="NAME", help="settings")
     unset.add_argument("--all", action="store_true", help="every setting")
     unset.set_defaults(run=_unset)
-    watch = commands.add_parser("watch", help="print each change, until interrupted")
+    watch = commands.add_parser("watch", help="print what is not as at the start, then each change")
     watch.add_argument("--seconds", type=float, metavar="S", help="stop after so long")
     watch.set_defaults(run=_watch)
     for command in (get, change, unset, watch):
@@ -115,15 +115,14 @@ def _watch(arguments: argparse.Namespace) -> int:
     if arguments.seconds is not None and not 0 < arguments.seconds <= 86_400:
         raise SettingsError(f"--seconds {arguments.seconds:g} must be above 0 and at most 86400")
     until = None if arguments.seconds is None else time.monotonic() + arguments.seconds
-    before = _asked(arguments)["settings"]
+    now = _asked(arguments)["settings"]
+    before = {key: {**each, "value": each["start"]} for key, each in now.items()}  # what is not as at the start is told
     while until is None or time.monotonic() < until:
-        time.sleep(_WATCH_SECONDS if until is None else max(0.0, min(_WATCH_SECONDS, until - time.monotonic())))
-        after = _asked(arguments)["settings"]
-        for change in _changes(before, after):
-            told = json.dumps(change) if arguments.json else _sentence(change)
-            if not _write(told):
+        for change in _changes(before, now):
+            if not _write(json.dumps(change) if arguments.json else _sentence(change)):
                 return 0
-        before = after
+        time.sleep(_WATCH_SECONDS if until is None else max(0.0, min(_WATCH_SECONDS, until - time.monotonic())))
+        before, now = now, _asked(arguments)["settings"]
     return 0
 
 

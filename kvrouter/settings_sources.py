@@ -328,7 +328,7 @@ def _converted(setting: Setting, value: object) -> object:
     kind = setting.kind
     if kind is tuple:
         parts = re.split(r"[\s,]+", value.strip()) if isinstance(value, str) else value
-        if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+        if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
             raise TypeError
         return tuple(part for part in parts if part)
     if isinstance(value, str):

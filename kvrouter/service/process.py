@@ -213,14 +213,13 @@ def _read_settings_again(service: Service, read_again: Callable[[], LoadedSettin
     running = service.config
     try:
         loaded = read_again()
-    except SettingsError as error:
-        running.unreadable(error, source="file")
-        return
-    with suppress(SettingsError):  # counted and logged
         waiting = running.start_anew(loaded)
-        log_event(_log, logging.INFO, "settings_read_again", file=str(loaded.file))
-        if waiting:
-            log_event(_log, logging.WARNING, "settings_need_restart", settings=list(waiting))
+    except SettingsError as error:
+        running.refuse(error, source="file")
+        return
+    log_event(_log, logging.INFO, "settings_read_again", file=str(loaded.file))
+    if waiting:
+        log_event(_log, logging.WARNING, "settings_need_restart", settings=list(waiting))
 
 
 class _Stop:

@@ -91,7 +91,6 @@ def test_every_other_setting_takes_a_restart(key: str) -> None:
 
     with pytest.raises(SettingsError, match=rf"^{key}: it takes a restart"):
         live.service.config.override({key: "1"}, source="api")
-    assert live.service.config.refused["api"] == 1
 
 
 @pytest.mark.parametrize(
@@ -111,23 +110,19 @@ def test_every_other_setting_takes_a_restart(key: str) -> None:
         ("kv", "settings are an object of names and values"),
     ],
 )
-def test_what_is_not_valid_changes_nothing(values: object, told: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Not even the valid part: the last good settings stay, with a counter and a log line that names the setting."""
+def test_what_is_not_valid_changes_nothing(values: object, told: str) -> None:
+    """Not even the valid part: the last good settings stay, and the setting is named."""
     live = Live()
     live.change(routing_policy="random", queue_rank_requests_max=3)
     good = live.service.settings
     if isinstance(values, dict):
         values = {"limits.idle_seconds": 5, **values}
 
-    with caplog.at_level(logging.WARNING, "kvrouter.config"), pytest.raises(SettingsError) as refusal:
+    with pytest.raises(SettingsError) as refusal:
         live.service.config.override(values, source="store", revision=7)
 
     assert str(refusal.value).startswith(told)
     assert live.service.settings == good
-    assert live.service.config.refused == {"store": 1}
-    (line,) = caplog.records
-    assert line.getMessage() == "settings_refused"
-    assert line.fields == {"source": "store", "revision": 7, "error": str(refusal.value)}  # type: ignore[attr-defined]
 
 
 def test_each_change_is_one_log_line_and_only_changes_are(caplog: pytest.LogCaptureFixture) -> None:

@@ -71,6 +71,7 @@ class ConfigDesk:
             else:
                 running.override(change(running.overrides), source="api")
         except SettingsError as error:
+            running.refuse(error, source="api")
             name = str(error).partition(":")[0]
             raise RequestError(str(error), code="invalid_setting", param=name if name in SETTINGS else None) from None
         return {**self._told(), "overrides": dict(running.overrides)}

@@ -7,7 +7,7 @@ The key is `config/NAMESPACE` in the bucket of discovery's records, its value a 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from typing import Final, TypeVar
 
 import msgspec
@@ -23,7 +23,7 @@ __all__ = ["ConfigKey", "config_key"]
 _AGAIN_SECONDS: Final = 5.0
 _CONFIRM_SECONDS: Final = 5.0
 """The key is looked at so often, beside being followed: it tells whether the store answers."""
-_ANSWER_SECONDS: Final = 10.0
+_ANSWER_SECONDS: Final = 5.0
 _TRIES: Final = 16
 
 Answer = TypeVar("Answer")
@@ -131,11 +131,11 @@ class ConfigKey:
         revision = None if entry is None else entry.revision
         try:
             values = {} if entry is None else msgspec.json.decode(entry.value)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            self._running.unreadable(SettingsError(f"{self.key}: {error}"), source="store", revision=revision)
-            return
-        with suppress(SettingsError):  # counted and logged; the last good ones stay
             self._running.override(values, source="store", revision=revision)
+        except SettingsError as error:
+            self._running.refuse(error, source="store", revision=revision)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            self._running.refuse(SettingsError(f"{self.key}: {error}"), source="store", revision=revision)
 
     def _failed(self, error: Exception) -> None:
         self._running.store_failures += 1

@@ -67,17 +67,14 @@ class RunningSettings:
 
     def override(self, values: object, *, source: ChangeSource, revision: int | None = None) -> None:
         """Let these values, and no others, go before the start's; raises as `check`, and then nothing has changed."""
-        try:
-            overrides = _checked(values)
-            self._take(self.started, overrides, source, revision)
-        except SettingsError as error:
-            self._refuse(source, error, revision)
-            raise
+        overrides = _checked(values)
+        self._take(self.started, overrides, source, revision)
         self.overrides, self.overridden_by, self.revision = overrides, source, revision
 
-    def unreadable(self, error: SettingsError, *, source: ChangeSource, revision: int | None = None) -> None:
-        """Note that there is something that cannot even be read; what is in force stays."""
-        self._refuse(source, error, revision)
+    def refuse(self, error: SettingsError, *, source: ChangeSource, revision: int | None = None) -> None:
+        """Count and log what was not valid; what is in force stays."""
+        self.refused[source] += 1
+        log_event(_log, logging.WARNING, "settings_refused", source=source, revision=revision, error=str(error))
 
     def start_anew(self, loaded: LoadedSettings) -> tuple[str, ...]:
         """Take the live ones of the settings that the process would start with now.
@@ -93,11 +90,7 @@ class RunningSettings:
         origins = {key: origin for key, origin in before.origins.items() if key not in LIVE}
         origins |= {key: origin for key, origin in loaded.origins.items() if key in LIVE}
         started = LoadedSettings(with_values(before.settings, live), origins, loaded.file)
-        try:
-            self._take(started, self.overrides, "file", self.revision)
-        except SettingsError as error:
-            self._refuse("file", error, None)
-            raise
+        self._take(started, self.overrides, "file", self.revision)
         self.started = started
         waiting = [key for key in SETTINGS if value_of(started.settings, key) != value_of(loaded.settings, key)]
         return (*waiting, *(["workers"] if started.settings.workers != loaded.settings.workers else []))
@@ -121,10 +114,6 @@ class RunningSettings:
             self.changed_at = self._wall_clock()
             event: dict[str, Any] = {"setting": key, "before": old, "after": new, "source": source}
             log_event(_log, logging.INFO, "setting_changed", **event, revision=revision)
-
-    def _refuse(self, source: ChangeSource, error: SettingsError, revision: int | None) -> None:
-        self.refused[source] += 1
-        log_event(_log, logging.WARNING, "settings_refused", source=source, revision=revision, error=str(error))
 
 
 def value_of(settings: Settings, key: str) -> object:

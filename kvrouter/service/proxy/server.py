@@ -54,6 +54,7 @@ class ProxyServer:
         """
         self._limits = self._plane.limits = limits
         self._plane.dispatcher = dispatcher
+        self._plane.route_lines.clear()
         self.pool.set_limits(limits)
         for connection in self._connections:
             connection.set_limits(limits)
