@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -248,6 +249,19 @@ def test_ids_may_be_hashes(tmp_path: Path) -> None:
     assert len({tuple(each) for each in keys}) == 5
     assert len({each[0] for each in keys}) == 4
     assert keys[3] == keys_of_ids([7, 8]).tolist()
+
+
+def test_the_examples_of_the_page_are_read(tmp_path: Path) -> None:
+    """As they are printed in docs/replay.md, one of each form; the log's has no length but its text's."""
+    page = (Path(__file__).parents[2] / "docs" / "replay.md").read_text(encoding="utf-8")
+    examples = [" ".join(each.split()) for each in re.findall(r"```json\n(.*?)```", page, re.DOTALL)]
+
+    found = [read(tmp_path, each) for each in examples]
+
+    assert [[turn.input_tokens for turn in trace.turns] for trace in found[:2]] == [[6955], [1740, 2150]]
+    assert [trace.block_tokens for trace in found] == [512, 64, 64]
+    assert [found[1].turns[1].follows, found[1].turns[1].arrival] == [0, 4.0]
+    assert found[2].turns[0].output_tokens == 120
 
 
 def test_no_prompt_stands_in_what_is_said_of_a_line(tmp_path: Path) -> None:
