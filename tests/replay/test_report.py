@@ -125,6 +125,18 @@ def test_everything_that_was_asked_for_is_drawn(page: Page) -> None:
     assert page.tags.count("rect") == 2 * 2 * 2
 
 
+def test_what_an_axis_is_called_stands_beside_its_numbers() -> None:
+    """The longest of them ends before the name begins, in letters of seven of the picture's units at most."""
+    html = as_html(COMPARED)
+    names = {float(each) for each in re.findall(r"translate\((\d+) [\d.]+\) rotate\(-90\)", html)}
+    numbers = re.findall(r'class="tick" x="([\d.]+)" y="[\d.]+" text-anchor="end">([^<]+)<', html)
+
+    assert len(numbers) >= 10
+    assert {round_seconds(0.5), round_seconds(0.1)} == {"500 ms", "100 ms"}
+    longest = [*numbers, (numbers[0][0], "500 ms")]
+    assert min(float(x) - 7.0 * len(text) for x, text in longest) >= max(names) + 6.0
+
+
 def test_lines_tell_their_values(page: Page) -> None:
     """What the script shows under the pointer is in the file, inside the picture."""
     assert len(page.values) == 5

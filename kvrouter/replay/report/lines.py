@@ -14,7 +14,7 @@ __all__ = ["Chart", "Series", "line_chart"]
 
 WIDTH: Final = 520
 HEIGHT: Final = 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 14, 14, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 68, 14, 14, 44
 _LOG_FROM: Final = 25.0
 _X_TICKS: Final = 6
 _Y_TICKS: Final = 4
