@@ -60,6 +60,13 @@ class JetStreamEventPublisher(ThreadedPublisher):
         MissingExtraError: the client library is not installed.
     """
 
+    last_error: str | None = None
+    """What went wrong last, without secrets; None as long as nothing did."""
+    _created: object = None
+    _connected = False
+    _loop: asyncio.AbstractEventLoop | None = None
+    _task: asyncio.Task[None] | None = None
+
     def __init__(
         self,
         endpoint: str,
@@ -114,16 +121,10 @@ class JetStreamEventPublisher(ThreadedPublisher):
             tls=tls,
         )
         self.endpoint = str(address)
-        self.last_error: str | None = None
-        """What went wrong last, without secrets; None as long as nothing did."""
         self._extra = JetStreamCounters()
         self._window = Window(
             core, frames_max=outstanding_max, bytes_max=outstanding_bytes_max, stored_max=buffer_steps
         )
-        self._created: object = None
-        self._connected = False
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._task: asyncio.Task[None] | None = None
         self._start()
 
     def statistics(self) -> dict[str, int]:

@@ -75,14 +75,7 @@ async def connection(endpoint: NatsEndpoint, access: NatsAccess) -> AsyncIterato
             raise ConnectionError("the connection was lost") from None
         raise
     finally:
-        try:
-            with suppress(Error, OSError, TimeoutError):  # It was lost already, or does not answer.
-                async with asyncio.timeout(_CLOSE_SECONDS):
-                    await client.close()
-        finally:  # `close` leaves it open if it is cancelled, or if what it still wants to write fails.
-            transport = client._transport  # noqa: SLF001
-            if transport is not None:
-                transport.close()  # type: ignore[no-untyped-call]
+        await _close(client)
 
 
 async def _connect(client: Client, **options: Any) -> None:
@@ -99,3 +92,15 @@ async def _connect(client: Client, **options: Any) -> None:
         raise
     except (ValueError, TypeError, LookupError, AttributeError) as error:  # of the client's parser
         raise ConnectionError(f"the server does not speak NATS ({type(error).__name__})") from error
+
+
+async def _close(client: Client) -> None:
+    """Close it, in a moment, and whatever happens meanwhile."""
+    try:
+        with suppress(Error, OSError, TimeoutError):  # It was lost already, or does not answer.
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await client.close()
+    finally:  # `close` leaves it open if it is cancelled, or if what it still wants to write fails.
+        transport = client._transport  # noqa: SLF001
+        if transport is not None:
+            transport.close()  # type: ignore[no-untyped-call]
