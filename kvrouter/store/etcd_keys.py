@@ -7,6 +7,7 @@ whole seconds and gives none under about two. Connections are plain: put a proxy
 import asyncio
 import contextlib
 import math
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Final, Self
 from urllib.parse import unquote, urlsplit
@@ -18,7 +19,8 @@ from kvrouter.store.watching import Followed, watched
 
 try:
     import aetcd
-    from aetcd.exceptions import ClientError
+    from aetcd import rpc
+    from aetcd.exceptions import ClientError, InvalidArgumentError, UnauthenticatedError
     from aetcd.rtypes import EventKind
 except ImportError as error:
     raise MissingExtraError("a store on etcd", "etcd") from error
@@ -26,6 +28,8 @@ except ImportError as error:
 __all__ = ["EtcdKeyValueBucket", "EtcdKeyValueStore"]
 
 _ANSWER_SECONDS: Final = 5
+_TOKEN_SECONDS: Final = 60.0
+"""For so long an unused token is surely known; etcd forgets it after five minutes, and when it is started anew."""
 _CHANNEL: Final = {
     # A server that is silent is noticed, also by those who only follow.
     "grpc.keepalive_time_ms": 5000,
@@ -146,6 +150,7 @@ class EtcdKeyValueStore:
         }
         self._client: Any = None
         self._opening = asyncio.Lock()
+        self._used = 0.0
 
     def bucket(self, name: str) -> EtcdKeyValueBucket:
         """Return a bucket; see `KeyValueStore`."""
@@ -161,7 +166,23 @@ class EtcdKeyValueStore:
                     client = aetcd.Client(**self._options, timeout=_ANSWER_SECONDS, options=_CHANNEL)
                     await client.connect()
                     self._client = client
-            yield self._client
+                elif time.monotonic() - self._used > _TOKEN_SECONDS:
+                    await self._authenticate(self._client)
+            self._used = time.monotonic()
+            try:
+                yield self._client
+            except (UnauthenticatedError, InvalidArgumentError):  # The latter where the users were changed.
+                await self._authenticate(self._client)  # For the next call.
+                raise
+
+    async def _authenticate(self, client: Any) -> None:
+        """Have calls and watches that begin from now on show a new token; where there is none, they tell why."""
+        if client is None or self._options["username"] is None:
+            return
+        request = rpc.AuthenticateRequest(name=self._options["username"], password=self._options["password"])
+        with contextlib.suppress(rpc.AioRpcError):
+            answer = await client.auth_stub.Authenticate(request, timeout=_ANSWER_SECONDS)
+            client.metadata = client._watcher._metadata = (("token", answer.token),)  # noqa: SLF001 - it has no other way
 
     async def close(self) -> None:
         """Close the connection, if there is one. May be called again."""
