@@ -97,7 +97,6 @@ async def _running(
     service: Service, listener: socket.socket, certificate: ssl.SSLContext | None, at_once: asyncio.Event
 ) -> AsyncIterator[None]:
     """Start the parts, in the order in which they need each other; stop them the other way round."""
-    server = service.settings.server
     async with asyncio.TaskGroup() as tasks:
         subscriber = tasks.create_task(service.subscriber.run(), name="events")
         health = tasks.create_task(service.health.run(), name="health")
@@ -116,18 +115,7 @@ async def _running(
             await service.config_key.known(seconds=_CONFIG_SECONDS)
         await service.admin.started()
         await service.proxy.start(ssl=certificate, sock=listener)
-        log_event(
-            _log,
-            logging.INFO,
-            "listening",
-            host=server.host,
-            port=service.proxy.port,
-            scheme="https" if certificate else "http",
-            policy=service.settings.routing.policy,
-            workers=len(service.registry),
-        )
-        if not len(service.registry) and service.planes is None:
-            log_event(_log, logging.WARNING, "no_workers", hint="give --worker, or register some with POST /workers")
+        _log_listening(service, scheme="https" if certificate else "http")
         gc.collect()
         gc.freeze()  # what is here now stays: the collector need not look at it while requests wait
         yield
@@ -154,6 +142,21 @@ async def _running(
         await service.subscriber.close()
         await subscriber
         service.resolver.close()
+
+
+def _log_listening(service: Service, *, scheme: str) -> None:
+    log_event(
+        _log,
+        logging.INFO,
+        "listening",
+        host=service.settings.server.host,
+        port=service.proxy.port,
+        scheme=scheme,
+        policy=service.settings.routing.policy,
+        workers=len(service.registry),
+    )
+    if not len(service.registry) and service.planes is None:
+        log_event(_log, logging.WARNING, "no_workers", hint="give --worker, or register some with POST /workers")
 
 
 async def _drain(service: Service, at_once: asyncio.Event) -> None:
