@@ -257,6 +257,7 @@ class RequestDispatcher:
     def _route_other(self, request: Request, excluded: Collection[str]) -> Route:
         """Send a path that we do not interpret to the least loaded worker of the model that its body names."""
         model = self._reader.model_of(request.body)
+        request.is_whole = True  # nobody knows what is computed there, and when its first token is
         constraints = self._placement.headers(request.asked) if request.asked else None
         _, route = self._decide(
             request, None, model, excluded, session=None, constraints=constraints, now=self._clock()

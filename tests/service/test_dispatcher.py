@@ -124,6 +124,17 @@ def test_only_first_tokens_teach_how_fast_prompts_are_computed(
     assert sum(told) == (20 if teaches else 0)
 
 
+def test_what_other_paths_take_teaches_nothing(service: InProcess) -> None:
+    """Nothing is known of what their workers compute, and so nothing of how long it should take."""
+    route = _route(service, {"model": "m", "query": "a"}, "/v1/rerank")
+    service.clock.now += 30.0
+    service.service.dispatcher.first_token(route)
+    service.service.dispatcher.finished(route, "ok", None)
+
+    assert sum(service.service.router.book.load(rank).first_tokens for rank in (0, 1)) == 0
+    assert {first for first, _, _ in _rates(service)} == {0.0}
+
+
 def test_embeddings_have_no_token_after_the_first(service: InProcess) -> None:
     """Their answer is there when the prompt is computed."""
     route = _route(service, {"model": "m", "input": list(range(800))}, "/v1/embeddings")
