@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -60,7 +60,10 @@ def load_trace(path: Path, options: LoadOptions = LoadOptions(), *, warn: Callab
     first = next(lines, None)
     if first is None:
         raise SettingsError(f"{path} is empty; a trace has at least one line")
-    form, every = options.format or _format(first), chain((first,), lines)
+    form = options.format or _format(first)
+    every: Iterator[Line] = chain((first,), lines)
+    if options.format is None:
+        every = _alike(every, form)
     match form:
         case "mooncake":
             trace = read_mooncake(every, name=path.stem, block_tokens=options.block_tokens or BLOCK_TOKENS)
@@ -81,6 +84,15 @@ def load_trace(path: Path, options: LoadOptions = LoadOptions(), *, warn: Callab
     if path == STANDARD_INPUT:
         return replace(trace, name="standard input")
     return replace(trace, name=path.name.removesuffix(".gz").removesuffix(".jsonl"))
+
+
+def _alike(lines: Iterable[Line], form: Format) -> Iterator[Line]:
+    """Yield lines that may be of a form; one that is plainly of another is an error that says so."""
+    for line in lines:
+        forms = [other for mark, other in _MARKS.items() if mark in line.fields]
+        if forms and form not in forms:
+            raise line.error("", f"is of the form {forms[0]}, and the first line of {form}; a file has one form")
+        yield line
 
 
 def _format(line: Line) -> Format:

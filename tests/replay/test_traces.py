@@ -191,6 +191,7 @@ class TestRequestLogs:
         ),
         ([MOONCAKE | {"hash_ids": [1]}], "hash_ids has 1 ids; 1100 tokens fill 2 blocks of 512"),
         (["", MOONCAKE, "", "{"], "trace.jsonl:4: is not JSON"),
+        ([MOONCAKE, SESSION], "trace.jsonl:2: is of the form sessions, and the first line of mooncake"),
         ([SESSION | {"turns": []}], "turns is []; a list of at least one turn is needed"),
         ([SESSION | {"turns": [5]}], "turns[0] is 5; an object is needed"),
         ([SESSION | {"start": "now"}], "start is 'now'; a number is needed"),
