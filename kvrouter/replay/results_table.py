@@ -52,10 +52,11 @@ def _about(found: TraceFindings, findings: Findings) -> str:
 
 def _facts(facts: TraceFacts, findings: Findings) -> str:
     kind = "" if facts.is_open else ", sessions wait for their answers"
+    workers, cache = findings.fleet.workers, findings.fleet.rates.cache_tokens
     return (
-        f"{facts.name}: {facts.requests:,} requests in {facts.span_seconds:,.0f} s{kind}, "
+        f"{facts.name}: {facts.requests:,} request{_plural(facts.requests)} in {facts.span_seconds:,.0f} s{kind}, "
         f"{facts.input_tokens / facts.requests:,.0f} prompt tokens each; "
-        f"{findings.fleet.workers} workers with {findings.fleet.rates.cache_tokens:,} tokens of cache\n"
+        f"{workers} worker{_plural(workers)} with {cache:,} tokens of cache\n"
         f"load without any cache {facts.offered_load:.2f}; one pooled cache would hit "
         f"{100 * facts.bounds.pooled_share:.1f}%, one without end {100 * facts.bounds.ideal_share:.1f}%"
     )
