@@ -11,8 +11,9 @@ import pytest
 from kvrouter.errors import SnapshotError
 from kvrouter.index.native import PrefixIndex
 from kvrouter.index.reference import PrefixIndex as Reference
-from tests.index.contract import PrefixIndexContract, sealed
+from tests.index.contract import PrefixIndexContract
 from tests.index.differential import TwinHistory
+from tests.index.snapshot_contract import sealed
 
 
 class TestNative(PrefixIndexContract):
