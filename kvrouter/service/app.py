@@ -415,28 +415,24 @@ class Service:
         await purge_streams(endpoints, covered, self.settings.events)
 
     def _selection_routes(self, reader: SelectionReader) -> SelectionRoutes:
+        registry, router, ingest = self.registry, self.router, self.ingest
         choice = SelectionChoice(
-            registry=self.registry,
-            router=self.router,
-            ingest=self.ingest,
+            registry=registry,
+            router=router,
+            ingest=ingest,
             views=self.views,
             placement=self.placement,
             sessions=self.sessions,
             default_block_size=self.settings.tokens.block_size,
         )
         pools = PoolViews(
-            registry=self.registry,
-            router=self.router,
-            ingest=self.ingest,
-            reader=reader,
-            choice=choice,
-            clock=self.clock,
+            registry=registry, router=router, ingest=ingest, reader=reader, choice=choice, clock=self.clock
         )
         return SelectionRoutes(
-            registry=self.registry,
-            router=self.router,
+            registry=registry,
+            router=router,
             index=self.index,
-            ingest=self.ingest,
+            ingest=ingest,
             reader=reader,
             choice=choice,
             pools=pools,
