@@ -62,7 +62,7 @@ def test_over_nats_stats_are_answered_and_the_load_is_published(nats: NatsServer
             stats: dict[str, Any] = {}
             while not stats:
                 with contextlib.suppress(nats_client.errors.NoRespondersError, nats_client.errors.TimeoutError):
-                    answer = await client.request("$SRV.STATS.kvrouter_backend", b"", timeout=60.0)
+                    answer = await client.request("$SRV.STATS.kvrouter_backend", b"", timeout=10.0)
                     stats = json.loads(answer.data)
             assert stats["id"] == f"{worker.instance_id:x}"
         await client.close()
