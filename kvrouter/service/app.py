@@ -17,13 +17,11 @@ from kvrouter.index import PrefixIndex
 from kvrouter.ingest import Ingest, IngestLimits
 from kvrouter.routing import Router
 from kvrouter.routing.audit import Verdict
-from kvrouter.routing.constraints import Constraints
 from kvrouter.routing.disaggregation import SplitPlanner
-from kvrouter.routing.sessions import SessionTable
 from kvrouter.service.admin import GuardedApplication, WorkerRecords, build_admin
 from kvrouter.service.admission import Admission
 from kvrouter.service.admission_setup import admission_bounds
-from kvrouter.service.applying import default_constraints, prepare, proxy_limits, routing_settings, session_seconds
+from kvrouter.service.applying import default_constraints, prepare, proxy_limits, routing_settings, session_table
 from kvrouter.service.auth import Authenticator
 from kvrouter.service.configuration.desk import ConfigDesk
 from kvrouter.service.configuration.following import ConfigKey
@@ -60,7 +58,7 @@ from kvrouter.service.state_keeper import RestoringIntake, open_state_keeper
 from kvrouter.service.state_snapshots import Positions
 from kvrouter.service.traffic import TrafficCounters
 from kvrouter.service.workers import Worker, WorkerRegistry, WorkerSpec
-from kvrouter.settings import PlacementSettings, Settings
+from kvrouter.settings import Settings
 from kvrouter.settings_sources import LoadedSettings
 from kvrouter.store import KeyValueStore, open_key_value_store
 
@@ -247,7 +245,7 @@ class Service:
         """What a decision looks at besides caches and load, and what is kept of it."""
         settings = self.settings
         self.placement = PlacementReader(self.router.fleet.defaults)
-        self.sessions = _session_table(settings.placement, self.router.fleet.defaults)
+        self.sessions = session_table(settings.placement, self.router.fleet.defaults)
         self.promises = PromiseKeeper(self.ingest, resync=self.subscriber.resync)
         self.router.learning.audit.told = self._judged
         self.event_watch = EventWatch(self.registry)
@@ -479,17 +477,6 @@ def _router(settings: Settings, ingest: Ingest) -> Router:
 def _default_authorization(settings: Settings) -> bytes | None:
     """With keys of our own, a client's token is ours: workers get theirs from `api_key=` or none."""
     return b"" if settings.auth.api_keys else None
-
-
-def _session_table(placement: PlacementSettings, defaults: Constraints) -> SessionTable | None:
-    if placement.sessions == "off":
-        return None
-    return SessionTable(
-        idle_seconds=placement.session_idle_seconds,
-        sessions_max=placement.sessions_max,
-        seconds=session_seconds(placement),
-        defaults=defaults,
-    )
 
 
 def _report_bug(where: str, error: Exception) -> None:

@@ -13,7 +13,7 @@ from kvrouter.routing import RoutingSettings
 from kvrouter.routing.constraints import Constraints
 from kvrouter.routing.policies import ENTRY_POINTS
 from kvrouter.routing.policy import Policy
-from kvrouter.routing.sessions import PIN_SECONDS
+from kvrouter.routing.sessions import PIN_SECONDS, SessionTable
 from kvrouter.service.admission_setup import admission_bounds
 from kvrouter.service.proxy import ProxyLimits
 from kvrouter.service.rates import client_rates
@@ -22,7 +22,7 @@ from kvrouter.settings import PlacementSettings, Settings
 if TYPE_CHECKING:
     from kvrouter.service.app import Service
 
-__all__ = ["default_constraints", "prepare", "proxy_limits", "routing_settings", "session_seconds"]
+__all__ = ["default_constraints", "prepare", "proxy_limits", "routing_settings", "session_table"]
 
 
 def prepare(service: "Service", settings: Settings) -> Callable[[], None]:
@@ -94,7 +94,19 @@ def default_constraints(placement: PlacementSettings) -> Constraints:
     return Constraints(zone=placement.zone or None, zone_seconds=placement.zone_seconds)
 
 
-def session_seconds(placement: PlacementSettings) -> float:
+def session_table(placement: PlacementSettings, defaults: Constraints) -> SessionTable | None:
+    """Where conversations are; None where nobody asked for it."""
+    if placement.sessions == "off":
+        return None
+    return SessionTable(
+        idle_seconds=placement.session_idle_seconds,
+        sessions_max=placement.sessions_max,
+        seconds=_session_seconds(placement),
+        defaults=defaults,
+    )
+
+
+def _session_seconds(placement: PlacementSettings) -> float:
     """How much longer a request may wait for the rank of its conversation."""
     return PIN_SECONDS if placement.sessions == "pin" else placement.session_seconds
 
@@ -118,7 +130,7 @@ def _place(service: "Service", placement: PlacementSettings) -> None:
         service.sessions.change(
             idle_seconds=placement.session_idle_seconds,
             sessions_max=placement.sessions_max,
-            seconds=session_seconds(placement),
+            seconds=_session_seconds(placement),
             defaults=defaults,
         )
 
