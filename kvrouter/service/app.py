@@ -307,6 +307,7 @@ class Service:
             registry=self.registry,
             router=self.router,
             views=self.views,
+            discovery=self._discovery_trouble,
             prompt_mode=self.resolver.describe,
             metrics_text=self.metrics.text,
         )
@@ -333,6 +334,12 @@ class Service:
         own = open_key_value_store(settings.config.store) if settings.config.store else None
         store = own or shared
         return own, None if store is None else ConfigKey(store, settings.planes.namespace, self.config)
+
+    def _discovery_trouble(self) -> str | None:
+        """What probes say of it; of a store that settings are followed in too is heard every few seconds."""
+        if self.planes is None:
+            return None
+        return self.planes.trouble(store_answers=self.config.store_up or self._config_store is not None)
 
     def _split_sender(self) -> SplitSender | None:
         settings = self.settings

@@ -1,7 +1,8 @@
 """`/livez`, `/readyz` and `/metrics`.
 
 `/livez` touches nothing: it says that the event loop turns. `/readyz` says whether a request could be served now, and
-if not, why; a lost event stream degrades routing and is told, but does not make the router unready.
+if not, why; a lost event stream degrades routing and is told, but does not make the router unready. Nor does a store
+of workers' records that is away, while workers are known.
 """
 
 from collections.abc import Callable
@@ -31,11 +32,12 @@ class ProbeRoutes:
         registry: WorkerRegistry,
         router: Router,
         views: FleetViews,
+        discovery: Callable[[], str | None],
         prompt_mode: Callable[[str], str],
         metrics_text: Callable[[], bytes],
     ) -> None:
         self._registry, self._router, self._views = registry, router, views
-        self._prompt_mode, self._metrics_text = prompt_mode, metrics_text
+        self._prompt_mode, self._metrics_text, self._discovery = prompt_mode, metrics_text, discovery
         self.stopping = False
         """Set first when the process is told to stop, so that balancers look elsewhere."""
 
@@ -65,11 +67,13 @@ class ProbeRoutes:
             for worker in self._registry
         ]
         schedulable = sum(each["lifecycle"] == "schedulable" for each in workers)
-        reasons = []
+        reasons, trouble = [], self._discovery()
         if self.stopping:
             reasons.append("stopping")
         if not workers:
             reasons.append("no worker is registered")
+            if trouble is not None:
+                reasons.append(f"workers are not discovered: {trouble}")
         elif not schedulable:
             reasons.append("no worker is schedulable")
         return {
@@ -78,6 +82,7 @@ class ProbeRoutes:
             "schedulable_workers": schedulable,
             "models": self._models(),
             "events": self._events(),
+            "discovery": {"degraded": trouble is not None, "error": trouble},
             "workers": workers,
         }
 

@@ -140,7 +140,7 @@ async def routed(
     choices = plane_choices(settings, environment or {})
     service = Service(settings, admin_socket=str(folder / "admin.sock"), planes=choices)
     assert service.planes is not None
-    tasks = [asyncio.create_task(work) for work in (service.planes.run(), service.health.run())]
+    tasks = [asyncio.create_task(work) for work in _works(service)]
     await service.proxy.start(host="127.0.0.1", port=0)
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{service.proxy.port}", timeout=60) as client:
         yield Routed(service, client)
@@ -164,6 +164,11 @@ async def admin(router: Routed) -> AsyncIterator[httpx.AsyncClient]:
 def chat(words: str, **members: Any) -> dict[str, Any]:
     """The body of a chat."""
     return {"model": MODEL, "messages": [{"role": "user", "content": words}], **members}
+
+
+def _works(service: Service) -> list[Coroutine[Any, Any, None]]:
+    assert service.planes is not None
+    return [service.planes.run(), service.follow_config(), service.health.run()]
 
 
 async def _words(lines: AsyncIterator[str]) -> AsyncIterator[str]:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -207,6 +208,36 @@ def test_records_are_found_wherever_they_are_kept(
             await eventually(lambda: not len(router.service.registry))
 
     with start(tmp_path) as server:
+        run(scenario(server))
+
+
+def test_readiness_tells_that_workers_are_not_discovered(tmp_path: Path) -> None:
+    """A-235: a store that is away degrades a router that knows workers; one that knows none says why."""
+
+    async def scenario(server: Server) -> None:
+        store = f"{server.url}/0/x"
+        async with routed(tmp_path, store=store) as router:
+
+            async def readiness() -> Any:
+                return (await router.client.get("/readyz")).json()
+
+            async with worker(store, Words("a")):
+                await router.ready()
+                await eventually(lambda: router.service.config.store_up)
+                assert (await readiness())["discovery"] == {"degraded": False, "error": None}
+                server.kill()
+                await eventually(lambda: not router.service.config.store_up)
+                away = await readiness()
+                assert (away["ready"], away["discovery"]["degraded"]) == (True, True)
+                assert await router.said() == "a hello"
+                router.service.registry.remove(next(iter(router.service.registry)).spec.worker_id, now=0.0)
+                reasons = (await readiness())["reasons"]
+                assert reasons[1] == "workers are not discovered: the store of the records does not answer"
+                server.start()
+                await eventually(lambda: router.service.config.store_up)
+                assert not (await readiness())["discovery"]["degraded"]
+
+    with redis_server(tmp_path) as server:
         run(scenario(server))
 
 

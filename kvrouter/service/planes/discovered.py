@@ -53,6 +53,8 @@ class DiscoveredWorkers:
         """Those whose records could be taken, by the same keys."""
         self.last_error: str | None = None
         """Why records cannot be followed now."""
+        self.is_known = False
+        """Whether all records were ever told."""
         self._registry, self._discovery, self._names = registry, discovery, names
         self._endpoint_of, self._gone, self._metrics, self._clock = endpoint_of, gone, metrics, clock
         self._retry_seconds = retry_seconds
@@ -72,7 +74,7 @@ class DiscoveredWorkers:
         unseen: set[str] | None = set(self.instances)
         async for news in self._discovery.watch(*self._names):
             if isinstance(news, Synced):
-                self.last_error = None
+                self.last_error, self.is_known = None, True
                 self._metrics.discoveries.inc()
                 for key in unseen or ():  # they went while nobody followed
                     self._left(key)

@@ -62,6 +62,14 @@ class RequestPlanes:
         self._tasks: set[asyncio.Task[None]] = set()
         self._timers: set[asyncio.TimerHandle] = set()
 
+    def trouble(self, *, store_answers: bool) -> str | None:
+        """Why workers that come and go are not noticed now; None: they are."""
+        if self.discovered.last_error is not None:
+            return self.discovered.last_error
+        if store_answers and self.discovered.is_known:
+            return None
+        return "the store of the records does not answer"
+
     async def run(self) -> None:
         """Follow discovery and the switch, for ever."""
         async with asyncio.TaskGroup() as tasks:
