@@ -132,14 +132,35 @@ class TestEvents:
 
 
 class TestReplicas:
-    def test_each_router_knows_its_own_requests_only(self) -> None:
-        """Load that others caused is not seen, so that work is spread worse; caches are seen by all."""
-        busy = Uniform(requests=400, rate=14.0).trace(1)
-        alone, several = (
-            measure(simulate(busy, "kv", replace(SMALL, routers=count), seed=1), goal=Goal()) for count in (1, 4)
+    def test_what_routers_tell_each_other_spreads_work_better(self) -> None:
+        """Load that others caused and nobody told of is not seen; and the later one is told, the less it is worth."""
+        busy = Uniform(requests=300, rate=5.6).trace(3)
+        three = replace(SMALL, routers=3)
+        alone, soon, late, never = (
+            measure(simulate(busy, "kv", options, seed=1), goal=Goal()).ttft_mean
+            for options in (
+                SMALL,
+                replace(three, replica_interval_seconds=0.05, replica_delay_seconds=0.0),
+                replace(three, replica_interval_seconds=0.5, replica_delay_seconds=0.2),
+                replace(three, replica_state=False),
+            )
         )
 
-        assert alone.ttft_mean < several.ttft_mean
+        assert soon < late < never
+        assert soon < alone * 1.1
+
+    def test_one_router_has_nobody_to_tell(self) -> None:
+        """Nothing is drawn, sent or decided otherwise because it could."""
+        told, alone = (simulate(CHATS, "kv", replace(SMALL, replica_state=state), seed=2) for state in (True, False))
+
+        assert np.array_equal(told.first_token, alone.first_token)
+        assert np.array_equal(told.worker, alone.worker)
+
+    def test_several_give_the_same_outcome_again(self) -> None:
+        """When who tells whom is drawn from the seed, too."""
+        first, again = (simulate(CHATS, "kv", replace(SMALL, routers=2), seed=4) for _ in range(2))
+
+        assert np.array_equal(first.first_token, again.first_token)
 
     def test_all_of_them_hear_the_same_events(self) -> None:
         """A session whose turns go through different routers still hits."""
@@ -173,19 +194,21 @@ class TestRestarts:
 @given(
     seed=st.integers(0, 100),
     routers=st.integers(1, 3),
+    tells=st.booleans(),
     delay=st.sampled_from([0.0, 0.5, 20.0]),
     loss=st.sampled_from([0.0, 0.3, 1.0]),
     replays=st.booleans(),
     restarts=st.sampled_from([0.0, 20.0]),
 )
 def test_any_misfortune_comes_to_an_end(
-    seed: int, routers: int, delay: float, loss: float, replays: bool, restarts: float
+    seed: int, routers: int, tells: bool, delay: float, loss: float, replays: bool, restarts: float
 ) -> None:
     """Everything that can go wrong, together."""
     options = FleetOptions(
         workers=2,
         rates=EngineRates(cache_tokens=120_000, running_max=16),
         routers=routers,
+        replica_state=tells,
         event_delay_seconds=delay,
         event_loss=loss,
         event_replay=replays,
