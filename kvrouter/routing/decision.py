@@ -128,6 +128,7 @@ class Decision(msgspec.Struct, eq=False, gc=False):
         output_tokens: tokens that it answered, if it says so.
         completed: whether it was answered to its end; None before.
         status: how it ended, in a word of whoever sent it; None before.
+        loads: tokens that the rank will load from tiers below the GPU, by tier; known from its booking on.
     """
 
     target: FleetRank
@@ -150,6 +151,7 @@ class Decision(msgspec.Struct, eq=False, gc=False):
     output_tokens: int | None = None
     completed: bool | None = None
     status: str | None = None
+    loads: tuple[tuple[str, int], ...] = ()
 
     def __repr__(self) -> str:
         return (

@@ -3,7 +3,7 @@
 The truth is `kvrouter.ingest`'s; the predictions are written here, by the router's own decisions.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Protocol
 
@@ -79,10 +79,18 @@ NO_OVERLAPS = Overlaps(_NOTHING, _NOTHING, _NOTHING)
 class Knowledge:
     """Joins the truth with predictions, for every way of hashing in use."""
 
-    __slots__ = ("_beliefs", "_confirmed", "_settings", "_truth", "bytewise", "exact", "lower_tiers")
+    __slots__ = ("_beliefs", "_confirmed", "_settings", "_tier_costs", "_truth", "bytewise", "exact", "lower_tiers")
 
-    def __init__(self, truth: CacheTruth, settings: RoutingSettings, beliefs: Mapping[int, float]) -> None:
+    def __init__(
+        self,
+        truth: CacheTruth,
+        settings: RoutingSettings,
+        beliefs: Mapping[int, float],
+        tier_costs: Callable[[], Mapping[str, float]],
+    ) -> None:
         self._truth = truth
+        self._tier_costs = tier_costs
+        """What loading from each tier below the GPU is believed to cost now, from above."""
         self._beliefs = beliefs
         """The ranks that are not believed, and which share of what they promise is."""
         self._confirmed = truth.usable_tokens
@@ -156,11 +164,22 @@ class Knowledge:
         deadline = now + PATIENCE * cost + lifetime
         predictions.predict(rank, prompt.hash_bytes(block_size), block_size, confirmed, promised, deadline, fresh)
 
+    def loads(self, prompt: Prompt, rank: int, promised: int) -> tuple[tuple[str, int], ...]:
+        """The tokens that a rank would load from each tier below the GPU, after those that it is promised to have."""
+        found, reached, tiers = [], promised, ["gpu"]
+        for tier, _ in self.lower_tiers if prompt.exact else ():
+            tiers.append(tier)
+            tokens = self._confirmed(prompt, tiers).get(rank, 0)
+            if tokens > reached:
+                found.append((tier, tokens - reached))
+                reached = tokens
+        return tuple(found)
+
     def expire(self, now: float) -> None:
         """End the predictions whose time is over, and see which tiers there are."""
         known = self._truth.tiers()
         if len(known) > 1:
-            costs = self._settings.tier_costs.items()
+            costs = self._tier_costs().items()
             self.lower_tiers = tuple((tier, 1.0 - cost) for tier, cost in costs if tier in known)
         for predictions in self._all():
             predictions.expire(now)

@@ -1,8 +1,8 @@
 """What a router learns as it goes: speeds of ranks, the price of delay, and how far promises can be believed.
 
-These are `speeds.py`, `pressure.py` and `audit.py`; all end up in the loads of the ranks, where a choice reads them.
-Once a second is often enough; so that nothing has to wake up for it, whoever tells the time to a router calls
-`advance`, which mostly does nothing.
+These are `speeds.py`, `tier_costs.py`, `pressure.py`, `losses.py` and `audit.py`; nearly all of it ends up in the loads
+of the ranks, where a choice reads it. Once a second is often enough; so that nothing has to wake up for it, whoever
+tells the time to a router calls `advance`, which mostly does nothing.
 """
 
 from collections.abc import Callable
@@ -10,12 +10,13 @@ from collections.abc import Callable
 from kvrouter.routing.audit import Audit
 from kvrouter.routing.cost import staying
 from kvrouter.routing.fleet import Fleet, FleetWorker
-from kvrouter.routing.load import Booking
+from kvrouter.routing.load import Booking, Outcome
 from kvrouter.routing.losses import Losses
 from kvrouter.routing.pressure import Evictions, Pressure
 from kvrouter.routing.rank_load import pairs_of
 from kvrouter.routing.settings import RoutingSettings
 from kvrouter.routing.speeds import Speeds
+from kvrouter.routing.tier_costs import TierCosts
 
 __all__ = ["BlockSize", "Learning"]
 
@@ -26,7 +27,9 @@ BlockSize = Callable[[int], int | None]
 class Learning:
     """Speeds, pressure and kept promises of one fleet."""
 
-    __slots__ = ("_block_size", "_fleet", "_usual_block_size", "audit", "due", "last", "losses", "pressure", "speeds")
+    __slots__ = (
+        "_block_size", "_fleet", "_usual_block_size", "audit", "due", "last", "losses", "pressure", "speeds", "tiers",
+    )  # fmt: skip
 
     def __init__(self, fleet: Fleet, settings: RoutingSettings, *, evictions: Evictions, block_size: BlockSize) -> None:
         self._fleet = fleet
@@ -35,6 +38,7 @@ class Learning:
         self.pressure = Pressure(evictions)
         self.audit = Audit()
         self.losses = Losses()
+        self.tiers = TierCosts(settings.tier_costs)
         self.last = self.due = float("-inf")
         """`advance` is to be called when the time is not between these two."""
 
@@ -56,7 +60,14 @@ class Learning:
         outcome = booking.outcome
         if outcome is not None and outcome.first_token_seconds is not None:
             booking.load.observe(outcome.cost, outcome.first_token_seconds)
+            if outcome.loads and self._tells_of_a_tier(booking, outcome, now):
+                return
         self.speeds.first_token(booking, now)
+
+    def _tells_of_a_tier(self, booking: Booking, outcome: Outcome, now: float) -> bool:
+        """Whether it was learnt from for a tier: then it is nothing to learn a speed of computing from."""
+        overlap, tokens = outcome.overlap_tokens, outcome.prompt_tokens
+        return self.tiers.first_token(booking, outcome.loads, promised=overlap, prompt_tokens=tokens, now=now)
 
     def answered(self, booking: Booking, *, promised: int, cached: int, now: float) -> None:
         """A booking ended of which `promised` tokens were promised and `cached` were."""

@@ -25,6 +25,7 @@ class Outcome(Protocol):
     cached_tokens: int | None
     completed: bool | None
     status: str | None
+    loads: tuple[tuple[str, int], ...]
 
 
 class RankLoad:

@@ -67,7 +67,7 @@ class Router:
         self.learning = Learning(
             self.fleet, self.settings, evictions=self.ingest.evictions, block_size=self.ingest.block_size
         )
-        self.knowledge = Knowledge(self.ingest, self.settings, self.learning.audit.beliefs)
+        self.knowledge = Knowledge(self.ingest, self.settings, self.learning.audit.beliefs, self.learning.tiers.costs)
         self._model = CostModel(self.settings)
         self._seed = seed
         self._policies: dict[str, Policy] = {}
@@ -260,6 +260,8 @@ class Router:
             return decision
         self._turns = turn
         decision = self._decision(candidates, None, tokens, block_size, found)
+        if lower:
+            decision.loads = self.knowledge.loads(prompt, decision.target.dense_rank, decision.overlap_tokens)
         load, prefill_tokens, blocks = decision.target.load, decision.prefill_tokens, -(-tokens // block_size)
         book.take(id, load, prefill_tokens, prompt_tokens=tokens, blocks=blocks, now=now).outcome = decision
         if now >= self.learning.due:
@@ -295,6 +297,8 @@ class Router:
         decision.id = id
         decision.prompt = None  # whoever keeps decisions must not keep prompts
         if prompt is not None:
+            if self.knowledge.lower_tiers:
+                decision.loads = self.knowledge.loads(prompt, rank, decision.overlap_tokens)
             self.knowledge.predict(
                 rank,
                 prompt,

@@ -35,7 +35,8 @@ class RoutingSettings:
         later_max: at most so many later requests are counted that wait for a prompt.
         affinity: a chosen rank with at least this share of the best overlap is called `affinity` and not `escape`.
         source_credits: by state of a rank's event source, the share of its confirmed overlap that is believed.
-        tier_costs: by tier below the GPU, what loading a token from there costs as a share of computing it.
+        tier_costs: by tier below the GPU, what loading a token from there costs as a share of computing it, until it
+            is known.
         block_size: tokens per block of ranks whose block size nobody has told yet.
         predicted_seconds_live: how long a routed prompt counts as cached on a rank whose events would confirm it,
             beyond a generous estimate of its time to first token.

@@ -73,6 +73,7 @@ def _stage(decision: Decision) -> dict[str, Any]:
         "overlap_tokens": decision.overlap_tokens,
         "confirmed_tokens": decision.confirmed_tokens,
         "prefill_tokens": decision.prefill_tokens,
+        **({"loaded_tokens": dict(decision.loads)} if decision.loads else {}),
         "blocks": decision.blocks,
         "outcome": _outcome(decision),
         "candidates": [_candidate(each) for each in decision.candidates],

@@ -228,6 +228,11 @@ class _Collector(Collector):
             rows = [(labels, float(getattr(load, name))) for labels, load in loads]
             yield gauge(f"rank_{name}", text, ("worker", "rank"), rows)
         errors = [(labels, self._from.router.learning.speeds.speed(load.rank).error) for labels, load in loads]
+        tiers = self._from.router.learning.tiers
+        text = "Learnt: time of loading from a tier below the GPU, as a share of computing the same tokens."
+        yield gauge("tier_load_cost", text, ("tier",), [((tier,), cost) for tier, cost in tiers.costs().items()])
+        told = [((tier,), float(tiers.observed(tier))) for tier in tiers.costs()]
+        yield counter("tier_loads_learnt", "First tokens that told what loading from a tier costs.", ("tier",), told)
         text = "Mean error of the last predicted times to first token, relative to the longer of both."
         yield gauge("rank_ttft_error", text, ("worker", "rank"), errors)
 
