@@ -8,6 +8,7 @@ import gc
 import logging
 import signal
 import socket
+import ssl
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -160,6 +161,11 @@ def _server(gateway: Gateway, listener: socket.socket) -> EmbeddedServer:
     for file in (ours.tls_certificate, ours.tls_key):
         if file is not None and not file.is_file():
             raise SettingsError(f"gateway.tls_certificate: there is no file {file}")
+    if ours.tls_certificate is not None:
+        try:
+            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(ours.tls_certificate, ours.tls_key)
+        except OSError as error:  # what OpenSSL refuses is one too
+            raise SettingsError(f"gateway.tls_certificate: cannot use {ours.tls_certificate}: {error}") from None
     return gateway_server(
         GatewayApplication(gateway),
         listener,

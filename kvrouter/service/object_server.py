@@ -17,6 +17,7 @@ __all__ = ["KEY_VARIABLE", "add_parser", "run"]
 
 KEY_VARIABLE = "KVROUTER_OBJECTS_KEY"
 """Only of this command; others leave it alone."""
+_PORT_MAX = 65_535
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -66,6 +67,10 @@ async def _serve(arguments: argparse.Namespace) -> None:
     from kvrouter.store import open_object_store  # noqa: PLC0415 - as above
     from kvrouter.store.http_object_app import ObjectApp  # noqa: PLC0415 - as above
 
+    if not 0 <= arguments.port <= _PORT_MAX:
+        raise SettingsError(f"--port: {arguments.port} is not from 0 to {_PORT_MAX}")
+    if arguments.drain_seconds < 0:
+        raise SettingsError(f"--drain-seconds: {arguments.drain_seconds} is below the least, 0")
     _check_tls(arguments.tls_certificate, arguments.tls_key)
     keys = (arguments.api_key,) if arguments.api_key else ()
     refuse_open_bind(arguments.host, api_keys=keys, insecure=arguments.insecure, variable=KEY_VARIABLE)

@@ -103,6 +103,7 @@ def test_what_is_wrong_is_one_line(options: list[str], environment: dict[str, st
         (GatewaySettings(store="nowhere://x"), "store 'nowhere://x' must look like"),
         (GatewaySettings(tls_key=Path("absent.pem")), "gateway.tls_key needs gateway.tls_certificate"),
         (GatewaySettings(tls_certificate=Path("absent.pem")), "there is no file absent.pem"),
+        (GatewaySettings(tls_certificate=Path(__file__), tls_key=Path(__file__)), "cannot use"),
     ],
 )
 def test_a_setting_that_cannot_be_used_is_refused(ours: GatewaySettings, named: str) -> None:

@@ -223,6 +223,13 @@ def test_where_objects_and_values_can_be() -> None:
         open_object_store("http://127.0.0.1:1/path")
 
 
+@pytest.mark.parametrize(("option", "value"), [("--port", "99999"), ("--drain-seconds", "-1")])
+def test_numbers_that_cannot_be_are_refused(option: str, value: str, tmp_path: Path) -> None:
+    """One line, before anything listens."""
+    with pytest.raises(AssertionError, match=f"kvrouter: {option}: {value} is"):
+        ObjectServer(tmp_path, option, value).start()
+
+
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
