@@ -28,14 +28,18 @@ class ReplicaPace:
         random: routers that look at the same moments would choose at the same moments.
     """
 
-    __slots__ = ("_decided", "_decisions", "_filled_at", "_interval", "_loads", "_met", "_random", "_saved", "_told_at")
+    __slots__ = (
+        "_compared_at", "_decided", "_decisions", "_filled_at", "_interval", "_loads", "_met", "_random", "_saved",
+        "_told_at",
+    )  # fmt: skip
 
     def __init__(
         self, loads: ReplicaLoads, decisions: Callable[[], int], *, interval_seconds: float, random: Random
     ) -> None:
         self._loads, self._decisions = loads, decisions
         self._interval, self._random = interval_seconds, random
-        self._saved, self._filled_at, self._told_at = 1.0, 0.0, float("-inf")
+        self._saved, self._filled_at = 1.0, 0.0
+        self._told_at = self._compared_at = float("-inf")
         self._decided = self._met = 0
 
     @property
@@ -55,9 +59,13 @@ class ReplicaPace:
             return False
         if self._decisions() != self._decided or self._loads.met != self._met:
             return self._saved >= 1.0
-        return self._saved >= _KEPT_FOR_BOOKINGS and since >= self._interval and self._loads.has_changed()
+        if self._saved < _KEPT_FOR_BOOKINGS or now - self._compared_at < self._interval:
+            return False
+        self._compared_at = now
+        return self._loads.has_changed()
 
     def telling(self, now: float) -> None:
         """The record of now is made."""
         self._saved -= 1.0
-        self._told_at, self._decided, self._met = now, self._decisions(), self._loads.met
+        self._told_at = self._compared_at = now
+        self._decided, self._met = self._decisions(), self._loads.met
