@@ -214,7 +214,7 @@ def _footer(findings: Findings) -> str:
     rates = asdict(fleet.rates)
     facts: list[tuple[str, str]] = [
         ("workers", str(fleet.workers)),
-        ("router replicas", str(fleet.routers)),
+        ("router replicas", str(fleet.routers) + ("" if fleet.replica_state else ", each for itself")),
         ("KV cache of a worker", f"{thousands(rates['cache_tokens'])} tokens"),
         ("prefill", f"{thousands(rates['prefill_tokens_per_second'])} tokens/s"),
         (
