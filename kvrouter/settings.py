@@ -303,8 +303,8 @@ class EventSettings:
     )
     nats_ca: Path | None = _setting(
         None,
-        "PEM certificates of who vouches for NATS servers (default: the system's); with it, or with a certificate of "
-        "our own, every connection to them is TLS, not only those of tls:// addresses",
+        "PEM certificates of who vouches for NATS servers, of events and of stores (default: the system's); with it, "
+        "or with a certificate of our own, every connection to them is TLS, not only those of tls:// addresses",
         metavar="FILE",
     )
     nats_certificate: Path | None = _setting(None, "PEM certificate chain that we show to NATS servers", metavar="FILE")
@@ -451,7 +451,7 @@ class ConfigSettings:
     store: str = _setting(
         "",
         "store whose key `config/NAMESPACE` is followed: a directory, etcd://host:2379, nats://host:4222/PREFIX or "
-        "redis://host:6379/0/PREFIX (default: that of --discovery, if there is one)",
+        "redis://host:6379/0/PREFIX, or off (default: that of --discovery, if there is one)",
         flag="--config-store",
         metavar="URL",
     )

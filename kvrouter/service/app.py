@@ -31,7 +31,7 @@ from kvrouter.service.disaggregation import SplitSender
 from kvrouter.service.dispatcher import ModelRoutes, RequestDispatcher
 from kvrouter.service.dispatchers import Dispatchers
 from kvrouter.service.embedded import EmbeddedServer
-from kvrouter.service.event_transports import event_subscriber, purge_streams, stream_positions
+from kvrouter.service.event_transports import event_subscriber, nats_options, purge_streams, stream_positions
 from kvrouter.service.event_watch import EventWatch
 from kvrouter.service.fleet_view import FleetViews
 from kvrouter.service.health import HealthMonitor
@@ -320,6 +320,7 @@ class Service:
         return RequestPlanes(
             choices,
             store=settings.discovery,
+            nats_options=nats_options(self.settings.events),
             names=(settings.namespace, settings.component, settings.endpoint),
             overload_status=settings.overload_status,
             authorization=_default_authorization(self.settings),
@@ -331,15 +332,21 @@ class Service:
     def _followed_config(self) -> tuple[KeyValueStore | None, ConfigKey | None]:
         """The key whose settings go before ours, and its store where that is nobody else's to close."""
         settings, shared = self.settings, None if self.planes is None else self.planes.store
-        own = open_key_value_store(settings.config.store) if settings.config.store else None
-        store = own or shared
+        own = self._own_config_store()
+        store = None if settings.config.store == "off" else own or shared
         return own, None if store is None else ConfigKey(store, settings.planes.namespace, self.config)
+
+    def _own_config_store(self) -> KeyValueStore | None:
+        address = self.settings.config.store
+        if address in ("", "off"):
+            return None
+        return open_key_value_store(address, nats_options=nats_options(self.settings.events))
 
     def _discovery_trouble(self) -> str | None:
         """What probes say of it; of a store that settings are followed in too is heard every few seconds."""
         if self.planes is None:
             return None
-        return self.planes.trouble(store_answers=self.config.store_up or self._config_store is not None)
+        return self.planes.trouble(store_answers=self.config.store_up or self.settings.config.store != "")
 
     def _split_sender(self) -> SplitSender | None:
         settings = self.settings

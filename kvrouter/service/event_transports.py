@@ -18,7 +18,7 @@ from kvrouter.settings import EventSettings
 from kvrouter.transport.tls import ClientTls, PlaneTls, read_pem
 from kvrouter_subscribers import AnyEventSubscriber, EventSink, ZmqEventSubscriber, ZmqLimits
 
-__all__ = ["event_subscriber", "nats_access", "purge_streams", "stream_positions"]
+__all__ = ["event_subscriber", "nats_access", "nats_options", "purge_streams", "stream_positions"]
 
 _log = logging.getLogger("kvrouter.events")
 
@@ -124,6 +124,13 @@ def nats_access(settings: EventSettings) -> dict[str, Any]:
         )
         access["tls"] = ClientTls(files).current()
     return access
+
+
+def nats_options(settings: EventSettings) -> dict[str, Any]:
+    """Return the same for stores on NATS, as the client library's `connect` takes it; raises as `nats_access`."""
+    access = nats_access(settings)
+    credentials: NatsCredentials | None = access.pop("credentials", None)
+    return {**access, **(credentials.connect_options() if credentials else {})}
 
 
 def _zmq_limits(settings: EventSettings) -> ZmqLimits:

@@ -19,6 +19,7 @@ from kvrouter.errors import StoreError, WireError
 from kvrouter.routing import Router
 from kvrouter.routing.replica_pace import ReplicaPace
 from kvrouter.routing.replicas import ReplicaLoads
+from kvrouter.service.event_transports import nats_options
 from kvrouter.service.logs import log_event
 from kvrouter.settings import Settings
 from kvrouter.store import KeyValueStore, open_key_value_store
@@ -239,7 +240,7 @@ def open_replica_state(settings: Settings, router: Router, *, clock: Callable[[]
     return ReplicaState(
         loads,
         pace,
-        open_key_value_store(address),
+        open_key_value_store(address, nats_options=nats_options(settings.events)),
         address=re.sub(r"//[^/@]*@", "//***@", address),
         namespace=settings.planes.namespace,
         clock=clock,

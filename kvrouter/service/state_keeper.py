@@ -18,6 +18,7 @@ from kvrouter.errors import KvrouterError, SettingsError, SnapshotError, StoreEr
 from kvrouter.events import Source
 from kvrouter.ingest import Ingest
 from kvrouter.ingest.saved import pack, pack_end, pack_start, unpack
+from kvrouter.service.event_transports import nats_options
 from kvrouter.service.logs import log_event
 from kvrouter.service.state_snapshots import LoadedState, Positions, StateSnapshots
 from kvrouter.settings import EventSettings
@@ -255,8 +256,8 @@ def open_state_keeper(
         raise SettingsError("events.snapshots: memory is gone with the router; name a directory, NATS or Redis")
     name = settings.router_id or "router"
     snapshots = StateSnapshots(
-        open_object_store(settings.snapshots),
-        open_key_value_store(settings.snapshots),
+        open_object_store(settings.snapshots, nats_options=nats_options(settings)),
+        open_key_value_store(settings.snapshots, nats_options=nats_options(settings)),
         bucket=settings.fleet,
         router_id=f"{name}-{secrets.token_hex(8)}",  # Of this life alone, also where two were given one name.
     )

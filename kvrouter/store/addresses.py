@@ -1,13 +1,17 @@
 """Which backend a store's URL means, and where in it. Pure string rules; nothing is opened."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from types import MappingProxyType
+from typing import Any, Final, Literal
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from kvrouter.errors import SettingsError
 
-__all__ = ["StoreAddress", "parse_store_url"]
+__all__ = ["NO_OPTIONS", "StoreAddress", "parse_store_url"]
+
+NO_OPTIONS: Final[Mapping[str, Any]] = MappingProxyType({})
 
 _PREFIX = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _REDIS_PATH = re.compile(r"/([0-9]{1,4})/([A-Za-z0-9_-]{1,64})")

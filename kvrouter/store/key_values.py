@@ -3,12 +3,12 @@
 For pointers, locks and records of a few kilobytes. Not for whole snapshots: those are in `objects`.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 from kvrouter.errors import SettingsError, StoreError
-from kvrouter.store.addresses import parse_store_url
+from kvrouter.store.addresses import NO_OPTIONS, parse_store_url
 
 __all__ = [
     "VALUE_BYTES_MAX",
@@ -126,8 +126,10 @@ class KeyValueStore(Protocol):
     async def __aexit__(self, *_: object) -> None: ...
 
 
-def open_key_value_store(url: str) -> KeyValueStore:
+def open_key_value_store(url: str, *, nats_options: Mapping[str, Any] = NO_OPTIONS) -> KeyValueStore:
     """Return the store that `url` means, by the rules of `open_object_store`; both may share a URL.
+
+    `nats_options` are what the NATS client connects with beside the address: `tls`, and who we are.
 
     Raises:
         SettingsError: the URL has no known form.
@@ -149,7 +151,7 @@ def open_key_value_store(url: str) -> KeyValueStore:
     if address.kind == "nats":
         from kvrouter.store.nats_keys import NatsKeyValueStore  # noqa: PLC0415 - as above
 
-        return NatsKeyValueStore(address.server, prefix=address.prefix)
+        return NatsKeyValueStore(address.server, prefix=address.prefix, options=nats_options)
     if address.kind == "redis":
         from kvrouter.store.redis_keys import RedisKeyValueStore  # noqa: PLC0415 - as above
 

@@ -7,9 +7,10 @@ replaced meanwhile, and leave chunks behind where two writers of one name replac
 import asyncio
 import contextlib
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
-from typing import Self
+from typing import Any, Self
 
 from kvrouter.errors import StoreError
+from kvrouter.store.addresses import NO_OPTIONS
 from kvrouter.store.names import check_bucket, check_name, is_bucket
 from kvrouter.store.nats_connection import NatsConnection
 from kvrouter.store.nats_stream import CHUNK_BYTES, ObjectStream, Record, bucket_names
@@ -25,8 +26,15 @@ _READS = 5
 class NatsObjectStore:
     """An `ObjectStore` on the server of the URL `server`, in buckets whose names begin with `prefix`."""
 
-    def __init__(self, server: str, *, prefix: str, object_bytes_max: int = _OBJECT_BYTES_MAX) -> None:
-        self._connection = NatsConnection(server)
+    def __init__(
+        self,
+        server: str,
+        *,
+        prefix: str,
+        object_bytes_max: int = _OBJECT_BYTES_MAX,
+        options: Mapping[str, Any] = NO_OPTIONS,
+    ) -> None:
+        self._connection = NatsConnection(server, options)
         self._prefix, self._object_bytes_max = prefix, object_bytes_max
 
     async def put(

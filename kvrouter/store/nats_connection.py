@@ -2,9 +2,12 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+from urllib.parse import urlsplit
 
 from kvrouter.errors import MissingExtraError, StoreError
+from kvrouter.store.addresses import NO_OPTIONS
 
 try:
     import nats
@@ -44,8 +47,11 @@ _CLOSE_SECONDS = 2.0
 class NatsConnection:
     """A JetStream context when one is needed; lives on the event loop of its first use."""
 
-    def __init__(self, server: str) -> None:
+    def __init__(self, server: str, options: Mapping[str, Any] = NO_OPTIONS) -> None:
         self._server = server
+        names_user = urlsplit(server).username is not None
+        self._options = {name: value for name, value in options.items() if name == "tls" or not names_user}
+        """Certificates; and who we are, where the address does not say."""
         self._client: Client | None = None
         self._opening = asyncio.Lock()
         self._numbers = NUID()
@@ -95,6 +101,7 @@ class NatsConnection:
                     reconnect_time_wait=0.2,
                     max_reconnect_attempts=-1,
                     error_cb=failed,
+                    **self._options,
                 )
         except TimeoutError:
             if reasons and isinstance(reasons[0], (NatsError, OSError)):

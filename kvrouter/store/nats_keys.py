@@ -6,10 +6,11 @@ while, so that those who watch the bucket see it go. Lifetimes are the server's 
 
 import contextlib
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, Self
 
 from kvrouter.errors import StoreError
+from kvrouter.store.addresses import NO_OPTIONS
 from kvrouter.store.key_values import Change, Conflict, Entry, Exists, Synced, check_value
 from kvrouter.store.names import check_bucket, check_name
 from kvrouter.store.nats_connection import (
@@ -264,8 +265,8 @@ async def _end(subscription: PushSubscription) -> None:
 class NatsKeyValueStore:
     """A `KeyValueStore` on the server of the URL `server`, in buckets whose names begin with `prefix`."""
 
-    def __init__(self, server: str, *, prefix: str) -> None:
-        self._connection = NatsConnection(server)
+    def __init__(self, server: str, *, prefix: str, options: Mapping[str, Any] = NO_OPTIONS) -> None:
+        self._connection = NatsConnection(server, options)
         self._prefix = prefix
 
     def bucket(self, name: str) -> NatsKeyValueBucket:

@@ -7,10 +7,10 @@ change often or that somebody waits for: those are in `key_values`.
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 from kvrouter.errors import SettingsError
-from kvrouter.store.addresses import parse_store_url
+from kvrouter.store.addresses import NO_OPTIONS, parse_store_url
 
 __all__ = ["ObjectInfo", "ObjectStore", "Reading", "open_object_store"]
 
@@ -120,13 +120,14 @@ class ObjectStore(Protocol):
     async def __aexit__(self, *_: object) -> None: ...
 
 
-def open_object_store(url: str) -> ObjectStore:
+def open_object_store(url: str, *, nats_options: Mapping[str, Any] = NO_OPTIONS) -> ObjectStore:
     """Return the store that `url` means; nothing is opened or connected yet.
 
     `file:///directory` or a path; `memory:`; `nats://host:port/PREFIX` (`tls://` with TLS);
     `redis://host:port/database/PREFIX` (`rediss://` with TLS); `http://host:port` (`https://` with TLS), a server of
     `kvrouter objects`. Prefixes keep several stores on one server apart. User and password stand before the host, the
-    key of an object server as the password.
+    key of an object server as the password. `nats_options` are what the NATS client connects with beside the address:
+    `tls`, and who we are.
 
     Raises:
         SettingsError: the URL has none of these forms.
@@ -145,7 +146,7 @@ def open_object_store(url: str) -> ObjectStore:
         case "nats":
             from kvrouter.store.nats import NatsObjectStore  # noqa: PLC0415 - as above
 
-            return NatsObjectStore(address.server, prefix=address.prefix)
+            return NatsObjectStore(address.server, prefix=address.prefix, options=nats_options)
         case "redis":
             from kvrouter.store.redis import RedisObjectStore  # noqa: PLC0415 - as above
 

@@ -1,15 +1,17 @@
 """What a router shows to NATS servers for its workers' events: files of TLS and of credentials, from its settings."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import nkeys
 import pytest
 
-from kvrouter.errors import SettingsError
+from kvrouter.errors import SettingsError, StoreError
 from kvrouter.events.nats_names import NatsCredentials
-from kvrouter.service.event_transports import nats_access
+from kvrouter.service.event_transports import nats_access, nats_options
 from kvrouter.settings import EventSettings
+from kvrouter.store import open_key_value_store, open_object_store
 from tests.servers import NatsServer, nats_server
 from tests.subscribers.jetstream_scene import STREAM, following, working
 from tests.subscribers.scene import run, until
@@ -64,6 +66,34 @@ def test_events_come_over_tls_from_a_server_that_knows_us(
             with working(endpoint, **access) as worker:
                 worker.work(5)
                 await scene.heals(worker)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("scheme", ["nats", "tls"])
+def test_stores_are_reached_with_the_same_files(
+    scheme: str, guarded: NatsServer, files: EventSettings, tmp_path: Path
+) -> None:
+    """A-139: certificates of both ends and a key in a file; a user in the address goes first."""
+    seed = tmp_path / "seed"
+    seed.write_bytes(SIGNER.seed)
+    options = nats_options(replace(files, nats_nkey=seed))
+
+    async def scenario() -> None:
+        for who in ("", "kv:s3cret@"):
+            url = f"{scheme}://{who}127.0.0.1:{guarded.port}/kept"
+            async with (
+                open_key_value_store(url, nats_options=options) as keys,
+                open_object_store(url, nats_options=options) as objects,
+            ):
+                await keys.bucket("b").put("k", b"v")
+                await objects.put("b", "name", b"data")
+                entry = await keys.bucket("b").get("k")
+                assert entry is not None
+                assert entry.value == b"v"
+        async with open_key_value_store(f"tls://kv:s3cret@127.0.0.1:{guarded.port}/kept") as stranger:
+            with pytest.raises(StoreError, match="certificate"):
+                await stranger.bucket("b").get("k")
 
     run(scenario())
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from kvrouter.errors import SettingsError, ShedError
 from kvrouter.routing.constraints import Constraints
 from kvrouter.service.configuration.running import LIVE, SETTINGS, value_of
 from kvrouter.service.proxy import Route
-from kvrouter.settings import PlacementSettings, RoutingSettings, Settings
+from kvrouter.settings import ConfigSettings, PlacementSettings, RoutingSettings, Settings
 from kvrouter.settings_sources import Setting
 from tests.service.inprocess import InProcess
 
@@ -355,3 +356,12 @@ def test_the_data_plane_has_other_limits() -> None:
     assert (limits.attempts_max, limits.body_bytes_max, limits.route_headers) == (1, 2048, False)
     assert live.service.pool._limits is limits
     assert live.service.settings.server.drain_seconds == 1.0
+
+
+def test_the_store_of_settings_is_named_shared_or_none(tmp_path: Path) -> None:
+    """Nobody who looks for workers in a store has to take settings from there."""
+    named = Live(config=ConfigSettings(store=str(tmp_path)))
+    none = Live(config=ConfigSettings(store="off"))
+
+    assert (named.service.config_key is None, none.service.config_key) == (False, None)
+    assert Live().service.config_key is None

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry
@@ -16,6 +16,7 @@ from kvrouter.service.planes.ways import PlaneChoices, Ways
 from kvrouter.service.proxy import Endpoint
 from kvrouter.service.workers import WorkerRegistry
 from kvrouter.store import open_key_value_store
+from kvrouter.store.addresses import NO_OPTIONS
 from kvrouter.transport.client_stream import ClientStream
 from kvrouter.transport.context import Context
 from kvrouter.transport.messages import Request
@@ -36,6 +37,7 @@ class RequestPlanes:
         choices: PlaneChoices,
         *,
         store: str,
+        nats_options: Mapping[str, Any] = NO_OPTIONS,
         names: tuple[str, str, str],
         overload_status: int,
         authorization: bytes | None,
@@ -46,7 +48,7 @@ class RequestPlanes:
         self.overload_status, self._authorization = overload_status, authorization
         self.figures = PlaneFigures(figures)
         self.ways = Ways(choices, self.figures.transports)
-        kept = self.store = self.figures.discovery.store(open_key_value_store(store))
+        kept = self.store = self.figures.discovery.store(open_key_value_store(store, nats_options=nats_options))
         """Of the records, and of what else the routers of this fleet agree on."""
         self.discovery = Discovery(kept)
         self.discovered = DiscoveredWorkers(
