@@ -24,7 +24,7 @@ from kvrouter.service.admission_setup import admission_bounds
 from kvrouter.service.applying import default_constraints, prepare, proxy_limits, routing_settings, session_table
 from kvrouter.service.auth import Authenticator
 from kvrouter.service.configuration.desk import ConfigDesk
-from kvrouter.service.configuration.following import ConfigKey
+from kvrouter.service.configuration.following import open_config_key
 from kvrouter.service.configuration.running import RunningSettings
 from kvrouter.service.decisions import DecisionRing
 from kvrouter.service.disaggregation import SplitSender
@@ -60,7 +60,6 @@ from kvrouter.service.traffic import TrafficCounters
 from kvrouter.service.workers import Worker, WorkerRegistry, WorkerSpec
 from kvrouter.settings import Settings
 from kvrouter.settings_sources import LoadedSettings
-from kvrouter.store import KeyValueStore, open_key_value_store
 
 __all__ = ["Service"]
 
@@ -96,7 +95,8 @@ class Service:
         self._wire_load()
         self._wire_views()
         self.planes = self._request_planes(planes)
-        self._config_store, self.config_key = self._followed_config()
+        shared = None if self.planes is None else self.planes.store
+        self._config_store, self.config_key = open_config_key(settings, shared, self.config)
         self.dispatchers = self._make_dispatchers(RequestReader(cache), admin_socket)
         self.proxy = ProxyServer(self.dispatcher, limits, pool=self.pool, on_error=_report_bug, clock=clock)
         self.health = HealthMonitor(
@@ -328,19 +328,6 @@ class Service:
             figures=self.metrics.registry,
             clock=self.clock,
         )
-
-    def _followed_config(self) -> tuple[KeyValueStore | None, ConfigKey | None]:
-        """The key whose settings go before ours, and its store where that is nobody else's to close."""
-        settings, shared = self.settings, None if self.planes is None else self.planes.store
-        own = self._own_config_store()
-        store = None if settings.config.store == "off" else own or shared
-        return own, None if store is None else ConfigKey(store, settings.planes.namespace, self.config)
-
-    def _own_config_store(self) -> KeyValueStore | None:
-        address = self.settings.config.store
-        if address in ("", "off"):
-            return None
-        return open_key_value_store(address, nats_options=nats_options(self.settings.events))
 
     def _discovery_trouble(self) -> str | None:
         """What probes say of it; of a store that settings are followed in too is heard every few seconds."""

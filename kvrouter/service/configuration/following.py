@@ -15,10 +15,12 @@ import msgspec
 from kvrouter.discovery.records import BUCKET
 from kvrouter.errors import RequestError, SettingsError, StoreError
 from kvrouter.service.configuration.running import RunningSettings
+from kvrouter.service.event_transports import nats_options
 from kvrouter.service.logs import log_event
-from kvrouter.store.key_values import Conflict, Entry, Exists, KeyValueStore
+from kvrouter.settings import Settings
+from kvrouter.store.key_values import Conflict, Entry, Exists, KeyValueStore, open_key_value_store
 
-__all__ = ["ConfigKey", "config_key"]
+__all__ = ["ConfigKey", "config_key", "open_config_key"]
 
 _AGAIN_SECONDS: Final = 5.0
 _CONFIRM_SECONDS: Final = 5.0
@@ -34,6 +36,24 @@ _log = logging.getLogger("kvrouter.config")
 def config_key(namespace: str) -> str:
     """The key of a namespace's routers."""
     return f"config/{namespace}"
+
+
+def open_config_key(
+    settings: Settings, shared: KeyValueStore | None, running: RunningSettings
+) -> tuple[KeyValueStore | None, "ConfigKey | None"]:
+    """Return the key that the settings ask to follow, if any, after its store where that is not the `shared` one.
+
+    Raises:
+        SettingsError: the address is malformed, or keeps no small values.
+        MissingExtraError: the store's client is not installed.
+    """
+    address, own = settings.config.store, None
+    if address == "off":
+        return None, None
+    if address:
+        own = open_key_value_store(address, nats_options=nats_options(settings.events))
+    store = own or shared
+    return own, None if store is None else ConfigKey(store, settings.planes.namespace, running)
 
 
 class ConfigKey:
