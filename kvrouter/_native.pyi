@@ -187,6 +187,8 @@ class RankLoad:
     miss_price: float
     loss_rate: float
     loss_seconds: float
+    room_tokens: int
+    room_loss: float
     belief: float
     @property
     def rank(self) -> int: ...
@@ -227,6 +229,7 @@ class Booking:
 
     own: int
     counted: int
+    over_tokens: int
     weight: float
     deadline: float
     outcome: Outcome | None

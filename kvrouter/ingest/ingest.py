@@ -335,10 +335,13 @@ class Ingest:
         shape = followed.cache.profile.shape
         return shape.unit * shape.stride
 
-    def evictions(self, rank: int) -> tuple[int, int, float]:
-        """Blocks that a dense rank evicted, those that it stored again soon, and how soon; see `RankCache`."""
+    def evictions(self, rank: int) -> tuple[int, int, float, int]:
+        """Blocks that a dense rank evicted, those that it stored again soon, how soon, and what it holds.
+
+        See `RankCache`.
+        """
         followed = self._by_rank.get(rank)
-        return followed.cache.evictions if followed is not None else (0, 0, 1.0)
+        return followed.cache.evictions if followed is not None else (0, 0, 1.0, 0)
 
     def is_trusted(self, rank: int) -> SourceState:
         """How far the index can be trusted about a dense rank; unknown ranks are `predicted`."""

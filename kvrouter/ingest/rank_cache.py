@@ -74,13 +74,14 @@ class RankCache:
         return self._table.unresolved_dropped
 
     @property
-    def evictions(self) -> tuple[int, int, float]:
-        """Hashes whose last copy went, those of them that came back soon, and how soon.
+    def evictions(self) -> tuple[int, int, float, int]:
+        """Hashes whose last copy went, those of them that came back soon, and how soon; and those that have a copy.
 
         Soon means: while the engine evicted this share of what it holds.
         """
         table = self._table
-        return table.evicted, table.returned, min(1.0, table.idle / max(1, len(self._aliases.keys) - table.idle))
+        held = max(len(self._aliases.keys) - table.idle, 0)
+        return table.evicted, table.returned, min(1.0, table.idle / max(1, held)), held
 
     @property
     def _idle(self) -> list[int]:

@@ -16,7 +16,7 @@ struct kvr_booking {
     double booked_at, work_since;
     long long work_tokens, work_pairs;
     long long prefill_tokens, prefill_pairs;
-    long long own, counted;
+    long long own, counted, over_tokens;
     double weight, deadline;
     PyObject *outcome, *hashes, *lease; /* NULL is None */
     struct kvr_booking *before, *behind; /* in the queue */
@@ -102,6 +102,8 @@ PyObject *kvr_load_take(PyObject *object, PyObject *const *arguments, Py_ssize_t
     booking->prefill_tokens = tokens;
     booking->prefill_pairs = pairs;
     booking->own = booking->counted = numbers[2];
+    long long over = load->decode_blocks * load->block_size - load->room_tokens;
+    booking->over_tokens = load->room_tokens > 0 && over > 0 ? over : 0;
     booking->weight = 1.0;
     booking->is_waiting = 1;
     enqueue(load, booking);
@@ -180,6 +182,7 @@ static PyMemberDef members[] = {
     MEMBER(prefill_tokens, T_LONGLONG, READONLY),
     MEMBER(prefill_pairs, T_LONGLONG, READONLY),
     MEMBER(is_waiting, T_BOOL, READONLY),
+    MEMBER(over_tokens, T_LONGLONG, 0),
     MEMBER(own, T_LONGLONG, 0),
     MEMBER(counted, T_LONGLONG, 0),
     MEMBER(weight, T_DOUBLE, 0),

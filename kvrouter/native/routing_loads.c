@@ -37,6 +37,8 @@ static PyObject *new(PyTypeObject *type, PyObject *arguments, PyObject *names)
     load->prefill_tokens = tokens;
     load->decode_blocks = blocks;
     load->prefill_pairs = load->waiting = load->head_tokens = load->head_pairs = load->begun = load->begun_tokens = 0;
+    load->room_tokens = 0;
+    load->room_loss = 0.5;
     load->head_since = load->first_seconds = load->urgency = load->miss_price = load->loss_rate = load->loss_seconds = 0.0;
     load->token_seconds = 1.0 / 8000.0;
     load->pair_seconds = 0.0;
@@ -265,6 +267,16 @@ static long long staying(long long tokens, double losses)
     return (long long)((double)tokens / (1.0 + losses * (1.0 + losses * 0.5 * (1.0 + losses / 3.0))));
 }
 
+/* Tokens that are lost because a prompt comes to a rank that has no room for it; see `overflow` of
+ * `kvrouter/routing/cost.py`. */
+static long long overflow(const struct kvr_load *load, long long tokens)
+{
+    long long over = load->decode_blocks * load->block_size + tokens - load->room_tokens;
+    if (load->room_tokens <= 0 || over <= 0)
+        return 0;
+    return (long long)((double)(over < tokens ? over : tokens) * load->room_loss);
+}
+
 /* Seconds for the last `fresh` tokens of a prompt. */
 static double prefill_of(const struct kvr_load *load, double fresh, double tokens)
 {
@@ -277,7 +289,8 @@ KVR_INLINE struct kvr_cost cost_of(const struct kvr_load *load, long long credit
 {
     double active = (double)load->active_requests, waiting = (double)load->waiting;
     struct kvr_cost cost = {.wait = wait_of(load, now)};
-    cost.credit = staying(credit, load->loss_rate * (cost.wait < load->loss_seconds ? cost.wait : load->loss_seconds));
+    long long lost = overflow(load, (long long)tokens), driven_out = lost > credit ? lost - credit : 0;
+    cost.credit = staying(credit > lost ? credit - lost : 0, load->loss_rate * (cost.wait < load->loss_seconds ? cost.wait : load->loss_seconds));
     double fresh = tokens > (double)cost.credit ? tokens - (double)cost.credit : 0.0;
     cost.prefill = cost.charged = prefill_of(load, fresh, tokens);
     cost.first_token = load->first_seconds + cost.wait + cost.prefill;
@@ -285,6 +298,7 @@ KVR_INLINE struct kvr_cost cost_of(const struct kvr_load *load, long long credit
         double least = prefill_of(load, tokens > (double)shared->most ? tokens - (double)shared->most : 0.0, tokens);
         cost.charged = least + (cost.prefill - least) / shared->holders;
     }
+    cost.charged += prefill_of(load, (double)driven_out, tokens);
     double running =
         (active * weights->request_tokens + (double)load->decode_blocks * (double)load->block_size * weights->context_tokens) *
         load->token_seconds;
@@ -411,6 +425,8 @@ static PyMemberDef members[] = {
     {"miss_price", T_DOUBLE, offsetof(struct kvr_load, miss_price), 0, NULL},
     {"loss_rate", T_DOUBLE, offsetof(struct kvr_load, loss_rate), 0, NULL},
     {"loss_seconds", T_DOUBLE, offsetof(struct kvr_load, loss_seconds), 0, NULL},
+    {"room_tokens", T_LONGLONG, offsetof(struct kvr_load, room_tokens), 0, NULL},
+    {"room_loss", T_DOUBLE, offsetof(struct kvr_load, room_loss), 0, NULL},
     {"belief", T_DOUBLE, offsetof(struct kvr_load, belief), 0, NULL},
     {"first_tokens", T_LONGLONG, offsetof(struct kvr_load, first_tokens), READONLY, NULL},
     {"predicted_seconds", T_DOUBLE, offsetof(struct kvr_load, predicted_seconds), READONLY, NULL},

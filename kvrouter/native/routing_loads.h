@@ -27,6 +27,8 @@ struct kvr_load {
     double token_seconds, pair_seconds, first_seconds;
     double urgency, miss_price;
     double loss_rate, loss_seconds; /* of what is cached, while a request waits: share for each second, and for how long */
+    long long room_tokens; /* that its cache holds; 0 while that is not known */
+    double room_loss;      /* share of what is over that is lost */
     double belief; /* share of what it promises to have cached that is believed */
     /* First tokens whose time was predicted, and the sums of these times, of those that they took, of the differences. */
     long long first_tokens;

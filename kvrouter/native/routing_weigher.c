@@ -21,7 +21,7 @@
 struct row {
     long long numbers[8];
     double cost[6];
-    double known[6];
+    double known[8];
 };
 
 /* How long predictions hold; see `kvrouter/routing/knowledge.py`. */
@@ -185,7 +185,7 @@ static void note_row(const struct weigher *weigher, const struct prompt *prompt,
                                     confirmed_tokens(weigher, prompt, load->rank), cost->credit},
                         .cost = {cost->wait, cost->prefill, cost->first_token, cost->price, cost->mates, cost->charged},
                         .known = {load->token_seconds, load->pair_seconds, load->first_seconds, load->urgency,
-                                  load->miss_price, load->loss_rate}};
+                                  load->miss_price, load->loss_rate, load->room_loss, (double)load->room_tokens}};
 }
 
 /* The same for one whose cost has not been kept. */

@@ -32,6 +32,17 @@ def staying(tokens: int, losses: float) -> int:
     return int(tokens / (1.0 + losses * (1.0 + losses * 0.5 * (1.0 + losses / 3.0))))
 
 
+def overflow(context: int, room: int, tokens: int, loss: float) -> int:
+    """The tokens that are lost because a prompt comes to a rank where so much context does not fit into its `room`.
+
+    They are those of the prompt itself first, as its cached blocks are the ones that were used longest ago, and then
+    those of others; no more than the prompt has. A room of 0 is not known.
+    """
+    if room <= 0 or context <= room:
+        return 0
+    return int(min(context - room, tokens) * loss)
+
+
 class Shared(NamedTuple):
     """How much of a prompt is cached where most of it is, in tokens, and how many ranks have about as much."""
 
@@ -118,12 +129,15 @@ class CostModel:
         """
         active, waiting = load.active_requests, load.waiting
         wait = self.wait(load, now)
-        credit = staying(credit, load.loss_rate * min(wait, load.loss_seconds))
+        lost = overflow(load.decode_blocks * load.block_size + tokens, load.room_tokens, tokens, load.room_loss)
+        driven_out = max(lost - credit, 0)
+        credit = staying(max(credit - lost, 0), load.loss_rate * min(wait, load.loss_seconds))
         prefill = charged = _prefill(load, max(tokens - credit, 0), tokens)
         first_token = load.first_seconds + wait + prefill
         if shared.most > credit:
             least = _prefill(load, max(tokens - shared.most, 0), tokens)
             charged = least + (prefill - least) / shared.holders
+        charged += _prefill(load, driven_out, tokens)
         mates = self.mates(load, max(tokens - credit, 0))
         later = min(load.urgency * (wait + prefill * 0.5), self.later_max)
         decoding = (active - waiting) * self.decode_price if active > waiting else 0.0

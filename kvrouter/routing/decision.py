@@ -17,7 +17,7 @@ __all__ = ["NOTED_MAX", "Candidate", "Decision", "note_candidates"]
 
 NOTED_MAX = 64
 """Candidates noted per decision; in larger fleets only some. The native core has the same number."""
-_ROW = Struct("=8q12d")
+_ROW = Struct("=8q14d")
 
 
 class Candidate:
@@ -47,6 +47,8 @@ class Candidate:
         "prefill_tokens",
         "price",
         "rank",
+        "room_loss",
+        "room_tokens",
         "token_seconds",
         "urgency",
         "wait_seconds",
@@ -61,7 +63,8 @@ class Candidate:
         self.overlap_tokens, self.confirmed_tokens, self.credited_tokens = row[5:8]
         self.wait_seconds, self.prefill_seconds, self.cost, self.price, self.mates = row[8:13]
         self.charged_seconds, self.token_seconds, self.pair_seconds, self.first_seconds = row[13:17]
-        self.urgency, self.miss_price, self.loss_rate = row[17:]
+        self.urgency, self.miss_price, self.loss_rate, self.room_loss = row[17:21]
+        self.room_tokens = int(row[21])
 
 
 def note_candidates(
@@ -100,6 +103,8 @@ def note_candidates(
             load.urgency,
             load.miss_price,
             load.loss_rate,
+            load.room_loss,
+            load.room_tokens,
         )
     return bytes(rows)
 

@@ -24,6 +24,7 @@ class KvPolicy:
 
     name = "kv"
     weighs_extra_seconds = True
+    weighs_room = True
 
     def __init__(self, settings: RoutingSettings) -> None:
         self._model = CostModel(settings)

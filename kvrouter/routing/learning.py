@@ -31,11 +31,19 @@ class Learning:
         "_block_size", "_fleet", "_usual_block_size", "audit", "due", "last", "losses", "pressure", "speeds", "tiers",
     )  # fmt: skip
 
-    def __init__(self, fleet: Fleet, settings: RoutingSettings, *, evictions: Evictions, block_size: BlockSize) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        settings: RoutingSettings,
+        *,
+        evictions: Evictions,
+        block_size: BlockSize,
+        measures_room: bool = True,
+    ) -> None:
         self._fleet = fleet
         self._block_size, self._usual_block_size = block_size, settings.block_size
         self.speeds = Speeds(settings)
-        self.pressure = Pressure(evictions)
+        self.pressure = Pressure(evictions, measures_room=measures_room)
         self.audit = Audit()
         self.losses = Losses()
         self.tiers = TierCosts(settings.tier_costs)
@@ -77,8 +85,10 @@ class Learning:
             fresh = max(outcome.prompt_tokens - cached, 0)
             own = fresh * load.token_seconds + pairs_of(fresh, outcome.prompt_tokens) * load.pair_seconds
             waited = max(outcome.first_token_seconds - load.first_seconds - own, 0.0)
-            expected = staying(promised, load.loss_rate * waited)
-            self.losses.learn(load, promised=promised, kept=min(cached, promised), waited=waited)
+            kept = min(cached, promised)
+            left = self.losses.overflowed(load, promised=promised, kept=kept, over=booking.over_tokens)
+            expected = staying(left, load.loss_rate * waited)
+            self.losses.learn(load, promised=left, kept=min(kept, left), waited=waited)
         self.audit.answered(load, promised=promised, expected=expected, cached=cached, now=now)
 
     def slowness(self, dense_rank: int) -> float:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from kvrouter import native_core
 from kvrouter.errors import OverloadedError
 from kvrouter.routing.active_blocks import ActiveBlocks
-from kvrouter.routing.rank_load import Outcome
+from kvrouter.routing.rank_load import Outcome, over_tokens
 
 if TYPE_CHECKING or not native_core.present:
     from kvrouter.routing.rank_load import Booking, RankLoad
@@ -199,6 +199,7 @@ class LoadBook:
         booking.own -= len(hashes)
         booking.load.decode_blocks += active.add(hashes)
         _count(booking)
+        booking.over_tokens = over_tokens(booking.load)
 
     def _sweep(self) -> None:
         """Forget leases of bookings that ended; the heap would otherwise keep them until their time."""

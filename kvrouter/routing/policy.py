@@ -32,7 +32,8 @@ class Policy(Protocol):
 
     `candidates` is never empty and in a stable order. A policy reads loads and turns; it changes nothing but itself.
     Optional attributes, False without them: `uses_sessions`, whether it looks at `Request.session`, which is only
-    searched for if it does; `weighs_extra_seconds`, whether it looks at `Candidates.extra_seconds`.
+    searched for if it does; `weighs_extra_seconds`, whether it looks at `Candidates.extra_seconds`; `weighs_room`,
+    whether loads say how much fits into a rank's cache, and what does not is booked as prompt tokens to compute.
     """
 
     name: str

@@ -8,6 +8,9 @@ Miss price: what computing a block costs those whose blocks are evicted for it, 
 probability that a block at the end of a rank's least-recently-used list would have been used again if it had stayed as
 long as blocks do: blocks that a rank stores again while it evicts a small part of its cache, over that part. A rank
 that evicts nothing, or whose evicted blocks nobody asks for, has none.
+
+Room: the tokens that a rank's cache holds, which are those that it has cached while it evicts. Before it has evicted
+anything nobody can tell how much more would fit.
 """
 
 from collections.abc import Callable, Iterable
@@ -18,8 +21,9 @@ from kvrouter.routing.rank_load import RankLoad
 
 __all__ = ["Evictions", "Pressure"]
 
-Evictions = Callable[[int], tuple[int, int, float]]
-"""Blocks that a dense rank has evicted, those that it stored again soon, and how soon, as a share of its cache."""
+Evictions = Callable[[int], tuple[int, int, float, int]]
+"""Blocks that a dense rank has evicted, those that it stored again soon, and how soon, as a share of its cache; and
+those that it holds."""
 
 _TICK_SECONDS: Final = 1.0
 _TRAFFIC_SECONDS: Final = 60.0
@@ -40,20 +44,20 @@ class _Faded:
 
 
 class _Evicted:
-    __slots__ = ("before", "evicted", "returned")
+    __slots__ = ("before", "evicted", "returned", "room")
 
     def __init__(self) -> None:
-        self.evicted = self.returned = 0.0
+        self.evicted = self.returned = self.room = 0.0
         self.before = (0, 0)
 
 
 class Pressure:
     """Measures and prices; `tick` as often as convenient, it does nothing in between."""
 
-    __slots__ = ("_arrivals", "_evicted", "_evictions", "_groups", "due", "last")
+    __slots__ = ("_arrivals", "_evicted", "_evictions", "_groups", "_measures_room", "due", "last")
 
-    def __init__(self, evictions: Evictions) -> None:
-        self._evictions = evictions
+    def __init__(self, evictions: Evictions, *, measures_room: bool = True) -> None:
+        self._evictions, self._measures_room = evictions, measures_room
         self._groups: dict[frozenset[str], _Faded] = {}
         self._evicted: dict[int, _Evicted] = {}
         self._arrivals: dict[int, int] = {}
@@ -81,22 +85,32 @@ class Pressure:
             for load in loads:
                 self._arrivals[load.rank] = load.arrivals
                 load.urgency = urgency
-                load.miss_price = self._miss_price(load.rank, seconds)
+                self._weigh_evictions(load, seconds)
         for gone in self._groups.keys() - grouped.keys():
             del self._groups[gone]
 
-    def _miss_price(self, rank: int, seconds: float) -> float:
-        evicted, returned, share = self._evictions(rank)
-        noted = self._evicted.setdefault(rank, _Evicted())
+    def _weigh_evictions(self, load: RankLoad, seconds: float) -> None:
+        evicted, returned, share, held = self._evictions(load.rank)
+        noted = self._evicted.setdefault(load.rank, _Evicted())
         before_evicted, before_returned = noted.before
         noted.before = evicted, returned
         kept = exp(-seconds / _EVICTIONS_SECONDS)
         # A source that began anew counts from zero again.
         noted.evicted = kept * noted.evicted + max(evicted - before_evicted, 0)
         noted.returned = kept * noted.returned + max(returned - before_returned, 0)
-        if noted.evicted < _EVICTED_ENOUGH or share <= 0.0:
-            return 0.0
-        return min(noted.returned / noted.evicted / share, _MISS_PRICE_MAX)
+        if evicted < before_evicted:
+            noted.room = 0.0
+        elif evicted > before_evicted:
+            noted.room = max(held, kept * noted.room + (1.0 - kept) * held)
+        if self._measures_room:
+            load.room_tokens = int(noted.room * load.block_size)
+        load.miss_price = _miss_price(noted, share)
+
+
+def _miss_price(noted: _Evicted, share: float) -> float:
+    if noted.evicted < _EVICTED_ENOUGH or share <= 0.0:
+        return 0.0
+    return min(noted.returned / noted.evicted / share, _MISS_PRICE_MAX)
 
 
 def _urgency(faded: _Faded, came: float, busy: float, seconds: float) -> float:

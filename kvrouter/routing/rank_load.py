@@ -7,7 +7,7 @@ reads without asking Python. `load.py` takes the core's where it is present.
 from collections.abc import Sequence
 from typing import Protocol
 
-__all__ = ["Booking", "Outcome", "RankLoad", "pairs_of"]
+__all__ = ["Booking", "Outcome", "RankLoad", "over_tokens", "pairs_of"]
 
 # Of a prompt of three million tokens; a million of those fit into 64 bits.
 _PAIRS_MAX = 1 << 42
@@ -41,15 +41,16 @@ class RankLoad:
     learnt and `cost.py` multiplies with it: `token_seconds`, `pair_seconds` and `first_seconds`, the price of delay
     `urgency`, and `miss_price`. Of the tokens that it promises to have cached, `belief` is the share that is believed
     (`audit.py`), and `loss_rate` the share that is lost in each second that a prompt waits, for at most `loss_seconds`
-    (`losses.py`). Of its `first_tokens` whose time was predicted there are the sums of these times, of those that they
-    took, and of the differences, all taken as positive.
+    (`losses.py`). Its cache has room for `room_tokens`, 0 where that is not known, and of what is over, `room_loss` is
+    the share that is lost. Of its `first_tokens` whose time was predicted there are the sums of these times, of those
+    that they took, and of the differences, all taken as positive.
     """
 
     __slots__ = (
         "active_requests", "arrivals", "begun", "begun_tokens", "belief", "block_size", "decode_blocks",
         "error_seconds", "first_seconds", "first_tokens", "head_pairs", "head_since", "head_tokens", "loss_rate",
         "loss_seconds", "miss_price", "observed_seconds", "pair_seconds", "predicted_seconds", "prefill_pairs",
-        "prefill_tokens", "queue", "rank", "token_seconds", "turn", "urgency", "waiting",
+        "prefill_tokens", "queue", "rank", "room_loss", "room_tokens", "token_seconds", "turn", "urgency", "waiting",
     )  # fmt: skip
 
     def __init__(
@@ -66,6 +67,8 @@ class RankLoad:
         self.token_seconds = 1.0 / 8000.0
         self.pair_seconds = self.first_seconds = self.urgency = self.miss_price = 0.0
         self.loss_rate = self.loss_seconds = 0.0
+        self.room_tokens = 0
+        self.room_loss = 0.5
         self.belief = 1.0
         self.first_tokens = 0
         self.predicted_seconds = self.observed_seconds = self.error_seconds = 0.0
@@ -130,6 +133,7 @@ class Booking:
         work_pairs: the same in pairs of a token and one before it.
         prefill_tokens: its own ones, until its first token.
         prefill_pairs: the same in pairs.
+        over_tokens: of the requests that the rank has then, this included, those that do not fit into its cache.
         is_waiting: whether its first token has not come yet.
         own: blocks that count for this booking alone.
         counted: what the rank's load holds for them.
@@ -141,8 +145,8 @@ class Booking:
     """
 
     __slots__ = (
-        "booked_at", "counted", "deadline", "hashes", "is_waiting", "lease", "load", "outcome", "own", "prefill_pairs",
-        "prefill_tokens", "rank", "weight", "work_pairs", "work_since", "work_tokens",
+        "booked_at", "counted", "deadline", "hashes", "is_waiting", "lease", "load", "outcome", "over_tokens", "own",
+        "prefill_pairs", "prefill_tokens", "rank", "weight", "work_pairs", "work_since", "work_tokens",
     )  # fmt: skip
 
     def __init__(self, load: RankLoad, prefill_tokens: int, prefill_pairs: int, blocks: int, now: float) -> None:
@@ -150,6 +154,7 @@ class Booking:
         self.booked_at, self.work_since = now, load.head_since
         self.work_tokens, self.work_pairs = load.prefill_tokens, load.prefill_pairs
         self.prefill_tokens, self.prefill_pairs = prefill_tokens, prefill_pairs
+        self.over_tokens = over_tokens(load)
         self.own = self.counted = blocks
         self.is_waiting = True
         self.weight, self.deadline = 1.0, 0.0
@@ -176,6 +181,11 @@ class Booking:
         """The request ended, at a time that may be unknown; called once."""
         self.computed(self.load.head_since if now is None else now)
         self.load.add(-1, 0, -self.counted)
+
+
+def over_tokens(load: RankLoad) -> int:
+    """Tokens of a rank's requests that do not fit into its cache; 0 where nobody knows how much does."""
+    return max(load.decode_blocks * load.block_size - load.room_tokens, 0) if load.room_tokens > 0 else 0
 
 
 def pairs_of(prefill_tokens: int, prompt_tokens: int) -> int:

@@ -64,14 +64,18 @@ class Router:
         self.ingest = ingest if ingest is not None else Ingest(index if index is not None else PrefixIndex())
         self.book = LoadBook(reservations_max=self.settings.reservations_max)
         self.fleet = Fleet()
-        self.learning = Learning(
-            self.fleet, self.settings, evictions=self.ingest.evictions, block_size=self.ingest.block_size
-        )
-        self.knowledge = Knowledge(self.ingest, self.settings, self.learning.audit.beliefs, self.learning.tiers.costs)
-        self._model = CostModel(self.settings)
         self._seed = seed
         self._policies: dict[str, Policy] = {}
         self._policy = self._resolve(policy)
+        self.learning = Learning(
+            self.fleet,
+            self.settings,
+            evictions=self.ingest.evictions,
+            block_size=self.ingest.block_size,
+            measures_room=bool(getattr(self._policy, "weighs_room", False)),
+        )
+        self.knowledge = Knowledge(self.ingest, self.settings, self.learning.audit.beliefs, self.learning.tiers.costs)
+        self._model = CostModel(self.settings)
         self._lookup = self.ingest.lookup
         self._weigher = self._make_weigher()
         self._shares_blocks = self.settings.share_active_blocks

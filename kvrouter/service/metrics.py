@@ -224,6 +224,8 @@ class _Collector(Collector):
             ("urgency", "Measured: later requests that wait for each second of queue on a rank."),
             ("miss_price", "Measured: what computing evicts, as a share of its own time."),
             ("loss_rate", "Measured: share of what is cached that is lost for each second that a request waits."),
+            ("room_tokens", "Measured: tokens that the cache of a rank holds; 0 while nothing was evicted."),
+            ("room_loss", "Measured: share of what does not fit into it that is lost."),
         ):
             rows = [(labels, float(getattr(load, name))) for labels, load in loads]
             yield gauge(f"rank_{name}", text, ("worker", "rank"), rows)

@@ -41,7 +41,7 @@ def test_nothing_is_evicted_at_first() -> None:
     engine.store(1, 2, 3)
 
     assert engine.ingest.evictions(3)[:2] == (0, 0)
-    assert engine.ingest.evictions(99) == (0, 0, 1.0)
+    assert engine.ingest.evictions(99) == (0, 0, 1.0, 0)
 
 
 def test_evicted_blocks_are_counted_and_those_that_come_back() -> None:
@@ -54,8 +54,8 @@ def test_evicted_blocks_are_counted_and_those_that_come_back() -> None:
     engine.store(2, 3, 5, 50)
     engine.evict(2)
 
-    evicted, returned, share = engine.ingest.evictions(3)
-    assert (evicted, returned) == (5, 2)
+    evicted, returned, share, held = engine.ingest.evictions(3)
+    assert (evicted, returned, held) == (5, 2, 8)
     assert 0 < share <= 1
 
 
@@ -67,7 +67,7 @@ def test_what_comes_back_late_is_new() -> None:
     engine.evict(*blocks[:20_000])
     engine.store(*blocks[:100])
 
-    evicted, returned, share = engine.ingest.evictions(3)
+    evicted, returned, share, held = engine.ingest.evictions(3)
 
-    assert (evicted, returned) == (20_000, 0)
+    assert (evicted, returned, held) == (20_000, 0, 20_100)
     assert share < 0.2

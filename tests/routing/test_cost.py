@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from kvrouter.blocks import Prompt
 from kvrouter.routing import RankLoad, RoutingSettings
-from kvrouter.routing.cost import LATE_SECONDS, CostModel, staying
+from kvrouter.routing.cost import LATE_SECONDS, CostModel, overflow, staying
 from kvrouter.routing.rank_load import RankLoad as Reference
 from tests.routing.fleets import fleet, prompt_of, stored
 
@@ -145,6 +145,39 @@ def test_what_several_have_is_charged_to_all_that_will_use_it() -> None:
     assert model.shared([]) == model.shared([0, 0]) == (0, 1)
 
 
+def test_what_does_not_fit_into_a_cache_is_lost_and_charged() -> None:
+    """First what the prompt has cached there, then what others have; as long as nobody knows the room, nothing."""
+    knobs = RoutingSettings(work_price=0.0, request_tokens=0.0, context_tokens=0.0)
+    full, unknown = rank(), rank()
+    full.decode_blocks = unknown.decode_blocks = 100
+    full.room_tokens, full.room_loss = 2000, 0.5
+
+    stays, leaves, fits, knows_nothing = (
+        CostModel(knobs).cost(load, credit, tokens, 0.0)
+        for load, credit, tokens in ((full, 900, 1000), (full, 0, 1000), (full, 400, 400), (unknown, 900, 1000))
+    )
+
+    assert [each.credit for each in (stays, leaves, fits, knows_nothing)] == [600, 0, 400, 900]
+    assert [stays.charged, leaves.prefill, leaves.charged] == pytest.approx([0.4, 1.0, 1.3])
+    assert overflow(5000, 2000, 1000, 1.0) == 1000
+
+
+def test_sessions_that_do_not_fit_into_one_cache_spread() -> None:
+    """A worker on which three large contexts run gets no fourth, though it has most of it and others have nothing."""
+    router = fleet("full", "idle")
+    stored(router, "full", prompt_of(1, tokens=4000))
+    for number in range(3):
+        router.book.reserve(number, 0, prefill_tokens=0, blocks=250, prompt_tokens=4000, now=0.0)
+        router.first_token(number, now=0.0)
+    load = router.book.load(0)
+    chosen = []
+    for room in (0, 16_000, 12_000):
+        load.room_tokens, load.room_loss = room, 1.0
+        chosen.append(router.decide(Prompt(prompt_of(1, tokens=4016)), now=0.0).worker_id)
+
+    assert chosen == ["full", "full", "idle"]
+
+
 NUMBERS = st.integers(0, 100_000)
 RATES = st.floats(0.0, 0.01)
 
@@ -154,10 +187,11 @@ RATES = st.floats(0.0, 0.01)
     rates=st.tuples(RATES, RATES, RATES, RATES, RATES, RATES),
     credit=NUMBERS,
     tokens=NUMBERS,
+    room=st.tuples(st.integers(0, 3_000_000), st.floats(0, 1)),
     now=st.floats(-10, 1e6),
 )
 def test_no_cost_is_negative_and_both_cores_agree(
-    counts: tuple[int, ...], rates: tuple[float, ...], credit: int, tokens: int, now: float
+    counts: tuple[int, ...], rates: tuple[float, ...], credit: int, tokens: int, room: tuple[int, float], now: float
 ) -> None:
     """To the last bit, so that ties are ties in both."""
     prices = []
@@ -167,6 +201,7 @@ def test_no_cost_is_negative_and_both_cores_agree(
         load.begin(counts[4], counts[3], rates[0] * 1000)
         load.token_seconds, load.pair_seconds, load.first_seconds, load.urgency, load.miss_price = rates[:5]
         load.loss_rate, load.loss_seconds = rates[5] * 100, rates[4] * 1e4
+        load.room_tokens, load.room_loss = room
         cost = MODEL.cost(load, credit, tokens, now)
         assert 0 <= cost.prefill <= cost.first_token <= cost.price
         assert 0 <= cost.wait <= cost.first_token

@@ -6,6 +6,7 @@ from random import Random
 import pytest
 
 from kvrouter.blocks import Prompt
+from kvrouter.events import BlockRemoved, EventBatch, Source, encode_batch
 from kvrouter.routing import RankLoad, Router
 from kvrouter.routing.losses import Losses
 from tests.routing.fleets import fleet, prompt_of, stored
@@ -71,3 +72,49 @@ def test_a_rank_that_never_had_what_it_promised_is_demoted_as_ever() -> None:
         answered(router, 0.05, 0)
 
     assert router.learning.audit.rank(0).demoted
+
+
+def test_how_much_of_what_does_not_fit_is_lost_is_learnt() -> None:
+    """At first half of it is believed; then what answers say. What fits tells nothing of that."""
+    losses, load = Losses(), RankLoad()
+    load.room_tokens = 1000
+    first = (
+        losses.overflowed(load, promised=1000, kept=0, over=400),
+        losses.overflowed(load, promised=9, kept=0, over=0),
+    )
+    for _ in range(300):
+        losses.overflowed(load, promised=1000, kept=900, over=400)
+    losses.forget(0)
+
+    assert first == (800, 9)
+    assert load.room_loss == pytest.approx(0.25, rel=0.01)
+    losses.learn(load, promised=0, kept=0, waited=1.0)
+    assert load.loss_rate == 0.0
+
+
+def test_a_block_that_requests_share_needs_room_once() -> None:
+    """Where blocks are counted so, the same prompt again is not more than fits."""
+    router = fleet("a", share_active_blocks=True)
+    router.expire(0.0)
+    router.book.load(0).room_tokens = 1800
+    for number in range(3):
+        router.commit(router.decide(Prompt(prompt_of(1, tokens=1616)), now=0.0), id=number, now=0.0)
+    router.commit(router.decide(Prompt(prompt_of(2, tokens=1616)), now=0.0), id="other", now=0.0)
+
+    assert [router.book.bookings[each].over_tokens for each in (0, 2, "other")] == [0, 0, 2 * 1616 - 1800]
+
+
+def test_only_policies_that_weigh_room_are_told_of_it() -> None:
+    """What others are compared by is what it always was: prompts as they were promised."""
+    rooms = []
+    for policy in ("kv", "lmetric"):
+        router = fleet("a", policy=policy)
+        stored(router, "a", prompt_of(1, tokens=1600))
+        router.expire(0.0)
+        gone = BlockRemoved(block_hashes=(hash(("a", 0, 0, 99)) & (2**64 - 1),), medium="GPU")
+        batch = EventBatch(timestamp=0.0, events=(gone,), data_parallel_rank=0, skipped={})
+        router.ingest.receive(Source("a", 0), 1, encode_batch(batch), now=0.0)
+        router.expire(5.0)
+        rooms.append(router.book.load(0).room_tokens)
+
+    assert rooms == [1584, 0]

@@ -19,8 +19,8 @@ class Measured:
 
     def __init__(self) -> None:
         self.book = LoadBook()
-        self.evictions: dict[int, tuple[int, int, float]] = {}
-        self.pressure = Pressure(lambda rank: self.evictions.get(rank, (0, 0, 1.0)))
+        self.evictions: dict[int, tuple[int, int, float, int]] = {}
+        self.pressure = Pressure(lambda rank: self.evictions.get(rank, (0, 0, 1.0, 0)))
         self.members = [(self.book.load(rank), ALL) for rank in range(2)]
         self.now, self.booked = 0.0, 0
 
@@ -73,7 +73,7 @@ def test_a_miss_costs_more_where_evicted_blocks_come_back() -> None:
     """Each rank has its own price; without evictions there is none."""
     measured = Measured()
     for number in range(1, 60):
-        measured.evictions = {0: (100 * number, 10 * number, 0.25)}
+        measured.evictions = {0: (100 * number, 10 * number, 0.25, 1000)}
         measured.second()
 
     assert measured.book.load(0).miss_price == pytest.approx(0.4, rel=0.1)
@@ -83,22 +83,36 @@ def test_a_miss_costs_more_where_evicted_blocks_come_back() -> None:
 def test_a_miss_never_costs_more_than_the_miss() -> None:
     """However much comes back; and a rank that begins anew is no surprise."""
     measured = Measured()
-    measured.evictions = {0: (1000, 900, 0.01)}
+    measured.evictions = {0: (1000, 900, 0.01, 1000)}
     measured.second()
     high = measured.book.load(0).miss_price
-    measured.evictions = {0: (5, 0, 0.5)}
+    measured.evictions = {0: (5, 0, 0.5, 10)}
     measured.second()
 
     assert high == 1.0
     assert 0 <= measured.book.load(0).miss_price <= 1.0
 
 
+def test_a_cache_has_room_for_what_it_holds_while_it_evicts() -> None:
+    """Nobody knows before; afterwards a cache that was reset has as much room as ever, and a new one tells anew."""
+    measured = Measured()
+    rooms = []
+    for counts in ((0, 0, 0.1, 500), (10, 0, 0.1, 1000), (10, 0, 0.1, 0), (20, 0, 0.1, 400), (5, 0, 0.1, 300)):
+        measured.evictions = {0: counts}
+        measured.second()
+        rooms.append(measured.book.load(0).room_tokens // 16)
+
+    assert rooms[:3] == [0, 1000, 1000]
+    assert 990 < rooms[3] < 1000
+    assert rooms[4] == 0
+
+
 TIMES = st.one_of(st.sampled_from([0.0, nan, inf, -inf, 1e300]), st.floats(-100, 1e5))
-COUNTS = st.tuples(st.integers(0, 10**12), st.integers(0, 10**12), st.floats(0, 1))
+COUNTS = st.tuples(st.integers(0, 10**12), st.integers(0, 10**12), st.floats(0, 1), st.integers(0, 10**12))
 
 
 @given(st.lists(st.tuples(TIMES, COUNTS, st.integers(0, 50)), max_size=20))
-def test_prices_stay_in_bounds(told: list[tuple[float, tuple[int, int, float], int]]) -> None:
+def test_prices_stay_in_bounds(told: list[tuple[float, tuple[int, int, float, int], int]]) -> None:
     """Whatever the clock does, and whatever is counted."""
     measured = Measured()
     for now, counts, arrivals in told:
@@ -111,6 +125,7 @@ def test_prices_stay_in_bounds(told: list[tuple[float, tuple[int, int, float], i
     for load, _ in measured.members:
         assert 0 <= load.urgency < inf
         assert 0 <= load.miss_price <= 1
+        assert 0 <= load.room_tokens <= 16 * 10**12
 
 
 def test_a_router_learns_as_it_goes() -> None:

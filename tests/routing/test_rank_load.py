@@ -58,6 +58,17 @@ def test_times_to_first_token_are_summed_up_beside_their_predictions(kind: Any) 
     assert (load.first_tokens, load.predicted_seconds, load.observed_seconds, load.error_seconds) == (2, 3, 3.5, 3.5)
 
 
+def test_a_booking_knows_what_does_not_fit(kind: Any) -> None:
+    """Of all requests that its rank has then; nothing, where nobody knows how much fits."""
+    load = kind()
+    load.take(10, 10, 40, 1.0)
+    load.room_tokens = 800
+    fits, over = load.take(10, 10, 10, 1.0), load.take(10, 10, 20, 1.0)
+    load.room_tokens = 0
+
+    assert [each.over_tokens for each in (fits, over, load.take(1, 1, 90, 1.0))] == [0, 320, 0]
+
+
 def test_bookings_wait_in_the_order_in_which_they_came(kind: Any) -> None:
     """The one in work is the oldest that waits, from when the one before it was computed."""
     load = kind(rank=3)

@@ -32,6 +32,7 @@ STEPS = st.one_of(
     st.tuples(st.just("zones"), st.lists(st.sampled_from(["", "here", "there"]), min_size=4, max_size=4)),
     st.tuples(st.just("near"), PARTS, st.sampled_from(["here", "there"])),
     st.tuples(st.just("loses"), st.integers(0, 3), st.sampled_from([0.0, 0.05, 3.0])),
+    st.tuples(st.just("fills"), st.integers(0, 3), st.sampled_from([0, 100, 1000]), st.sampled_from([0.3, 1.0])),
 )
 
 
@@ -93,6 +94,9 @@ def test_every_history_leads_to_the_same_decisions(steps: list[Any]) -> None:
                 case "loses", worker, rate:
                     router.book.load(worker).loss_rate = rate
                     router.book.load(worker).loss_seconds = 30.0
+                case "fills", worker, room, loss:
+                    load = router.book.load(worker)
+                    load.room_tokens, load.room_loss = room, loss
                 case "free", number:
                     router.book.free(number)
                 case "pass", _:
