@@ -27,6 +27,8 @@ those that it holds."""
 
 _TICK_SECONDS: Final = 1.0
 _TRAFFIC_SECONDS: Final = 60.0
+# Over less than this no rate can be told.
+_MOMENT_SECONDS: Final = 1e-6
 _EVICTIONS_SECONDS: Final = 300.0
 # A queue that is never empty would make the price of delay infinite.
 _BUSY_MAX: Final = 0.9
@@ -119,6 +121,6 @@ def _urgency(faded: _Faded, came: float, busy: float, seconds: float) -> float:
     faded.arrivals = kept * faded.arrivals + came
     faded.busy = kept * faded.busy + busy * seconds
     faded.seconds = kept * faded.seconds + seconds
-    if not faded.seconds:
+    if faded.seconds < _MOMENT_SECONDS:
         return 0.0
     return faded.arrivals / faded.seconds / (1.0 - min(faded.busy / faded.seconds, _BUSY_MAX))

@@ -69,6 +69,16 @@ def test_urgency_is_bounded_where_there_is_no_idle_time() -> None:
     assert measured.book.load(1).urgency < busy / 100
 
 
+def test_a_moment_tells_no_rate() -> None:
+    """However short the time between two looks at the clock."""
+    measured = Measured()
+    measured.pressure.tick(measured.members, 0.0)
+    measured.book.reserve("x", 0, prefill_tokens=1, blocks=0, now=0.0)
+    measured.pressure.tick(measured.members, 5e-324)
+
+    assert measured.book.load(0).urgency == 0.0
+
+
 def test_a_miss_costs_more_where_evicted_blocks_come_back() -> None:
     """Each rank has its own price; without evictions there is none."""
     measured = Measured()
