@@ -75,6 +75,8 @@ async def run_gateway(
         await gateway.siblings.start()
         serving = asyncio.create_task(server.run(), name="http")
         await server.started()
+        if serving.done():
+            await serving  # It could not begin, and says why.
         _say_listening(gateway, listener)
         ready()
         gc.collect()

@@ -65,10 +65,13 @@ class EmbeddedServer:
 
     async def run(self) -> None:
         """Serve until `stop`, and until what is then being answered has ended."""
-        await self._server.serve(self._sockets)
+        try:
+            await self._server.serve(self._sockets)
+        finally:
+            self._server.accepting.set()
 
     async def started(self) -> None:
-        """Wait until connections are accepted."""
+        """Wait until connections are accepted, or `run` has ended without."""
         await self._server.accepting.wait()
 
     def stop(self) -> None:
