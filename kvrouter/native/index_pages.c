@@ -13,7 +13,8 @@
 #define CHUNK_BYTES (KVR_PAGE_BYTES * KVR_CHUNK_PAGES)
 /* What is smaller would waste too much of its last page. */
 #define RUN_BYTES_MIN (2 * KVR_PAGE_BYTES)
-#define RUN_BYTES_MAX (CHUNK_BYTES / 4)
+/* Runs of the last list are long enough. */
+#define RUN_BYTES_MAX ((KVR_RUN_LISTS - 1) * KVR_PAGE_BYTES)
 /* So many chunks are backed by pages of the usual size: what is small shall not take a huge one. */
 #define SMALL_CHUNKS 4
 
@@ -43,40 +44,72 @@ static uint32_t pages_of(size_t size)
 
 /* -- runs --------------------------------------------------------------------------------------------------------- */
 
-static int is_taken(const struct kvr_chunk *chunk, uint32_t page)
+/* Where a free run stands in its list, at the place of its first page. The place of the page that is never free has the
+ * number of the chunk. */
+struct links {
+    uint32_t before, after;
+};
+
+static struct links *links_at(const struct kvr_chunk *chunk, uint32_t page)
 {
-    return (int)(chunk->taken[page / 64] >> page % 64 & 1);
+    return (struct links *)(void *)chunk->base + page;
 }
 
-static void mark(struct kvr_chunk *chunk, uint32_t first, uint32_t count)
+/* Of a run that is named by its chunk's number and its first page in one. */
+static struct links *links_of(const struct kvr_pages *pages, uint32_t run)
 {
-    for (uint32_t page = first; page < first + count; page++)
-        chunk->taken[page / 64] ^= (uint64_t)1 << page % 64;
+    return links_at(&pages->chunks[run / KVR_CHUNK_PAGES], run % KVR_CHUNK_PAGES);
 }
 
-/* The first page of the first run that is long enough, or 0; then it is known how long they are. */
-static uint32_t find_run(struct kvr_chunk *chunk, uint32_t count)
+static uint32_t *list_for(struct kvr_pages *pages, uint32_t count)
 {
-    uint32_t longest = 0, length = 0;
-    for (uint32_t page = 1; page < KVR_CHUNK_PAGES; page++) {
-        length = is_taken(chunk, page) ? 0 : length + 1;
-        if (length == count)
-            return page + 1 - count;
-        longest = length > longest ? length : longest;
-    }
-    chunk->longest = longest;
-    return 0;
+    return &pages->lists[count < KVR_RUN_LISTS ? count : KVR_RUN_LISTS - 1];
 }
 
-/* The length of the free run that these pages are in. */
-static uint32_t run_around(const struct kvr_chunk *chunk, uint32_t first, uint32_t count)
+static void list_run(struct kvr_pages *pages, uint32_t number, uint32_t first, uint32_t count)
 {
-    uint32_t stop = first + count;
-    while (first > 1 && !is_taken(chunk, first - 1))
-        first--;
-    while (stop < KVR_CHUNK_PAGES && !is_taken(chunk, stop))
-        stop++;
-    return stop - first;
+    struct kvr_chunk *chunk = &pages->chunks[number];
+    uint32_t *list = list_for(pages, count), run = number * KVR_CHUNK_PAGES + first;
+    chunk->free[first] = chunk->free[first + count - 1] = (uint16_t)count;
+    *links_at(chunk, first) = (struct links){0, *list};
+    if (*list != 0)
+        links_of(pages, *list)->before = run;
+    *list = run;
+}
+
+static void unlist_run(struct kvr_pages *pages, uint32_t number, uint32_t first)
+{
+    struct kvr_chunk *chunk = &pages->chunks[number];
+    uint32_t count = chunk->free[first];
+    struct links links = *links_at(chunk, first);
+    if (links.before != 0)
+        links_of(pages, links.before)->after = links.after;
+    else
+        *list_for(pages, count) = links.after;
+    if (links.after != 0)
+        links_of(pages, links.after)->before = links.before;
+    chunk->free[first] = chunk->free[first + count - 1] = 0;
+}
+
+/* Pages are free from now on, and one run with those beside them. */
+static void free_run(struct kvr_pages *pages, uint32_t number, uint32_t first, uint32_t count)
+{
+    const struct kvr_chunk *chunk = &pages->chunks[number];
+    uint32_t before = chunk->free[first - 1], stop = first + count;
+    uint32_t after = stop < KVR_CHUNK_PAGES ? chunk->free[stop] : 0;
+    if (after != 0)
+        unlist_run(pages, number, stop);
+    if (before != 0)
+        unlist_run(pages, number, first - before);
+    list_run(pages, number, first - before, before + count + after);
+}
+
+/* The shortest free run of at least so many pages; 0 if there is none. */
+static uint32_t find_run(const struct kvr_pages *pages, uint32_t count)
+{
+    while (count < KVR_RUN_LISTS - 1 && pages->lists[count] == 0)
+        count++;
+    return pages->lists[count];
 }
 
 /* -- chunks ------------------------------------------------------------------------------------------------------- */
@@ -127,13 +160,14 @@ static void unmap_chunk(uint8_t *base)
 
 #endif
 
-static struct kvr_chunk *add_chunk(struct kvr_pages *pages)
+/* A chunk more, all of which is free; -1 when there is no memory. */
+static int add_chunk(struct kvr_pages *pages)
 {
     if (pages->count == pages->allocated) {
         uint32_t larger = pages->allocated ? 2 * pages->allocated : 4;
         struct kvr_chunk *chunks = PyMem_Realloc(pages->chunks, larger * sizeof *chunks);
         if (chunks == NULL)
-            return NULL;
+            return -1;
         pages->chunks = chunks;
         pages->allocated = larger;
     }
@@ -141,20 +175,39 @@ static struct kvr_chunk *add_chunk(struct kvr_pages *pages)
     memset(chunk, 0, sizeof *chunk);
     chunk->base = map_chunk(pages->count < SMALL_CHUNKS);
     if (chunk->base == NULL)
-        return NULL;
-    chunk->longest = KVR_CHUNK_PAGES - 1;
-    number_chunk(pages, pages->count++);
-    return chunk;
+        return -1;
+    number_chunk(pages, pages->count);
+    list_run(pages, pages->count++, 1, KVR_CHUNK_PAGES - 1);
+    return 0;
 }
 
+/* The last chunk gets another number. */
+static void renumber_last(struct kvr_pages *pages, uint32_t number)
+{
+    uint32_t last = pages->count - 1;
+    struct kvr_chunk *chunk = &pages->chunks[last];
+    pages->chunks[number].base = chunk->base;
+    pages->chunks[number].used = chunk->used;
+    memset(pages->chunks[number].free, 0, sizeof chunk->free);
+    for (uint32_t page = 1; page < KVR_CHUNK_PAGES;) {
+        uint32_t length = chunk->free[page];
+        if (length != 0) {
+            unlist_run(pages, last, page);
+            list_run(pages, number, page, length);
+        }
+        page += length + (length == 0);
+    }
+    number_chunk(pages, number);
+}
+
+/* Give a chunk back to the system; all of it is free. */
 static void drop_chunk(struct kvr_pages *pages, uint32_t number)
 {
+    unlist_run(pages, number, 1);
     unmap_chunk(pages->chunks[number].base);
+    if (number < pages->count - 1)
+        renumber_last(pages, number);
     pages->count--;
-    if (number < pages->count) {
-        pages->chunks[number] = pages->chunks[pages->count];
-        number_chunk(pages, number);
-    }
 }
 
 /* -- taking and giving -------------------------------------------------------------------------------------------- */
@@ -163,20 +216,18 @@ void *kvr_pages_take(struct kvr_pages *pages, size_t *account, size_t size)
 {
     if (!is_run(pages, size))
         return kvr_take(account, size);
-    uint32_t count = pages_of(size), first = 0;
-    struct kvr_chunk *chunk = NULL;
-    for (uint32_t number = 0; first == 0 && number < pages->count; number++) {
-        chunk = &pages->chunks[number];
-        if (chunk->longest >= count)
-            first = find_run(chunk, count);
-    }
-    if (first == 0) {
-        chunk = add_chunk(pages);
-        if (chunk == NULL)
+    uint32_t count = pages_of(size), run = find_run(pages, count);
+    if (run == 0) {
+        if (add_chunk(pages))
             return NULL;
-        first = 1;
+        run = find_run(pages, count);
     }
-    mark(chunk, first, count);
+    uint32_t number = run / KVR_CHUNK_PAGES, first = run % KVR_CHUNK_PAGES;
+    struct kvr_chunk *chunk = &pages->chunks[number];
+    uint32_t length = chunk->free[first];
+    unlist_run(pages, number, first);
+    if (length > count)
+        list_run(pages, number, first + count, length - count);
     chunk->used += count;
     *account += count * KVR_PAGE_BYTES;
     return chunk->base + first * KVR_PAGE_BYTES;
@@ -193,11 +244,9 @@ void kvr_pages_give(struct kvr_pages *pages, size_t *account, void *memory, size
     memcpy(&number, base, sizeof number);
     struct kvr_chunk *chunk = &pages->chunks[number];
     uint32_t first = (uint32_t)((size_t)((uint8_t *)memory - base) / KVR_PAGE_BYTES);
-    mark(chunk, first, count);
+    free_run(pages, number, first, count);
     chunk->used -= count;
     *account -= count * KVR_PAGE_BYTES;
-    uint32_t length = run_around(chunk, first, count);
-    chunk->longest = length > chunk->longest ? length : chunk->longest;
     if (chunk->used == 0)
         drop_chunk(pages, number);
 }

@@ -118,23 +118,46 @@ static void give(size_t at)
     held[at] = held[--held_count];
 }
 
+/* How many runs are listed, each in the list for its length. */
+static size_t check_lists(void)
+{
+    size_t count = 0;
+    for (uint32_t list = 0; list < KVR_RUN_LISTS; list++) {
+        uint32_t before = 0, run = pages.lists[list];
+        while (run != 0) {
+            const struct kvr_chunk *chunk = &pages.chunks[run / KVR_CHUNK_PAGES];
+            uint32_t links[2], length = chunk->free[run % KVR_CHUNK_PAGES];
+            memcpy(links, chunk->base + run % KVR_CHUNK_PAGES * sizeof links, sizeof links);
+            must(length == list || (list == KVR_RUN_LISTS - 1 && length > list), "a run is in a wrong list");
+            must(links[0] == before, "a run is linked wrongly");
+            before = run;
+            run = links[1];
+            count++;
+        }
+    }
+    return count;
+}
+
 static void check_chunks(void)
 {
+    size_t runs = 0;
     must(mapped == pages.count * CHUNK_BYTES, "more or less is mapped than chunks are");
     for (uint32_t number = 0; number < pages.count; number++) {
         const struct kvr_chunk *chunk = &pages.chunks[number];
-        uint32_t used = 0, length = 0, longest = 0, told;
-        for (uint32_t page = 1; page < KVR_CHUNK_PAGES; page++) {
-            int is_taken = (int)(chunk->taken[page / 64] >> page % 64 & 1);
-            used += (uint32_t)is_taken;
-            length = is_taken ? 0 : length + 1;
-            longest = length > longest ? length : longest;
+        uint32_t used = 0, told, was_free = 0;
+        for (uint32_t page = 1; page < KVR_CHUNK_PAGES;) {
+            uint32_t length = chunk->free[page];
+            must(length == 0 || (!was_free && chunk->free[page + length - 1] == length), "a free run is not whole");
+            was_free = length != 0;
+            runs += was_free;
+            used += !was_free;
+            page += length + !was_free;
         }
         memcpy(&told, chunk->base, sizeof told);
         must(told == number, "a chunk does not know its number");
         must(used == chunk->used && used > 0, "pages are counted wrongly, or none is used");
-        must(longest <= chunk->longest, "a free run would not be found");
     }
+    must(check_lists() == runs, "a free run would not be found");
 }
 
 /* Grow, shrink and grow again, as an index does whose ranks come and go. */
