@@ -2,30 +2,31 @@
 #include "alias_table.h"
 #include "index_memory.h"
 
-/* A segment of at most so many homes is copied in about 10 us. */
-#define CAPACITY_MAX 512
+/* A segment of at most so many stripes is copied in some dozen us. */
+#define CAPACITY_MAX 1024
 #define CAPACITY_MIN 2
-/* As many as the head takes, and what alignment may. */
-#define OTHER_STRIPES 2
-#define STRIPES_PER_PAGE ((uint32_t)(KVR_PAGE_BYTES / KVR_STRIPE_BYTES))
 /* No segment is split when that would leave a directory with more entries than this many rows each. */
 #define ROWS_PER_ENTRY_MIN 64
 /* A segment so much larger than fits is not tried: its hashes are not scattered. */
 #define CAPACITY_TIMES_MAX 4
+/* With so many stripes, or places in the directory for them, the first byte of a hash follows from its stripe. */
+#define HOMES_MIN 256
 
-/* Stands right before the stripes of a segment. */
+/* Stands right before the list of the pages of a segment. */
 struct head {
+    uint64_t first;        /* the least hash that it may have */
     uint32_t used;         /* rows */
     uint32_t full, sparse; /* so many rows, or less than so many, are a reason to copy them to another size */
-    uint32_t skipped;      /* bytes before the head, so that stripes begin with a line */
+    uint32_t page_count;
 };
 
 /* What every segment without rows looks at. Never written, for its capacity is 0. */
 static const _Alignas(KVR_STRIPE_BYTES) struct kvr_stripe NOTHING;
+static struct kvr_stripe *const NO_PAGES[1] = {(struct kvr_stripe *)(uintptr_t)&NOTHING};
 
 static struct head *head_of(const struct kvr_rows *segment)
 {
-    return (struct head *)(void *)segment->stripes - 1;
+    return (struct head *)(void *)segment->pages - 1;
 }
 
 static uint32_t used_in(const struct kvr_rows *segment)
@@ -33,13 +34,19 @@ static uint32_t used_in(const struct kvr_rows *segment)
     return segment->capacity ? head_of(segment)->used : 0;
 }
 
-/* After a copy a segment is filled to 7/9; it is copied again above 9/10 and below 2/5. */
+/* Whole pages, unless it is less than one. */
+static uint32_t round_up(uint32_t capacity)
+{
+    return capacity > KVR_PAGE_STRIPES ? (capacity + KVR_PAGE_STRIPES - 1) / KVR_PAGE_STRIPES * KVR_PAGE_STRIPES : capacity;
+}
+
+/* After a copy a segment is filled to 6/7; it is copied again above 29/32 and below 13/32: then less fits. */
 static uint32_t fitting_capacity(uint32_t used)
 {
-    uint32_t capacity = (used + used / 7 * 2) / KVR_STRIPE_ROWS + 1;
-    if (capacity > CAPACITY_MAX / 8) /* Whole pages, with what is not for homes. */
-        capacity = (capacity + OTHER_STRIPES + STRIPES_PER_PAGE - 1) / STRIPES_PER_PAGE * STRIPES_PER_PAGE - OTHER_STRIPES;
-    return capacity < CAPACITY_MIN ? CAPACITY_MIN : capacity;
+    uint32_t rows = used + used / 6, capacity = rows / KVR_STRIPE_ROWS + 1;
+    if (capacity < HOMES_MIN)
+        capacity = rows / (KVR_STRIPE_ROWS - 1) + 1;
+    return capacity < CAPACITY_MIN ? CAPACITY_MIN : round_up(capacity);
 }
 
 static int is_full(const struct kvr_rows *segment)
@@ -52,105 +59,149 @@ static int is_sparse(const struct kvr_rows *segment)
     return segment->capacity == 0 || head_of(segment)->used < head_of(segment)->sparse;
 }
 
-static size_t segment_bytes(uint32_t capacity)
+/* -- memory ------------------------------------------------------------------------------------------------------- */
+
+static uint32_t pages_for(uint32_t capacity)
 {
-    return sizeof(struct head) + ((size_t)capacity + 1) * KVR_STRIPE_BYTES;
+    return (capacity + KVR_PAGE_STRIPES - 1) / KVR_PAGE_STRIPES;
 }
 
+/* Of every page but the last one all stripes are there. */
+static size_t page_bytes(uint32_t capacity, uint32_t page)
+{
+    uint32_t left = capacity - page * KVR_PAGE_STRIPES;
+    return (left < KVR_PAGE_STRIPES ? left : KVR_PAGE_STRIPES) * sizeof(struct kvr_stripe);
+}
+
+static size_t list_bytes(uint32_t capacity)
+{
+    return sizeof(struct head) + pages_for(capacity) * sizeof(struct kvr_stripe *);
+}
+
+/* Of the pages of a segment the first `page_count` are there. */
 static void free_segment(struct kvr_aliases *aliases, const struct kvr_rows *segment)
 {
     if (segment->capacity == 0)
         return;
     struct head *head = head_of(segment);
-    kvr_pages_give(aliases->pages, aliases->account, (char *)head - head->skipped, segment_bytes(segment->capacity));
+    for (uint32_t page = 0; page < head->page_count; page++)
+        kvr_pages_give_aligned(aliases->pages, aliases->account, segment->pages[page],
+                               page_bytes(segment->capacity, page));
+    kvr_give(aliases->account, head, list_bytes(segment->capacity));
+}
+
+static struct kvr_rows without_rows(uint32_t depth)
+{
+    struct kvr_rows segment = {(struct kvr_stripe **)(uintptr_t)NO_PAGES, 0, (uint16_t)depth, KVR_STRIPE_ROWS, 0};
+    return segment;
+}
+
+/* Give a segment without rows its stripes, all of them vacant; -1 without memory. */
+static int take_stripes(struct kvr_aliases *aliases, struct kvr_rows *segment, uint32_t capacity, uint64_t first)
+{
+    struct head *head = kvr_take(aliases->account, list_bytes(capacity));
+    if (head == NULL)
+        return -1;
+    int is_narrow = (uint64_t)capacity << segment->depth < HOMES_MIN;
+    segment->pages = (struct kvr_stripe **)(void *)(head + 1);
+    segment->capacity = capacity;
+    segment->rows = (uint8_t)(KVR_STRIPE_ROWS - (uint32_t)is_narrow);
+    segment->tops = (uint8_t)is_narrow;
+    head->first = first;
+    head->used = 0;
+    head->full = capacity * segment->rows / 32 * 29;
+    head->sparse = capacity > CAPACITY_MIN ? capacity * segment->rows / 32 * 13 : 1;
+    for (head->page_count = 0; head->page_count < pages_for(capacity); head->page_count++) {
+        size_t bytes = page_bytes(capacity, head->page_count);
+        struct kvr_stripe *page =
+            kvr_pages_take_aligned(aliases->pages, aliases->account, bytes);
+        if (page == NULL) {
+            free_segment(aliases, segment);
+            return -1;
+        }
+        segment->pages[head->page_count] = page;
+        for (size_t at = 0; at < bytes / sizeof *page; at++)
+            memset(&page[at], 0, offsetof(struct kvr_stripe, keys)); /* The rest is written before it is looked at. */
+    }
+    return 0;
 }
 
 /* -- rows --------------------------------------------------------------------------------------------------------- */
 
-static struct kvr_stripe *home_of(const struct kvr_rows *segment, uint64_t hash)
+/* The home of a row that is in the stripe at `at`. */
+static uint32_t home_of(const struct kvr_rows *segment, uint32_t at, const struct kvr_stripe *stripe, uint32_t row)
 {
-    return segment->stripes + kvr_rows_home(segment, hash);
+    if (!(stripe->guests >> row & 1))
+        return at;
+    uint32_t back = 1 + kvr_rows_offset(segment, kvr_stripe_known(stripe, row));
+    return at >= back ? at - back : at + segment->capacity - back;
 }
 
-static struct kvr_stripe *other_of(const struct kvr_rows *segment, uint64_t hash)
+/* The hash of a row that is in the stripe at `at`. */
+static uint64_t hash_of(const struct kvr_rows *segment, uint32_t at, const struct kvr_stripe *stripe, uint32_t row)
 {
-    return segment->stripes + kvr_rows_other(segment, kvr_rows_home(segment, hash), hash);
+    uint64_t known = kvr_stripe_known(stripe, row), first = head_of(segment)->first;
+    if (segment->tops)
+        return known | (uint64_t)stripe->rests[KVR_TOPS_AT + row] << 56;
+    if (segment->depth >= 8)
+        return known | first >> 56 << 56;
+    /* The least hash of the home differs in the first byte by one at most, for no home has more hashes than that. */
+    uint32_t home = home_of(segment, at, stripe, row);
+    uint64_t least = (((uint64_t)home << 32) + segment->capacity - 1) / segment->capacity;
+    uint64_t hash = ((first | least << 32 >> segment->depth) >> 56 << 56) | known;
+    return hash << segment->depth >> 32 < least ? hash + ((uint64_t)1 << 56) : hash;
 }
 
-static int is_crowded(const struct kvr_stripe *stripe)
+static int is_crowded(const struct kvr_rows *segment, const struct kvr_stripe *stripe)
 {
-    return kvr_stripe_taken(stripe) == KVR_STRIPE_ROWS;
-}
-
-/* One more of a stripe's own, or one less (-1), is elsewhere. */
-static void count_away(struct kvr_stripe *home, int more)
-{
-    if (kvr_stripe_away(home) < KVR_STRIPE_AWAY_MAX)
-        home->state = (uint8_t)(home->state + more * (1 << KVR_STRIPE_AWAY_BIT));
-}
-
-static void copy_row(struct kvr_stripe *to, uint32_t into, const struct kvr_stripe *from, uint32_t at)
-{
-    to->hashes[into] = from->hashes[at];
-    to->tags[into] = from->tags[at];
-    to->keys[into] = from->keys[at];
-    to->copies[into] = from->copies[at];
-}
-
-/* Take a row out of its stripe; the last one takes its place. */
-static void take_out(struct kvr_stripe *stripe, uint32_t at)
-{
-    copy_row(stripe, at, stripe, kvr_stripe_taken(stripe) - 1);
-    stripe->state--;
+    return stripe->taken == segment->rows;
 }
 
 /* Let one row of a stripe, which is full, go where else it may be, if there is room; returns whether. */
-static int make_gap(const struct kvr_rows *segment, struct kvr_stripe *stripe)
+static int make_gap(const struct kvr_rows *segment, uint32_t at)
 {
-    for (uint32_t at = 0; at < KVR_STRIPE_ROWS; at++) {
-        struct kvr_stripe *home = home_of(segment, stripe->hashes[at]);
-        int is_home = home == stripe;
-        struct kvr_stripe *to = is_home ? other_of(segment, stripe->hashes[at]) : home;
-        if (is_crowded(to))
+    struct kvr_stripe *stripe = kvr_rows_stripe(segment, at), *elsewhere[KVR_STRIPE_ROWS];
+    uint32_t homes[KVR_STRIPE_ROWS];
+    for (uint32_t row = 0; row < stripe->taken; row++) { /* All are asked for before the first is looked at. */
+        uint32_t home = homes[row] = home_of(segment, at, stripe, row);
+        uint32_t other = home == at ? kvr_rows_other(segment, home, kvr_stripe_known(stripe, row)) : home;
+        elsewhere[row] = kvr_rows_stripe(segment, other);
+        KVR_PREFETCH(elsewhere[row]);
+    }
+    for (uint32_t row = 0; row < stripe->taken; row++) {
+        struct kvr_stripe *to = elsewhere[row];
+        uint32_t home = homes[row], leaves_home = home == at;
+        if (is_crowded(segment, to))
             continue;
-        copy_row(to, kvr_stripe_taken(to), stripe, at);
-        to->state++;
-        count_away(home, is_home ? 1 : -1);
-        take_out(stripe, at);
+        kvr_stripe_copy(to, to->taken, stripe, row, segment->tops);
+        kvr_stripe_set_guest(to, to->taken++, leaves_home);
+        kvr_stripe_count_away(kvr_rows_stripe(segment, home), leaves_home ? 1 : -1);
+        kvr_stripe_take_out(stripe, row, segment->tops);
         return 1;
     }
     return 0;
 }
 
-/* The stripe in which there is room for a hash, which is counted as taken there; NULL if there is none. */
-static struct kvr_stripe *find_room(const struct kvr_rows *segment, uint64_t hash)
+/* Put a hash into its segment, which does not have it; its row, or NULL if there is no room. */
+static uint8_t *put(const struct kvr_rows *segment, uint64_t hash, uint64_t key, uint32_t copies)
 {
-    struct kvr_stripe *home = home_of(segment, hash), *stripe = home;
-    if (is_crowded(home)) {
-        struct kvr_stripe *other = other_of(segment, hash);
-        if (!is_crowded(other) || (!make_gap(segment, home) && make_gap(segment, other)))
+    uint32_t at = kvr_rows_home(segment, hash);
+    struct kvr_stripe *home = kvr_rows_stripe(segment, at), *stripe = home;
+    if (is_crowded(segment, home)) {
+        uint32_t away = kvr_rows_other(segment, at, hash);
+        struct kvr_stripe *other = kvr_rows_stripe(segment, away);
+        if (!is_crowded(segment, other) || (!make_gap(segment, at) && make_gap(segment, away)))
             stripe = other;
-        if (is_crowded(stripe))
+        if (is_crowded(segment, stripe))
             return NULL;
         if (stripe == other)
-            count_away(home, 1);
+            kvr_stripe_count_away(home, 1);
     }
-    stripe->state++;
-    return stripe;
-}
-
-/* Put a hash into its segment, which does not have it; its row, or NULL if there is no room. */
-static uint64_t *put(const struct kvr_rows *segment, uint64_t hash, uint64_t key, uint8_t copies)
-{
-    struct kvr_stripe *stripe = find_room(segment, hash);
-    if (stripe == NULL)
-        return NULL;
-    uint32_t at = kvr_stripe_taken(stripe) - 1;
-    stripe->hashes[at] = hash;
-    stripe->tags[at] = (uint8_t)hash;
-    stripe->keys[at] = key;
-    stripe->copies[at] = copies;
-    return &stripe->hashes[at];
+    uint32_t row = stripe->taken++;
+    kvr_stripe_write(stripe, row, hash, key, copies, segment->tops);
+    kvr_stripe_set_guest(stripe, row, stripe != home);
+    head_of(segment)->used++;
+    return &stripe->tags[row];
 }
 
 /* -- copying ------------------------------------------------------------------------------------------------------ */
@@ -175,55 +226,38 @@ static int is_in(const struct run *run, uint64_t hash)
 static uint32_t count_run(struct run run)
 {
     uint32_t count = 0;
-    const struct kvr_stripe *stripe = run.segment->stripes, *stop = stripe + run.segment->capacity;
-    for (; stripe < stop; stripe++)
-        for (uint32_t at = 0; at < kvr_stripe_taken(stripe); at++)
-            count += (uint32_t)is_in(&run, stripe->hashes[at]);
+    for (uint32_t at = 0; at < run.segment->capacity; at++) {
+        const struct kvr_stripe *stripe = kvr_rows_stripe(run.segment, at);
+        for (uint32_t row = 0; row < stripe->taken; row++)
+            count += (uint32_t)is_in(&run, hash_of(run.segment, at, stripe, row));
+    }
     return count;
 }
 
 /* Copy rows to where they belong; -1 where there is no room. */
 static int copy_run(const struct kvr_rows *segment, struct run run)
 {
-    const struct kvr_stripe *stripe = run.segment->stripes, *stop = stripe + run.segment->capacity;
-    for (; stripe < stop; stripe++) {
-        for (uint32_t at = 0; at < kvr_stripe_taken(stripe); at++) {
-            uint64_t hash = stripe->hashes[at];
+    for (uint32_t at = 0; at < run.segment->capacity; at++) {
+        struct kvr_stripe *stripe = kvr_rows_stripe(run.segment, at);
+        for (uint32_t row = 0; row < stripe->taken; row++) {
+            uint64_t hash = hash_of(run.segment, at, stripe, row);
             if (is_in(&run, hash) &&
-                put(segment, hash, stripe->keys[at], stripe->copies[at]) == NULL)
+                put(segment, hash, kvr_row_key(&stripe->tags[row]), kvr_stripe_copies(stripe, row)) == NULL)
                 return -1;
         }
     }
     return 0;
 }
 
-static struct kvr_stripe *take_stripes(struct kvr_aliases *aliases, uint32_t capacity, uint32_t used)
+/* Fill a new segment of this depth, which begins with `first`, with the rows of the runs: of this capacity, and of a
+ * larger one where they crowd; -1 when there is no memory. */
+static int make_segment(struct kvr_aliases *aliases, struct kvr_rows *segment, uint64_t first, uint32_t capacity,
+                        const struct run *runs, int count)
 {
-    char *memory = kvr_pages_take(aliases->pages, aliases->account, segment_bytes(capacity));
-    if (memory == NULL)
-        return NULL;
-    size_t skipped = -((uintptr_t)memory + sizeof(struct head)) % KVR_STRIPE_BYTES;
-    struct head *head = (struct head *)(void *)(memory + skipped);
-    head->skipped = (uint32_t)skipped;
-    head->used = used;
-    head->full = capacity * KVR_STRIPE_ROWS / 10 * 9;
-    head->sparse = capacity > CAPACITY_MIN ? capacity * KVR_STRIPE_ROWS / 5 * 2 : 1;
-    struct kvr_stripe *stripes = (struct kvr_stripe *)(void *)(head + 1);
-    for (uint32_t at = 0; at < capacity; at++)
-        memset(&stripes[at], 0, offsetof(struct kvr_stripe, keys)); /* The rest is not looked at before it is written. */
-    return stripes;
-}
-
-/* Fill a new segment of this capacity and depth with the `used` rows of the runs, and of a larger one where they crowd;
- * -1 when there is no memory. */
-static int make_segment(struct kvr_aliases *aliases, struct kvr_rows *segment, const struct run *runs, int count,
-                        uint32_t used)
-{
-    uint32_t most = segment->capacity * CAPACITY_TIMES_MAX;
-    for (; segment->capacity <= most; segment->capacity += segment->capacity / 8 + 1) {
+    uint32_t most = capacity * CAPACITY_TIMES_MAX;
+    for (; capacity <= most; capacity = round_up(capacity + capacity / 8 + 1)) {
         int failed = 0;
-        segment->stripes = take_stripes(aliases, segment->capacity, used);
-        if (segment->stripes == NULL)
+        if (take_stripes(aliases, segment, capacity, first))
             return -1;
         for (int number = 0; number < count && !failed; number++)
             failed = copy_run(segment, runs[number]);
@@ -234,17 +268,17 @@ static int make_segment(struct kvr_aliases *aliases, struct kvr_rows *segment, c
     return -1;
 }
 
-static struct kvr_rows without_rows(uint32_t depth)
-{
-    struct kvr_rows segment = {(struct kvr_stripe *)(uintptr_t)&NOTHING, 0, depth};
-    return segment;
-}
-
 /* -- the directory ------------------------------------------------------------------------------------------------ */
 
 static size_t first_place(const struct kvr_aliases *aliases, size_t place, uint32_t depth)
 {
     return place >> (aliases->bits - depth) << (aliases->bits - depth);
+}
+
+/* The least hash of a segment of this depth at a place. */
+static uint64_t first_hash(const struct kvr_aliases *aliases, size_t place, uint32_t depth)
+{
+    return (uint64_t)first_place(aliases, place, depth) << 1 << (63 - aliases->bits);
 }
 
 static void enter_segment(struct kvr_aliases *aliases, size_t place, struct kvr_rows segment)
@@ -294,14 +328,13 @@ static void halve_directory(struct kvr_aliases *aliases)
 
 /* -- resizing ----------------------------------------------------------------------------------------------------- */
 
-/* Put the `used` rows of the runs into a new segment of this capacity for `place`; what was there stays allocated. -1
- * without memory. */
+/* Put the rows of the runs into a new segment of this capacity for `place`; what was there stays allocated. -1 without
+ * memory. */
 static int replace(struct kvr_aliases *aliases, size_t place, uint32_t depth, const struct run *runs, int count,
-                   uint32_t used, uint32_t capacity)
+                   uint32_t capacity)
 {
     struct kvr_rows fresh = without_rows(depth);
-    fresh.capacity = capacity;
-    if (capacity > 0 && make_segment(aliases, &fresh, runs, count, used))
+    if (capacity > 0 && make_segment(aliases, &fresh, first_hash(aliases, place, depth), capacity, runs, count))
         return -1;
     enter_segment(aliases, place, fresh);
     return 0;
@@ -311,7 +344,7 @@ static int resize_segment(struct kvr_aliases *aliases, size_t place, uint32_t ca
 {
     struct kvr_rows old = aliases->directory[place];
     struct run run = whole(&old);
-    if (replace(aliases, place, old.depth, &run, 1, used_in(&old), capacity))
+    if (replace(aliases, place, old.depth, &run, 1, capacity))
         return -1;
     free_segment(aliases, &old);
     return 0;
@@ -325,25 +358,24 @@ static int split_segment(struct kvr_aliases *aliases, size_t place)
             return -1;
         place *= 2;
     }
-    uint64_t boundary = ((uint64_t)(place >> (aliases->bits - old.depth)) * 2 + 1) << (63 - old.depth);
+    uint32_t depth = old.depth + 1u;
+    uint64_t first = first_hash(aliases, place, old.depth), boundary = first | (uint64_t)1 << (63 - old.depth);
     struct run low = {&old, 0, boundary - 1}, high = {&old, boundary, UINT64_MAX};
-    struct kvr_rows halves[2];
-    const struct run *runs[2] = {&low, &high};
-    uint32_t used = count_run(low), counts[2] = {used, used_in(&old) - used};
-    for (int half = 0; half < 2; half++) {
-        halves[half] = without_rows(old.depth + 1);
-        halves[half].capacity = fitting_capacity(counts[half]);
-        if (make_segment(aliases, &halves[half], runs[half], 1, counts[half])) {
-            if (half == 1)
-                free_segment(aliases, &halves[0]);
-            halve_directory(aliases);
-            return -1;
-        }
+    struct kvr_rows halves[2] = {without_rows(depth), without_rows(depth)};
+    uint32_t used = count_run(low);
+    if (make_segment(aliases, &halves[0], first, fitting_capacity(used), &low, 1)) {
+        halve_directory(aliases);
+        return -1;
     }
-    size_t first = first_place(aliases, place, old.depth);
-    enter_segment(aliases, first, halves[0]);
-    enter_segment(aliases, first + ((size_t)1 << (aliases->bits - old.depth - 1)), halves[1]);
-    if (old.depth + 1 == aliases->bits)
+    if (make_segment(aliases, &halves[1], boundary, fitting_capacity(used_in(&old) - used), &high, 1)) {
+        free_segment(aliases, &halves[0]);
+        halve_directory(aliases);
+        return -1;
+    }
+    size_t at = first_place(aliases, place, old.depth);
+    enter_segment(aliases, at, halves[0]);
+    enter_segment(aliases, at + ((size_t)1 << (aliases->bits - depth)), halves[1]);
+    if (depth == aliases->bits)
         aliases->deepest += 2;
     free_segment(aliases, &old);
     return 0;
@@ -352,12 +384,12 @@ static int split_segment(struct kvr_aliases *aliases, size_t place)
 static int make_room(struct kvr_aliases *aliases, size_t place)
 {
     const struct kvr_rows *segment = &aliases->directory[place];
-    int too_large = fitting_capacity(used_in(segment)) > CAPACITY_MAX;
+    uint32_t fitting = fitting_capacity(used_in(segment) + 1);
     int may_split = segment->depth < aliases->bits || aliases->used >> aliases->bits >= ROWS_PER_ENTRY_MIN;
-    if (too_large && may_split && segment->depth < 31)
+    if (fitting > CAPACITY_MAX && may_split && segment->depth < 31)
         return split_segment(aliases, place);
     /* Also where it is not full, and there was no room for one more all the same. */
-    uint32_t larger = segment->capacity + segment->capacity / 8 + 1, fitting = fitting_capacity(used_in(segment) + 1);
+    uint32_t larger = round_up(segment->capacity + 1);
     return resize_segment(aliases, place, fitting > larger ? fitting : larger);
 }
 
@@ -367,14 +399,14 @@ static int join_segment(struct kvr_aliases *aliases, size_t place)
     struct kvr_rows own = aliases->directory[place];
     if (own.depth == 0)
         return 0;
-    size_t first = first_place(aliases, place, own.depth - 1);
+    size_t first = first_place(aliases, place, own.depth - 1u);
     size_t second = first + ((size_t)1 << (aliases->bits - own.depth));
     struct kvr_rows low = aliases->directory[first], high = aliases->directory[second];
-    if (low.depth != high.depth || used_in(&low) + used_in(&high) > CAPACITY_MAX / 2)
+    uint32_t used = used_in(&low) + used_in(&high);
+    if (low.depth != high.depth || fitting_capacity(used) > CAPACITY_MAX / 2)
         return 0;
     struct run runs[2] = {whole(&low), whole(&high)};
-    uint32_t used = used_in(&low) + used_in(&high);
-    if (replace(aliases, place, own.depth - 1, runs, 2, used, used > 0 ? fitting_capacity(used) : 0))
+    if (replace(aliases, place, own.depth - 1u, runs, 2, used > 0 ? fitting_capacity(used) : 0))
         return 0;
     free_segment(aliases, &low);
     free_segment(aliases, &high);
@@ -402,18 +434,14 @@ static void shrink(struct kvr_aliases *aliases, uint64_t hash)
 /* -- single hashes ------------------------------------------------------------------------------------------------ */
 
 /* Put a hash into its segment, unless there is no room; the row, or NULL. One that is there is left alone. */
-static uint64_t *insert(const struct kvr_rows *segment, uint64_t hash, uint64_t key, uint8_t copies, int *is_new)
+static uint8_t *insert(const struct kvr_rows *segment, uint64_t hash, uint64_t key, uint32_t copies, int *is_new)
 {
-    uint64_t *row = kvr_rows_find(segment, hash);
+    uint8_t *row = kvr_rows_find(segment, hash);
     *is_new = row == NULL;
-    if (row != NULL)
-        return row;
-    row = put(segment, hash, key, copies);
-    head_of(segment)->used += row != NULL;
-    return row;
+    return row != NULL ? row : put(segment, hash, key, copies);
 }
 
-uint64_t *kvr_aliases_add(struct kvr_aliases *aliases, uint64_t hash, uint64_t key, uint8_t copies, int *is_new)
+uint8_t *kvr_aliases_add(struct kvr_aliases *aliases, uint64_t hash, uint64_t key, uint32_t copies, int *is_new)
 {
     size_t place = kvr_aliases_place(aliases, hash);
     int crowded = is_full(&aliases->directory[place]);
@@ -422,7 +450,7 @@ uint64_t *kvr_aliases_add(struct kvr_aliases *aliases, uint64_t hash, uint64_t k
         place = kvr_aliases_place(aliases, hash);
         const struct kvr_rows *segment = &aliases->directory[place];
         /* Without memory for a larger segment, its last gaps are used. */
-        uint64_t *row = segment->capacity ? insert(segment, hash, key, copies, is_new) : NULL;
+        uint8_t *row = segment->capacity ? insert(segment, hash, key, copies, is_new) : NULL;
         if (row != NULL) {
             aliases->used += (size_t)*is_new;
             return row;
@@ -433,14 +461,13 @@ uint64_t *kvr_aliases_add(struct kvr_aliases *aliases, uint64_t hash, uint64_t k
     }
 }
 
-void kvr_aliases_drop(struct kvr_aliases *aliases, uint64_t *row)
+void kvr_aliases_drop(struct kvr_aliases *aliases, uint8_t *row, uint64_t hash)
 {
-    uint64_t hash = *row;
-    const struct kvr_rows *segment = &aliases->directory[kvr_aliases_place(aliases, hash)];
-    struct kvr_stripe *stripe = kvr_stripe_of(row), *home = home_of(segment, hash);
+    const struct kvr_rows *segment = kvr_aliases_segment(aliases, hash);
+    struct kvr_stripe *stripe = kvr_stripe_of(row), *home = kvr_aliases_home(aliases, hash);
     if (stripe != home)
-        count_away(home, -1);
-    take_out(stripe, (uint32_t)(row - stripe->hashes));
+        kvr_stripe_count_away(home, -1);
+    kvr_stripe_take_out(stripe, kvr_row_place(row), segment->tops);
     head_of(segment)->used--;
     aliases->used--;
     if (is_sparse(segment))
@@ -449,19 +476,26 @@ void kvr_aliases_drop(struct kvr_aliases *aliases, uint64_t *row)
 
 /* -- the whole ---------------------------------------------------------------------------------------------------- */
 
+static int visit_segment(const struct kvr_rows *segment, kvr_visit_row *visit, void *context)
+{
+    for (uint32_t at = 0; at < segment->capacity; at++) {
+        const struct kvr_stripe *stripe = kvr_rows_stripe(segment, at);
+        for (uint32_t row = 0; row < stripe->taken; row++) {
+            int answer = visit(context, &stripe->tags[row], hash_of(segment, at, stripe, row));
+            if (answer)
+                return answer;
+        }
+    }
+    return 0;
+}
+
 int kvr_aliases_visit(const struct kvr_aliases *aliases, kvr_visit_row *visit, void *context)
 {
-    size_t count = (size_t)1 << aliases->bits;
-    for (size_t place = 0; place < count;) {
+    for (size_t place = 0; place < (size_t)1 << aliases->bits;) {
         const struct kvr_rows *segment = &aliases->directory[place];
-        const struct kvr_stripe *stop = segment->stripes + segment->capacity;
-        for (const struct kvr_stripe *stripe = segment->stripes; stripe < stop; stripe++) {
-            for (uint32_t at = 0; at < kvr_stripe_taken(stripe); at++) {
-                int answer = visit(context, &stripe->hashes[at]);
-                if (answer)
-                    return answer;
-            }
-        }
+        int answer = visit_segment(segment, visit, context);
+        if (answer)
+            return answer;
         place += (size_t)1 << (aliases->bits - segment->depth);
     }
     return 0;

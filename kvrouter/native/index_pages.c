@@ -37,6 +37,12 @@ static int is_run(const struct kvr_pages *pages, size_t size)
     return HAS_MAPS && !IS_WATCHED && pages != NULL && size >= RUN_BYTES_MIN && size <= RUN_BYTES_MAX;
 }
 
+/* What is aligned by itself comes from chunks as well. */
+static int is_page(const struct kvr_pages *pages, size_t size)
+{
+    return HAS_MAPS && !IS_WATCHED && pages != NULL && size == KVR_PAGE_BYTES;
+}
+
 static uint32_t pages_of(size_t size)
 {
     return (uint32_t)((size + KVR_PAGE_BYTES - 1) / KVR_PAGE_BYTES);
@@ -212,10 +218,8 @@ static void drop_chunk(struct kvr_pages *pages, uint32_t number)
 
 /* -- taking and giving -------------------------------------------------------------------------------------------- */
 
-void *kvr_pages_take(struct kvr_pages *pages, size_t *account, size_t size)
+static void *take_run(struct kvr_pages *pages, size_t *account, size_t size)
 {
-    if (!is_run(pages, size))
-        return kvr_take(account, size);
     uint32_t count = pages_of(size), run = find_run(pages, count);
     if (run == 0) {
         if (add_chunk(pages))
@@ -233,22 +237,54 @@ void *kvr_pages_take(struct kvr_pages *pages, size_t *account, size_t size)
     return chunk->base + first * KVR_PAGE_BYTES;
 }
 
-void kvr_pages_give(struct kvr_pages *pages, size_t *account, void *memory, size_t size)
+static void give_run(struct kvr_pages *pages, size_t *account, void *memory, size_t size)
 {
-    if (!is_run(pages, size)) {
-        kvr_give(account, memory, size);
-        return;
-    }
     uint8_t *base = (uint8_t *)((uintptr_t)memory & ~(uintptr_t)(CHUNK_BYTES - 1));
     uint32_t number, count = pages_of(size);
     memcpy(&number, base, sizeof number);
+    free_run(pages, number, (uint32_t)((size_t)((uint8_t *)memory - base) / KVR_PAGE_BYTES), count);
     struct kvr_chunk *chunk = &pages->chunks[number];
-    uint32_t first = (uint32_t)((size_t)((uint8_t *)memory - base) / KVR_PAGE_BYTES);
-    free_run(pages, number, first, count);
     chunk->used -= count;
     *account -= count * KVR_PAGE_BYTES;
     if (chunk->used == 0)
         drop_chunk(pages, number);
+}
+
+void *kvr_pages_take(struct kvr_pages *pages, size_t *account, size_t size)
+{
+    return is_run(pages, size) ? take_run(pages, account, size) : kvr_take(account, size);
+}
+
+void kvr_pages_give(struct kvr_pages *pages, size_t *account, void *memory, size_t size)
+{
+    if (is_run(pages, size))
+        give_run(pages, account, memory, size);
+    else
+        kvr_give(account, memory, size);
+}
+
+void *kvr_pages_take_aligned(struct kvr_pages *pages, size_t *account, size_t size)
+{
+    if (is_page(pages, size))
+        return take_run(pages, account, size);
+    uint8_t *memory = kvr_take(account, size + KVR_PAGES_ALIGNMENT);
+    if (memory == NULL)
+        return NULL;
+    /* At least as much as Python's allocator aligns by, so there is room to tell how much it is. */
+    uint16_t skipped = (uint16_t)(KVR_PAGES_ALIGNMENT - ((uintptr_t)memory & (KVR_PAGES_ALIGNMENT - 1)));
+    memcpy(memory + skipped - sizeof skipped, &skipped, sizeof skipped);
+    return memory + skipped;
+}
+
+void kvr_pages_give_aligned(struct kvr_pages *pages, size_t *account, void *memory, size_t size)
+{
+    if (is_page(pages, size)) {
+        give_run(pages, account, memory, size);
+        return;
+    }
+    uint16_t skipped;
+    memcpy(&skipped, (uint8_t *)memory - sizeof skipped, sizeof skipped);
+    kvr_give(account, (uint8_t *)memory - skipped, size + KVR_PAGES_ALIGNMENT);
 }
 
 void kvr_pages_close(struct kvr_pages *pages)

@@ -12,6 +12,7 @@
 #include <stdint.h>
 
 #define KVR_PAGE_BYTES ((size_t)4096)
+#define KVR_PAGES_ALIGNMENT ((size_t)256)
 #define KVR_CHUNK_PAGES 512u
 /* Free runs are listed by their length; in the last list are all that are long enough for everything. */
 #define KVR_RUN_LISTS (KVR_CHUNK_PAGES / 4 + 1)
@@ -33,8 +34,12 @@ struct kvr_pages {
  * The account counts whole pages. */
 void *kvr_pages_take(struct kvr_pages *pages, size_t *account, size_t size);
 
+/* The same for one page, or less, that begins at a multiple of KVR_PAGES_ALIGNMENT. */
+void *kvr_pages_take_aligned(struct kvr_pages *pages, size_t *account, size_t size);
+
 /* Give back what was taken, with its size. When all has been given back, `pages` may be closed. */
 void kvr_pages_give(struct kvr_pages *pages, size_t *account, void *memory, size_t size);
+void kvr_pages_give_aligned(struct kvr_pages *pages, size_t *account, void *memory, size_t size);
 void kvr_pages_close(struct kvr_pages *pages);
 
 #endif

@@ -41,11 +41,10 @@ static void count_known(const struct kvr_rank *rank, const uint64_t *hashes, siz
     for (size_t at = 0; at < count; at++) {
         if (at + KVR_PREFETCH_BLOCKS < count)
             kvr_rank_prefetch(rank, hashes[at + KVR_PREFETCH_BLOCKS]);
-        const uint64_t *row = kvr_rank_find(rank, hashes[at]);
-        if (row == NULL)
-            ++*new;
-        else
-            *known += (size_t)kvr_copies_is_known(&rank->copies, kvr_rank_number(rank, row));
+        uint8_t *row;
+        uint32_t number = kvr_rank_find_number(rank, hashes[at], &row);
+        *new += row == NULL;
+        *known += (size_t)kvr_copies_is_known(&rank->copies, number);
     }
 }
 
@@ -57,7 +56,7 @@ static int chain(const struct kvr_table_object *table, const struct kvr_event *e
     parent->present = event->has_parent;
     parent->hash = 0;
     if (event->has_parent) {
-        const uint64_t *row = kvr_rank_find_known(&table->rank, event->parent);
+        const uint8_t *row = kvr_rank_find_known(&table->rank, event->parent);
         if (row == NULL)
             return LEFT;
         parent->hash = kvr_row_key(row);
@@ -83,7 +82,7 @@ static int learn_each(struct kvr_table_object *table, const uint64_t *hashes, co
 {
     struct kvr_rank *rank = &table->rank;
     for (size_t at = 0; at < count; at++) {
-        const uint64_t *row = kvr_rank_find_known(rank, hashes[at]);
+        const uint8_t *row = kvr_rank_find_known(rank, hashes[at]);
         if (row != NULL && kvr_row_key(row) != keys[at])
             return APPLIED;
         if (row != NULL)
@@ -122,8 +121,8 @@ static int may_learn(struct kvr_table_object *table, const struct kvr_event *eve
 static int are_all_in(const struct kvr_rank *rank, int place, const uint64_t *hashes, size_t count)
 {
     for (size_t at = 0; at < count; at++) {
-        const uint64_t *row = kvr_rank_find(rank, hashes[at]);
-        if (row == NULL || !kvr_copies_in(&rank->copies, kvr_rank_number(rank, row), (uint32_t)place))
+        uint8_t *row;
+        if (!kvr_copies_in(&rank->copies, kvr_rank_find_number(rank, hashes[at], &row), (uint32_t)place))
             return 0;
     }
     return 1;
@@ -176,7 +175,7 @@ static int note_chain(struct kvr_table_object *table, const struct kvr_event *ev
     size_t count = event->hash_count;
     if (event->block_size != table->unit || event->token_count != count * event->block_size)
         return APPLIED;
-    const uint64_t *last = kvr_rank_find_known(&table->rank, table->batch->hashes[event->hashes + count - 1]);
+    const uint8_t *last = kvr_rank_find_known(&table->rank, table->batch->hashes[event->hashes + count - 1]);
     if (last == NULL || !kvr_index_is_loose(table->rank.index, kvr_row_key(last)))
         return APPLIED;
     uint64_t few[KEYS_ON_STACK], *keys = few;

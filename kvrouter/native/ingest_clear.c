@@ -29,23 +29,23 @@ static int append(struct kvr_rank *rank, struct hashes *hashes, uint64_t hash)
     return 0;
 }
 
-static int find_row(void *context, const uint64_t *row)
+static int find_row(void *context, const uint8_t *row, uint64_t hash)
 {
     struct clearing *clearing = context;
     const struct kvr_rank *rank = clearing->rank;
     uint32_t places;
-    const struct kvr_copy *list = kvr_copies_list(&rank->copies, kvr_rank_number(rank, row), &places);
+    const struct kvr_copy *list = kvr_copies_list(&rank->copies, kvr_rank_number(rank, row, hash), &places);
     for (uint32_t at = 0; at < places; at++)
         if (rank->places[list[at].place].tier == clearing->tier)
-            return append(clearing->rank, &clearing->found, kvr_row_hash(row));
+            return append(clearing->rank, &clearing->found, hash);
     return 0;
 }
 
 /* Take the copies in the tier away from a row; 1 if its meaning is all that is left of it. */
-static int clear_row(const struct clearing *clearing, uint64_t *row)
+static int clear_row(const struct clearing *clearing, uint8_t *row, uint64_t hash)
 {
     struct kvr_rank *rank = clearing->rank;
-    uint32_t before = kvr_rank_number(rank, row), after = before;
+    uint32_t before = kvr_rank_number(rank, row, hash), after = before;
     for (uint32_t number = 0; number < rank->place_count; number++)
         if (rank->places[number].tier == clearing->tier && kvr_copies_in(&rank->copies, after, number)) {
             uint32_t between = after;
@@ -56,10 +56,10 @@ static int clear_row(const struct clearing *clearing, uint64_t *row)
                 return -1;
         }
     if (after != KVR_NO_COPIES)
-        return kvr_rank_renumber(rank, row, before, after) ? -1 : after == KVR_LOOSE;
-    if (kvr_queue_leave(&rank->unresolved, kvr_row_hash(row)))
+        return kvr_rank_renumber(rank, row, hash, before, after) ? -1 : after == KVR_LOOSE;
+    if (kvr_queue_leave(&rank->unresolved, hash))
         return -1;
-    kvr_rank_drop_row(rank, row);
+    kvr_rank_drop_row(rank, row, hash);
     return 0;
 }
 
@@ -106,8 +106,8 @@ int kvr_rank_clear_tier(struct kvr_rank *rank, uint32_t tier)
     int failed = kvr_aliases_visit(&rank->aliases, find_row, &clearing) || clear_places(rank, tier);
     size_t loose = 0;
     for (size_t at = 0; !failed && at < found->count; at++) {
-        uint64_t *row = kvr_aliases_find(&rank->aliases, found->all[at]);
-        int left = clear_row(&clearing, row);
+        uint8_t *row = kvr_aliases_find(&rank->aliases, found->all[at]);
+        int left = clear_row(&clearing, row, found->all[at]);
         failed = left < 0;
         if (left == 1)
             found->all[loose++] = kvr_unmix(found->all[at], rank->secret);

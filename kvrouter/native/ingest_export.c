@@ -39,12 +39,12 @@ static int put(PyObject *dictionary, uint64_t hash, uint64_t value)
     return failed ? -1 : 0;
 }
 
-static int export_meaning(void *context, const uint64_t *row)
+static int export_meaning(void *context, const uint8_t *row, uint64_t hash)
 {
     const struct export *export = context;
-    if (!kvr_copies_is_known(&export->rank->copies, kvr_rank_number(export->rank, row)))
+    if (!kvr_copies_is_known(&export->rank->copies, kvr_rank_number(export->rank, row, hash)))
         return 0;
-    return put(export->into, kvr_unmix(kvr_row_hash(row), export->rank->secret), kvr_row_key(row));
+    return put(export->into, kvr_unmix(hash, export->rank->secret), kvr_row_key(row));
 }
 
 PyObject *kvr_export_meanings(PyObject *self, PyObject *unused)
@@ -59,17 +59,17 @@ PyObject *kvr_export_meanings(PyObject *self, PyObject *unused)
     return export.into;
 }
 
-static int export_copies(void *context, const uint64_t *row)
+static int export_copies(void *context, const uint8_t *row, uint64_t hash)
 {
     const struct export *export = context;
-    uint32_t copies = kvr_copies_in(&export->rank->copies, kvr_rank_number(export->rank, row), export->place);
-    return copies ? put(export->into, kvr_unmix(kvr_row_hash(row), export->rank->secret), copies) : 0;
+    uint32_t copies = kvr_copies_in(&export->rank->copies, kvr_rank_number(export->rank, row, hash), export->place);
+    return copies ? put(export->into, kvr_unmix(hash, export->rank->secret), copies) : 0;
 }
 
-static int export_blocks(void *context, const uint64_t *row)
+static int export_blocks(void *context, const uint8_t *row, uint64_t hash)
 {
     const struct export *export = context;
-    uint32_t number = kvr_rank_number(export->rank, row);
+    uint32_t number = kvr_rank_number(export->rank, row, hash);
     if (!kvr_copies_is_known(&export->rank->copies, number) ||
         !kvr_copies_in(&export->rank->copies, number, export->place))
         return 0;

@@ -7,11 +7,11 @@ struct recount {
     uint32_t number;
 };
 
-static int recount_row(void *context, const uint64_t *row)
+static int recount_row(void *context, const uint8_t *row, uint64_t hash)
 {
     const struct recount *recount = context;
     const struct kvr_rank *rank = recount->rank;
-    uint32_t copies = kvr_rank_number(rank, row);
+    uint32_t copies = kvr_rank_number(rank, row, hash);
     if (!kvr_copies_is_known(&rank->copies, copies) || !kvr_copies_in(&rank->copies, copies, recount->number))
         return 0;
     return kvr_count_up(recount->holders, kvr_mix(kvr_row_key(row), rank->secret));

@@ -3,7 +3,7 @@
 #include "index_memory.h"
 
 /* In a row: the number of copies is too large for it. */
-#define IN_LARGE UINT8_MAX
+#define IN_LARGE KVR_ROW_COPIES_MAX
 /* Hashes kept after their last copy is gone: an eighth of the others, but not less than this and not more than allowed. */
 #define IDLE_MIN 1024
 #define IDLE_SHARE 8
@@ -15,39 +15,36 @@ static const char *const TIER_NAMES[KVR_TIERS] = {"gpu", "cpu", "disk"};
 
 /* -- rows --------------------------------------------------------------------------------------------------------- */
 
-uint32_t kvr_rank_number(const struct kvr_rank *rank, const uint64_t *row)
+uint32_t kvr_rank_large_number(const struct kvr_rank *rank, uint64_t scattered)
 {
-    uint8_t number = kvr_row_copies(row);
-    if (number != IN_LARGE)
-        return number;
-    const struct kvr_slot *slot = kvr_table_find(&rank->large, kvr_row_hash(row));
+    const struct kvr_slot *slot = kvr_table_find(&rank->large, scattered);
     return slot ? slot->value : KVR_LOOSE;
 }
 
 /* Write a number into a row; who counts rows per number is told by the caller. */
-static int write_number(struct kvr_rank *rank, uint64_t *row, uint32_t number)
+static int write_number(struct kvr_rank *rank, uint8_t *row, uint64_t scattered, uint32_t number)
 {
-    struct kvr_slot *slot = kvr_row_copies(row) == IN_LARGE ? kvr_table_find(&rank->large, kvr_row_hash(row)) : NULL;
+    struct kvr_slot *slot = kvr_row_copies(row) == IN_LARGE ? kvr_table_find(&rank->large, scattered) : NULL;
     if (number < IN_LARGE) {
         if (slot != NULL)
             kvr_table_drop(&rank->large, slot);
-        kvr_row_set_copies(row, (uint8_t)number);
+        kvr_row_set_copies(row, number);
         return 0;
     }
     if (slot != NULL)
         slot->value = number;
-    else if (kvr_table_add(&rank->large, kvr_row_hash(row), number))
+    else if (kvr_table_add(&rank->large, scattered, number))
         return -1;
     kvr_row_set_copies(row, IN_LARGE);
     return 0;
 }
 
-int kvr_rank_renumber(struct kvr_rank *rank, uint64_t *row, uint32_t before, uint32_t after)
+int kvr_rank_renumber(struct kvr_rank *rank, uint8_t *row, uint64_t scattered, uint32_t before, uint32_t after)
 {
     if (after == UINT32_MAX)
         return -1;
     kvr_copies_enter(&rank->copies, after);
-    if (write_number(rank, row, after)) {
+    if (write_number(rank, row, scattered, after)) {
         kvr_copies_leave(&rank->copies, after);
         return -1;
     }
@@ -56,24 +53,24 @@ int kvr_rank_renumber(struct kvr_rank *rank, uint64_t *row, uint32_t before, uin
 }
 
 /* A new row; NULL without memory. */
-static uint64_t *add_row(struct kvr_rank *rank, uint64_t scattered, uint64_t key, uint32_t number)
+static uint8_t *add_row(struct kvr_rank *rank, uint64_t scattered, uint64_t key, uint32_t number)
 {
     int is_new;
-    uint64_t *row = kvr_aliases_add(&rank->aliases, scattered, key, KVR_LOOSE, &is_new);
+    uint8_t *row = kvr_aliases_add(&rank->aliases, scattered, key, KVR_LOOSE, &is_new);
     if (row == NULL)
         return NULL;
-    if (number != KVR_LOOSE && kvr_rank_renumber(rank, row, KVR_LOOSE, number)) {
-        kvr_aliases_drop(&rank->aliases, row);
+    if (number != KVR_LOOSE && kvr_rank_renumber(rank, row, scattered, KVR_LOOSE, number)) {
+        kvr_aliases_drop(&rank->aliases, row, scattered);
         return NULL;
     }
     return row;
 }
 
-void kvr_rank_drop_row(struct kvr_rank *rank, uint64_t *row)
+void kvr_rank_drop_row(struct kvr_rank *rank, uint8_t *row, uint64_t scattered)
 {
-    kvr_copies_leave(&rank->copies, kvr_rank_number(rank, row));
-    (void)write_number(rank, row, KVR_LOOSE);
-    kvr_aliases_drop(&rank->aliases, row);
+    kvr_copies_leave(&rank->copies, kvr_rank_number(rank, row, scattered));
+    (void)write_number(rank, row, scattered, KVR_LOOSE);
+    kvr_aliases_drop(&rank->aliases, row, scattered);
 }
 
 /* -- the index ---------------------------------------------------------------------------------------------------- */
@@ -213,10 +210,9 @@ static size_t idle_most(const struct kvr_rank *rank)
 }
 
 /* A row without copies. */
-static void forget_row(struct kvr_rank *rank, uint64_t *row)
+static void forget_row(struct kvr_rank *rank, uint8_t *row, uint64_t scattered)
 {
-    uint64_t scattered = kvr_row_hash(row);
-    kvr_aliases_drop(&rank->aliases, row);
+    kvr_aliases_drop(&rank->aliases, row, scattered);
     if (rank->forget != NULL)
         rank->forget(rank->context, kvr_unmix(scattered, rank->secret));
 }
@@ -229,6 +225,12 @@ KVR_INLINE void prefetch_idle(const struct kvr_rank *rank, size_t number)
         kvr_aliases_prefetch(&rank->aliases, kvr_queue_peek(&rank->idle, number));
 }
 
+KVR_INLINE void prefetch_idle_other(const struct kvr_rank *rank, size_t number)
+{
+    if (number < rank->idle.used)
+        kvr_aliases_prefetch_other(&rank->aliases, kvr_queue_peek(&rank->idle, number));
+}
+
 static void bound_idle(struct kvr_rank *rank)
 {
     size_t most = idle_most(rank), count = kvr_queue_count(&rank->idle);
@@ -236,28 +238,31 @@ static void bound_idle(struct kvr_rank *rank)
         prefetch_idle(rank, number);
     while (kvr_queue_count(&rank->idle) > idle_most(rank)) {
         prefetch_idle(rank, KVR_PREFETCH_BLOCKS);
-        uint64_t *row = kvr_aliases_find(&rank->aliases, kvr_queue_take(&rank->idle));
+        prefetch_idle_other(rank, KVR_PREFETCH_BLOCKS / 2);
+        uint64_t scattered = kvr_queue_take(&rank->idle);
+        uint8_t *row = kvr_aliases_find(&rank->aliases, scattered);
         if (row != NULL && kvr_row_copies(row) == KVR_IDLE)
-            forget_row(rank, row);
+            forget_row(rank, row, scattered);
     }
 }
 
 static int bound_unresolved(struct kvr_rank *rank)
 {
     while (kvr_queue_count(&rank->unresolved) > rank->unresolved_max) {
-        uint64_t *row = kvr_aliases_find(&rank->aliases, kvr_queue_take(&rank->unresolved));
-        if (row == NULL || kvr_copies_is_known(&rank->copies, kvr_rank_number(rank, row)))
+        uint64_t scattered = kvr_queue_take(&rank->unresolved);
+        uint8_t *row = kvr_aliases_find(&rank->aliases, scattered);
+        if (row == NULL || kvr_copies_is_known(&rank->copies, kvr_rank_number(rank, row, scattered)))
             continue;
-        kvr_rank_drop_row(rank, row);
+        kvr_rank_drop_row(rank, row, scattered);
         rank->unresolved_dropped++;
     }
     return 0;
 }
 
 /* A row without copies, of a known meaning, waits to be forgotten. */
-static int make_idle(struct kvr_rank *rank, uint64_t *row, uint32_t before)
+static int make_idle(struct kvr_rank *rank, uint8_t *row, uint64_t scattered, uint32_t before)
 {
-    if (kvr_queue_join(&rank->idle, kvr_row_hash(row)) || kvr_rank_renumber(rank, row, before, KVR_IDLE))
+    if (kvr_queue_join(&rank->idle, scattered) || kvr_rank_renumber(rank, row, scattered, before, KVR_IDLE))
         return -1;
     rank->evicted++;
     return 0;
@@ -265,37 +270,39 @@ static int make_idle(struct kvr_rank *rank, uint64_t *row, uint32_t before)
 
 int kvr_rank_retire(struct kvr_rank *rank, uint64_t hash)
 {
-    uint64_t *row = kvr_rank_find(rank, hash);
+    uint64_t scattered = kvr_mix(hash, rank->secret);
+    uint8_t *row = kvr_aliases_find(&rank->aliases, scattered);
     if (row == NULL || kvr_row_copies(row) != KVR_LOOSE)
         return 0;
-    int failed = make_idle(rank, row, KVR_LOOSE);
+    int failed = make_idle(rank, row, scattered, KVR_LOOSE);
     bound_idle(rank);
     return failed;
 }
 
 int kvr_rank_forget(struct kvr_rank *rank, uint64_t hash)
 {
-    uint64_t *row = kvr_rank_find(rank, hash);
-    uint32_t number = row ? kvr_rank_number(rank, row) : KVR_COPIES_FIRST;
+    uint64_t scattered = kvr_mix(hash, rank->secret);
+    uint8_t *row = kvr_aliases_find(&rank->aliases, scattered);
+    uint32_t number = row ? kvr_rank_number(rank, row, scattered) : KVR_COPIES_FIRST;
     if (number >= KVR_COPIES_FIRST)
         return 1;
-    if (number == KVR_IDLE && kvr_queue_leave(&rank->idle, kvr_row_hash(row)))
+    if (number == KVR_IDLE && kvr_queue_leave(&rank->idle, scattered))
         return -1;
-    forget_row(rank, row);
+    forget_row(rank, row, scattered);
     return 0;
 }
 
 /* -- copies come -------------------------------------------------------------------------------------------------- */
 
-static int add_to_row(struct kvr_rank *rank, struct kvr_place *place, uint64_t *row)
+static int add_to_row(struct kvr_rank *rank, struct kvr_place *place, uint8_t *row, uint64_t scattered)
 {
-    uint32_t number = (uint32_t)(place - rank->places), before = kvr_rank_number(rank, row);
+    uint32_t number = (uint32_t)(place - rank->places), before = kvr_rank_number(rank, row, scattered);
     int is_first = kvr_copies_in(&rank->copies, before, number) == 0;
     uint32_t after = before == KVR_IDLE || before == KVR_LOOSE ? place->one
                                                                 : kvr_copies_more(&rank->copies, before, number);
     uint64_t key = kvr_row_key(row);
-    if (kvr_rank_renumber(rank, row, before, after) ||
-        (before == KVR_IDLE && kvr_queue_leave(&rank->idle, kvr_row_hash(row))))
+    if (kvr_rank_renumber(rank, row, scattered, before, after) ||
+        (before == KVR_IDLE && kvr_queue_leave(&rank->idle, scattered)))
         return -1;
     rank->returned += before == KVR_IDLE;
     if (!is_first)
@@ -310,9 +317,9 @@ int kvr_rank_add(struct kvr_rank *rank, uint32_t number, const uint64_t *hashes,
     for (size_t at = 0; at < count; at++) {
         uint64_t scattered = kvr_turns_next(&turns, at);
         struct kvr_place *place = &rank->places[number];
-        uint64_t *row = kvr_aliases_find(&rank->aliases, scattered);
+        uint8_t *row = kvr_aliases_find(&rank->aliases, scattered);
         if (row != NULL) {
-            if (add_to_row(rank, place, row))
+            if (add_to_row(rank, place, row, scattered))
                 return -1;
             continue;
         }
@@ -323,7 +330,7 @@ int kvr_rank_add(struct kvr_rank *rank, uint32_t number, const uint64_t *hashes,
             return -1;
         }
         if (kvr_queue_join(&rank->unresolved, scattered)) {
-            kvr_rank_drop_row(rank, row);
+            kvr_rank_drop_row(rank, row, scattered);
             return -1;
         }
     }
@@ -334,9 +341,10 @@ int kvr_rank_add(struct kvr_rank *rank, uint32_t number, const uint64_t *hashes,
 static void undo(struct kvr_rank *rank, const uint64_t *hashes, size_t count)
 {
     for (size_t at = 0; at < count; at++) {
-        uint64_t *row = kvr_rank_find(rank, hashes[at]);
+        uint64_t scattered = kvr_mix(hashes[at], rank->secret);
+        uint8_t *row = kvr_aliases_find(&rank->aliases, scattered);
         if (row != NULL)
-            kvr_rank_drop_row(rank, row);
+            kvr_rank_drop_row(rank, row, scattered);
     }
 }
 
@@ -344,19 +352,19 @@ static void undo(struct kvr_rank *rank, const uint64_t *hashes, size_t count)
 static int add_rows(struct kvr_rank *rank, const struct kvr_place *place, const uint64_t *hashes, const uint64_t *keys,
                     size_t count)
 {
-    uint8_t one = place->one < IN_LARGE ? (uint8_t)place->one : KVR_LOOSE;
+    uint32_t one = place->one < IN_LARGE ? place->one : KVR_LOOSE;
     struct kvr_turns turns;
     kvr_turns_open(&turns, rank, hashes, count);
     for (size_t at = 0; at < count; at++) {
         int is_new;
         uint64_t scattered = kvr_turns_next(&turns, at);
-        uint64_t *row = kvr_aliases_add(&rank->aliases, scattered, keys[at], one, &is_new);
+        uint8_t *row = kvr_aliases_add(&rank->aliases, scattered, keys[at], one, &is_new);
         if (row == NULL || !is_new) {
             undo(rank, hashes, at); /* If this one was there, its first mention is among them or not ours. */
             return row != NULL ? 1 : -1;
         }
         kvr_copies_enter(&rank->copies, one);
-        if (one != place->one && kvr_rank_renumber(rank, row, one, place->one)) {
+        if (one != place->one && kvr_rank_renumber(rank, row, scattered, one, place->one)) {
             undo(rank, hashes, at + 1);
             return -1;
         }
@@ -403,15 +411,15 @@ int kvr_rank_add_new(struct kvr_rank *rank, uint32_t number, const uint64_t *has
 int kvr_rank_learn(struct kvr_rank *rank, uint64_t hash, uint64_t key)
 {
     uint64_t scattered = kvr_mix(hash, rank->secret);
-    uint64_t *row = kvr_aliases_find(&rank->aliases, scattered);
+    uint8_t *row = kvr_aliases_find(&rank->aliases, scattered);
     if (row == NULL)
         return add_row(rank, scattered, key, KVR_LOOSE) == NULL ? -1 : 0;
-    uint32_t before = kvr_rank_number(rank, row);
+    uint32_t before = kvr_rank_number(rank, row, scattered);
     if (kvr_copies_is_known(&rank->copies, before))
         return 0;
     kvr_row_set_key(row, key);
     uint32_t after = kvr_copies_known(&rank->copies, before), places;
-    if (kvr_rank_renumber(rank, row, before, after) || kvr_queue_leave(&rank->unresolved, scattered))
+    if (kvr_rank_renumber(rank, row, scattered, before, after) || kvr_queue_leave(&rank->unresolved, scattered))
         return -1;
     (void)kvr_copies_list(&rank->copies, after, &places);
     for (uint32_t at = 0; at < places; at++) {
@@ -425,26 +433,27 @@ int kvr_rank_learn(struct kvr_rank *rank, uint64_t hash, uint64_t key)
 /* -- copies go ---------------------------------------------------------------------------------------------------- */
 
 /* No copy is left anywhere: a meaning is kept for a while, a mere hash is not. */
-static int last_copy_went(struct kvr_rank *rank, uint64_t *row, uint32_t before)
+static int last_copy_went(struct kvr_rank *rank, uint8_t *row, uint64_t scattered, uint32_t before)
 {
     if (kvr_copies_is_known(&rank->copies, before))
-        return make_idle(rank, row, before);
-    if (kvr_queue_leave(&rank->unresolved, kvr_row_hash(row)))
+        return make_idle(rank, row, scattered, before);
+    if (kvr_queue_leave(&rank->unresolved, scattered))
         return -1;
-    kvr_rank_drop_row(rank, row);
+    kvr_rank_drop_row(rank, row, scattered);
     return 0;
 }
 
 /* Whether a row says what nearly all do: one copy, in this place, of a known block. */
-static int has_one(const struct kvr_place *place, const uint64_t *row)
+static int has_one(const struct kvr_place *place, const uint8_t *row)
 {
     return kvr_row_copies(row) == place->one && place->one != IN_LARGE;
 }
 
 /* The only copy of such a row goes. */
-static int remove_only(struct kvr_rank *rank, struct kvr_place *place, uint64_t *row, struct gone *gone)
+static int remove_only(struct kvr_rank *rank, struct kvr_place *place, uint8_t *row, uint64_t scattered,
+                       struct gone *gone)
 {
-    if (kvr_queue_join(&rank->idle, kvr_row_hash(row)))
+    if (kvr_queue_join(&rank->idle, scattered))
         return -1;
     kvr_row_set_copies(row, KVR_IDLE);
     rank->copies.all[place->one].rows--; /* The place has one as well. */
@@ -452,17 +461,18 @@ static int remove_only(struct kvr_rank *rank, struct kvr_place *place, uint64_t 
     return block_went(rank, place, kvr_row_key(row), gone);
 }
 
-static int remove_from_row(struct kvr_rank *rank, struct kvr_place *place, uint64_t *row, struct gone *gone)
+static int remove_from_row(struct kvr_rank *rank, struct kvr_place *place, uint8_t *row, uint64_t scattered,
+                           struct gone *gone)
 {
-    uint32_t number = (uint32_t)(place - rank->places), before = kvr_rank_number(rank, row);
+    uint32_t number = (uint32_t)(place - rank->places), before = kvr_rank_number(rank, row, scattered);
     uint32_t left = kvr_copies_in(&rank->copies, before, number) - 1, places;
     if (left > 0)
-        return kvr_rank_renumber(rank, row, before, kvr_copies_with(&rank->copies, before, number, left));
+        return kvr_rank_renumber(rank, row, scattered, before, kvr_copies_with(&rank->copies, before, number, left));
     int is_known = kvr_copies_is_known(&rank->copies, before);
     uint64_t key = kvr_row_key(row);
     (void)kvr_copies_list(&rank->copies, before, &places);
-    if (places == 1 ? last_copy_went(rank, row, before)
-                    : kvr_rank_renumber(rank, row, before, kvr_copies_with(&rank->copies, before, number, 0)))
+    if (places == 1 ? last_copy_went(rank, row, scattered, before)
+                    : kvr_rank_renumber(rank, row, scattered, before, kvr_copies_with(&rank->copies, before, number, 0)))
         return -1;
     return is_known ? block_went(rank, place, key, gone) : 0;
 }
@@ -483,11 +493,12 @@ int kvr_rank_remove(struct kvr_rank *rank, uint32_t number, const uint64_t *hash
     gone.count = 0;
     kvr_turns_open(&turns, rank, hashes, count);
     for (size_t at = 0; at < count && !failed; at++) {
-        uint64_t *row = kvr_aliases_find(&rank->aliases, kvr_turns_next(&turns, at));
+        uint64_t scattered = kvr_turns_next(&turns, at);
+        uint8_t *row = kvr_aliases_find(&rank->aliases, scattered);
         if (row != NULL && has_one(place, row))
-            failed = remove_only(rank, place, row, &gone);
-        else if (row != NULL && kvr_copies_in(&rank->copies, kvr_rank_number(rank, row), number))
-            failed = remove_from_row(rank, place, row, &gone);
+            failed = remove_only(rank, place, row, scattered, &gone);
+        else if (row != NULL && kvr_copies_in(&rank->copies, kvr_rank_number(rank, row, scattered), number))
+            failed = remove_from_row(rank, place, row, scattered, &gone);
         else
             ++*unknown;
         if (at % GONE_AT_ONCE == GONE_AT_ONCE - 1)

@@ -96,8 +96,6 @@ int kvr_rank_forget(struct kvr_rank *rank, uint64_t hash);
 /* Take away all copies in a tier. Those that are idle then are in the order of their hashes. */
 int kvr_rank_clear_tier(struct kvr_rank *rank, uint32_t tier);
 
-/* The number of the copies of a row. */
-uint32_t kvr_rank_number(const struct kvr_rank *rank, const uint64_t *row);
 
 /* Open `holders`, a table of the scattered sequence hashes in a place to how many engine hashes name them. */
 int kvr_rank_count_holders(struct kvr_rank *rank, uint32_t place, struct kvr_table *holders);
@@ -108,23 +106,41 @@ int kvr_rank_holds(const struct kvr_rank *rank, uint32_t place, uint64_t key);
 /* -- for the files that change rows ------------------------------------------------------------------------------- */
 
 /* Give a row another number of copies, which nothing may refer to yet. */
-int kvr_rank_renumber(struct kvr_rank *rank, uint64_t *row, uint32_t before, uint32_t after);
-void kvr_rank_drop_row(struct kvr_rank *rank, uint64_t *row);
+int kvr_rank_renumber(struct kvr_rank *rank, uint8_t *row, uint64_t scattered, uint32_t before, uint32_t after);
+void kvr_rank_drop_row(struct kvr_rank *rank, uint8_t *row, uint64_t scattered);
 /* Count one more of a scattered key. */
 int kvr_count_up(struct kvr_table *table, uint64_t scattered);
 /* The index's number of a tier; -1 without memory. */
 int kvr_rank_index_tier(struct kvr_rank *rank, uint32_t tier);
 
-KVR_INLINE uint64_t *kvr_rank_find(const struct kvr_rank *rank, uint64_t hash)
+/* The number of copies of a hash for whose row it is too large. */
+uint32_t kvr_rank_large_number(const struct kvr_rank *rank, uint64_t scattered);
+
+/* The number of the copies of a row, which is that of a scattered hash. */
+KVR_INLINE uint32_t kvr_rank_number(const struct kvr_rank *rank, const uint8_t *row, uint64_t scattered)
+{
+    uint32_t number = kvr_row_copies(row);
+    return number < KVR_ROW_COPIES_MAX ? number : kvr_rank_large_number(rank, scattered);
+}
+
+KVR_INLINE uint8_t *kvr_rank_find(const struct kvr_rank *rank, uint64_t hash)
 {
     return kvr_aliases_find(&rank->aliases, kvr_mix(hash, rank->secret));
 }
 
-/* The row of a hash whose meaning is known, or NULL. */
-KVR_INLINE uint64_t *kvr_rank_find_known(const struct kvr_rank *rank, uint64_t hash)
+/* The number of the copies of a hash, whose row is told as well; KVR_NO_COPIES without a row. */
+KVR_INLINE uint32_t kvr_rank_find_number(const struct kvr_rank *rank, uint64_t hash, uint8_t **row)
 {
-    uint64_t *row = kvr_rank_find(rank, hash);
-    return row != NULL && kvr_copies_is_known(&rank->copies, kvr_rank_number(rank, row)) ? row : NULL;
+    uint64_t scattered = kvr_mix(hash, rank->secret);
+    *row = kvr_aliases_find(&rank->aliases, scattered);
+    return *row != NULL ? kvr_rank_number(rank, *row, scattered) : KVR_NO_COPIES;
+}
+
+/* The row of a hash whose meaning is known, or NULL. */
+KVR_INLINE uint8_t *kvr_rank_find_known(const struct kvr_rank *rank, uint64_t hash)
+{
+    uint8_t *row;
+    return kvr_copies_is_known(&rank->copies, kvr_rank_find_number(rank, hash, &row)) ? row : NULL;
 }
 
 KVR_INLINE void kvr_rank_prefetch(const struct kvr_rank *rank, uint64_t hash)

@@ -40,7 +40,7 @@ static int read_change(PyObject *self, PyObject **found, struct kvr_keys *keys, 
 
 /* -- meanings: a mapping ------------------------------------------------------------------------------------------ */
 
-static const uint64_t *find(PyObject *self, PyObject *hash)
+static const uint8_t *find(PyObject *self, PyObject *hash)
 {
     uint64_t number;
     if (kvr_read_uint64(hash, &number))
@@ -50,7 +50,7 @@ static const uint64_t *find(PyObject *self, PyObject *hash)
 
 static PyObject *get(PyObject *self, PyObject *hash)
 {
-    const uint64_t *row = find(self, hash);
+    const uint8_t *row = find(self, hash);
     if (row != NULL)
         return PyLong_FromUnsignedLongLong(kvr_row_key(row));
     if (PyErr_Occurred())
@@ -60,7 +60,7 @@ static PyObject *get(PyObject *self, PyObject *hash)
 
 static PyObject *subscript(PyObject *self, PyObject *hash)
 {
-    const uint64_t *row = find(self, hash);
+    const uint8_t *row = find(self, hash);
     if (row != NULL)
         return PyLong_FromUnsignedLongLong(kvr_row_key(row));
     if (!PyErr_Occurred())
@@ -84,7 +84,7 @@ static int assign(PyObject *self, PyObject *hash, PyObject *key)
 
 static int contains(PyObject *self, PyObject *hash)
 {
-    const uint64_t *row = find(self, hash);
+    const uint8_t *row = find(self, hash);
     return row != NULL ? 1 : PyErr_Occurred() ? -1 : 0;
 }
 
@@ -143,8 +143,8 @@ static PyObject *holds_all(PyObject *self, PyObject *const *arguments, Py_ssize_
         return NULL;
     size_t held = 0;
     while (place >= 0 && held < keys.count) {
-        const uint64_t *row = kvr_rank_find(rank, keys.array[held]);
-        if (row == NULL || !kvr_copies_in(&rank->copies, kvr_rank_number(rank, row), (uint32_t)place))
+        uint8_t *row;
+        if (!kvr_copies_in(&rank->copies, kvr_rank_find_number(rank, keys.array[held], &row), (uint32_t)place))
             break;
         held++;
     }

@@ -29,6 +29,13 @@ KVR_INLINE uint64_t kvr_swap64(uint64_t value)
     return (uint64_t)kvr_swap32((uint32_t)value) << 32 | kvr_swap32((uint32_t)(value >> 32));
 }
 
+KVR_INLINE uint16_t kvr_load16(const void *at)
+{
+    uint16_t value;
+    memcpy(&value, at, sizeof value);
+    return KVR_BIG_ENDIAN ? (uint16_t)(value >> 8 | value << 8) : value;
+}
+
 KVR_INLINE uint32_t kvr_load32(const void *at)
 {
     uint32_t value;
@@ -41,6 +48,12 @@ KVR_INLINE uint64_t kvr_load64(const void *at)
     uint64_t value;
     memcpy(&value, at, sizeof value);
     return KVR_BIG_ENDIAN ? kvr_swap64(value) : value;
+}
+
+KVR_INLINE void kvr_store16(void *at, uint16_t value)
+{
+    value = KVR_BIG_ENDIAN ? (uint16_t)(value >> 8 | value << 8) : value;
+    memcpy(at, &value, sizeof value);
 }
 
 KVR_INLINE void kvr_store32(void *at, uint32_t value)
