@@ -3,10 +3,12 @@
 #include "index_memory.h"
 
 #define RING_MIN 64
+/* The ring grows by one in so many. */
+#define RING_SHARE 16
 
 static uint64_t *at(const struct kvr_queue *queue, size_t number)
 {
-    return &queue->ring[(queue->first + number) & (queue->allocated - 1)];
+    return &queue->ring[kvr_queue_place(queue, number)];
 }
 
 /* Whether the place of a hash is void; then it is one less. */
@@ -58,7 +60,7 @@ int kvr_queue_join(struct kvr_queue *queue, uint64_t hash)
     if (queue->used == queue->allocated) {
         if (queue->left > queue->used / 4)
             close_ranks(queue);
-        else if (resize(queue, queue->allocated ? 2 * queue->allocated : RING_MIN))
+        else if (resize(queue, queue->allocated + queue->allocated / RING_SHARE + RING_MIN))
             return -1;
     }
     *at(queue, queue->used++) = hash;
@@ -91,12 +93,12 @@ uint64_t kvr_queue_take(struct kvr_queue *queue)
 {
     for (;;) {
         uint64_t hash = *at(queue, 0);
-        queue->first = (queue->first + 1) & (queue->allocated - 1);
+        queue->first = kvr_queue_place(queue, 1);
         queue->used--;
         if (passes_over(queue, hash))
             continue;
-        if (queue->allocated > RING_MIN && queue->used < queue->allocated / 8)
-            (void)resize(queue, queue->allocated / 4);
+        if (queue->allocated > RING_MIN && queue->used < queue->allocated / 4)
+            (void)resize(queue, queue->allocated / 2);
         return hash;
     }
 }

@@ -10,7 +10,7 @@
 
 struct kvr_queue {
     uint64_t *ring;
-    size_t allocated; /* a power of two, or 0 */
+    size_t allocated;
     size_t first, used; /* of the ring, those that left included */
     size_t left;
     struct kvr_table early; /* scattered hash to how often it left early: its first so many places are void */
@@ -25,10 +25,17 @@ KVR_INLINE size_t kvr_queue_count(const struct kvr_queue *queue)
     return queue->used - queue->left;
 }
 
+/* Where in the ring the hash is that has so many before it. */
+KVR_INLINE size_t kvr_queue_place(const struct kvr_queue *queue, size_t number)
+{
+    size_t place = queue->first + number;
+    return place < queue->allocated ? place : place - queue->allocated;
+}
+
 /* A hash near the front, which may have left; the queue was never empty. */
 KVR_INLINE uint64_t kvr_queue_peek(const struct kvr_queue *queue, size_t number)
 {
-    return queue->ring[(queue->first + number) & (queue->allocated - 1)];
+    return queue->ring[kvr_queue_place(queue, number)];
 }
 
 /* Join at the end; hashes are scattered. 0, or -1 without memory. */

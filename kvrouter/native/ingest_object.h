@@ -46,6 +46,10 @@ PyObject *kvr_export_copies(PyObject *self, PyObject *unused);
 PyObject *kvr_export_idle_hashes(PyObject *self, PyObject *unused);
 PyObject *kvr_export_tiers(PyObject *self, PyObject *unused);
 
+/* Methods in `ingest_layout.c`. */
+PyObject *kvr_attach(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names);
+PyObject *kvr_describe(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *names);
+
 /* Methods in `ingest_apply.c`. */
 PyObject *kvr_apply(PyObject *self, PyObject *payload);
 PyObject *kvr_tells(PyObject *self, PyObject *payload);

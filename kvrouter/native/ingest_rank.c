@@ -9,7 +9,6 @@
 #define IDLE_SHARE 8
 #define GONE_AT_ONCE 64
 #define HELD_AT_ONCE 512
-#define PLACES_AT_ONCE 2
 
 static const char *const TIER_NAMES[KVR_TIERS] = {"gpu", "cpu", "disk"};
 
@@ -161,43 +160,6 @@ int kvr_rank_holds(const struct kvr_rank *rank, uint32_t number, uint64_t key)
     const char *name = TIER_NAMES[place->tier];
     int tier = kvr_index_find_tier(rank->index, name, strlen(name));
     return tier >= 0 && is_in_index(rank, tier, key);
-}
-
-/* -- places ------------------------------------------------------------------------------------------------------- */
-
-int kvr_rank_find_place(const struct kvr_rank *rank, uint32_t tier, uint32_t group)
-{
-    for (uint32_t number = 0; number < rank->place_count; number++)
-        if (rank->places[number].tier == tier && rank->places[number].group == group)
-            return (int)number;
-    return -1;
-}
-
-int kvr_rank_add_place(struct kvr_rank *rank, uint32_t tier, uint32_t group)
-{
-    int found = kvr_rank_find_place(rank, tier, group);
-    if (found >= 0)
-        return found;
-    uint32_t number = rank->place_count;
-    if (number == rank->places_allocated) {
-        struct kvr_place *places = kvr_retake(&rank->bytes, rank->places, number * sizeof *places,
-                                              (number + PLACES_AT_ONCE) * sizeof *places);
-        if (places == NULL)
-            return -1;
-        rank->places = places;
-        rank->places_allocated = number + PLACES_AT_ONCE;
-    }
-    struct kvr_place *place = &rank->places[number];
-    memset(place, 0, sizeof *place);
-    place->tier = tier;
-    place->group = group;
-    place->is_main = group == rank->main_group;
-    place->one = kvr_copies_with(&rank->copies, KVR_LOOSE, number, 1);
-    if (place->one == UINT32_MAX || kvr_table_open(&place->holders, &rank->bytes, NULL, NULL))
-        return -1;
-    kvr_copies_enter(&rank->copies, place->one);
-    rank->place_count++;
-    return (int)number;
 }
 
 /* -- what is forgotten -------------------------------------------------------------------------------------------- */

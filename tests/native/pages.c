@@ -21,6 +21,7 @@ struct held {
     uint8_t *memory;
     size_t size;
     uint8_t stamp;
+    int is_aligned;
 };
 
 static struct kvr_account account;
@@ -96,13 +97,18 @@ static size_t any_size(void)
 static void take(void)
 {
     size_t size = any_size(), before = account.bytes, had = mapped;
-    uint8_t *memory = kvr_pages_take(&pages, &account.bytes, size);
+    int is_aligned = draw(3) == 0;
+    if (is_aligned)
+        size = draw(2) ? KVR_PAGE_BYTES : 1 + draw(KVR_PAGE_BYTES);
+    uint8_t *memory = is_aligned ? kvr_pages_take_aligned(&pages, &account.bytes, size)
+                                 : kvr_pages_take(&pages, &account.bytes, size);
+    must(!is_aligned || ((uintptr_t)memory & (KVR_PAGES_ALIGNMENT - 1)) == 0, "it is not aligned");
     if (memory == NULL) {
         refusals++;
         must(may_fail && account.bytes == before && mapped == had, "a refusal changed something");
         return;
     }
-    struct held one = {memory, size, (uint8_t)(1 + draw(255))};
+    struct held one = {memory, size, (uint8_t)(1 + draw(255)), is_aligned};
     memset(memory, one.stamp, size);
     held[held_count++] = one;
     must(account.bytes >= before + size, "the account knows too little");
@@ -114,7 +120,10 @@ static void give(size_t at)
     struct held one = held[at];
     for (size_t byte = 0; byte < one.size; byte++)
         must(one.memory[byte] == one.stamp, "two have the same memory");
-    kvr_pages_give(&pages, &account.bytes, one.memory, one.size);
+    if (one.is_aligned)
+        kvr_pages_give_aligned(&pages, &account.bytes, one.memory, one.size);
+    else
+        kvr_pages_give(&pages, &account.bytes, one.memory, one.size);
     held[at] = held[--held_count];
 }
 
