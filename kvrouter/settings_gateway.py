@@ -77,7 +77,7 @@ class GatewaySettings:
     )
     slow_client_seconds: float = _setting(
         5.0,
-        "time a client may take nothing of its stream before it is cut",
+        "time a client may take nothing of its stream, or of a whole answer, before it is cut",
         flag="--slow-client-seconds",
         at_least=0.05,
         at_most=3600,

@@ -20,6 +20,7 @@ _TOTALS = (
     ("disconnects", "Clients that left within the body of a request.", ("route",)),
     ("refused", "Requests refused for their key or their origin.", ("code",)),
     ("streams_ended", "Streams, by how they ended.", ("ending",)),
+    ("connections_cut", "Connections cut, by what was too large or took too long.", ("reason",)),
     ("idempotency", "What became of requests with a key, and of kept answers.", ("event",)),
     ("shadow", "Copies of requests, by what came of them.", ("route", "result")),
     ("nats_events", "Changes of the connection to NATS.", ("event",)),

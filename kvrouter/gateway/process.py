@@ -11,13 +11,14 @@ import socket
 import ssl
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from kvrouter.errors import SettingsError, StoreError, UnreachableError
 from kvrouter.gateway.app import GatewayApplication
 from kvrouter.gateway.composition import Gateway, Place
 from kvrouter.gateway.nats_settings import without_secrets
-from kvrouter.gateway.server import gateway_server
+from kvrouter.gateway.server import ConnectionBounds, gateway_server
 from kvrouter.service.embedded import EmbeddedServer
 from kvrouter.service.logs import log_event
 from kvrouter.settings import Settings
@@ -168,10 +169,11 @@ def _server(gateway: Gateway, listener: socket.socket) -> EmbeddedServer:
             ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(ours.tls_certificate, ours.tls_key)
         except OSError as error:  # what OpenSSL refuses is one too
             raise SettingsError(f"gateway.tls_certificate: cannot use {ours.tls_certificate}: {error}") from None
+    counters = gateway.counters
     return gateway_server(
         GatewayApplication(gateway),
         listener,
-        head_seconds=ours.header_seconds,
+        ConnectionBounds(ours.header_seconds, ours.slow_client_seconds, partial(counters.count, "connections_cut")),
         certificate=ours.tls_certificate,
         key=ours.tls_key,
     )
