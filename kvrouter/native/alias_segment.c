@@ -17,10 +17,10 @@ uint32_t kvr_rows_round_up(uint32_t capacity)
     return capacity > KVR_PAGE_STRIPES ? (capacity + KVR_PAGE_STRIPES - 1) / KVR_PAGE_STRIPES * KVR_PAGE_STRIPES : capacity;
 }
 
-/* After a copy a segment is filled to 6/7; it is copied again above 29/32 and below 13/32: then less fits. */
+/* After a copy a segment is filled to 4/5; it is copied again above 29/32 and below 12/32. */
 uint32_t kvr_rows_fitting(uint32_t used)
 {
-    uint32_t rows = used + used / 6, capacity = rows / KVR_STRIPE_ROWS + 1;
+    uint32_t rows = used + used / 4, capacity = rows / KVR_STRIPE_ROWS + 1;
     if (capacity < HOMES_MIN)
         capacity = rows / (KVR_STRIPE_ROWS - 1) + 1;
     return capacity < CAPACITY_MIN ? CAPACITY_MIN : kvr_rows_round_up(capacity);
@@ -77,7 +77,7 @@ static int take_stripes(struct kvr_aliases *aliases, struct kvr_rows *segment, u
     head->first = first;
     head->used = 0;
     head->full = capacity * segment->rows / 32 * 29;
-    head->sparse = capacity > CAPACITY_MIN ? capacity * segment->rows / 32 * 13 : 1;
+    head->sparse = capacity > CAPACITY_MIN ? capacity * segment->rows / 32 * 12 : 1;
     for (head->page_count = 0; head->page_count < pages_for(capacity); head->page_count++) {
         size_t bytes = page_bytes(capacity, head->page_count);
         struct kvr_stripe *page =

@@ -158,11 +158,11 @@ static void shrink(struct kvr_aliases *aliases, uint64_t hash)
 {
     size_t place = kvr_aliases_place(aliases, hash);
     while (kvr_rows_is_sparse(&aliases->directory[place])) {
-        uint32_t used = kvr_rows_used(&aliases->directory[place]);
+        const struct kvr_rows *segment = &aliases->directory[place];
+        uint32_t used = kvr_rows_used(segment), fitting = used > 0 ? kvr_rows_fitting(used) : 0;
         if (join_segment(aliases, place))
             place = kvr_aliases_place(aliases, hash);
-        else if (aliases->directory[place].capacity == 0 ||
-                 resize_segment(aliases, place, used > 0 ? kvr_rows_fitting(used) : 0))
+        else if (fitting >= segment->capacity || resize_segment(aliases, place, fitting))
             break;
     }
 }

@@ -102,7 +102,7 @@ KVR_INLINE void kvr_aliases_prefetch_other(const struct kvr_aliases *aliases, ui
     const struct kvr_rows *segment = kvr_aliases_segment(aliases, hash);
     uint32_t at = kvr_rows_home(segment, hash);
     const struct kvr_stripe *home = kvr_rows_stripe(segment, at);
-    uint32_t is_needed = (home->away != 0) | (home->taken >= KVR_STRIPE_ROWS - 1);
+    uint32_t is_needed = (home->away != 0) | (home->taken >= segment->rows);
     kvr_stripe_prefetch(kvr_rows_stripe(segment, kvr_rows_other(segment, at, hash) * is_needed + at * (1 - is_needed)));
 }
 
