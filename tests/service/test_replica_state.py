@@ -9,12 +9,15 @@ from dataclasses import replace
 from random import Random
 from time import monotonic
 
+import httpx
 import pytest
+from fastapi import FastAPI
 
 from kvrouter.errors import SettingsError
 from kvrouter.routing import Router
 from kvrouter.routing.replica_pace import ReplicaPace
 from kvrouter.routing.replicas import ReplicaLoads
+from kvrouter.service.admin_replicas import add_replica_routes
 from kvrouter.service.replica_state import BUCKET, ReplicaState, open_replica_state
 from kvrouter.settings import PlaneSettings, ReplicaSettings, Settings
 from kvrouter.store import KeyValueStore
@@ -27,11 +30,11 @@ DEADLINE_SECONDS = 60.0
 class Side:
     """One router, its view of the others, and the task that keeps it."""
 
-    def __init__(self, name: str, store: KeyValueStore) -> None:
+    def __init__(self, name: str, store: KeyValueStore, *, namespace: str = "fleet") -> None:
         self.router: Router = fleet("a", "b", policy="least-loaded")
         loads = ReplicaLoads(self.router.fleet, name, lease_seconds=60.0, random=Random(0))
         pace = ReplicaPace(loads, lambda: self.router.decisions, interval_seconds=0.01, random=Random(0))
-        self.state = ReplicaState(loads, pace, store, address="memory:", namespace="fleet", clock=monotonic)
+        self.state = ReplicaState(loads, pace, store, address="memory:", namespace=namespace, clock=monotonic)
         self._running: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -114,6 +117,30 @@ async def test_a_record_that_makes_no_sense_is_told_of_by_its_field(caplog: pyte
     told = [record.fields for record in caplog.records if record.message == "replica_record_refused"]  # type: ignore[attr-defined]
     assert [fields["field"] for fields in told] == ["number"] * 2  # each of the two routers, once
     assert refused == {"number": 3}
+
+
+async def test_routers_of_another_namespace_are_not_heard() -> None:
+    """One store may serve several fleets; a name that begins like ours is another one, too."""
+    async with pair() as (one, other, store):
+        stranger = Side("z", store, namespace="fleet2")
+        stranger.start()
+        await until(lambda: bool(stranger.state.statistics.told and stranger.state.statistics.synced))
+        one.router.route(prompt_of(1), now=monotonic())
+        await until(lambda: sum(_requests(other)) == 1)
+        heard = len(stranger.state.loads), len(one.state.loads), len(other.state.loads)
+        await stranger.stop()
+
+    assert heard == (0, 1, 1)
+
+
+async def test_a_router_that_knows_of_no_others_says_so() -> None:
+    """Over the admin API."""
+    app = FastAPI()
+    add_replica_routes(app, None)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://router") as client:
+        answer = await client.get("/replicas")
+
+    assert answer.json() == {"enabled": False, "replicas": []}
 
 
 async def test_what_is_known_can_be_looked_at() -> None:

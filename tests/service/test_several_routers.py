@@ -1,4 +1,4 @@
-"""Several real routers in front of one fleet, over real stores: each knows what the others have under way."""
+"""Several real routers in front of one fleet, over a real store: each knows what the others have under way."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 
-from tests.servers import nats_server, redis_server
+from tests.servers import redis_server
 from tests.service.processes import Engine, Processes, Router, eventually
 
 HELD = 2
@@ -51,6 +51,11 @@ def _elsewhere(router: Router, worker: str) -> int:
     return int(rank["elsewhere"]["active_requests"])
 
 
+def _gone(router: Router) -> list[Any]:
+    """The others that a router said it has forgotten."""
+    return [line for line in router.lines() if line.get("event") in ("replica_silent", "replica_left")]
+
+
 def _chosen(router: Router, start: int) -> Any:
     """Where a prompt goes that nobody knows; its answer has one token."""
     body = {"prompt": list(range(start, start + 64)), "max_tokens": 1}
@@ -59,16 +64,29 @@ def _chosen(router: Router, start: int) -> Any:
     return answer.headers["x-kvrouter-worker"]
 
 
-def test_requests_of_one_router_make_the_other_choose_another_worker(processes: Processes) -> None:
-    """What is booked elsewhere counts as load, is not counted twice, and dies with its router."""
-    with nats_server(processes.folder) as nats:
-        first, second = _pair(processes, f"{nats.url}/KV")
+def test_routers_know_of_each_other_while_the_store_is_there_and_both_live(processes: Processes) -> None:
+    """What one has under way sends the other's requests elsewhere; without the store nothing fails; the dead count not.
+
+    One scene, because its processes are dear.
+    """
+    with redis_server(processes.folder) as redis:
+        first, second = _pair(processes, f"{redis.url}/0/kv")
         with _held(first, HELD):
             eventually(lambda: _elsewhere(second, "one") == HELD)
             chosen = [_chosen(second, 50_000 + 1000 * each) for each in range(3)]
             known, metrics = second.get("/replicas")["replicas"], httpx.get(f"{second.url}/metrics", timeout=60).text
 
+            redis.kill()
+            told, silent = second.event("replica_state_not_told"), second.event("replica_silent")
+            failing = second.get("/replicas")
+            alone = [_chosen(second, 60_000 + 1000 * each) for each in range(4)]
+
+            redis.start()
+            eventually(lambda: _elsewhere(second, "one") == HELD)
+            eventually(lambda: second.get("/replicas")["store_state"] == "following")
+
             first.stop()  # killed: it takes nothing back
+            eventually(lambda: len(_gone(second)) >= 2)
             eventually(lambda: not second.get("/replicas")["replicas"])
         forgotten = _elsewhere(second, "one")
 
@@ -77,42 +95,9 @@ def test_requests_of_one_router_make_the_other_choose_another_worker(processes: 
     assert 'kvrouter_rank_active_requests{rank="0",worker="one"} 0.0' in metrics
     assert "kvrouter_replicas 1.0" in metrics
     assert [(each["active_requests"], each["unknown_ranks"]) for each in known] == [(HELD, 0)]
-    assert forgotten == 0
-
-
-def test_a_store_that_is_gone_costs_what_others_have_booked_and_nothing_else(processes: Processes) -> None:
-    """Requests go on; who stops answering is forgotten, and found again when the store is back."""
-    with redis_server(processes.folder) as redis:
-        first, second = _pair(processes, f"{redis.url}/0/kv")
-        with _held(first, HELD):
-            eventually(lambda: _elsewhere(second, "one") == HELD)
-
-            redis.kill()
-            silent = second.event("replica_silent")
-            told = second.event("replica_state_not_told")
-            failing = second.get("/replicas")
-            alone = {_chosen(second, 50_000 + 1000 * each) for each in range(4)}
-            redis.start()
-            eventually(lambda: _elsewhere(second, "one") == HELD)
-            eventually(lambda: second.get("/replicas")["store_state"] == "following")
-
-    assert silent["replica"]
     assert told["error"]
+    assert silent["replica"] == known[0]["replica_id"]
     assert failing["last_error"]
     assert (failing["store_state"], failing["replicas"]) == ("failing", [])
-    assert alone == {"one", "two"}
-
-
-def test_routers_of_two_namespaces_do_not_know_of_each_other(processes: Processes) -> None:
-    """One store may serve several fleets; without any store there is nothing to show."""
-    store = str(processes.folder / "store")
-    flags = ("--replica-store", store)
-    router = processes.router(*flags)
-    processes.router(*flags, "--planes-namespace", "other")
-    same = processes.router(*flags)
-    lonely = processes.router("--replica-store", "off")
-
-    (known,) = eventually(lambda: router.get("/replicas")["replicas"])
-
-    assert known["replica_id"] == same.get("/replicas")["replica_id"]
-    assert lonely.get("/replicas") == {"enabled": False, "replicas": []}
+    assert "one" in alone
+    assert forgotten == 0
