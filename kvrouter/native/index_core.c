@@ -272,8 +272,9 @@ static int store_row(struct kvr_index *index, struct kvr_row *row, struct change
     size_t *blocks = &index->tiers[change->tier].blocks[change->rank];
     kvr_link link = KVR_LOOSE_BLOCK;
     for (size_t at = 0; at < row->count; at++) {
-        uint64_t key = kvr_row_next(row, at);
-        struct kvr_slot *slot = kvr_table_seek(&index->table, key);
+        struct kvr_asked asked = kvr_row_next(row, at);
+        uint64_t key = asked.key;
+        struct kvr_slot *slot = kvr_slot_seek(asked.home, key);
         int is_there = kvr_slot_has(slot, key);
         uint32_t named = is_there ? slot->value : 0;
         if (is_bounded && kvr_index_is_full(index) && !is_held(index, named, change->rank, change->tier)) {
@@ -356,8 +357,9 @@ int kvr_index_remove(struct kvr_index *index, uint32_t rank, const uint64_t *has
         return 0;
     size_t *blocks = &index->tiers[tier].blocks[rank];
     for (size_t at = 0; at < count && !failed; at++) {
-        uint64_t key = kvr_row_next(&row, at);
-        struct kvr_slot *slot = kvr_table_seek(&index->table, key);
+        struct kvr_asked asked = kvr_row_next(&row, at);
+        uint64_t key = asked.key;
+        struct kvr_slot *slot = kvr_slot_seek(asked.home, key);
         if (!kvr_slot_has(slot, key))
             continue;
         failed = slot->value != change.named && turn_to(index, &change, slot->value, part);

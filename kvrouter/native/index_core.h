@@ -119,13 +119,4 @@ KVR_INLINE void kvr_index_prefetch(const struct kvr_index *index, uint64_t hash)
     kvr_index_prefetch_key(index, kvr_index_key(index, hash));
 }
 
-/* Ask for the first or the second line behind it, where a change will touch that too: where the ones before it, which
- * should have come by now, are full. */
-KVR_INLINE void kvr_index_prefetch_behind(const struct kvr_index *index, uint64_t key, int second)
-{
-    const struct kvr_slot *home = kvr_table_home(&index->table, key), *last = home + KVR_HOME_SLOTS - 1;
-    int is_full = last->value != 0 && (!second || last[KVR_HOME_SLOTS].value != 0);
-    KVR_PREFETCH(is_full ? last + 1 + (second ? KVR_HOME_SLOTS : 0) : home);
-}
-
 #endif

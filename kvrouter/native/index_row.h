@@ -5,28 +5,30 @@
 
 #include "index_core.h"
 
-/* How far ahead of its turn a block's slot is asked for. */
-#define KVR_ASKED_BLOCKS 16
+/* How far ahead of its turn a block's line is asked for, and the one behind it where that one is full. */
+#define KVR_ASKED_BLOCKS 32
+#define KVR_SETTLED_BLOCKS 6
 
-/* Hashes that are changed one after the other. Their slots are asked for some time before their turn; in half of that
- * time the line behind where it will be touched, and in half of what is left the one behind that. */
+/* A hash that was asked for. */
+struct kvr_asked {
+    uint64_t key;
+    struct kvr_slot *home;
+};
+
+/* Hashes that are changed one after the other. */
 struct kvr_row {
     const struct kvr_index *index;
     const uint64_t *hashes;
     size_t count;
-    uint64_t keys[KVR_ASKED_BLOCKS]; /* of those that have been asked for */
+    size_t moves; /* of the table's slots, when the homes were found */
+    struct kvr_asked asked[KVR_ASKED_BLOCKS];
 };
 
 KVR_INLINE void kvr_row_ask(struct kvr_row *row, size_t at)
 {
-    uint64_t key = kvr_index_key(row->index, row->hashes[at]);
-    row->keys[at % KVR_ASKED_BLOCKS] = key;
-    kvr_table_prefetch(&row->index->table, key);
-}
-
-KVR_INLINE void kvr_row_ask_behind(struct kvr_row *row, size_t at, int second)
-{
-    kvr_index_prefetch_behind(row->index, row->keys[at % KVR_ASKED_BLOCKS], second);
+    struct kvr_asked *asked = &row->asked[at % KVR_ASKED_BLOCKS];
+    asked->key = kvr_index_key(row->index, row->hashes[at]);
+    asked->home = kvr_table_ask(&row->index->table, asked->key);
 }
 
 static inline void kvr_row_open(struct kvr_row *row, const struct kvr_index *index, const uint64_t *hashes,
@@ -35,21 +37,34 @@ static inline void kvr_row_open(struct kvr_row *row, const struct kvr_index *ind
     row->index = index;
     row->hashes = hashes;
     row->count = count;
+    row->moves = index->table.moves;
     for (size_t at = 0; at < count && at < KVR_ASKED_BLOCKS; at++)
         kvr_row_ask(row, at);
 }
 
-/* The scattered hash whose turn it is. */
-KVR_INLINE uint64_t kvr_row_next(struct kvr_row *row, size_t at)
+/* Find the homes anew of what has been asked for and not had its turn. */
+static inline void kvr_row_find_homes(struct kvr_row *row, size_t from)
 {
-    uint64_t key = row->keys[at % KVR_ASKED_BLOCKS];
+    row->moves = row->index->table.moves;
+    for (size_t at = from; at < row->count && at < from + KVR_ASKED_BLOCKS; at++) {
+        struct kvr_asked *asked = &row->asked[at % KVR_ASKED_BLOCKS];
+        asked->home = kvr_table_home(&row->index->table, asked->key);
+    }
+}
+
+/* The scattered hash whose turn it is, and where the search for it begins. */
+KVR_INLINE struct kvr_asked kvr_row_next(struct kvr_row *row, size_t at)
+{
+    if (row->moves != row->index->table.moves)
+        kvr_row_find_homes(row, at);
+    struct kvr_asked next = row->asked[at % KVR_ASKED_BLOCKS];
     if (at + KVR_ASKED_BLOCKS < row->count)
         kvr_row_ask(row, at + KVR_ASKED_BLOCKS);
-    if (at + KVR_ASKED_BLOCKS / 2 < row->count)
-        kvr_row_ask_behind(row, at + KVR_ASKED_BLOCKS / 2, 0);
-    if (at + KVR_ASKED_BLOCKS / 4 < row->count)
-        kvr_row_ask_behind(row, at + KVR_ASKED_BLOCKS / 4, 1);
-    return key;
+    if (at + KVR_SETTLED_BLOCKS < row->count) {
+        const struct kvr_slot *home = row->asked[(at + KVR_SETTLED_BLOCKS) % KVR_ASKED_BLOCKS].home;
+        KVR_PREFETCH(home + (home[KVR_HOME_SLOTS - 1].value != 0) * KVR_HOME_SLOTS);
+    }
+    return next;
 }
 
 #endif

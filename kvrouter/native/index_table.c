@@ -101,10 +101,12 @@ static uint32_t measure_run(const struct kvr_segment *segment, struct run run, u
     return next;
 }
 
-/* Without a branch: which slots are vacant cannot be guessed. */
+/* Without a branch that is hard to guess: which slots are vacant is. At the end of the segment's slots it stops; then it
+ * returns how many those are. */
 static uint32_t copy_run(const struct kvr_segment *segment, struct run run, uint32_t next)
 {
-    for (const struct kvr_slot *slot = run.from; slot < run.stop; slot++) {
+    uint32_t extent = head_of(segment)->extent;
+    for (const struct kvr_slot *slot = run.from; slot < run.stop && next < extent; slot++) {
         uint32_t occupied = slot->value != 0, home = kvr_segment_home(segment, slot->key);
         next = occupied && home > next ? home : next;
         segment->slots[next] = *slot;
@@ -131,14 +133,23 @@ static uint32_t settle_run(struct kvr_table *table, struct kvr_segment *segment,
     return next;
 }
 
-/* Slots for a segment of this capacity and depth that is about to take in the `used` slots of the runs; -1 when there is
- * no memory. */
-static int make_segment(struct kvr_table *table, struct kvr_segment *segment, const struct run *runs, int count,
-                        uint32_t used)
+static int has_to_settle(const struct kvr_table *table)
+{
+    return table->settle != NULL && *table->unsettled > 0;
+}
+
+static uint32_t measure_runs(const struct kvr_segment *segment, const struct run *runs, int count)
 {
     uint32_t end = 0;
     for (int number = 0; number < count; number++)
         end = measure_run(segment, runs[number], end);
+    return end;
+}
+
+/* Vacant slots for a segment of this capacity whose last slot in use will be the one before `end`; -1 when there is no
+ * memory. */
+static int take_slots(struct kvr_table *table, struct kvr_segment *segment, uint32_t end, uint32_t used)
+{
     /* Whole lines, for they are looked at and moved as such: the last one too. */
     uint32_t extent = (end > segment->capacity ? end : segment->capacity) + SPARE_SLOTS + KVR_HOME_SLOTS - 1;
     extent -= extent % KVR_HOME_SLOTS;
@@ -156,12 +167,38 @@ static int make_segment(struct kvr_table *table, struct kvr_segment *segment, co
     return 0;
 }
 
-static void fill_segment(struct kvr_table *table, struct kvr_segment *segment, const struct run *runs, int count)
+/* Returns whether all of them had a place, and the last slot is vacant. */
+static int copy_runs(struct kvr_segment *segment, const struct run *runs, int count)
 {
-    int settles = table->settle != NULL && *table->unsettled > 0;
     uint32_t next = 0;
     for (int number = 0; number < count; number++)
-        next = settles ? settle_run(table, segment, runs[number], next) : copy_run(segment, runs[number], next);
+        next = copy_run(segment, runs[number], next);
+    return next < head_of(segment)->extent;
+}
+
+/* A segment of this capacity and depth with the `used` slots of the runs, or with room for them where they have to be
+ * settled; -1 when there is no memory. */
+static int make_segment(struct kvr_table *table, struct kvr_segment *segment, const struct run *runs, int count,
+                        uint32_t used)
+{
+    int settles = has_to_settle(table);
+    if (take_slots(table, segment, settles ? measure_runs(segment, runs, count) : segment->capacity, used))
+        return -1;
+    if (settles || copy_runs(segment, runs, count))
+        return 0;
+    free_segment(table, segment); /* There is more of a crowd at its end than is to be expected. */
+    if (take_slots(table, segment, measure_runs(segment, runs, count), used))
+        return -1;
+    (void)copy_runs(segment, runs, count);
+    return 0;
+}
+
+/* What make_segment has left to do. */
+static void settle_segment(struct kvr_table *table, struct kvr_segment *segment, const struct run *runs, int count)
+{
+    uint32_t next = 0;
+    for (int number = 0; number < count && has_to_settle(table); number++)
+        next = settle_run(table, segment, runs[number], next);
 }
 
 /* -- the directory ------------------------------------------------------------------------------------------------ */
@@ -179,6 +216,7 @@ static void enter_segment(struct kvr_table *table, size_t place, struct kvr_segm
         kvr_share_layout(table->share);
     for (size_t number = 0; number < count; number++)
         table->directory[first + number] = segment;
+    table->moves++;
 }
 
 static size_t directory_bytes(uint32_t bits)
@@ -230,7 +268,7 @@ static int replace(struct kvr_table *table, size_t place, uint32_t depth, const 
         fresh.capacity = capacity;
         if (make_segment(table, &fresh, runs, count, used))
             return -1;
-        fill_segment(table, &fresh, runs, count);
+        settle_segment(table, &fresh, runs, count);
         table->used -= used - head_of(&fresh)->used;
     }
     enter_segment(table, place, fresh);
@@ -276,7 +314,7 @@ static int split_segment(struct kvr_table *table, size_t place)
     }
     size_t first = first_place(table, place, old.depth);
     for (int half = 0; half < 2; half++) {
-        fill_segment(table, &halves[half], runs[half], 1);
+        settle_segment(table, &halves[half], runs[half], 1);
         table->used -= counts[half] - head_of(&halves[half])->used;
         enter_segment(table, half ? first + ((size_t)1 << (table->bits - old.depth - 1)) : first, halves[half]);
     }
@@ -464,6 +502,7 @@ int kvr_table_open(struct kvr_table *table, size_t *account, kvr_settle *settle,
     table->bits = 0;
     table->deepest = 1;
     table->used = 0;
+    table->moves = 0;
     table->account = account;
     table->pages = NULL;
     table->settle = settle;

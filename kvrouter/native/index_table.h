@@ -45,6 +45,7 @@ struct kvr_table {
     uint32_t bits;
     size_t deepest; /* segments whose depth is `bits`: without any, half of the directory does */
     size_t used;    /* slots that are not vacant */
+    size_t moves;   /* so often slots have got other addresses than those of their segment until then */
     size_t *account;
     struct kvr_pages *pages; /* that its segments are of, or NULL */
     kvr_settle *settle; /* or NULL */
@@ -95,19 +96,29 @@ KVR_INLINE struct kvr_slot *kvr_table_home(const struct kvr_table *table, uint64
     return segment->slots + kvr_segment_home(segment, key);
 }
 
-/* Ask for what a change of a key will touch: its home, and what the segment notes of itself before its first slot. */
-KVR_INLINE void kvr_table_prefetch(const struct kvr_table *table, uint64_t key)
+/* Ask for what a change of a key will touch: its home, which is returned, and what the segment notes of itself right before
+ * its slots. */
+KVR_INLINE struct kvr_slot *kvr_table_ask(const struct kvr_table *table, uint64_t key)
 {
     const struct kvr_segment *segment = table->directory + kvr_table_place(table, key);
-    KVR_PREFETCH(segment->slots + kvr_segment_home(segment, key));
+    struct kvr_slot *home = segment->slots + kvr_segment_home(segment, key);
+    KVR_PREFETCH(home);
     KVR_PREFETCH((const char *)segment->slots - 1);
+    return home;
+}
+
+/* How many of the four slots of a line have smaller keys; they come first. */
+KVR_INLINE uint32_t kvr_line_count_below(const struct kvr_slot *line, uint64_t key)
+{
+    return (uint32_t)(line[0].key < key) + (line[1].key < key) + (line[2].key < key) + (line[3].key < key);
 }
 
 /* The slot where the search for a key ends that begins at its home. */
 KVR_INLINE struct kvr_slot *kvr_slot_seek(struct kvr_slot *slot, uint64_t key)
 {
-    /* All smaller keys come first, and counting them takes no guess that may be wrong. */
-    slot += (slot[0].key < key) + (slot[1].key < key) + (slot[2].key < key) + (slot[3].key < key);
+    /* Nearly always in this line or the next one; which of them, and where, takes no guess that may be wrong. */
+    slot += (slot[KVR_HOME_SLOTS - 1].key < key) * KVR_HOME_SLOTS;
+    slot += kvr_line_count_below(slot, key);
     while (slot->key < key)
         slot++;
     return slot;
