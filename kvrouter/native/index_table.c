@@ -94,8 +94,8 @@ static uint32_t count_run(struct run run)
 static uint32_t measure_run(const struct kvr_segment *segment, struct run run, uint32_t next)
 {
     for (const struct kvr_slot *slot = run.from; slot < run.stop; slot++) {
-        uint32_t occupied = slot->value != 0, home = kvr_segment_home(segment, slot->key);
-        next = occupied && home > next ? home : next;
+        uint32_t occupied = slot->value != 0, home = kvr_segment_home(segment, slot->key) & -occupied;
+        next = home > next ? home : next;
         next += occupied;
     }
     return next;
@@ -107,8 +107,8 @@ static uint32_t copy_run(const struct kvr_segment *segment, struct run run, uint
 {
     uint32_t extent = head_of(segment)->extent;
     for (const struct kvr_slot *slot = run.from; slot < run.stop && next < extent; slot++) {
-        uint32_t occupied = slot->value != 0, home = kvr_segment_home(segment, slot->key);
-        next = occupied && home > next ? home : next;
+        uint32_t occupied = slot->value != 0, home = kvr_segment_home(segment, slot->key) & -occupied;
+        next = home > next ? home : next;
         segment->slots[next] = *slot;
         next += occupied;
     }
