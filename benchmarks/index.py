@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("trace", nargs="?", type=Path, help="a trace in Mooncake's form (default: a synthetic one)")
     parser.add_argument("--ranks", type=int, default=64)
     parser.add_argument("--pairs", type=int, help="resident (block, rank) pairs to reach (default: 2.5 M; quick 0.3 M)")
+    parser.add_argument("--rounds", type=int, default=_ROUNDS, help="how often the rivals are measured in turn")
     arguments = parser.parse_args()
     pairs = arguments.pairs or (300_000 if arguments.quick else 2_500_000)
     peers = PeerEnvironment.find(arguments.peers_python)
@@ -79,9 +80,14 @@ def main() -> None:
             pairs=pairs,
             queries=2000 // scale,
         )
-        report.conditions |= {"ranks": arguments.ranks, "resident_pairs": resident, "requests": len(trace)}
+        report.conditions |= {
+            "rounds": arguments.rounds,
+            "ranks": arguments.ranks,
+            "resident_pairs": resident,
+            "requests": len(trace),
+        }
         report.conditions["trace"] = arguments.trace.name if arguments.trace else "synthetic"
-        results = _run_sides(Path(folder), peers)
+        results = _run_sides(Path(folder), peers, arguments.rounds)
     _report(report, results, resident, peers)
     report.emit(arguments.json)
 
@@ -121,7 +127,7 @@ def _for_dynamo(change: Change, number: int) -> tuple[Any, ...]:
     return change.rank, None, change.dynamo(number), len(change.hashes)
 
 
-def _run_sides(folder: Path, peers: PeerEnvironment) -> dict[str, Result]:
+def _run_sides(folder: Path, peers: PeerEnvironment, count: int) -> dict[str, Result]:
     sides = {"reference": Path(sys.executable), "ingest": Path(sys.executable), "ingest-singly": Path(sys.executable)}
     if native_core.present:
         sides["native"] = Path(sys.executable)
@@ -130,7 +136,7 @@ def _run_sides(folder: Path, peers: PeerEnvironment) -> dict[str, Result]:
         if _reads_msgpack(peers.python):
             sides["dynamo-from-bytes"] = peers.python
     rounds: dict[str, list[Result]] = {kind: [] for kind in sides}
-    for number in range(_ROUNDS):
+    for number in range(count):
         for kind in (*_RIVALS, *sides) if number == 0 else _RIVALS:
             if kind in sides and len(rounds[kind]) <= number:
                 rounds[kind].append(_run_side(kind, sides[kind], folder))
