@@ -298,7 +298,7 @@ KVR_INLINE struct kvr_cost cost_of(const struct kvr_load *load, long long credit
         double least = prefill_of(load, tokens > (double)shared->most ? tokens - (double)shared->most : 0.0, tokens);
         cost.charged = least + (cost.prefill - least) / shared->holders;
     }
-    cost.charged += prefill_of(load, (double)driven_out, tokens);
+    cost.evicted = prefill_of(load, (double)driven_out, tokens);
     double running =
         (active * weights->request_tokens + (double)load->decode_blocks * (double)load->block_size * weights->context_tokens) *
         load->token_seconds;
@@ -307,8 +307,8 @@ KVR_INLINE struct kvr_cost cost_of(const struct kvr_load *load, long long credit
     if (later > weights->later_max)
         later = weights->later_max;
     double decoding = active > waiting ? (active - waiting) * weights->decode_price : 0.0;
-    cost.price = load->first_seconds + cost.wait + cost.charged + running;
-    cost.price += cost.charged * (weights->work_price + cost.mates + later + decoding + load->miss_price);
+    cost.price = load->first_seconds + cost.wait + (waiting > 0.0 ? cost.prefill : cost.charged) + cost.evicted + running;
+    cost.price += (cost.charged + cost.evicted) * (weights->work_price + cost.mates + later + decoding + load->miss_price);
     return cost;
 }
 

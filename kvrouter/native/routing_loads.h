@@ -77,7 +77,8 @@ struct kvr_cost {
     double first_token; /* predicted time to it */
     double price;       /* and what others lose */
     double mates;       /* requests that would share a step with it */
-    double charged;     /* the part of `prefill` that counts in the price */
+    double charged;     /* the part of `prefill` for which others pay */
+    double evicted;     /* what they compute again because there is no room */
     long long credit;   /* tokens that are believed to be cached still when the rank begins with it */
 };
 

@@ -20,7 +20,7 @@
  * costs, and what was known of the rank. */
 struct row {
     long long numbers[8];
-    double cost[6];
+    double cost[7];
     double known[8];
 };
 
@@ -183,7 +183,8 @@ static void note_row(const struct weigher *weigher, const struct prompt *prompt,
     *row = (struct row){.numbers = {position, load->active_requests, load->waiting, load->prefill_tokens, load->decode_blocks,
                                     kvr_credit(&weigher->promised, load->rank),
                                     confirmed_tokens(weigher, prompt, load->rank), cost->credit},
-                        .cost = {cost->wait, cost->prefill, cost->first_token, cost->price, cost->mates, cost->charged},
+                        .cost = {cost->wait, cost->prefill, cost->first_token, cost->price, cost->mates, cost->charged,
+                                 cost->evicted},
                         .known = {load->token_seconds, load->pair_seconds, load->first_seconds, load->urgency,
                                   load->miss_price, load->loss_rate, load->room_loss, (double)load->room_tokens}};
 }

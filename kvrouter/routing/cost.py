@@ -59,8 +59,8 @@ class Cost(NamedTuple):
 
     `wait` is for what the rank does before, `prefill` for the uncached part of the prompt, `first_token` the predicted
     time to it, and `price` that and what others lose. `mates` are the requests that would share a step with it.
-    `credit` are the tokens that are believed to be cached still when the rank begins with the prompt, and `charged` is
-    the part of `prefill` that counts in the price.
+    `credit` are the tokens that are believed to be cached still when the rank begins with the prompt, `charged` is the
+    part of `prefill` for which others pay, and `evicted` what they compute again because there is no room.
     """
 
     wait: float
@@ -69,6 +69,7 @@ class Cost(NamedTuple):
     price: float
     mates: float
     charged: float
+    evicted: float
     credit: int
 
 
@@ -125,7 +126,8 @@ class CostModel:
         """What a prompt of `tokens` costs, of which the rank is believed to have `credit` cached.
 
         What several others have and this rank has not is asked for often: to compute it here once is charged to as
-        many requests as there are ranks that did so before.
+        many requests as there are ranks that did so before. Of its own time a prompt is spared that only where nobody
+        waits: a rank with nothing to do is the place to spread to, and a burst is not the time.
         """
         active, waiting = load.active_requests, load.waiting
         wait = self.wait(load, now)
@@ -137,13 +139,14 @@ class CostModel:
         if shared.most > credit:
             least = _prefill(load, max(tokens - shared.most, 0), tokens)
             charged = least + (prefill - least) / shared.holders
-        charged += _prefill(load, driven_out, tokens)
+        evicted = _prefill(load, driven_out, tokens)
         mates = self.mates(load, max(tokens - credit, 0))
         later = min(load.urgency * (wait + prefill * 0.5), self.later_max)
         decoding = (active - waiting) * self.decode_price if active > waiting else 0.0
-        price = load.first_seconds + wait + charged + self.running(load)
-        price += charged * (self.work_price + mates + later + decoding + load.miss_price)
-        return Cost(wait, prefill, first_token, price, mates, charged, credit)
+        own = prefill if waiting > 0 else charged
+        price = load.first_seconds + wait + own + evicted + self.running(load)
+        price += (charged + evicted) * (self.work_price + mates + later + decoding + load.miss_price)
+        return Cost(wait, prefill, first_token, price, mates, charged, evicted, credit)
 
     @property
     def weights(self) -> tuple[float, ...]:

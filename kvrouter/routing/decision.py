@@ -17,7 +17,7 @@ __all__ = ["NOTED_MAX", "Candidate", "Decision", "note_candidates"]
 
 NOTED_MAX = 64
 """Candidates noted per decision; in larger fleets only some. The native core has the same number."""
-_ROW = Struct("=8q14d")
+_ROW = Struct("=8q15d")
 
 
 class Candidate:
@@ -37,6 +37,7 @@ class Candidate:
         "cost",
         "credited_tokens",
         "decode_blocks",
+        "evicted_seconds",
         "first_seconds",
         "loss_rate",
         "mates",
@@ -62,9 +63,10 @@ class Candidate:
         self.active_requests, self.waiting, self.prefill_tokens, self.decode_blocks = row[1:5]
         self.overlap_tokens, self.confirmed_tokens, self.credited_tokens = row[5:8]
         self.wait_seconds, self.prefill_seconds, self.cost, self.price, self.mates = row[8:13]
-        self.charged_seconds, self.token_seconds, self.pair_seconds, self.first_seconds = row[13:17]
-        self.urgency, self.miss_price, self.loss_rate, self.room_loss = row[17:21]
-        self.room_tokens = int(row[21])
+        self.charged_seconds, self.evicted_seconds = row[13:15]
+        self.token_seconds, self.pair_seconds, self.first_seconds = row[15:18]
+        self.urgency, self.miss_price, self.loss_rate, self.room_loss = row[18:22]
+        self.room_tokens = int(row[22])
 
 
 def note_candidates(
@@ -96,7 +98,7 @@ def note_candidates(
             overlaps.promised.get(number, 0),
             overlaps.confirmed.get(number, 0),
             cost.credit,
-            *cost[:6],
+            *cost[:7],
             load.token_seconds,
             load.pair_seconds,
             load.first_seconds,

@@ -158,7 +158,9 @@ def test_what_does_not_fit_into_a_cache_is_lost_and_charged() -> None:
     )
 
     assert [each.credit for each in (stays, leaves, fits, knows_nothing)] == [600, 0, 400, 900]
-    assert [stays.charged, leaves.prefill, leaves.charged] == pytest.approx([0.4, 1.0, 1.3])
+    assert [stays.evicted, leaves.evicted] == pytest.approx([0.0, 0.3])
+    assert stays.price == stays.first_token == pytest.approx(0.4)
+    assert leaves.price == pytest.approx(1.0 + 0.3)
     assert overflow(5000, 2000, 1000, 1.0) == 1000
 
 
@@ -176,6 +178,17 @@ def test_sessions_that_do_not_fit_into_one_cache_spread() -> None:
         chosen.append(router.decide(Prompt(prompt_of(1, tokens=4016)), now=0.0).worker_id)
 
     assert chosen == ["full", "full", "idle"]
+
+
+def test_what_several_have_spreads_to_ranks_on_which_nobody_waits() -> None:
+    """In a burst a prompt waits for all that it computes, however many others have it."""
+    knobs = RoutingSettings(work_price=0.0, request_tokens=0.0)
+    model = CostModel(knobs)
+    many = model.shared([900, 800, 730, 0])
+    idle, busy = rank(), rank(1)
+
+    assert model.cost(idle, 0, 1000, 0.0, many).price == pytest.approx(0.1 + 0.9 / 3)
+    assert model.cost(busy, 0, 1000, 0.0, many).price == pytest.approx(1.0)
 
 
 NUMBERS = st.integers(0, 100_000)

@@ -28,12 +28,13 @@ def by_hand(candidate: dict[str, Any], prompt_tokens: int) -> dict[str, float]:
     later = min(candidate["urgency"] * (candidate["wait_seconds"] + prefill / 2), 8)
     decoding = 0.005 * (candidate["active_requests"] - candidate["waiting"])
     charged = candidate["charged_seconds"]
+    evicted = candidate["evicted_seconds"]
     price = (
         cost
-        - prefill
-        + charged
+        - (0 if candidate["waiting"] else prefill - charged)
         + running
-        + charged * (0.2 + candidate["mates"] + later + decoding + candidate["miss_price"])
+        + evicted
+        + (charged + evicted) * (0.2 + candidate["mates"] + later + decoding + candidate["miss_price"])
     )
     return {"prefill_seconds": prefill, "cost": cost, "price": price}
 
