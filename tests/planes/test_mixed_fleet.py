@@ -64,24 +64,17 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
 def test_every_worker_is_found_and_asked_its_own_way(deployment: Deployment) -> None:
     """A-119, A-121, A-147, A-161, A-201, A-231: mixed ways in one deployment, whole and streamed answers over each."""
     ways, router = deployment.ids(), deployment.router
-    seen: set[str] = set()
 
-    def asked_everybody() -> bool:
-        answer = router.post("/v1/chat/completions", chat(f"{len(seen)} something new {answer_number()}"))
+    for worker_id in ways:
+        pin = {"x-kvrouter-worker": worker_id}
+        answer = router.post("/v1/chat/completions", chat("something new"), headers=pin)
         assert answer.status_code == 200, answer.text
         assert answer.json()["choices"][0]["message"]["content"]
-        seen.add(answer.headers["x-kvrouter-worker"])
-        events = streamed(router, chat(f"and streamed {answer_number()}", stream=True))
+        assert answer.headers["x-kvrouter-worker"] == worker_id
+        events = streamed(router, chat("and streamed", stream=True), headers=pin)
         assert events[-1] == "[DONE]"
         assert len(events) > 2
-        return seen == set(ways)
 
-    numbers = iter(range(1_000_000))
-
-    def answer_number() -> int:
-        return next(numbers)
-
-    eventually(asked_everybody)
     assert sorted(ways.values()) == ["http", "http+tcp", "nats", "tcp"]
     figures = deployment.metrics()
     for transport in ("tcp", "http", "nats"):
@@ -201,9 +194,10 @@ def chat(words: str, **members: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": words}], "model": "simulated", "max_tokens": 4, **members}
 
 
-def streamed(router: Router, body: dict[str, Any]) -> list[str]:
+def streamed(router: Router, body: dict[str, Any], headers: dict[str, str] | None = None) -> list[str]:
     """The events of a streamed answer."""
-    with httpx.stream("POST", f"{router.url}/v1/chat/completions", json=body, timeout=60) as answer:
+    url = f"{router.url}/v1/chat/completions"
+    with httpx.stream("POST", url, json=body, headers=headers, timeout=60) as answer:
         events = [line.removeprefix("data: ") for line in answer.iter_lines() if line]
     assert all(event == "[DONE]" or json.loads(event)["choices"] for event in events)
     return events

@@ -128,9 +128,9 @@ class Router(Process):
         """Return the JSON of a GET, whatever its status."""
         return httpx.get(self.url + path, timeout=60).json()
 
-    def post(self, path: str, payload: object) -> httpx.Response:
+    def post(self, path: str, payload: object, *, headers: dict[str, str] | None = None) -> httpx.Response:
         """Return the answer of a POST."""
-        return httpx.post(self.url + path, json=payload, timeout=60)
+        return httpx.post(self.url + path, json=payload, headers=headers, timeout=60)
 
     def schedulable(self, workers: int) -> bool:
         """Whether exactly so many workers take requests."""
