@@ -271,8 +271,10 @@ static long long staying(long long tokens, double losses)
  * `kvrouter/routing/cost.py`. */
 static long long overflow(const struct kvr_load *load, long long tokens)
 {
+    if (load->room_tokens <= 0)
+        return 0;
     long long over = load->decode_blocks * load->block_size + tokens - load->room_tokens;
-    if (load->room_tokens <= 0 || over <= 0)
+    if (over <= 0)
         return 0;
     return (long long)((double)(over < tokens ? over : tokens) * load->room_loss);
 }
@@ -298,7 +300,8 @@ KVR_INLINE struct kvr_cost cost_of(const struct kvr_load *load, long long credit
         double least = prefill_of(load, tokens > (double)shared->most ? tokens - (double)shared->most : 0.0, tokens);
         cost.charged = least + (cost.prefill - least) / shared->holders;
     }
-    cost.evicted = prefill_of(load, (double)driven_out, tokens);
+    if (driven_out > 0)
+        cost.evicted = prefill_of(load, (double)driven_out, tokens);
     double running =
         (active * weights->request_tokens + (double)load->decode_blocks * (double)load->block_size * weights->context_tokens) *
         load->token_seconds;

@@ -85,8 +85,9 @@ class Learning:
             fresh = max(outcome.prompt_tokens - cached, 0)
             own = fresh * load.token_seconds + pairs_of(fresh, outcome.prompt_tokens) * load.pair_seconds
             waited = max(outcome.first_token_seconds - load.first_seconds - own, 0.0)
-            kept = min(cached, promised)
-            left = self.losses.overflowed(load, promised=promised, kept=kept, over=booking.over_tokens)
+            kept, left, over = min(cached, promised), promised, booking.over_tokens
+            if over:
+                left = self.losses.overflowed(load, promised=promised, kept=kept, over=over)
             expected = staying(left, load.loss_rate * waited)
             self.losses.learn(load, promised=left, kept=min(kept, left), waited=waited)
         self.audit.answered(load, promised=promised, expected=expected, cached=cached, now=now)
