@@ -176,12 +176,11 @@ static int copy_runs(struct kvr_segment *segment, const struct run *runs, int co
     return next < head_of(segment)->extent;
 }
 
-/* A segment of this capacity and depth with the `used` slots of the runs, or with room for them where they have to be
- * settled; -1 when there is no memory. */
+/* A segment of this capacity and depth with the `used` slots of the runs, or with room for them where it `settles` them; -1
+ * when there is no memory. */
 static int make_segment(struct kvr_table *table, struct kvr_segment *segment, const struct run *runs, int count,
-                        uint32_t used)
+                        uint32_t used, int settles)
 {
-    int settles = has_to_settle(table);
     if (take_slots(table, segment, settles ? measure_runs(segment, runs, count) : segment->capacity, used))
         return -1;
     if (settles || copy_runs(segment, runs, count))
@@ -193,11 +192,11 @@ static int make_segment(struct kvr_table *table, struct kvr_segment *segment, co
     return 0;
 }
 
-/* What make_segment has left to do. */
+/* What make_segment has left to do where it settles: all runs, also when nothing is left to settle after the first. */
 static void settle_segment(struct kvr_table *table, struct kvr_segment *segment, const struct run *runs, int count)
 {
     uint32_t next = 0;
-    for (int number = 0; number < count && has_to_settle(table); number++)
+    for (int number = 0; number < count; number++)
         next = settle_run(table, segment, runs[number], next);
 }
 
@@ -265,10 +264,12 @@ static int replace(struct kvr_table *table, size_t place, uint32_t depth, const 
 {
     struct kvr_segment fresh = {(struct kvr_slot *)(uintptr_t)NOTHING, 0, depth};
     if (capacity > 0) {
+        int settles = has_to_settle(table);
         fresh.capacity = capacity;
-        if (make_segment(table, &fresh, runs, count, used))
+        if (make_segment(table, &fresh, runs, count, used, settles))
             return -1;
-        settle_segment(table, &fresh, runs, count);
+        if (settles)
+            settle_segment(table, &fresh, runs, count);
         table->used -= used - head_of(&fresh)->used;
     }
     enter_segment(table, place, fresh);
@@ -301,11 +302,12 @@ static int split_segment(struct kvr_table *table, size_t place)
     struct kvr_segment halves[2];
     const struct run *runs[2] = {&low, &high};
     uint32_t used = count_run(low), counts[2] = {used, used_in(&old) - used};
+    int settles = has_to_settle(table);
     for (int half = 0; half < 2; half++) {
         halves[half].slots = (struct kvr_slot *)(uintptr_t)NOTHING;
         halves[half].depth = old.depth + 1;
         halves[half].capacity = fitting_capacity(counts[half]);
-        if (make_segment(table, &halves[half], runs[half], 1, counts[half])) {
+        if (make_segment(table, &halves[half], runs[half], 1, counts[half], settles)) {
             if (half == 1)
                 free_segment(table, &halves[0]);
             halve_directory(table);
@@ -314,7 +316,8 @@ static int split_segment(struct kvr_table *table, size_t place)
     }
     size_t first = first_place(table, place, old.depth);
     for (int half = 0; half < 2; half++) {
-        settle_segment(table, &halves[half], runs[half], 1);
+        if (settles)
+            settle_segment(table, &halves[half], runs[half], 1);
         table->used -= counts[half] - head_of(&halves[half])->used;
         enter_segment(table, half ? first + ((size_t)1 << (table->bits - old.depth - 1)) : first, halves[half]);
     }

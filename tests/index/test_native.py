@@ -226,6 +226,22 @@ def test_an_index_does_not_leak_references(index: PrefixIndex) -> None:
     assert after == before
 
 
+def test_a_segment_keeps_what_stands_behind_the_last_stale_slot() -> None:
+    """The copy of a segment that is split settles slots; with the last of them it has not come to its end."""
+    draw = np.random.default_rng(3)
+    for _ in range(20):  # Where hashes lie is another index's secret each time.
+        index = PrefixIndex()
+        hashes = draw.integers(1, 2**63, 48_000, dtype=np.uint64)
+        index.store(1, hashes[:41_000])
+        index.store(2, hashes[20_000:20_001])
+        index.clear(2)
+
+        for part in np.split(hashes[41_000:], 7):
+            index.store(1, part)
+
+        assert index.match_depths(hashes) == {1: len(hashes)}
+
+
 def test_chains_are_known_as_such(index: PrefixIndex) -> None:
     """Where blocks were stored in order, matching may take whole stretches; where not, it may not."""
     chain = np.random.default_rng(4).integers(0, 2**63, size=1000, dtype=np.uint64)
