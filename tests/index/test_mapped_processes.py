@@ -67,8 +67,10 @@ def sides(tmp_path: Path) -> Iterator[Sides]:
 
 def found_by(reader: "subprocess.Popen[str]") -> dict[str, Any]:
     """What a reader says at its end."""
-    output, _ = reader.communicate(timeout=PATIENCE_SECONDS)
-    assert reader.returncode == 0
+    assert reader.stdout is not None
+    # Not `communicate`: it does not know what came together with the first line.
+    output = reader.stdout.read()
+    assert reader.wait(PATIENCE_SECONDS) == 0
     found: dict[str, Any] = json.loads(output)
     return found
 
