@@ -17,7 +17,7 @@ uint32_t kvr_rows_round_up(uint32_t capacity)
     return capacity > KVR_PAGE_STRIPES ? (capacity + KVR_PAGE_STRIPES - 1) / KVR_PAGE_STRIPES * KVR_PAGE_STRIPES : capacity;
 }
 
-/* After a copy a segment is filled to 4/5; it is copied again above 29/32 and below 12/32. */
+/* After a copy a segment is filled to 4/5; it is copied again above 30/32 and below 12/32. */
 uint32_t kvr_rows_fitting(uint32_t used)
 {
     uint32_t rows = used + used / 4, capacity = rows / KVR_STRIPE_ROWS + 1;
@@ -76,8 +76,8 @@ static int take_stripes(struct kvr_aliases *aliases, struct kvr_rows *segment, u
     segment->tops = (uint8_t)is_narrow;
     head->first = first;
     head->used = 0;
-    head->full = capacity * segment->rows / 32 * 29;
-    head->sparse = capacity > CAPACITY_MIN ? capacity * segment->rows / 32 * 12 : 1;
+    head->full = capacity * segment->rows * 30 / 32;
+    head->sparse = capacity > CAPACITY_MIN ? capacity * segment->rows * 12 / 32 : 1;
     for (head->page_count = 0; head->page_count < pages_for(capacity); head->page_count++) {
         size_t bytes = page_bytes(capacity, head->page_count);
         struct kvr_stripe *page =
@@ -95,13 +95,18 @@ static int take_stripes(struct kvr_aliases *aliases, struct kvr_rows *segment, u
 
 /* -- rows --------------------------------------------------------------------------------------------------------- */
 
-/* The home of a row that is in the stripe at `at`. */
-static uint32_t home_of(const struct kvr_rows *segment, uint32_t at, const struct kvr_stripe *stripe, uint32_t row)
+static uint32_t is_guest(const struct kvr_stripe *stripe, uint32_t row)
 {
-    if (!(stripe->guests >> row & 1))
-        return at;
-    uint32_t back = 1 + kvr_rows_offset(segment, kvr_stripe_known(stripe, row));
-    return at >= back ? at - back : at + segment->capacity - back;
+    return stripe->guests >> row & 1;
+}
+
+/* Where else than in its stripe, the one at `at`, a row may be: as far behind as it is told from home, or before. Which of
+ * them cannot be guessed. */
+static uint32_t elsewhere_of(const struct kvr_rows *segment, uint32_t at, const struct kvr_stripe *stripe, uint32_t row)
+{
+    uint32_t step = 1 + kvr_rows_offset(segment, kvr_stripe_known(stripe, row));
+    at += is_guest(stripe, row) ? segment->capacity - step : step;
+    return at >= segment->capacity ? at - segment->capacity : at;
 }
 
 /* The first 32 bits, behind those that all have in common, of the least hash of a home. */
@@ -117,9 +122,8 @@ static uint64_t hash_of(const struct kvr_rows *segment, uint32_t at, uint64_t le
     uint64_t known = kvr_stripe_known(stripe, row), first = kvr_rows_head(segment)->first;
     if (segment->tops)
         return known | (uint64_t)stripe->rests[KVR_TOPS_AT + row] << 56;
-    uint32_t home = home_of(segment, at, stripe, row);
-    if (home != at)
-        least = least_of(segment, home);
+    if (is_guest(stripe, row))
+        least = least_of(segment, elsewhere_of(segment, at, stripe, row));
     /* No home has more hashes than one for each value of the last 56 bits: the first byte is that of its least or the next. */
     uint64_t hash = ((first | least << 32 >> segment->depth) >> 56 << 56) | known;
     return hash << segment->depth >> 32 < least ? hash + ((uint64_t)1 << 56) : hash;
@@ -134,46 +138,36 @@ static int is_crowded(const struct kvr_rows *segment, const struct kvr_stripe *s
 static int make_gap(const struct kvr_rows *segment, uint32_t at)
 {
     struct kvr_stripe *stripe = kvr_rows_stripe(segment, at), *elsewhere[KVR_STRIPE_ROWS];
-    uint32_t homes[KVR_STRIPE_ROWS];
     for (uint32_t row = 0; row < stripe->taken; row++) { /* All are asked for before the first is looked at. */
-        uint32_t home = homes[row] = home_of(segment, at, stripe, row);
-        uint32_t other = home == at ? kvr_rows_other(segment, home, kvr_stripe_known(stripe, row)) : home;
-        elsewhere[row] = kvr_rows_stripe(segment, other);
+        elsewhere[row] = kvr_rows_stripe(segment, elsewhere_of(segment, at, stripe, row));
         KVR_PREFETCH(elsewhere[row]);
     }
     for (uint32_t row = 0; row < stripe->taken; row++) {
         struct kvr_stripe *to = elsewhere[row];
-        uint32_t home = homes[row], leaves_home = home == at;
+        uint32_t leaves_home = !is_guest(stripe, row);
         if (is_crowded(segment, to))
             continue;
         kvr_stripe_copy(to, to->taken, stripe, row, segment->tops);
         kvr_stripe_set_guest(to, to->taken++, leaves_home);
-        kvr_stripe_count_away(kvr_rows_stripe(segment, home), leaves_home ? 1 : -1);
+        kvr_stripe_count_away(leaves_home ? stripe : to, leaves_home ? 1 : -1);
         kvr_stripe_take_out(stripe, row, segment->tops);
         return 1;
     }
     return 0;
 }
 
-uint8_t *kvr_rows_put(const struct kvr_rows *segment, uint64_t hash, uint64_t key, uint32_t copies)
+uint8_t *kvr_rows_squeeze(const struct kvr_rows *segment, uint32_t at, uint64_t hash, uint64_t key, uint32_t copies)
 {
-    uint32_t at = kvr_rows_home(segment, hash);
-    struct kvr_stripe *home = kvr_rows_stripe(segment, at), *stripe = home;
-    if (is_crowded(segment, home)) {
-        uint32_t away = kvr_rows_other(segment, at, hash);
-        struct kvr_stripe *other = kvr_rows_stripe(segment, away);
-        if (!is_crowded(segment, other) || (!make_gap(segment, at) && make_gap(segment, away)))
-            stripe = other;
-        if (is_crowded(segment, stripe))
+    uint32_t away = kvr_rows_other(segment, at, hash);
+    struct kvr_stripe *home = kvr_rows_stripe(segment, at), *other = kvr_rows_stripe(segment, away);
+    if (is_crowded(segment, other)) {
+        if (make_gap(segment, at))
+            return kvr_stripe_append(home, hash, key, copies, 0, segment->tops);
+        if (!make_gap(segment, away))
             return NULL;
-        if (stripe == other)
-            kvr_stripe_count_away(home, 1);
     }
-    uint32_t row = stripe->taken++;
-    kvr_stripe_write(stripe, row, hash, key, copies, segment->tops);
-    kvr_stripe_set_guest(stripe, row, stripe != home);
-    kvr_rows_head(segment)->used++;
-    return &stripe->tags[row];
+    kvr_stripe_count_away(home, 1);
+    return kvr_stripe_append(other, hash, key, copies, 1, segment->tops);
 }
 
 /* -- copying ------------------------------------------------------------------------------------------------------ */
@@ -198,16 +192,20 @@ uint32_t kvr_run_count(struct kvr_run run)
 /* Copy rows to where they belong; -1 where there is no room. */
 static int copy_run(const struct kvr_rows *segment, struct kvr_run run)
 {
+    uint32_t count = 0;
     for (uint32_t at = 0; at < run.segment->capacity; at++) {
         struct kvr_stripe *stripe = kvr_rows_stripe(run.segment, at);
         uint64_t least = least_of(run.segment, at);
         for (uint32_t row = 0; row < stripe->taken; row++) {
             uint64_t hash = hash_of(run.segment, at, least, stripe, row);
-            if (is_in(&run, hash) &&
-                kvr_rows_put(segment, hash, kvr_row_key(&stripe->tags[row]), kvr_stripe_copies(stripe, row)) == NULL)
+            if (!is_in(&run, hash))
+                continue;
+            if (kvr_rows_put(segment, hash, stripe->keys[row], kvr_stripe_copies(stripe, row)) == NULL)
                 return -1;
+            count++;
         }
     }
+    kvr_rows_head(segment)->used += count;
     return 0;
 }
 

@@ -61,8 +61,18 @@ int kvr_rows_make(struct kvr_aliases *aliases, struct kvr_rows *segment, uint64_
                   const struct kvr_run *runs, int count);
 uint32_t kvr_run_count(struct kvr_run run);
 
-/* Put a hash into its segment, which does not have it; its row, or NULL if there is no room. */
-uint8_t *kvr_rows_put(const struct kvr_rows *segment, uint64_t hash, uint64_t key, uint32_t copies);
+/* Put a hash, whose home is at `at` and full, where else there is room, or may be made; its row, or NULL. */
+uint8_t *kvr_rows_squeeze(const struct kvr_rows *segment, uint32_t at, uint64_t hash, uint64_t key, uint32_t copies);
+
+/* Put a hash into its segment, which does not have it; its row, or NULL if there is no room. Who calls counts it. */
+KVR_INLINE uint8_t *kvr_rows_put(const struct kvr_rows *segment, uint64_t hash, uint64_t key, uint32_t copies)
+{
+    uint32_t at = kvr_rows_home(segment, hash);
+    struct kvr_stripe *home = kvr_rows_stripe(segment, at);
+    if (home->taken == segment->rows)
+        return kvr_rows_squeeze(segment, at, hash, key, copies);
+    return kvr_stripe_append(home, hash, key, copies, 0, segment->tops);
+}
 
 int kvr_rows_visit(const struct kvr_rows *segment, kvr_visit_row *visit, void *context);
 

@@ -130,6 +130,17 @@ KVR_INLINE void kvr_stripe_write(struct kvr_stripe *stripe, uint32_t at, uint64_
         stripe->rests[KVR_TOPS_AT + at] = (uint8_t)(hash >> 56);
 }
 
+/* One row more, in a stripe that has room; behind the last one no bit of `guests` is set. */
+KVR_INLINE uint8_t *kvr_stripe_append(struct kvr_stripe *stripe, uint64_t hash, uint64_t key, uint32_t copies,
+                                      uint32_t is_guest, int tops)
+{
+    uint32_t at = stripe->taken++;
+    kvr_stripe_write(stripe, at, hash, key, copies, tops);
+    if (is_guest)
+        stripe->guests = (uint8_t)(stripe->guests | 1u << at);
+    return &stripe->tags[at];
+}
+
 KVR_INLINE void kvr_stripe_set_guest(struct kvr_stripe *stripe, uint32_t at, uint32_t is_guest)
 {
     stripe->guests = (uint8_t)((stripe->guests & ~(1u << at)) | is_guest << at);

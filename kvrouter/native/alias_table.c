@@ -153,28 +153,28 @@ static int join_segment(struct kvr_aliases *aliases, size_t place)
     return 1;
 }
 
-/* Give back what the segment of a hash does not need; best effort. */
+/* Give back what the segment of a hash does not need; best effort. Each turn makes it less deep. */
 static void shrink(struct kvr_aliases *aliases, uint64_t hash)
 {
     size_t place = kvr_aliases_place(aliases, hash);
-    while (kvr_rows_is_sparse(&aliases->directory[place])) {
-        const struct kvr_rows *segment = &aliases->directory[place];
-        uint32_t used = kvr_rows_used(segment), fitting = used > 0 ? kvr_rows_fitting(used) : 0;
-        if (join_segment(aliases, place))
-            place = kvr_aliases_place(aliases, hash);
-        else if (fitting >= segment->capacity || resize_segment(aliases, place, fitting))
-            break;
-    }
+    while (kvr_rows_is_sparse(&aliases->directory[place]) && join_segment(aliases, place))
+        place = kvr_aliases_place(aliases, hash);
+    const struct kvr_rows *segment = &aliases->directory[place];
+    uint32_t used = kvr_rows_used(segment), fitting = used > 0 ? kvr_rows_fitting(used) : 0;
+    if (kvr_rows_is_sparse(segment) && fitting < segment->capacity)
+        (void)resize_segment(aliases, place, fitting);
 }
 
 /* -- single hashes ------------------------------------------------------------------------------------------------ */
 
 /* Put a hash into its segment, unless there is no room; the row, or NULL. One that is there is left alone. */
-static uint8_t *insert(const struct kvr_rows *segment, uint64_t hash, uint64_t key, uint32_t copies, int *is_new)
+KVR_INLINE uint8_t *insert(const struct kvr_rows *segment, uint64_t hash, uint64_t key, uint32_t copies, int *is_new)
 {
     uint8_t *row = kvr_rows_find(segment, hash);
     *is_new = row == NULL;
-    return row != NULL ? row : kvr_rows_put(segment, hash, key, copies);
+    if (row == NULL && (row = kvr_rows_put(segment, hash, key, copies)) != NULL)
+        kvr_rows_head(segment)->used++;
+    return row;
 }
 
 uint8_t *kvr_aliases_add(struct kvr_aliases *aliases, uint64_t hash, uint64_t key, uint32_t copies, int *is_new)
@@ -210,7 +210,7 @@ void kvr_aliases_drop(struct kvr_aliases *aliases, uint8_t *row, uint64_t hash)
         shrink(aliases, hash);
 }
 
-/* -- the kvr_run_of ---------------------------------------------------------------------------------------------------- */
+/* -- the whole --------------------------------------------------------------------------------------------------------- */
 
 int kvr_aliases_visit(const struct kvr_aliases *aliases, kvr_visit_row *visit, void *context)
 {
