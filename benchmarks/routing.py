@@ -86,8 +86,8 @@ def main() -> int:
 class Field:
     """Who plays under which seeds.
 
-    With `within`, a policy whose mean and 99th percentile are both more than `within` times the best ones under the
-    first seed is out of reach in that cell: it has its row, and is not repeated under further seeds.
+    With `within`, another policy whose mean and 99th percentile are both more than `within` times those of the best
+    other ones under the first seed is out of reach in that cell: it has its row, and is not repeated under further seeds.
     """
 
     policies: Sequence[str]
@@ -98,9 +98,9 @@ class Field:
         """The policies that play under all seeds; `found` has all of them under the first."""
         if self.within is None:
             return list(self.policies)
-        first = {policy: found[policy][self.seeds[0]] for policy in self.policies}
-        bounds = {figure: self.within * min(getattr(row, figure) for row in first.values()) for figure in _FIGURES}
-        near = [name for name, row in first.items() if any(getattr(row, each) <= bounds[each] for each in _FIGURES)]
+        others = {policy: found[policy][self.seeds[0]] for policy in self.policies if policy != OURS}
+        bounds = {each: self.within * min(getattr(row, each) for row in others.values()) for each in _FIGURES}
+        near = [name for name, row in others.items() if any(getattr(row, each) <= bounds[each] for each in _FIGURES)]
         return [policy for policy in self.policies if policy == OURS or policy in near]
 
     def is_whole(self, found: Measured) -> bool:
