@@ -87,7 +87,7 @@ class Field:
     """Who plays under which seeds.
 
     With `within`, another policy whose mean and 99th percentile are both more than `within` times those of the best
-    other ones under the first seed is out of reach in that cell: it has its row, and is not repeated under further seeds.
+    other ones under the first seed is out of reach in that cell: it has its row, and is not repeated.
     """
 
     policies: Sequence[str]
