@@ -10,7 +10,7 @@ Not thread-safe; lives on one event loop.
 """
 
 import sys
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Collection, Iterable, Sequence
 from itertools import repeat
 from operator import or_
@@ -105,10 +105,15 @@ class PrefixIndex:
         """
         bit = _bit(rank)
         table = self._table(tier)
+        keys = _plain(hashes)
+        if (alike := self._alike(table, keys)) is not None:
+            if not alike & bit:
+                self._join(table, keys, alike, rank, tier)
+            return
         get = table.get
         previous, joined, added = -1, 0, 0
         room = self._make_room()
-        for key in _plain(hashes):
+        for key in keys:
             holders = get(key, 0)
             if holders & bit:
                 continue
@@ -148,9 +153,14 @@ class PrefixIndex:
         table = self._tables.get(tier)
         if table is None:
             return
+        keys = _plain(hashes)
+        if (alike := self._alike(table, keys)) is not None:
+            if alike & bit:
+                self._part(table, keys, alike, rank, tier)
+            return
         get = table.get
         previous, left, removed = -1, 0, 0
-        for key in _plain(hashes):
+        for key in keys:
             holders = get(key, 0)
             if not holders & bit:
                 continue
@@ -312,6 +322,31 @@ class PrefixIndex:
                     counts[rank] = counts.get(rank, 0) + blocks
         index._distinct = len(set().union(*index._tables.values()))
         return index
+
+    def _alike(self, table: _Table, keys: Sequence[int]) -> int | None:
+        """The one set of ranks that holds all of these blocks, if nothing has to be looked at block by block."""
+        if len(self._tables) > 1 or self._bytes_max is not None:
+            return None
+        found = set(map(table.get, keys, repeat(0)))
+        return found.pop() if len(found) == 1 else None
+
+    def _join(self, table: _Table, keys: Sequence[int], holders: int, rank: int, tier: str) -> None:
+        """`store` where all blocks have the same holders."""
+        joined = dict.fromkeys(keys, self._shared(holders | 1 << rank))
+        table.update(joined)
+        self._distinct += 0 if holders else len(joined)
+        counts = self._counts[tier]
+        counts[rank] = counts.get(rank, 0) + len(joined)
+
+    def _part(self, table: _Table, keys: Sequence[int], holders: int, rank: int, tier: str) -> None:
+        """`remove` where all blocks have the same holders."""
+        left = dict.fromkeys(keys, self._shared(holders ^ 1 << rank))
+        if holders ^ 1 << rank:
+            table.update(left)
+        else:
+            deque(map(table.__delitem__, left), maxlen=0)
+            self._distinct -= len(left)
+        self._counts[tier][rank] -= len(left)
 
     def _make_room(self) -> int:
         """How many new entries fit, once the doubted have made room for the next ones."""
