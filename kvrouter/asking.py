@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import sys
 from collections.abc import Mapping
 from http.client import HTTPException
 from typing import Any
@@ -11,7 +12,7 @@ from urllib.request import Request, urlopen
 
 from kvrouter.errors import KvrouterError, SettingsError
 
-__all__ = ["add_router_arguments", "ask_router", "router_address"]
+__all__ = ["add_router_arguments", "ask_router", "router_address", "write_lines"]
 
 _ANSWER_BYTES_MAX = 64 << 20
 _TIMEOUT_SECONDS = 10.0
@@ -91,3 +92,14 @@ def _refusal(error: HTTPError, address: str) -> Any:
 
 def _no_json(address: str) -> KvrouterError:
     return KvrouterError(f"{address} does not answer with JSON; is it a kvrouter?")
+
+
+def write_lines(text: str) -> bool:
+    """Write an answer; a reader that went away, such as `head`, ends the command quietly: False."""
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True

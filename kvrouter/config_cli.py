@@ -5,13 +5,11 @@ All of it goes over the router's admin API, which checks and applies; nothing is
 
 import argparse
 import json
-import os
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from kvrouter.asking import add_router_arguments, ask_router, router_address
+from kvrouter.asking import add_router_arguments, ask_router, router_address, write_lines
 from kvrouter.errors import KvrouterError, SettingsError
 
 __all__ = ["add_parser"]
@@ -60,10 +58,10 @@ def _get(arguments: argparse.Namespace) -> int:
         and (not arguments.changed or each["value"] != each["start"])
     }
     if arguments.json:
-        _write(json.dumps({**record, "settings": shown}))
+        write_lines(json.dumps({**record, "settings": shown}))
     else:
         rows = [(key, _text(each["value"]), each["from"], each["change"]) for key, each in shown.items()]
-        _write(_table([("setting", "value", "from", "change"), *rows]))
+        write_lines(_table([("setting", "value", "from", "change"), *rows]))
     return 0
 
 
@@ -98,7 +96,7 @@ def _change(arguments: argparse.Namespace, method: str, values: Mapping[str, obj
         error = answer["error"]
         raise (SettingsError if error["code"] == "invalid_setting" else KvrouterError)(error["message"])
     if arguments.json:
-        _write(json.dumps(answer))
+        write_lines(json.dumps(answer))
         return 0
     after = _asked(arguments)["settings"]
     named = values if values is not None else [key for key in after if after[key]["value"] != before[key]["value"]]
@@ -107,7 +105,7 @@ def _change(arguments: argparse.Namespace, method: str, values: Mapping[str, obj
     where = (
         "" if store is None else f" {store['key']}" + (f", revision {store['revision']}" if store["revision"] else "")
     )
-    _write("\n".join([*([_table(rows)] if rows else []), f"applies to {answer['applies_to']}{where}"]))
+    write_lines("\n".join([*([_table(rows)] if rows else []), f"applies to {answer['applies_to']}{where}"]))
     return 0
 
 
@@ -119,7 +117,7 @@ def _watch(arguments: argparse.Namespace) -> int:
     before = {key: {**each, "value": each["start"]} for key, each in now.items()}  # what is not as at the start is told
     while until is None or time.monotonic() < until:
         for change in _changes(before, now):
-            if not _write(json.dumps(change) if arguments.json else _sentence(change)):
+            if not write_lines(json.dumps(change) if arguments.json else _sentence(change)):
                 return 0
         time.sleep(_WATCH_SECONDS if until is None else max(0.0, min(_WATCH_SECONDS, until - time.monotonic())))
         before, now = now, _asked(arguments)["settings"]
@@ -165,14 +163,3 @@ def _table(rows: Sequence[tuple[str, ...]]) -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
-
-
-def _write(text: str) -> bool:
-    """Write lines; a reader that went away, such as `head`, ends the command quietly."""
-    try:
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return False
-    return True

@@ -5,13 +5,11 @@ It asks the router's `GET /sources` twice and shows states, losses and rates. No
 
 import argparse
 import json
-import os
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from kvrouter.asking import add_router_arguments, ask_router, router_address
+from kvrouter.asking import add_router_arguments, ask_router, router_address, write_lines
 from kvrouter.errors import KvrouterError, SettingsError
 
 __all__ = ["Rates", "add_parser", "run"]
@@ -62,20 +60,9 @@ def run(arguments: argparse.Namespace) -> int:
     while True:
         time.sleep(arguments.seconds)
         rows = rates.rows(_ask(address, arguments.api_key), now=time.monotonic())
-        heard = _write(json.dumps(rows) if arguments.json else _table(rows))
+        heard = write_lines(json.dumps(rows) if arguments.json else _table(rows))
         if not (arguments.watch and heard):
             return 0 if all(row["state"] == "live" for row in rows) else 1
-
-
-def _write(text: str) -> bool:
-    """Write lines; a reader that went away, such as `head`, ends the command quietly."""
-    try:
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return False
-    return True
 
 
 class _Seen(NamedTuple):

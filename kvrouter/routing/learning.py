@@ -38,12 +38,11 @@ class Learning:
         *,
         evictions: Evictions,
         block_size: BlockSize,
-        measures_room: bool = True,
     ) -> None:
         self._fleet = fleet
         self._block_size, self._usual_block_size = block_size, settings.block_size
         self.speeds = Speeds(settings)
-        self.pressure = Pressure(evictions, measures_room=measures_room)
+        self.pressure = Pressure(evictions)
         self.audit = Audit()
         self.losses = Losses()
         self.tiers = TierCosts(settings.tier_costs)

@@ -56,10 +56,12 @@ class _Evicted:
 class Pressure:
     """Measures and prices; `tick` as often as convenient, it does nothing in between."""
 
-    __slots__ = ("_arrivals", "_evicted", "_evictions", "_groups", "_measures_room", "due", "last")
+    __slots__ = ("_arrivals", "_evicted", "_evictions", "_groups", "due", "last", "measures_room")
 
-    def __init__(self, evictions: Evictions, *, measures_room: bool = True) -> None:
-        self._evictions, self._measures_room = evictions, measures_room
+    def __init__(self, evictions: Evictions) -> None:
+        self._evictions = evictions
+        self.measures_room = False
+        """Whether ranks are told their room: from the first policy on that weighs it."""
         self._groups: dict[frozenset[str], _Faded] = {}
         self._evicted: dict[int, _Evicted] = {}
         self._arrivals: dict[int, int] = {}
@@ -104,7 +106,7 @@ class Pressure:
             noted.room = 0.0
         elif evicted > before_evicted:
             noted.room = max(held, kept * noted.room + (1.0 - kept) * held)
-        if self._measures_room:
+        if self.measures_room:
             load.room_tokens = int(noted.room * load.block_size)
         load.miss_price = _miss_price(noted, share)
 

@@ -65,15 +65,11 @@ class Router:
         self.book = LoadBook(reservations_max=self.settings.reservations_max)
         self.fleet = Fleet()
         self._seed = seed
+        self.learning = Learning(
+            self.fleet, self.settings, evictions=self.ingest.evictions, block_size=self.ingest.block_size
+        )
         self._policies: dict[str, Policy] = {}
         self._policy = self._resolve(policy)
-        self.learning = Learning(
-            self.fleet,
-            self.settings,
-            evictions=self.ingest.evictions,
-            block_size=self.ingest.block_size,
-            measures_room=bool(getattr(self._policy, "weighs_room", False)),
-        )
         self.knowledge = Knowledge(self.ingest, self.settings, self.learning.audit.beliefs, self.learning.tiers.costs)
         self._model = CostModel(self.settings)
         self._lookup = self.ingest.lookup
@@ -485,12 +481,13 @@ class Router:
         )
 
     def _resolve(self, policy: str | Policy) -> Policy:
-        if not isinstance(policy, str):
-            return policy
-        found = self._policies.get(policy)
-        if found is None:
-            found = self._policies[policy] = make_policy(policy, self.settings, seed=self._seed)
-        return found
+        if isinstance(policy, str):
+            if policy not in self._policies:
+                self._policies[policy] = make_policy(policy, self.settings, seed=self._seed)
+            policy = self._policies[policy]
+        if getattr(policy, "weighs_room", False):
+            self.learning.pressure.measures_room = True
+        return policy
 
 
 def _with_room(candidates: Candidates, room: RankRoom) -> Candidates:

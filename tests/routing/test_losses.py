@@ -105,7 +105,7 @@ def test_a_block_that_requests_share_needs_room_once() -> None:
 
 
 def test_only_policies_that_weigh_room_are_told_of_it() -> None:
-    """What others are compared by is what it always was: prompts as they were promised."""
+    """Others are compared by prompts as promised; a policy that is chosen later is told what was measured before."""
     rooms = []
     for policy in ("kv", "lmetric"):
         router = fleet("a", policy=policy)
@@ -116,5 +116,8 @@ def test_only_policies_that_weigh_room_are_told_of_it() -> None:
         router.ingest.receive(Source("a", 0), 1, encode_batch(batch), now=0.0)
         router.expire(5.0)
         rooms.append(router.book.load(0).room_tokens)
+        router.change(router.policy("kv"), router.settings)
+        router.expire(10.0)
+        rooms.append(router.book.load(0).room_tokens)
 
-    assert rooms == [1584, 0]
+    assert rooms == [1584, 1584, 0, 1584]

@@ -21,6 +21,7 @@ class Measured:
         self.book = LoadBook()
         self.evictions: dict[int, tuple[int, int, float, int]] = {}
         self.pressure = Pressure(lambda rank: self.evictions.get(rank, (0, 0, 1.0, 0)))
+        self.pressure.measures_room = True
         self.members = [(self.book.load(rank), ALL) for rank in range(2)]
         self.now, self.booked = 0.0, 0
 
